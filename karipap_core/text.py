@@ -1,0 +1,84 @@
+"""Text to calibrate on and to evaluate on: any file, or the Python standard library of this very machine.
+
+The standard library is on every user's disk, so nothing has to be downloaded. Its modules are dealt to three
+sides by a hash of their names alone: the same module is on the same side on every machine and under every version
+of Python, although its text may differ. A model trained on the `train` side (the demo model is) has seen neither
+`calibration` nor `heldout`.
+"""
+
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "calibration", "heldout")
+END_OF_TEXT = "<|endoftext|>"
+# Tests are missing on many systems, pydoc_data is generated prose, _sysconfigdata is one machine's settings.
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with the name that results show for it and the hash that identifies its bytes."""
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the UTF-8 bytes of the documents, each preceded by its length (hex)."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            data = document.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+
+def split_of(module: str) -> str:
+    """The side a module is on: 10 % `heldout`, 6 % `calibration`, the rest `train`, by SHA-256 of its dotted name."""
+    bucket = int(hashlib.sha256(module.encode()).hexdigest(), 16) % 100
+    return "heldout" if bucket < 10 else "calibration" if bucket < 16 else "train"
+
+
+def standard_library(split: str, root: Path | None = None) -> Text:
+    """The standard library's modules on one side, sorted by name, one document a module.
+
+    `split` is one of `SPLITS`; `root` is the folder of the library (default: this interpreter's).
+    Modules that are not UTF-8 are passed over. Raises ValueError for another split and FileNotFoundError where the
+    folder holds no Python source (an interpreter that ships only byte code).
+    """
+    if split not in SPLITS:
+        raise ValueError(f"Split {split!r} is not one of {', '.join(SPLITS)}.")
+    root = root or Path(sysconfig.get_path("stdlib"))
+    modules = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        if SKIPPED_FOLDERS & set(parts[:-1]) or parts[0].startswith(("_sysconfigdata", "config-")):
+            continue
+        name = ".".join(parts).removesuffix(".__init__")
+        if split_of(name) == split:
+            try:
+                modules[name] = path.read_text("utf-8")
+            except UnicodeDecodeError:
+                continue
+    if not modules:
+        raise FileNotFoundError(f"No Python source under {root}: name a text file with --text.")
+    return Text(f"Python standard library, {split} modules", tuple(modules[name] for name in sorted(modules)))
+
+
+def read_text(path: str | Path) -> Text:
+    """A UTF-8 text file as documents, cut at every `<|endoftext|>`.
+
+    Raises FileNotFoundError, or ValueError for a file that is empty or not UTF-8 text.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"Text file {path} does not exist.")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from None
+    documents = tuple(part.strip("\n") for part in text.split(END_OF_TEXT) if part.strip())
+    if not documents:
+        raise ValueError(f"Text file {path} is empty: nothing to measure on.")
+    return Text(path.name, documents)
