@@ -7,9 +7,12 @@ of Python, although its text may differ. A model trained on the `train` side (th
 """
 
 import hashlib
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+
+from karipap_core.errors import InputError
 
 SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
@@ -44,11 +47,11 @@ def standard_library(split: str, root: Path | None = None) -> Text:
     """The standard library's modules on one side, sorted by name, one document a module.
 
     `split` is one of `SPLITS`; `root` is the folder of the library (default: this interpreter's).
-    Modules that are not UTF-8 are passed over. Raises ValueError for another split and FileNotFoundError where the
-    folder holds no Python source (an interpreter that ships only byte code).
+    Modules that are not UTF-8 are passed over. Raises InputError for another split and where the folder
+    holds no Python source (an interpreter that ships only byte code).
     """
     if split not in SPLITS:
-        raise ValueError(f"Split {split!r} is not one of {', '.join(SPLITS)}.")
+        raise InputError(f"Split {split!r} is not one of {', '.join(SPLITS)}.")
     root = root or Path(sysconfig.get_path("stdlib"))
     modules = {}
     for path in root.rglob("*.py"):
@@ -62,23 +65,52 @@ def standard_library(split: str, root: Path | None = None) -> Text:
             except UnicodeDecodeError:
                 continue
     if not modules:
-        raise FileNotFoundError(f"No Python source under {root}: name a text file with --text.")
+        raise InputError(f"No Python source under {root}: name a text file with --text.")
     return Text(f"Python standard library, {split} modules", tuple(modules[name] for name in sorted(modules)))
 
 
 def read_text(path: str | Path) -> Text:
-    """A UTF-8 text file as documents, cut at every `<|endoftext|>`.
+    """A text file as documents: plain UTF-8 cut at every `<|endoftext|>`, or `.json` / `.jsonl` of strings or of
+    objects with a field `text`.
 
-    Raises FileNotFoundError, or ValueError for a file that is empty or not UTF-8 text.
+    Raises InputError for a file that is missing, empty, not UTF-8, or JSON of another form.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"Text file {path} does not exist.")
+        raise InputError(f"Text file {path} does not exist.")
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from None
-    documents = tuple(part.strip("\n") for part in text.split(END_OF_TEXT) if part.strip())
+        raise InputError(f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from None
+    if path.suffix in (".json", ".jsonl"):
+        parts = _json_documents(path, text)
+    else:
+        parts = text.split(END_OF_TEXT)
+    documents = tuple(part.strip("\n") for part in parts if part.strip())
     if not documents:
-        raise ValueError(f"Text file {path} is empty: nothing to measure on.")
+        raise InputError(f"Text file {path} is empty: nothing to measure on.")
     return Text(path.name, documents)
+
+
+def _json_documents(path: Path, text: str) -> list[str]:
+    try:
+        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+    except json.JSONDecodeError as error:
+        raise InputError(f"Text file {path} is not valid JSON (line {error.lineno}: {error.msg}).") from None
+    documents = [row.get("text") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
+    if not documents or not all(isinstance(document, str) for document in documents):
+        raise InputError(f"Text file {path} must hold a list of strings or of objects with a field `text`.")
+    return documents
+
+
+def divide(text: Text) -> tuple[Text, Text]:
+    """(to calibrate on, to evaluate on): every fourth document and the rest; a single document is cut at a quarter.
+
+    For commands that need both and were given one file, so that nothing is measured on text that was calibrated on.
+    """
+    if len(text.documents) > 1:
+        first, rest = text.documents[::4], tuple(d for i, d in enumerate(text.documents) if i % 4)
+    else:
+        cut = len(text.documents[0]) // 4
+        first, rest = (text.documents[0][:cut],), (text.documents[0][cut:],)
+    return Text(f"{text.name}, a quarter", first), Text(f"{text.name}, the other three quarters", rest)

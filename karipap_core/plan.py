@@ -1,0 +1,194 @@
+"""The plan: what each weight of one checkpoint becomes. The file that people exchange.
+
+A plan names the checkpoint by its fingerprint and gives each weight an entry: `{"network": "dense"}`, or a network
+with its factorization and bond dimensions (see `karipap_core/networks`). A compressible weight without an entry
+stays dense. Nothing here imports torch until a network has to be checked.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from karipap_core.errors import InputError
+
+FORMAT, VERSION = "karipap-plan", 1
+RULES = ("uniform", "entropy", "functional", "loss", "calibrated", "refined", "best")
+METRICS = ("weight", "functional", "loss")
+DENSE = {"network": "dense"}
+MAX_FILE = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a plan leaves of a model. Parameters and bytes count everything, tied tensors once.
+
+    kept = parameters / parameters of the dense model; `kept_blocks` the same over the compressible weights alone;
+    bytes_kept = bytes / bytes of the checkpoint as stored.
+    """
+
+    parameters: int
+    bytes: int
+    kept: float
+    bytes_kept: float
+    block_parameters: int
+    kept_blocks: float
+
+
+@dataclass
+class Plan:
+    model: dict
+    metric: str
+    weights: dict[str, dict]
+    rule: str = "hand"
+    scope: str = "model"
+    budget: float | None = None
+    budget_bytes: float | None = None
+    calibration: dict | None = None
+    predicted: dict | None = None
+    tried: list[dict] = field(default_factory=list)
+    chosen_rule: str | None = None
+
+    def to_json(self) -> dict:
+        document = {"format": FORMAT, "version": VERSION, "model": self.model, "metric": self.metric}
+        document |= {"rule": self.rule, "scope": self.scope, "budget": self.budget, "budget_bytes": self.budget_bytes}
+        document |= {"calibration": self.calibration, "weights": self.weights, "predicted": self.predicted}
+        if self.chosen_rule:
+            document["chosen_rule"] = self.chosen_rule
+        if self.tried:
+            document["tried"] = self.tried
+        return document
+
+    @classmethod
+    def from_json(cls, document: dict, source: str = "plan") -> "Plan":
+        """A plan from its JSON form. Raises InputError that names the source and the field."""
+        _check_schema(document, source)
+        keys = ("model", "metric", "weights", "rule", "scope", "budget", "budget_bytes", "calibration", "predicted")
+        keys += ("tried", "chosen_rule")
+        return cls(**{key: document[key] for key in keys if key in document})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """A plan from a file. Raises InputError that names the file and what is wrong with it."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"Plan {path} does not exist.")
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"Plan {path} is larger than {MAX_FILE >> 20} MiB: this is no plan.")
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes | str, source: str = "plan") -> "Plan":
+        """A plan from JSON text. Raises InputError that names the source and what is wrong."""
+        try:
+            document = json.loads(data, parse_constant=lambda name: _refuse(source, name))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"{source} is not valid JSON: {error}.") from None
+        return cls.from_json(document, source)
+
+    def save(self, path: str | Path) -> None:
+        from karipap_core.workspace import write_json
+
+        write_json(Path(path), self.to_json())
+
+    def spec(self, name: str):
+        """The network of one weight as its Spec, or None where the weight stays dense."""
+        entry = self.weights.get(name, DENSE)
+        if entry["network"] == "dense":
+            return None
+        from karipap_core.networks import spec_from_json
+
+        try:
+            return spec_from_json(entry)
+        except InputError as error:
+            raise InputError(f"Plan, weight {name}: {error}") from None
+
+    def check(self, checkpoint, force: bool = False) -> None:
+        """Hold the plan against a checkpoint.
+
+        Raises InputError when the fingerprint differs (unless `force`), a weight is unknown or not compressible, or a
+        network's sizes do not multiply to the weight's shape.
+        """
+        if not force and self.model["fingerprint"] != checkpoint.fingerprint:
+            raise InputError(
+                f"This plan was made for {self.model['name']} (fingerprint {self.model['fingerprint'][:12]}…), not for "
+                f"{checkpoint.name} ({checkpoint.fingerprint[:12]}…): make a new plan, or use it all the same with "
+                "--force."
+            )
+        known = {weight.name: weight for weight in checkpoint.weights}
+        for name in self.weights:
+            spec = self.spec(name)
+            weight = known.get(name)
+            if weight is None:
+                raise InputError(f"Plan, weight {name}: {checkpoint.name} has no weight of that name.")
+            if spec is None:
+                continue
+            if not weight.compressible:
+                raise InputError(f"Plan, weight {name}: a weight of role {weight.role} stays dense.")
+            if (spec.n_out, spec.n_in) != tuple(weight.shape):
+                raise InputError(
+                    f"Plan, weight {name}: out {list(spec.out)} and in {list(spec.in_)} multiply to "
+                    f"{spec.n_out} x {spec.n_in}, the weight is {weight.shape[0]} x {weight.shape[1]}."
+                )
+
+    def ledger(self, checkpoint) -> Ledger:
+        """Parameters and bytes of the model under this plan: sums of the cores' sizes in the weight's stored dtype."""
+        saved, saved_bytes = 0, 0
+        for weight in checkpoint.weights:
+            spec = self.spec(weight.name) if weight.name in self.weights else None
+            if spec is not None:
+                saved += weight.parameters - spec.parameters
+                saved_bytes += weight.bytes - spec.parameters * (weight.bytes // weight.parameters)
+        blocks = checkpoint.block_parameters
+        return Ledger(
+            parameters=checkpoint.parameters - saved,
+            bytes=checkpoint.bytes - saved_bytes,
+            kept=(checkpoint.parameters - saved) / checkpoint.parameters,
+            bytes_kept=(checkpoint.bytes - saved_bytes) / checkpoint.bytes,
+            block_parameters=blocks - saved,
+            kept_blocks=(blocks - saved) / blocks if blocks else 1.0,
+        )
+
+
+def model_entry(checkpoint) -> dict:
+    """The plan's `model` field: which checkpoint it is for."""
+    return {
+        "name": checkpoint.name,
+        "fingerprint": checkpoint.fingerprint,
+        "parameters": checkpoint.parameters,
+        "block_parameters": checkpoint.block_parameters,
+        "bytes": checkpoint.bytes,
+    }
+
+
+@lru_cache(maxsize=1)
+def schema() -> dict:
+    """The JSON Schema of a plan (draft 2020-12)."""
+    return json.loads(Path(__file__).with_name("plan.schema.json").read_text())
+
+
+@lru_cache(maxsize=1)
+def _validator():
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(schema())
+
+
+def _check_schema(document, source: str) -> None:
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
+    if error is not None:
+        where = ".".join(str(part) for part in error.absolute_path) or "the document"
+        raise InputError(f"{source}: field {where}: {error.message[:300]}.")
+    for name, entry in document["weights"].items():
+        if entry["network"] != "dense" and not {"out", "in", "chi"} <= entry.keys():
+            raise InputError(f"{source}: field weights.{name}: a network needs out, in and chi.")
+    predicted = document.get("predicted") or {}
+    if any(isinstance(value, float) and not math.isfinite(value) for value in predicted.values()):
+        raise InputError(f"{source}: field predicted: numbers must be finite.")
+
+
+def _refuse(source: str, constant: str):
+    raise InputError(f"{source}: {constant} is not a number that JSON knows.")
