@@ -1,0 +1,340 @@
+"""A model on disk: the name, role and shape of each weight, read one at a time, and a fingerprint of it all."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .errors import InputError
+from .roles import compressible, listing_key, place, role_of
+from .tensorfile import FLOATS, TensorInfo, read_header
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+# Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
+EXPERT_STACK = re.compile(r"(?:experts\.\w+|block_sparse_moe\.(?:input|output)_linear\.weight)$")
+BUFFERS = re.compile(
+    r"(?:^|\.)(?:attn\.(?:masked_)?bias|attention\.(?:masked_)?bias|inv_freq|position_ids|token_type_ids)$"
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix W of `y = W x`; `shape` is (out, in) however it is stored, `dtype` is how it is stored.
+
+    `name` is the module's name, without ".weight": the key of plans, profiles and cores. `tensor` is the name on
+    disk. A slice of a stacked expert tensor has that slice's number as `index` and at the end of its name.
+    """
+
+    name: str
+    tensor: str
+    layer: int | None
+    role: str
+    shape: tuple[int, int]
+    dtype: str
+    transposed: bool
+    expert: int | None
+    index: int | None
+    compressible: bool
+
+    @property
+    def parameters(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def bytes(self) -> int:
+        return self.parameters * (4 if self.dtype == "float32" else 2)
+
+
+class Checkpoint:
+    """A model on disk, opened from its headers alone. Make one with `open_checkpoint`.
+
+    `name` (as shown), `path` (folder or file), `config` (config.json, {} without one), `kind` ("causal", "encoder", or
+    None where no config says it), `weights`, `skipped` (a list of {"name", "why"}), `tensors` (name → TensorInfo),
+    `parameters` and `bytes` (the whole model, tied tensors once), `block_parameters` (of what can be compressed).
+    """
+
+    def __init__(self, name: str, path: Path, config: dict, tensors: dict[str, TensorInfo]):
+        self.name, self.path, self.config, self.tensors = name, path, config, tensors
+        self.weights: list[Weight] = []
+        self.skipped: list[dict[str, str]] = []
+        self._handles: dict[Path, object] = {}
+        self._sort_out()
+        self._by_name = {weight.name: weight for weight in self.weights}
+
+    def _sort_out(self) -> None:
+        """Fills `weights`, `skipped`, `parameters`, `bytes` and `tied` from the headers."""
+        mixture = any(".experts." in name or "block_sparse_moe." in name for name in self.tensors)
+        self.tied = self._tied()
+        self.parameters = self.bytes = 0
+        for tensor, info in self.tensors.items():
+            if tensor in self.tied:
+                self.skipped.append({"name": tensor, "why": f"tied to {self.tied[tensor]}, counted once"})
+                continue
+            if BUFFERS.search(tensor) and not (info.dtype in FLOATS and len(info.shape) == 1 and "bias" in tensor):
+                self.skipped.append({"name": tensor, "why": "a buffer, not a parameter"})
+                continue
+            self.parameters += info.items
+            self.bytes += info.size
+            why = self._why_not(tensor, info)
+            if why:
+                self.skipped.append({"name": tensor, "why": why})
+            else:
+                self.weights += self._weights_of(tensor, info, mixture)
+        self.weights.sort(key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role))
+        self.skipped.sort(key=lambda entry: entry["name"])
+        self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
+
+    def _tied(self) -> dict[str, str]:
+        """Head tensors that repeat the embedding table: {head tensor: embedding tensor}."""
+        if self.config.get("tie_word_embeddings") is False:
+            return {}
+        roles = {tensor: role_of(tensor.removesuffix(".weight"), False) for tensor in self.tensors}
+        tables = [tensor for tensor, role in roles.items() if role == "embed" and tensor.endswith(".weight")]
+        heads = [tensor for tensor, role in roles.items() if role == "head" and tensor.endswith(".weight")]
+        return {head: table for head in heads for table in tables[:1] if self._begins_alike(head, table)}
+
+    def _begins_alike(self, one: str, other: str) -> bool:
+        """Same type, shape and first 64 KiB: a config that leaves `tie_word_embeddings` out does not settle it."""
+        infos = self.tensors[one], self.tensors[other]
+        heads = []
+        for info in infos:
+            with info.file.open("rb") as file:
+                file.seek(info.start)
+                heads.append((info.dtype, info.shape, file.read(min(info.size, 65536))))
+        return heads[0] == heads[1]
+
+    def _why_not(self, tensor: str, info: TensorInfo) -> str | None:
+        """Why a tensor is no weight, or None where it is one."""
+        if info.dtype not in FLOATS:
+            return f"stored as {info.dtype}; only BF16, F16 and F32 are read as weights"
+        stacked = len(info.shape) == 3 and EXPERT_STACK.search(tensor) and not tensor.endswith("bias")
+        if not tensor.endswith(".weight") and not stacked:
+            return "a bias or another parameter that multiplies no activations"
+        if len(info.shape) == 1:
+            return "one-dimensional (a norm's scale)"
+        if len(info.shape) != 2 and not stacked:
+            return f"{len(info.shape)}-dimensional, not a matrix"
+        if 0 in info.shape:
+            return "empty"
+        return None
+
+    def _weights_of(self, tensor: str, info: TensorInfo, mixture: bool) -> list[Weight]:
+        """The weight or, for a stack of experts, the weights of one tensor."""
+        name = tensor.removesuffix(".weight")
+        layer, expert = place(name)
+        role = role_of(name, mixture)
+        ready = compressible(layer, role)
+        dtype = FLOATS[info.dtype]
+        if len(info.shape) == 2:
+            transposed = self._conv1d and layer is not None and ready
+            shape = info.shape[::-1] if transposed else info.shape
+            return [Weight(name, tensor, layer, role, shape, dtype, transposed, expert, None, ready)]
+        transposed = self.config.get("model_type") in EXPERTS_IN_OUT
+        shape = info.shape[:0:-1] if transposed else info.shape[1:]
+        return [
+            Weight(f"{name}.{index}", tensor, layer, role, shape, dtype, transposed, index, index, ready)
+            for index in range(info.shape[0])
+        ]
+
+    @cached_property
+    def _conv1d(self) -> bool:
+        """Whether linear maps are stored (in, out); without a config, a `c_attn` three times as wide as high says so."""
+        if "model_type" in self.config:
+            return self.config["model_type"] in CONV1D
+        shapes = [info.shape for name, info in self.tensors.items() if name.endswith("attn.c_attn.weight")]
+        return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in shapes)
+
+    @property
+    def kind(self) -> str | None:
+        architectures = self.config.get("architectures") or []
+        if not architectures:
+            return None
+        return "causal" if architectures[0].endswith(("CausalLM", "LMHeadModel")) else "encoder"
+
+    def weight(self, name: str) -> Weight:
+        """The weight of that name. Raises InputError where the model has none."""
+        if name not in self._by_name:
+            raise InputError(f"{self.name} has no weight named {name}.")
+        return self._by_name[name]
+
+    def read(self, name: str):
+        """W of a weight as a tensor (out, in) in the stored dtype; mapped from the file, not to be written to.
+
+        Raises InputError where there is no such weight or it holds NaN or infinity.
+        """
+        import torch
+
+        weight = self.weight(name)
+        if weight.index is None:
+            matrix = self.read_tensor(weight.tensor)
+        else:
+            matrix = self._handle(self.tensors[weight.tensor].file).get_slice(weight.tensor)[weight.index]
+        if not torch.isfinite(matrix).all():
+            raise InputError(f"Weight {name} of {self.name} holds NaN or infinity: the checkpoint is damaged.")
+        return matrix.T if weight.transposed else matrix
+
+    def read_tensor(self, tensor: str):
+        """Any tensor as stored, by its name on disk. Raises InputError where there is none."""
+        if tensor not in self.tensors:
+            raise InputError(f"{self.name} has no tensor named {tensor}.")
+        return self._handle(self.tensors[tensor].file).get_tensor(tensor)
+
+    def _handle(self, file: Path):
+        from safetensors import safe_open
+
+        if file not in self._handles:
+            self._handles[file] = safe_open(file, framework="pt")
+        return self._handles[file]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over every tensor's name, dtype, shape and bytes, by name: blind to how the model is sharded.
+
+        Kept in the workspace by the files' paths, sizes and times, so that a large model is hashed once.
+        """
+        kept = _fingerprint_file(sorted({info.file for info in self.tensors.values()}), sorted(self.tensors))
+        try:
+            return json.loads(kept.read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(json.dumps([name, info.dtype, list(info.shape)]).encode())
+            with info.file.open("rb") as file:
+                file.seek(info.start)
+                left = info.size
+                while left:
+                    data = file.read(min(left, 1 << 20))
+                    digest.update(data)
+                    left -= len(data)
+        _keep(kept, {"fingerprint": digest.hexdigest(), "model": self.name})
+        return digest.hexdigest()
+
+
+def _fingerprint_file(files: list[Path], names: list[str]) -> Path:
+    """Where the fingerprint of these files, as they are now, is kept."""
+    facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    key = hashlib.sha256(json.dumps([facts, names]).encode()).hexdigest()[:32]
+    return Path(os.environ.get("KARIPAP_WORKSPACE") or "workspace") / "fingerprints" / f"{key}.json"
+
+
+def _keep(path: Path, document: dict) -> None:
+    """Writes a small JSON file whole or not at all; a workspace that cannot be written to only costs time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(document, file)
+        os.replace(file.name, path)
+    except OSError:
+        pass
+
+
+def open_checkpoint(model: str | Path, compressed: bool = False) -> Checkpoint:
+    """Opens a model from its headers: a folder, one .safetensors file, or a hub id ("owner/name").
+
+    A hub model is fetched into the hub's own cache (with its progress bar) unless it is there; HF_HUB_OFFLINE is
+    honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is nothing to open, where
+    the weights are pickled (pickle can execute code, so it is never read), and for damaged files.
+    """
+    path, name = Path(model).expanduser(), str(model)
+    if not path.exists():
+        path = _from_hub(str(model))
+    else:
+        name = path.resolve().name
+    if path.is_dir():
+        files = _files_of(path)
+        folder = path
+    else:
+        if path.suffix in PICKLES:
+            raise InputError(f"{path} is a pickle, which can execute code and is never read: save it as .safetensors.")
+        if path.suffix != ".safetensors":
+            raise InputError(f"{path} is not a .safetensors file: name one, or the folder it is in.")
+        files, folder, name = (
+            {path: None},
+            path.parent,
+            path.stem if path.stem != "model" else path.resolve().parent.name,
+        )
+    config = _config(folder / "config.json")
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "karipap" and not compressed:
+        raise InputError(f"{path} is a model compressed by Karipap: give the original, or `densify` this one first.")
+    tensors: dict[str, TensorInfo] = {}
+    for file, expected in files.items():
+        for tensor, info in read_header(file).items():
+            if tensor in tensors:
+                raise InputError(f"Tensor {tensor} is in both {tensors[tensor].file.name} and {file.name} of {folder}.")
+            tensors[tensor] = info
+        missing = sorted(set(expected or ()) - tensors.keys())
+        if missing:
+            raise InputError(f"{file} lacks tensor {missing[0]}, which the index says is there: fetch the model again.")
+    return Checkpoint(name, path, config, tensors)
+
+
+def _config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise InputError(f"{path} is not valid JSON: fetch it again.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is not a table of settings: fetch it again.")
+    return config
+
+
+def _files_of(folder: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files that make up a folder's model, each with the tensors that an index says it holds."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return {folder / "model.safetensors": None}
+    if index.is_file():
+        weight_map = _config(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{index} has no weight_map: fetch it again.")
+        files: dict[Path, list[str] | None] = {}
+        for tensor, file in sorted(weight_map.items()):
+            if not isinstance(file, str) or Path(file).name != file:
+                raise InputError(f"{index} points outside its folder for tensor {tensor}.")
+            if not (folder / file).is_file():
+                raise InputError(f"{folder} lacks {file}, which its index names: fetch the model again.")
+            files.setdefault(folder / file, []).append(tensor)
+        return files
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return dict.fromkeys(found)
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise InputError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can execute code and are never read: "
+            "save the model with safetensors first."
+        )
+    raise InputError(f"{folder} holds no .safetensors file: name a folder or file with a model in it.")
+
+
+def _from_hub(model: str) -> Path:
+    """The local folder of a hub model, fetched if need be."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.endswith(PICKLES + (".safetensors",)):
+        raise InputError(f"{model} does not exist: name a folder, a .safetensors file or a hub id such as owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    try:
+        # Sub-folders and "consolidated" files hold the same weights again in other formats.
+        return Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{model} is neither a path here nor in the hub's cache, and the hub cannot be reached "
+            "(or HF_HUB_OFFLINE is set): name a local folder or go online."
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise InputError(
+            f"{model} is not a path here and the hub does not give it: {str(error).splitlines()[0]}"
+        ) from None

@@ -1,0 +1,79 @@
+"""What a weight is called and where it sits, from its module name alone."""
+
+import re
+
+# Containers whose numbered children are the model's blocks.
+LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers|\w+_blocks)\.(\d+)\.")
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
+ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
+# The order in which a layer's weights are listed, and columns of a table stand.
+ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2", "router", "other")
+NOT_COMPRESSIBLE = {"embed", "head", "position", "token_type", "pooler", "classifier", "router"}
+
+# First match wins; `attn`-like parents are asked for only where the last word alone could be two things.
+ROLES = tuple(
+    (re.compile(rf"(?:^|\.)(?:{pattern})$"), role)
+    for pattern, role in (
+        (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq", "q"),
+        (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk", "k"),
+        (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv", "v"),
+        (r"q_a_proj|q_b_proj", "q"),
+        (r"kv_a_proj_with_mqa|kv_b_proj|kv_proj", "kv"),
+        (r"qkv_proj|query_key_value|c_attn|Wqkv|in_proj_qkv|qkv|wqkv", "qkv"),
+        (r"o_proj|out_lin|attention\.output\.dense|\w*attention\.dense|self_attn\.(?:dense|out_proj)", "o"),
+        (r"(?:\w*attn|\w*attention|\w*Attention)\.(?:c_proj|out_proj|o|Wo|wo|proj|to_out|dense)", "o"),
+        (r"gate_up_proj|gate_and_up_proj|input_linear|mlp\.Wi", "gate_up"),
+        (r"gate_proj|w1|wi_0|gate", "gate"),
+        (r"up_proj|w3|wi_1", "up"),
+        (r"down_proj|w2|output_linear", "down"),
+        (r"fc1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1", "fc1"),
+        (r"fc2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2", "fc2"),
+    )
+)
+OUTSIDE = tuple(
+    (re.compile(rf"(?:^|\.)(?:{pattern})$"), role)
+    for pattern, role in (
+        (r"wpe|embed_positions|position_embeddings|positions_embed|\w*relative_attention_bias", "position"),
+        (r"token_type_embeddings", "token_type"),
+        (
+            r"embed_tokens|wte|embed_in|word_embeddings|tokens_embed|tok_embeddings|shared|embeddings|\w*embedding",
+            "embed",
+        ),
+        (r"lm_head|embed_out|predictions\.decoder|vocab_projector|output|lm_head\.decoder", "head"),
+        (r"pooler\.dense|pooler", "pooler"),
+        (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship", "classifier"),
+    )
+)
+
+
+def place(name: str) -> tuple[int | None, int | None]:
+    """(layer, expert) of a module name: the number of its block and of its expert, each None where there is none."""
+    layer, expert = LAYER.search(name), EXPERT.search(name)
+    return (int(layer[1]) if layer else None), (int(expert[1]) if expert else None)
+
+
+def role_of(name: str, mixture: bool) -> str:
+    """The role of a module by name; `mixture` says whether the model has experts (then a lone `gate` is a router)."""
+    if mixture and (name.rpartition(".")[2] in ROUTERS or ".router." in name):
+        return "router"
+    for pattern, role in OUTSIDE[:3] if place(name)[0] is not None else OUTSIDE:
+        if pattern.search(name):
+            return role
+    for pattern, role in ROLES:
+        if pattern.search(name):
+            return role
+    return "other"
+
+
+def compressible(layer: int | None, role: str) -> bool:
+    """Whether a weight may become a network: those of the blocks, but for routers and tables that are looked up in."""
+    return layer is not None and role not in NOT_COMPRESSIBLE
+
+
+def listing_key(name: str, layer: int | None, expert: int | None, role: str) -> tuple:
+    """Sort key: tables before the blocks, then layer by layer in the order of `ORDER`, experts by number, the rest."""
+    number = [int(part) if part.isdigit() else part for part in name.split(".")]
+    natural = [(0, part, "") if isinstance(part, int) else (1, 0, part) for part in number]
+    group = 1 if layer is not None else 0 if role in ("embed", "position", "token_type") else 2
+    rank = ORDER.index(role) if role in ORDER else len(ORDER)
+    return (group, layer or 0, -1 if expert is None else expert, rank, natural)

@@ -1,0 +1,81 @@
+"""Headers of safetensors files, read in plain Python and distrusted: nothing is loaded, no torch is imported.
+
+Format: 8 bytes little-endian length, a JSON object of that length, then the tensors' bytes
+(https://huggingface.co/docs/safetensors/index#format).
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+HEADER_CAP = 100_000_000
+ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
+ITEM_BYTES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4}
+ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
+FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `dtype` is the file's own word ("BF16"), `start` and `size` are bytes in the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def items(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file by name, in the order of their bytes.
+
+    Raises InputError where the file is cut short, is no safetensors file, or its header claims bytes that are
+    outside the file, overlap, leave gaps, or do not fit the shape.
+    """
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > total - 8:
+            raise InputError(f"{path} is cut short or is not a safetensors file: fetch it again.")
+        if length > HEADER_CAP:
+            raise InputError(f"{path} claims a header of {length:,} bytes; more than {HEADER_CAP:,} is not read.")
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+            raise InputError(f"{path} has no readable safetensors header: fetch it again.") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{path} has a safetensors header that is not a table of tensors: fetch it again.")
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)))
+    end = 8 + length
+    for name, info in ordered.items():
+        if info.start != end:
+            raise InputError(f"{path}: the bytes of tensor {name} overlap another's or leave a gap: fetch it again.")
+        end += info.size
+    if end != total:
+        raise InputError(f"{path} has {total:,} bytes where its header accounts for {end:,}: fetch it again.")
+    return ordered
+
+
+def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
+    """One checked entry of a header whose data begin at byte `base`."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise InputError(f"{path}: tensor {name} has no dtype, shape and data_offsets: fetch it again.") from None
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
+        raise InputError(f"{path}: tensor {name} has a malformed dtype, shape or data_offsets: fetch it again.")
+    # Types unknown to us (four-bit floats) are passed on and skipped later; only their place in the file is checked.
+    if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise InputError(f"{path}: tensor {name} has {end - begin} bytes, not what {dtype} {shape} takes.")
+    return TensorInfo(path, dtype, tuple(shape), base + begin, end - begin)
