@@ -1,0 +1,46 @@
+# `make app` opens the dashboard, `make test` runs every check; each makes its own environment on a bare machine.
+VENV ?= .venv
+PORT ?= 8501
+BIN := $(VENV)/bin
+# One thread a process: two BLAS pools on two cores can be 30 times slower than one.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export PYTHON PIP_FLAGS
+
+.PHONY: help app test lint format bench environment test-environment system-packages javascript-test clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+app: environment  ## open the dashboard on this machine (PORT=8501)
+	$(BIN)/streamlit run app.py --server.address=127.0.0.1 --server.port=$(PORT)
+
+test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(ARGS)
+
+lint: test-environment  ## ruff, style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: test-environment  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: test-environment system-packages  ## the measurements that README quotes (ONLY=name for one of them)
+	$(BIN)/python -m bench $(ONLY)
+
+javascript-test: system-packages
+	@if ! command -v node >/dev/null; then echo "node is not installed: the JavaScript tests are skipped."; \
+	elif ls tests/js/*.test.* >/dev/null 2>&1; then node --test tests/js/; fi
+
+environment:
+	@sh .ci/venv $(VENV) requirements.txt
+
+test-environment:
+	@sh .ci/venv $(VENV) requirements-test.txt
+
+system-packages:
+	@sh .ci/system-packages
+
+clean:  ## remove the environment and the caches (never the workspace)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +
