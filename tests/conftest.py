@@ -1,0 +1,62 @@
+"""What every test shares. Nothing here imports torch: many tests do not need it."""
+
+import os
+
+# Before anything imports torch: two BLAS pools on two cores can be 30 times slower than one.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never download
+
+import shutil  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+
+
+def pytest_collection_modifyitems(items):
+    """Browser tests come last: Playwright keeps an event loop in the main thread, which others must not meet."""
+    for item in items:
+        if "browser" in item.path.relative_to(REPOSITORY).parts:
+            item.add_marker(pytest.mark.browser)
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(autouse=True)
+def workspace_folder(tmp_path_factory, monkeypatch) -> Path:
+    """A workspace of its own for each test; no test writes into the user's."""
+    folder = tmp_path_factory.mktemp("workspace")
+    monkeypatch.setenv("KARIPAP_WORKSPACE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium for Playwright's `executable_path`."""
+    names = (os.environ.get("KARIPAP_CHROMIUM"), *BROWSERS, MAC_CHROME)
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if not found:
+        pytest.skip("no Chromium here (apt-get install chromium, or name one in KARIPAP_CHROMIUM)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The trained model that ships with the project."""
+    folder = REPOSITORY / "assets" / "demo_model"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("assets/demo_model has no weights (run its train.py)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A real trained 260,032-parameter Llama, where the developers' shared folder is at hand."""
+    folder = REPOSITORY.parent / "shared" / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip("../shared/models/stories260K is not here")
+    return folder

@@ -1,0 +1,118 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from karipap_core.errors import InputError
+from karipap_core.workspace import Workspace, new_id, read_json, settings_key, whole_file, write_json
+
+FINGERPRINT = "ab" * 32
+
+
+def test_root_is_the_argument_then_the_variable_then_the_folder_workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KARIPAP_WORKSPACE", str(tmp_path / "named"))
+    assert Workspace(tmp_path / "given").root == tmp_path / "given"
+    assert Workspace().root == tmp_path / "named"
+    monkeypatch.delenv("KARIPAP_WORKSPACE")
+    assert Workspace().root == tmp_path / "workspace"
+    assert not Workspace().root.exists(), "nothing is made before something is written"
+
+
+def test_places_differ_by_model_kind_and_key(tmp_path):
+    workspace = Workspace(tmp_path)
+    places = {
+        workspace.profile_dir(FINGERPRINT, "k1"),
+        workspace.profile_dir(FINGERPRINT, "k2"),
+        workspace.profile_dir("cd" * 32, "k1"),
+        workspace.moments_file(FINGERPRINT, "k1"),
+        workspace.calibration_file(FINGERPRINT, "k1"),
+        workspace.cache_file("fingerprints", "k1"),
+        workspace.plan_file("k1"),
+    }
+    assert len(places) == 7
+    assert all(place.is_relative_to(tmp_path) for place in places)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "/etc/passwd", ".hidden", "x\0y", "a" * 129])
+def test_no_name_leads_out_of_the_workspace(tmp_path, name):
+    with pytest.raises(InputError):
+        Workspace(tmp_path).plan_file(name)
+    with pytest.raises(InputError):
+        Workspace(tmp_path).profile_dir(FINGERPRINT, name or "/")
+    with pytest.raises(InputError):
+        Workspace(tmp_path).profile_dir(name, "key")
+
+
+def test_settings_key_depends_on_values_and_not_on_order():
+    assert settings_key({"a": 1, "b": [1, 2]}) == settings_key({"b": [1, 2], "a": 1})
+    assert settings_key({"a": 1}) != settings_key({"a": 2})
+    assert len(settings_key({})) == 16
+
+
+def test_json_comes_back_and_leaves_nothing_else(tmp_path):
+    write_json(tmp_path / "deep" / "x.json", {"χ": [1, 2.5, None]})
+    assert read_json(tmp_path / "deep" / "x.json") == {"χ": [1, 2.5, None]}
+    assert os.listdir(tmp_path / "deep") == ["x.json"]
+
+
+@pytest.mark.parametrize(("text", "said"), [("[1]", "list"), ("{", "not valid JSON"), (None, "does not exist")])
+def test_read_json_names_the_file_that_is_wrong(tmp_path, text, said):
+    path = tmp_path / "x.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=said) as raised:
+        read_json(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"new": float("nan")})
+    with pytest.raises(RuntimeError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"items": []})
+    code = "import sys\nfrom karipap_core.workspace import write_json\nn = 0\nwhile True:\n n += 1\n"
+    code += " write_json(sys.argv[1], {'items': list(range(20000)), 'n': n})"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    deadline = time.monotonic() + 20
+    while not read_json(path).get("n", 0) > 3 and time.monotonic() < deadline:
+        pass
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert read_json(path)["n"] > 3
+    assert len(read_json(path)["items"]) == 20000
+
+
+def test_runs_are_listed_oldest_first_and_damage_is_passed_over(tmp_path):
+    workspace = Workspace(tmp_path)
+    first = workspace.new_run({"kept": 0.9})
+    time.sleep(0.01)
+    second = workspace.new_run({"kept": 0.7})
+    for name, text in (("broken", "{"), ("other", json.dumps({"format": "something else"}))):
+        (workspace.runs_dir / name).mkdir()
+        (workspace.runs_dir / name / "run.json").write_text(text)
+    runs = workspace.runs
+    assert [run["kept"] for run in runs] == [0.9, 0.7]
+    assert [run["path"] for run in runs] == [str(first), str(second)]
+    assert runs[0]["environment"]["versions"]["torch"]
+    assert runs[0]["id"] == first.parent.name
+
+
+def test_ids_are_names_and_do_not_repeat():
+    ids = {new_id() for _ in range(200)}
+    assert len(ids) == 200
+    assert Workspace("/w").plan_file(ids.pop()).parent == Workspace("/w").plans
