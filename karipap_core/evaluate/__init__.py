@@ -1,0 +1,149 @@
+"""Measure a compressed model folder beside the dense model it came from."""
+
+from pathlib import Path
+
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.evaluate.fidelity import measure, output_fidelity
+from karipap_core.evaluate.perplexity import Sample, tokenize
+from karipap_core.evaluate.speed import measure_memory, measure_speed
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text, standard_library
+from karipap_core.workspace import environment, read_json
+
+DEFAULT_TOKENS = 32768
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def evaluate_folder(
+    folder: str | Path,
+    against: str | Path | None = None,
+    text: Text | None = None,
+    max_tokens: int | None = DEFAULT_TOKENS,
+    window: int | None = None,
+    stride: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    speed: bool = True,
+    progress: Progress = silent,
+) -> dict:
+    """Evaluate the model in `folder`, compressed or not, against the dense model `against`.
+
+    against: default the model that the folder's plan names, where it still opens with the plan's fingerprint; else
+    nothing is compared and "notes" says so. text: default the standard library's held-out modules; max_tokens: scored
+    at most, in windows spread evenly over the text (None: all of it); window and stride: see `perplexity.Sample`.
+
+    Returns {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "dense": {the same} | None, "rise",
+    "rise_error", "kl", "top1_agreement", "speed": {"compressed", "dense"} | None, "memory": {"compressed", "dense"},
+    "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes", "environment"}. Nats a token; see
+    `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys are None
+    and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do not fit.
+    """
+    from karipap_core.hf import load_model
+
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    device = pick_device(device)
+    text = text or standard_library("heldout")
+    notes: list[str] = []
+    source = dense_model_of(folder, against, notes)
+    progress("load", 0, 1 + (source is not None), folder.name)
+    model, tokenizer = load_model(folder, dtype=DTYPES[dtype], device=device)
+    dense = None
+    if source is not None:
+        progress("load", 1, 2, str(source))
+        dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device)
+        tokenizer = tokenizer or dense_tokenizer
+    if tokenizer is None:
+        notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
+    result = _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes)
+    models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
+    result["speed"] = measure_speed(models, progress=progress) if speed else None
+    result["memory"] = {
+        name: measure_memory(each) | {"disk_bytes": disk_bytes(path)}
+        for (name, each), path in zip(models.items(), (folder, source), strict=False)
+    }
+    return result | {
+        "model": str(folder),
+        "against": None if source is None else str(source),
+        "text": {"name": text.name, "sha256": text.sha256},
+        "dtype": dtype,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "tokenizer": tokenize(tokenizer, Text("", ("a",)), 256).tokenizer,
+        "notes": notes,
+        "environment": environment(),
+    }
+
+
+def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes) -> dict:
+    """The part of the result that says how good the model is; every key is there for causal models and encoders."""
+    empty = dict.fromkeys(
+        ("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "dense", "rise", "rise_error", "kl")
+        + ("top1_agreement", "fidelity")
+    )
+    if is_causal(model):
+        sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+        measured = measure(model, sample, dense, progress)
+        return {**empty, **measured, "kind": "causal", "window": sample.window, "stride": sample.stride}
+    if dense is None:
+        raise InputError("An encoder is measured by its output against the dense model's: name that with --against.")
+    notes.append("An encoder has no next-token loss: it is measured by its output against the dense model's.")
+    fidelity = output_fidelity(dense, model, tokenizer, text, window, max_tokens, progress)
+    shared = {"kind": "encoder", "tokens": fidelity["tokens"], "window": fidelity["window"], "stride": None}
+    return {**empty, **shared, "fidelity": fidelity}
+
+
+def is_causal(model) -> bool:
+    """Whether the model predicts the next token (it has a language-model head and no bidirectional masking)."""
+    return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
+
+
+def pick_device(device: str) -> str:
+    """ "auto" → "cuda" where there is one, else "cpu". InputError for a device that is not here."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+        raise InputError(
+            f"Device {device!r} is not here: use cpu" + (" or cuda." if torch.cuda.is_available() else ".")
+        )
+    return device
+
+
+def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -> str | Path | None:
+    """What to compare with: `against`, or the model that the folder's plan names where it is still the same one.
+
+    Adds a sentence to `notes` where nothing can be compared, or where `against` is not what the plan was made for.
+    """
+    from karipap_core.checkpoint import open_checkpoint
+
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    plan = (config.get("quantization_config") or {}).get("plan")
+    recorded = plan.get("model", {}) if isinstance(plan, dict) else {}
+    if against is not None:
+        if recorded and open_checkpoint(against).fingerprint != recorded.get("fingerprint"):
+            notes.append(f"{against} is not the checkpoint that {folder.name} was made from (fingerprints differ).")
+        return against
+    if not recorded:
+        notes.append("Nothing is compared: the folder names no dense model. Name one with --against.")
+        return None
+    for source in filter(None, (config["quantization_config"].get("source"), recorded.get("name"))):
+        try:
+            if open_checkpoint(source).fingerprint == recorded.get("fingerprint"):
+                return source
+        except (InputError, OSError):
+            continue
+    notes.append(
+        f"Nothing is compared: {recorded.get('name')}, which the folder was made from, is not found here unchanged. "
+        "Name it with --against."
+    )
+    return None
+
+
+def disk_bytes(path: str | Path) -> int | None:
+    """Bytes of the safetensors files of a model, None for a hub id."""
+    path = Path(path)
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) or None

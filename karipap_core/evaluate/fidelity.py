@@ -1,0 +1,133 @@
+"""How near a compressed model stays to the dense one: KL divergence of causal models, output error of encoders."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from karipap_core.errors import InputError
+from karipap_core.evaluate.perplexity import Sample, check_window, losses_of, scored_logits, tokenize
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text
+
+ROWS_AT_ONCE = 2**24  # numbers of logits compared at once
+
+
+def divergence(dense: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(dense ‖ other) = Σ p_dense (ln p_dense − ln p_other) in nats, and whether both rank the same token first.
+
+    dense, other: logits (k, vocabulary), any float dtype. Returns (k,) float64 and (k,) bool on CPU. Log-softmax in
+    float64, rows in chunks.
+    """
+    if dense.shape != other.shape:
+        raise InputError(f"Logits of shapes {tuple(dense.shape)} and {tuple(other.shape)}: not the same vocabulary.")
+    rows = max(1, ROWS_AT_ONCE // dense.shape[-1])
+    kl, same = [], []
+    for p, q in zip(dense.split(rows), other.to(dense.device).split(rows), strict=True):
+        log_p, log_q = functional.log_softmax(p.double(), -1), functional.log_softmax(q.double(), -1)
+        kl.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0).cpu())
+        same.append((p.argmax(-1) == q.argmax(-1)).cpu())
+    return torch.cat(kl), torch.cat(same)
+
+
+def keep_logits(model, sample: Sample, progress: Progress = silent) -> list[torch.Tensor]:
+    """The logits of `scored_logits`, kept in float32 on CPU to compare many models with one dense one."""
+    kept, done, total = [], 0, len(sample.positions)
+    for logits in scored_logits(model, sample):
+        kept.append(logits.float().cpu())
+        done += len(logits)
+        progress("dense", done, total)
+    return kept
+
+
+def measure(model, sample: Sample, dense=None, progress: Progress = silent, stage: str = "evaluate") -> dict:
+    """Loss of `model` on `sample`, and what it lost against `dense`.
+
+    dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. Returns the keys of
+    `Sample.summary`, and with `dense` also "dense" (the same keys), "rise" (loss − dense loss, nats a token),
+    "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token) and
+    "top1_agreement" (share of tokens both put first).
+    """
+    positions = sample.positions
+    targets = sample.tokens.ids[positions]
+    total = len(targets)
+    ours, theirs = torch.empty(total), torch.empty(total)
+    kl, same = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.bool)
+    done = 0
+    for reference, logits in zip(_reference(dense, sample), scored_logits(model, sample), strict=False):
+        part = slice(done, done + len(logits))
+        ours[part] = losses_of(logits, targets[part])
+        if reference is not None:
+            reference = reference.to(logits.device)
+            theirs[part] = losses_of(reference, targets[part])
+            kl[part], same[part] = divergence(reference, logits)
+        done += len(logits)
+        progress(stage, done, total)
+    result = sample.summary(ours)
+    if dense is None:
+        return result
+    counted = sample.tokens.scored[positions]
+    result["dense"] = sample.summary(theirs)
+    result["rise"] = result["loss"] - result["dense"]["loss"]
+    result["rise_error"] = _standard_error((ours - theirs)[counted].double(), sample.stride)
+    result["kl"] = kl[counted].mean().item()
+    result["top1_agreement"] = same[counted].double().mean().item()
+    return result
+
+
+def _reference(dense, sample: Sample) -> Iterator[torch.Tensor | None] | Iterable[torch.Tensor]:
+    if dense is None:
+        return iter(lambda: None, 0)  # None for ever
+    return dense if isinstance(dense, list) else scored_logits(dense, sample)
+
+
+def _standard_error(differences: torch.Tensor, block: int) -> float | None:
+    """Standard error of the mean from blocks of neighbouring tokens, which are not independent; None for one block."""
+    means = torch.stack([part.mean() for part in differences.split(block) if len(part) == block] or [torch.zeros(())])
+    return None if len(means) < 2 else (means.std() / math.sqrt(len(means))).item()
+
+
+@torch.no_grad()
+def output_fidelity(
+    dense, model, tokenizer, text: Text, window=None, max_tokens=None, progress: Progress = silent
+) -> dict:
+    """Encoders: {"relative_error", "cosine", "pooled_cosine", "tokens", "window"} of the last hidden states.
+
+    relative_error = Σ‖h − h_dense‖² / Σ‖h_dense‖² over tokens; cosine: mean over tokens of cos(h, h_dense);
+    pooled_cosine: the same for the mean of a window's states, as sentence embeddings use them. Windows do not overlap
+    and are wrapped in the tokenizer's cls and sep where it has them. max_tokens: as in `perplexity.cut`.
+    """
+    config = model.config.get_text_config()
+    window = check_window(config, window)
+    ids = tokenize(tokenizer, text, config.vocab_size).ids
+    opener = getattr(tokenizer, "cls_token_id", None)
+    closer = getattr(tokenizer, "sep_token_id", None)
+    length = window - (opener is not None) - (closer is not None)
+    chunks = [chunk for chunk in ids.split(length) if len(chunk) == length] or [ids]
+    if max_tokens is not None:
+        wanted = min(len(chunks), max(1, max_tokens // length))
+        chunks = [chunks[i * len(chunks) // wanted] for i in range(wanted)]
+    device = next(model.parameters()).device
+    squared = norm = 0.0
+    cosine, pooled = [], []
+    for i, chunk in enumerate(chunks):
+        parts = [[opener]] * (opener is not None) + [chunk.tolist()] + [[closer]] * (closer is not None)
+        inputs = torch.tensor([sum(parts, [])], device=device)
+        theirs = dense(input_ids=inputs).last_hidden_state[0].double().cpu()
+        ours = model(input_ids=inputs).last_hidden_state[0].double().cpu()
+        if not torch.isfinite(ours).all():
+            raise InputError("The model's output is not finite (NaN or Inf): load it in float32 or check it.")
+        squared += (ours - theirs).square().sum().item()
+        norm += theirs.square().sum().item()
+        cosine.append(functional.cosine_similarity(ours, theirs, dim=-1))
+        pooled.append(functional.cosine_similarity(ours.mean(0), theirs.mean(0), dim=-1).item())
+        progress("evaluate", i + 1, len(chunks))
+    return {
+        "relative_error": squared / norm,
+        "cosine": torch.cat(cosine).mean().item(),
+        "pooled_cosine": float(np.mean(pooled)),
+        "tokens": sum(map(len, chunks)),
+        "window": window,
+    }

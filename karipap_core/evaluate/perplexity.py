@@ -1,0 +1,245 @@
+"""How well a causal model predicts a text: sliding windows in which every token is scored exactly once."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text
+
+DEFAULT_WINDOW = 512
+LOGITS_AT_ONCE = 2**25  # numbers in one batch's logits: 128 MiB in float32
+MAX_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text as one row of n token ids. Openers (the bos before each document) are context and never scored."""
+
+    ids: torch.Tensor  # (n,) int64
+    bytes: torch.Tensor  # (n,) int64: UTF-8 bytes of the text that each token stands for, 0 for openers
+    scored: torch.Tensor  # (n,) bool
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inputs ids[start : start + length]; the predictions behind the first `skip` of them are scored."""
+
+    start: int
+    length: int
+    skip: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text cut for one model: what is fed in, and which predictions count."""
+
+    text: Text
+    tokens: Tokens
+    windows: tuple[Window, ...]
+    window: int
+    stride: int
+
+    @classmethod
+    def of(cls, model, tokenizer, text: Text, window=None, stride=None, max_tokens=None) -> "Sample":
+        """Cut `text` for `model`: see `default_window` and `cut`; stride defaults to half the window.
+
+        Raises InputError for a window that the model has no positions for, a text of fewer than two tokens, and a
+        tokenizer that is not this model's.
+        """
+        config = model.config.get_text_config()
+        window = check_window(config, window)
+        stride = max(1, window // 2) if stride is None else stride
+        tokens = tokenize(tokenizer, text, config.vocab_size)
+        if len(tokens.ids) < 2:
+            raise InputError(f"Text {text.name} has {len(tokens.ids)} token: at least 2 are needed to predict one.")
+        rows = model.get_input_embeddings().weight.shape[0]
+        if int(tokens.ids.max()) >= rows:
+            raise InputError(f"The tokenizer gives id {int(tokens.ids.max())} but the model has {rows} embeddings.")
+        return cls(text, tokens, tuple(cut(len(tokens.ids), window, stride, max_tokens)), window, stride)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Indices into `tokens.ids` of the predicted tokens, openers among them, in the order they are scored."""
+        return torch.cat([torch.arange(w.start + w.skip, w.start + w.length) for w in self.windows]) + 1
+
+    def summary(self, losses: torch.Tensor) -> dict:
+        """{"loss", "perplexity", "bits_per_byte", "tokens", "bytes"} from the losses at `positions`, openers left out.
+
+        loss = mean of −ln p(token | context) in nats a token; perplexity = e^loss; bits_per_byte = Σ loss / (ln 2 ·
+        bytes), which does not depend on the tokenizer.
+        """
+        positions = self.positions
+        counted = self.tokens.scored[positions]
+        if not counted.any():
+            raise InputError(f"Text {self.text.name} leaves no token to score: give a longer one.")
+        kept = losses[counted].double()
+        n_bytes = int(self.tokens.bytes[positions][counted].sum())
+        loss = kept.mean().item()
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": kept.sum().item() / math.log(2) / max(n_bytes, 1),
+            "tokens": len(kept),
+            "bytes": n_bytes,
+        }
+
+
+def tokenize(tokenizer, text: Text, vocabulary: int = 256) -> Tokens:
+    """Documents one behind the other, each opened by the tokenizer's bos where it has one, without other specials.
+
+    Without a tokenizer (None) the text's UTF-8 bytes modulo `vocabulary` stand for tokens: enough to compare two
+    models, though such a loss says nothing about text. A token's bytes are those between the end of the token before
+    and its own end, so they add up to the document's; a tokenizer that gives no offsets has them spread evenly.
+    """
+    opener = None if tokenizer is None else tokenizer.bos_token_id
+    ids, sizes, scored = [], [], []
+    for document in text.documents:
+        document_ids, document_sizes = _document(tokenizer, document, vocabulary)
+        if opener is not None:
+            ids.append(np.array([opener]))
+            sizes.append(np.array([0]))
+            scored.append(np.array([False]))
+        ids.append(document_ids)
+        sizes.append(document_sizes)
+        scored.append(np.ones(len(document_ids), dtype=bool))
+    name = "UTF-8 bytes (the model has no tokenizer)" if tokenizer is None else type(tokenizer).__name__
+    join = [torch.from_numpy(np.concatenate(parts)) for parts in (ids, sizes, scored)]
+    return Tokens(join[0].long(), join[1].long(), join[2], name)
+
+
+def encode(tokenizer, text: Text, vocabulary: int = 256) -> torch.Tensor:
+    """The token ids of `tokenize`, (n,) int64."""
+    return tokenize(tokenizer, text, vocabulary).ids
+
+
+def _document(tokenizer, document: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and bytes a token of one document."""
+    if tokenizer is None:
+        raw = np.frombuffer(document.encode(), dtype=np.uint8)
+        return raw.astype(np.int64) % vocabulary, np.ones(len(raw), dtype=np.int64)
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    # verbose=False: the warning about sequences longer than the model is void, windows are cut later.
+    coded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    ids = np.array(coded["input_ids"], dtype=np.int64)
+    points = np.frombuffer(document.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    byte_end = np.concatenate([[0], np.cumsum(widths)])
+    if len(ids) == 0:
+        return ids, ids
+    if fast:
+        ends = byte_end[np.array([end for _, end in coded["offset_mapping"]])]
+        ends = np.maximum.accumulate(ends)
+    else:
+        ends = np.round(np.arange(1, len(ids) + 1) * byte_end[-1] / len(ids)).astype(np.int64)
+    ends[-1] = byte_end[-1]
+    return ids, np.diff(ends, prepend=0)
+
+
+def default_window(config) -> int:
+    """min(the model's positions, 512): long enough for most of what context gives, and the same on every machine."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return min(limit, DEFAULT_WINDOW) if isinstance(limit, int) and limit > 0 else DEFAULT_WINDOW
+
+
+def check_window(config, window: int | None) -> int:
+    """`window`, or the default; InputError where the model has fewer positions."""
+    if window is None:
+        return default_window(config)
+    limit = getattr(config, "max_position_embeddings", None)
+    if isinstance(limit, int) and 0 < limit < window:
+        raise InputError(f"Window {window} is longer than the {limit} positions of the model: take at most {limit}.")
+    return window
+
+
+def cut(n: int, window: int, stride: int, max_tokens: int | None = None) -> list[Window]:
+    """Windows over n tokens in which every token but the first is predicted exactly once.
+
+    A window feeds `window` tokens and predicts the one behind each. Windows start `stride` apart and score only what
+    the one before did not: stride = window does not overlap (a window's first prediction sees one token), a smaller
+    stride gives every prediction at least window − stride + 1 tokens of context. With `max_tokens`, so many windows
+    that at most that many tokens are scored (one window at least), spread evenly over the text.
+    """
+    if window < 1 or not 1 <= stride <= window:
+        raise InputError(f"Window {window} and stride {stride}: need window ≥ 1 and 1 ≤ stride ≤ window.")
+    if max_tokens is not None and max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}: give at least 1.")
+    windows = [Window(0, min(window, n - 1), 0)]
+    while windows[-1].start + windows[-1].length < n - 1:
+        start = windows[-1].start + stride
+        windows.append(Window(start, min(window, n - 1 - start), window - stride))
+    if max_tokens is None:
+        return windows
+    if max_tokens < windows[0].length:
+        return [Window(0, max_tokens, 0)]
+    chosen = 1 + (max_tokens - windows[0].length) // stride
+    if chosen >= len(windows):
+        return windows
+    return [windows[i * len(windows) // chosen] for i in range(chosen)]
+
+
+def batches(sample: Sample, vocabulary: int) -> Iterator[list[Window]]:
+    """Consecutive windows of one shape, at most `MAX_BATCH` and so few that their logits stay small."""
+    group: list[Window] = []
+    for window in sample.windows:
+        size = min(MAX_BATCH, max(1, LOGITS_AT_ONCE // (window.length * vocabulary)))
+        if group and (len(group) >= size or (window.length, window.skip) != (group[0].length, group[0].skip)):
+            yield group
+            group = []
+        group.append(window)
+    if group:
+        yield group
+
+
+@torch.no_grad()
+def scored_logits(model, sample: Sample) -> Iterator[torch.Tensor]:
+    """For batch after batch the logits (k, vocabulary) behind the next k of `sample.positions`, on model's device."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        for group in batches(sample, model.config.get_text_config().vocab_size):
+            ids = torch.stack([sample.tokens.ids[w.start : w.start + w.length] for w in group])
+            logits = model(input_ids=ids.to(device), use_cache=False).logits[:, group[0].skip :]
+            yield logits.reshape(-1, logits.shape[-1])
+    finally:
+        model.train(was_training)
+
+
+def losses_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """−ln softmax(logits)[target], (k,) float32 on CPU. InputError where one is not finite."""
+    losses = functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu()
+    if not torch.isfinite(losses).all():
+        raise InputError("The model's loss is not finite (NaN or Inf in its output): load it in float32 or check it.")
+    return losses
+
+
+def losses(model, sample: Sample, progress: Progress = silent) -> torch.Tensor:
+    """Loss in nats at every one of `sample.positions`, (n,) float32 on CPU."""
+    targets = sample.tokens.ids[sample.positions]
+    result = torch.empty(len(targets))
+    done = 0
+    for logits in scored_logits(model, sample):
+        stop = done + len(logits)
+        result[done:stop] = losses_of(logits, targets[done:stop])
+        done = stop
+        progress("perplexity", done, len(targets))
+    return result
+
+
+def perplexity(
+    model, tokenizer, text: Text, window=None, stride=None, max_tokens=None, progress: Progress = silent
+) -> dict:
+    """Loss of `model` on `text`: {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "window", "stride"}.
+
+    Runs where the model is. window: default min(the model's positions, 512); stride: default half of it; max_tokens:
+    default the whole text. Units as in `Sample.summary`, windows as in `cut`, tokens as in `tokenize`.
+    """
+    sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+    return {**sample.summary(losses(model, sample, progress)), "window": sample.window, "stride": sample.stride}

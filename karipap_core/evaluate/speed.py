@@ -1,0 +1,138 @@
+"""How fast models run and how much memory they take, measured side by side in one process."""
+
+import gc
+import statistics
+import time
+
+import psutil
+import torch
+
+from karipap_core.progress import Progress, silent
+
+PROMPT, NEW_TOKENS, REPEATS, SECONDS = 256, 16, 5, 60.0
+
+
+def measure_speed(
+    models: dict, prompt=PROMPT, new_tokens=NEW_TOKENS, repeats=REPEATS, seconds=SECONDS, progress: Progress = silent
+) -> dict:
+    """For each of {name: causal model or encoder}: {"prefill_tokens_per_second", "decode_ms_per_token", ...}.
+
+    One sequence. Prefill: one forward pass over `prompt` random tokens. Decode: `new_tokens` greedy steps of one
+    token each with the KV cache behind that prompt (None for encoders). After one pass each to warm up, the models
+    take turns, so that a machine that gets slower gets slower for all; the median of `repeats` rounds is given, fewer
+    where they take longer than `seconds` in all. Prompt and steps are cut to the model's positions.
+    """
+    limits = [_positions(model) for model in models.values()]
+    new_tokens = min(new_tokens, max(1, min(limits) // 4))
+    prompt = max(1, min(prompt, min(limits) - new_tokens))
+    times = {name: ([], []) for name in models}
+    for name, model in models.items():
+        _one_round(model, prompt, new_tokens)
+        progress("speed", 0, repeats, name)
+    began = time.perf_counter()
+    for i in range(repeats):
+        for name, model in models.items():
+            prefill, decode = _one_round(model, prompt, new_tokens)
+            times[name][0].append(prefill)
+            times[name][1].append(decode)
+        progress("speed", i + 1, repeats)
+        if time.perf_counter() - began > seconds:
+            break
+    result = {}
+    for name, (prefills, decodes) in times.items():
+        result[name] = {
+            "prefill_tokens_per_second": prompt / statistics.median(prefills),
+            "decode_ms_per_token": None if decodes[0] is None else 1e3 * statistics.median(decodes),
+            "prompt": prompt,
+            "new_tokens": new_tokens,
+            "repeats": len(prefills),
+            "threads": torch.get_num_threads(),
+        }
+    return result
+
+
+def measure_memory(model, prompt: int = PROMPT, new_tokens: int = NEW_TOKENS) -> dict:
+    """{"weights_bytes", "peak_bytes", "peak_is"}: what the model holds, and that plus what a run of it adds at most.
+
+    weights_bytes: parameters and buffers as they lie in memory, shared ones once. CUDA: what
+    `torch.cuda.max_memory_allocated` adds to the memory allocated before the run. CPU: what the peak resident memory
+    of the process adds to its resident memory before the run; memory that the process had already set aside is not
+    seen, so that is a lower bound. The same prompt and steps as `measure_speed`.
+    """
+    weights = weights_bytes(model)
+    limit = _positions(model)
+    new_tokens = min(new_tokens, max(1, limit // 4))
+    prompt = max(1, min(prompt, limit - new_tokens))
+    device = next(model.parameters()).device
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _one_round(model, prompt, new_tokens)
+        grown, how = torch.cuda.max_memory_allocated(device) - before, "weights + growth of CUDA memory allocated"
+    else:
+        _reset_peak()
+        before = psutil.Process().memory_info().rss
+        _one_round(model, prompt, new_tokens)
+        grown, how = max(0, _peak_resident() - before), "weights + growth of the process's peak resident memory"
+    return {"weights_bytes": weights, "peak_bytes": weights + grown, "peak_is": how}
+
+
+def weights_bytes(model) -> int:
+    """Bytes of all parameters and buffers in memory, a storage that several share counted once."""
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+@torch.no_grad()
+def _one_round(model, prompt: int, new_tokens: int) -> tuple[float, float | None]:
+    """Seconds of one prefill, and seconds a token of the decoding behind it (None where there is none)."""
+    device = next(model.parameters()).device
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, prompt), generator=generator).to(device)
+    causal = getattr(model, "can_generate", lambda: False)()
+    began = _now(device)
+    output = model(input_ids=ids, use_cache=True) if causal else model(input_ids=ids)
+    prefill = _now(device) - began
+    if not causal:
+        return prefill, None
+    cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    began = _now(device)
+    for _ in range(new_tokens):
+        output = model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+    return prefill, (_now(device) - began) / new_tokens
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _positions(model) -> int:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 1 else PROMPT + NEW_TOKENS
+
+
+def _reset_peak() -> None:
+    """Linux: let the peak of resident memory start again from what is resident now."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass
+
+
+def _peak_resident() -> int:
+    """Peak resident bytes since `_reset_peak` (Linux), or the resident bytes now."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return psutil.Process().memory_info().rss
