@@ -1,0 +1,247 @@
+"""What each weight sees: second moments of its inputs and of the loss gradients at its outputs.
+
+For a weight y = W x, over calibration tokens:  C = E[x xᵀ] (in, in),  G = E[g gᵀ] (out, out), float64, with
+g = ∂L/∂y and L the negative log-likelihood of labels sampled from the model itself, summed over the tokens: G is a
+factor of the true Fisher matrix (K-FAC, Martens & Grosse 2015), so that ½‖G^{1/2}(W−Ŵ)C^{1/2}‖² estimates the rise in
+the mean loss a token. For an encoder, which has no likelihood, L = ½‖h − v‖² of unit Gaussian v around the last hidden
+state h, scaled by E‖h‖²: the same estimate, of the relative output error.
+
+Moments of a large model do not fit into memory: they are collected for a group of layers at a time, kept in the
+workspace, and read again group by group. Consumers go through weights in the order of layers.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Metric
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text
+from karipap_core.workspace import settings_key, whole_file
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How much text is looked at. Windows are spread evenly over the text; the three uses share no window.
+
+    tokens: for the moments; window: tokens seen together; probe_windows: to measure what truncating a weight does;
+    check_windows: to choose between whole plans; damping: of C and G, relative to their mean diagonal.
+    """
+
+    tokens: int = 32768
+    window: int = 256
+    probe_windows: int = 24
+    check_windows: int = 24
+    damping: float = 0.01
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows (count, window) for the three uses, and how many tokens the text holds."""
+
+    moments: torch.Tensor
+    probe: torch.Tensor
+    check: torch.Tensor
+    available: int
+
+
+def calibration_windows(tokenizer, text: Text, settings: CalibrationSettings, vocabulary: int) -> Windows:
+    """Cut a text into windows and deal them out: of every few windows in a row one is for probing, one for checking.
+
+    Raises InputError when the text is shorter than three windows.
+    """
+    from karipap_core.evaluate.perplexity import encode
+
+    ids = encode(tokenizer, text, vocabulary)
+    if len(ids) and int(ids.max()) >= vocabulary:
+        raise InputError(
+            f"The tokenizer gives ids up to {int(ids.max())}, the model knows {vocabulary}: wrong tokenizer."
+        )
+    count = len(ids) // settings.window
+    if count < 3:
+        raise InputError(
+            f"{text.name} has {len(ids)} tokens; calibration needs at least {3 * settings.window}: use a longer text."
+        )
+    every = ids[: count * settings.window].reshape(count, settings.window)
+    third = max(1, count // 3)
+    probe_count, check_count = min(settings.probe_windows, third), min(settings.check_windows, third)
+    moment_count = min(max(1, settings.tokens // settings.window), count - probe_count - check_count)
+    used = probe_count + check_count + moment_count
+    picked = torch.linspace(0, count - 1, used).round().long()
+    order = torch.arange(used)
+    probe = torch.linspace(0, used - 1, probe_count).round().long()
+    rest = order[~torch.isin(order, probe)]
+    check = rest[torch.linspace(0, len(rest) - 1, check_count).round().long()]
+    moments = rest[~torch.isin(rest, check)]
+    return Windows(every[picked[moments]], every[picked[probe]], every[picked[check]], len(ids))
+
+
+class Moments:
+    """C and G of every compressible weight, by groups of layers: in memory the last group, on disk those seen before.
+
+    `metric(name, which)` gives the Metric of a weight. Memory: `memory_bytes` bounds a group (float64, 8 bytes an
+    entry). Raises InputError for a weight that the model does not have.
+    """
+
+    def __init__(self, checkpoint, text: Text, settings: CalibrationSettings, folder: Path, device="cpu",
+                 memory_bytes: int = 4 << 30, progress: Progress = silent) -> None:  # fmt: skip
+        self.checkpoint, self.text, self.settings = checkpoint, text, settings
+        self.device, self.progress = device, progress
+        key = {"fingerprint": checkpoint.fingerprint, "text": text.sha256, "settings": asdict(settings)}
+        self.folder = Path(folder) / settings_key(key)
+        self.groups = _groups(checkpoint, memory_bytes)
+        self._group_of = {weight.name: index for index, group in enumerate(self.groups) for weight in group}
+        self._loaded: int | None = None
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._keys: dict[str, list[str]] = {}
+
+    def metric(self, name: str, which: str) -> Metric:
+        """The Metric of a weight: `weight`, `functional` (C) or `loss` (C and G). Weights that share an input share C."""
+        if which == "weight":
+            return Metric("weight")
+        if name not in self._group_of:
+            raise InputError(f"Weight {name} has no activations: only compressible weights are looked at.")
+        self._load(self._group_of[name])
+        c_key, g_key = self._keys[name]
+        return Metric(which, C=self._tensors[c_key], G=self._tensors[g_key] if which == "loss" else None,
+                      damping=self.settings.damping)  # fmt: skip
+
+    def _load(self, index: int) -> None:
+        if self._loaded == index:
+            return
+        self._tensors, self._loaded = {}, None
+        file = self.folder / f"moments-{index:04d}.safetensors"
+        if not file.exists():
+            tensors, keys = _collect(self, self.groups[index])
+            with whole_file(file) as temporary:
+                save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
+        with safe_open(file, framework="pt") as handle:
+            self._tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+            self._keys = json.loads(handle.metadata()["keys"])
+        self._loaded = index
+
+
+def _groups(checkpoint, memory_bytes: int) -> list[list]:
+    """Compressible weights in the order of their layers, cut into groups whose moments fit into `memory_bytes`."""
+    groups, size = [[]], 0
+    for weight in checkpoint.weights:
+        if not weight.compressible:
+            continue
+        need = 8 * (weight.shape[0] ** 2 + weight.shape[1] ** 2)
+        if groups[-1] and size + need > memory_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(weight)
+        size += need
+    return groups
+
+
+class _Sums:
+    """Running Σ v vᵀ of one stream of vectors."""
+
+    def __init__(self, size: int) -> None:
+        self.total = torch.zeros(size, size, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, vectors: torch.Tensor) -> None:
+        # float32 products of a few hundred rows summed in float64: the rounding stays below the sampling noise by
+        # five orders, at half the time of float64 products.
+        vectors = vectors.detach().float()
+        self.total += (vectors.T @ vectors).double().cpu()
+        self.count += len(vectors)
+
+
+def _collect(moments: Moments, group: list) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """One pass of forward and backward over the calibration windows for the weights of one group."""
+    from karipap_core.hf import load_model, observe
+
+    checkpoint, settings = moments.checkpoint, moments.settings
+    model, tokenizer = load_model(checkpoint, device=moments.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    windows = calibration_windows(tokenizer, moments.text, settings, vocabulary).moments
+    inputs = {weight.name: _Sums(weight.shape[1]) for weight in group}
+    gradients = {weight.name: _Sums(weight.shape[0]) for weight in group}
+    shared: dict[str, str] = {}  # weight -> the weight whose input it shares (q, k and v; gate and up)
+    last: dict[str, object] = {"tensor": None, "name": None}
+
+    def on_input(name: str, x: torch.Tensor) -> None:
+        if shared.get(name, name) != name:
+            return
+        if name not in shared:
+            # The very same tensor handed to two weights of one block: their C is one.
+            same = last["tensor"] is not None and last["tensor"].shape == x.shape
+            if same and last["tensor"].data_ptr() == x.data_ptr():
+                shared[name] = last["name"]
+                return
+            shared[name] = name
+            last["tensor"], last["name"] = x, name
+        inputs[name].add(x)
+
+    def on_gradient(name: str, g: torch.Tensor) -> None:
+        gradients[name].add(g)
+
+    generator = torch.Generator(device="cpu").manual_seed(settings.seed)
+    batch = max(1, 2048 // settings.window)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(True)  # so that gradients flow through every block
+    with observe(model, checkpoint, [weight.name for weight in group], on_input, on_gradient):
+        for start in range(0, len(windows), batch):
+            moments.progress("activations", start, len(windows), group[0].name if group else "")
+            rows = windows[start : start + batch].to(moments.device)
+            sampled_loss(model, checkpoint.kind, rows, generator).backward()
+            model.zero_grad(set_to_none=True)
+            last["tensor"] = None
+    moments.progress("activations", len(windows), len(windows))
+    return _pack(group, inputs, gradients, shared, windows.numel())
+
+
+def sampled_loss(model, kind: str, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The scalar whose gradients give the true Fisher: −Σ ln p(label) with labels drawn from p (causal), or the
+    Gaussian counterpart Σ hᵀv / E‖h‖·√(2) of the last hidden state (encoder)."""
+    if kind == "causal":
+        logits = model(input_ids=rows, use_cache=False).logits.float()
+        probabilities = logits.detach().softmax(-1).flatten(0, 1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+    hidden = model(input_ids=rows).last_hidden_state.float()
+    noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
+    # ½ vᵀ G v must be the relative squared error ‖Δh‖²/E‖h‖², so g carries √2.
+    return (hidden * noise).sum() * (2.0 / hidden.detach().square().sum(-1).mean()).sqrt()
+
+
+def _pack(group, inputs, gradients, shared, tokens: int):
+    """Second moments as means over the tokens that a weight saw. An expert's G is scaled by the share of all tokens
+    that reach it, since only these add to the loss; one that saw few tokens borrows from its layer's other experts."""
+    tensors, keys = {}, {}
+    pooled: dict[tuple, list] = {}
+    for weight in group:
+        if weight.expert is not None:
+            pooled.setdefault((weight.layer, weight.role), []).append(weight.name)
+
+    def mean(sums: dict[str, _Sums], weight) -> torch.Tensor:
+        own = sums[weight.name]
+        names = pooled.get((weight.layer, weight.role), [weight.name])
+        total = sum(sums[name].total for name in names)
+        count = sum(sums[name].count for name in names)
+        if len(names) == 1 or own.count >= 4 * own.total.shape[0]:
+            return own.total / max(1, own.count)
+        # Few tokens make a poor estimate of many directions: blend with the layer's other experts.
+        prior = 4 * own.total.shape[0] - own.count
+        return (own.total + prior * total / max(1, count)) / (own.count + prior)
+
+    for weight in group:
+        source = shared.get(weight.name, weight.name)
+        c_key, g_key = f"C|{source}", f"G|{weight.name}"
+        if c_key not in tensors:
+            tensors[c_key] = mean(inputs, next(w for w in group if w.name == source))
+        share = 1.0 if weight.expert is None else max(1, gradients[weight.name].count) / tokens
+        tensors[g_key] = mean(gradients, weight) * share
+        keys[weight.name] = [c_key, g_key]
+    return tensors, keys

@@ -1,0 +1,93 @@
+"""A plan → a compressed Hugging Face folder, weight by weight.
+
+Every finished weight is a file of its own in `<out>/.parts` (written whole, then renamed); the folder is assembled from
+them at the end. A killed run goes on where it stopped and gives the same folder, byte for byte.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from karipap_core.errors import InputError
+from karipap_core.plan import Plan
+from karipap_core.progress import Progress, silent
+from karipap_core.workspace import settings_key, whole_file, write_json
+
+REPORT = "karipap.json"
+
+
+def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:
+    """Write the compressed model of `plan` for the study's checkpoint into the folder `out`.
+
+    Returns {"kept", "bytes_kept", "parameters", "bytes", "weights": [{"name", "network", "chi", "parameters",
+    "weight_error", "functional_error"}], "seconds"}; errors are relative squared: ‖W−Ŵ‖²/‖W‖² and, where the plan's
+    metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are stored in the weight's own dtype and the
+    errors are those of the stored cores. Raises InputError where the plan is not this checkpoint's (`force` overrides
+    a fingerprint that differs) or `out` holds something else.
+    """
+    from karipap_core.hf import write_compressed
+
+    began, out, checkpoint = time.monotonic(), Path(out), study.checkpoint
+    plan.check(checkpoint, force)
+    document = plan.to_json()
+    identity = settings_key({"plan": document, "fingerprint": checkpoint.fingerprint})
+    if _finished(out, identity):
+        return json.loads((out / REPORT).read_text())["result"] | {"seconds": 0.0}
+    if out.exists() and any(path.name != ".parts" for path in out.iterdir()):
+        raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
+    parts = out / ".parts" / identity
+    todo = [weight for weight in checkpoint.weights if plan.spec(weight.name) is not None]
+    files, rows = {}, []
+    for index, weight in enumerate(todo):
+        progress("compress", index, len(todo), weight.name)
+        file = files[weight.name] = parts / f"{index:05d}.safetensors"
+        if not file.exists():
+            _decompose(study, plan, weight, file)
+        with safe_open(file, framework="pt") as handle:
+            rows.append(json.loads(handle.metadata()["row"]))
+    progress("write", 0, 1, str(out))
+    ledger = plan.ledger(checkpoint)
+    result = {
+        "kept": ledger.kept, "bytes_kept": ledger.bytes_kept, "parameters": ledger.parameters, "bytes": ledger.bytes,
+        "kept_blocks": ledger.kept_blocks, "weights": rows,
+    }  # fmt: skip
+    write_compressed(checkpoint, document, files, out)
+    write_json(out / REPORT, {"format": "karipap-report", "version": 1, "identity": identity, "result": result})
+    shutil.rmtree(out / ".parts")
+    progress("write", 1, 1, str(out))
+    return result | {"seconds": round(time.monotonic() - began, 3)}
+
+
+def _finished(out: Path, identity: str) -> bool:
+    """Whether `out` already holds this very plan's model: the report is the last file written."""
+    report = out / REPORT
+    return report.is_file() and json.loads(report.read_text()).get("identity") == identity
+
+
+def _decompose(study, plan: Plan, weight, file: Path) -> None:
+    """Cores of one weight, rounded to its dtype, with what they lose, as one file."""
+    spec, decompositions = plan.spec(weight.name), study.decompositions(plan.metric)
+    dtype = getattr(torch, weight.dtype)
+    cores = [core.to(dtype).contiguous() for core in decompositions.cores(weight.name, spec)]
+    dense = study.checkpoint.read(weight.name).double()
+    stored = spec.dense([core.float() for core in cores]).double()
+    row = {
+        "name": weight.name, "network": spec.network, "chi": list(spec.chi), "parameters": spec.parameters,
+        "weight_error": _relative((dense - stored), dense),
+        "functional_error": None,
+    }  # fmt: skip
+    if plan.metric != "weight":
+        row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
+    with whole_file(file) as temporary:
+        tensors = {f"{weight.name}.cores.{index}": core for index, core in enumerate(cores)}
+        save_file(tensors, temporary, metadata={"row": json.dumps(row)})
+
+
+def _relative(difference: torch.Tensor, whole: torch.Tensor) -> float:
+    lost = difference.square().sum().item()
+    return lost / whole.square().sum().item() if lost else 0.0

@@ -1,0 +1,233 @@
+"""One model and one calibration text: everything that is found out about them, each thing once.
+
+A `Study` opens the checkpoint and gives, when first asked and from the workspace ever after: moments, profiles, curves,
+decompositions, the calibration, and probes on the dense model in memory. Verbs and pages work through it.
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+from karipap_core.calibrate import Calibration
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.curves import build_curves, load_curves, save_curves
+from karipap_core.errors import InputError
+from karipap_core.profile import Profile, build_profile, profile_key, profile_settings
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text, read_text, standard_library
+from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+
+FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
+FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+
+
+class _KeptOnDisk(dict):
+    """A dictionary that is written to a JSON file whenever an item is set."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(read_json(file) if file.exists() else {})
+        self.file = file
+
+    def __setitem__(self, key, value) -> None:
+        super().__setitem__(key, value)
+        write_json(self.file, dict(self))
+
+
+class Study:
+    """model: folder, file or hub id. text: path or Text to calibrate on (default: the standard library's calibration
+    modules). settings: activations.CalibrationSettings."""
+
+    def __init__(self, model, text: str | Path | Text | None = None, settings=None, device: str = "auto",
+                 workspace: Workspace | None = None, progress: Progress = silent) -> None:  # fmt: skip
+        self.checkpoint = model if hasattr(model, "weights") else open_checkpoint(model)
+        self._text, self._settings = text, settings
+        self.device_name, self.progress = device, progress
+        self.workspace = workspace or Workspace()
+        self._curves: dict[tuple[str, str], dict] = {}
+        self._calibrations: dict[str, Calibration] = {}
+        self._decompositions: dict = {}
+
+    # The text and what the model does on it.
+
+    @cached_property
+    def text(self) -> Text:
+        if isinstance(self._text, Text):
+            return self._text
+        return standard_library("calibration") if self._text is None else read_text(self._text)
+
+    @cached_property
+    def settings(self):
+        from karipap_core.activations import CalibrationSettings
+
+        settings = self._settings or CalibrationSettings()
+        positions = (self.checkpoint.config.get("text_config") or self.checkpoint.config).get("max_position_embeddings")
+        if positions and settings.window > positions:
+            from dataclasses import replace
+
+            settings = replace(settings, window=positions)
+        return settings
+
+    @property
+    def device(self) -> str:
+        from karipap_core.spectrum import pick_device
+
+        return pick_device(self.device_name)
+
+    @property
+    def folder(self) -> Path:
+        """This model's folder in the workspace."""
+        return self.workspace.profile_dir(self.checkpoint.fingerprint, "x").parents[1]
+
+    @property
+    def key(self) -> str:
+        """Names model, text and settings: where what was measured on them is kept."""
+        from dataclasses import asdict
+
+        return settings_key({"text": self.text.sha256, "settings": asdict(self.settings)})
+
+    def calibration_entry(self) -> dict | None:
+        """The plan's `calibration` field: the text that its numbers and its cores come from."""
+        path = None if self._text is None or isinstance(self._text, Text) else str(Path(self._text).resolve())
+        return {
+            "text": self.text.name, "path": path, "sha256": self.text.sha256, "tokens": self.settings.tokens,
+            "window": self.settings.window, "damping": self.settings.damping,
+        }  # fmt: skip
+
+    @cached_property
+    def moments(self):
+        from karipap_core.activations import Moments
+
+        return Moments(self.checkpoint, self.text, self.settings, self.folder / "moments", self.device,
+                       progress=self.progress)  # fmt: skip
+
+    @cached_property
+    def model(self):
+        from karipap_core.hf import load_model
+
+        return load_model(self.checkpoint, device=self.device)
+
+    @cached_property
+    def windows(self):
+        from karipap_core.activations import calibration_windows
+
+        model, tokenizer = self.model
+        return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
+
+    @cached_property
+    def probe(self):
+        """The dense model on the windows that sensitivities are measured on."""
+        from karipap_core.probe import Probe
+
+        if "check" in self.__dict__:
+            self.check.restore()
+        return Probe(self.model[0], self.checkpoint, self.windows.probe)
+
+    @cached_property
+    def check(self):
+        """The dense model on the windows that whole plans are measured on."""
+        from karipap_core.probe import Probe
+
+        if "probe" in self.__dict__:
+            self.probe.restore()
+        return Probe(self.model[0], self.checkpoint, self.windows.check)
+
+    # Spectra and curves.
+
+    def profile(self, metrics=("weight", "functional", "loss"), network: str | None = None) -> Profile:
+        """The profile under these metrics, from the workspace where it is there."""
+        wanted = self.moments if tuple(metrics) != ("weight",) else None
+        settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
+        folder = self.workspace.profile_dir(self.checkpoint.fingerprint, profile_key(settings))
+        return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
+
+    def curves(self, network: str, metric: str) -> dict:
+        """curves.build_curves of a network under a metric."""
+        if (network, metric) not in self._curves:
+            key = "none" if metric == "weight" else self.key
+            file = self.folder / "curves" / f"{network}-{metric}-{key}.safetensors"
+            if file.exists():
+                self._curves[network, metric] = load_curves(file)
+            else:
+                profile = self.profile() if network == "lowrank" else None
+                moments = None if metric == "weight" else self.moments
+                curves = build_curves(self.checkpoint, network, metric, profile, moments, self.progress)
+                save_curves(file, curves)
+                self._curves[network, metric] = curves
+        return self._curves[network, metric]
+
+    def entropies(self, metric: str) -> dict[str, float]:
+        rows = self.profile().weights
+        return {row["name"]: row["spectra"].get(metric, row["spectra"]["weight"])["entropy"] for row in rows}
+
+    def decompositions(self, metric: str):
+        from karipap_core.decompositions import Decompositions
+
+        if metric not in self._decompositions:
+            moments = None if metric == "weight" else self.moments
+            self._decompositions[metric] = Decompositions(self.checkpoint, moments, metric, self.folder / "cores")
+        return self._decompositions[metric]
+
+    # The calibration.
+
+    def calibration_file(self, metric: str) -> Path:
+        return self.workspace.calibration_file(self.checkpoint.fingerprint, f"{metric}-{self.key}")
+
+    def has_calibration(self, metric: str) -> bool:
+        return metric in self._calibrations or self.calibration_file(metric).exists()
+
+    def calibration(self, metric: str) -> Calibration:
+        """The measured sensitivity of every weight under a metric, and the fit through whole plans."""
+        if metric not in self._calibrations:
+            file = self.calibration_file(metric)
+            if not file.exists():
+                self._calibrate(metric, file)
+            self._calibrations[metric] = Calibration.from_json(read_json(file))
+        return self._calibrations[metric]
+
+    def _calibrate(self, metric: str, file: Path) -> None:
+        from karipap_core.planning import Planner
+        from karipap_core.sensitivity import measure_levels
+
+        if self.checkpoint.kind is None:
+            raise InputError(f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run.")
+        partial = _KeptOnDisk(file.with_suffix(".partial.json"))
+        levels = measure_levels(self.probe, self.decompositions(metric), self.checkpoint, partial, self.progress)
+        causal = self.checkpoint.kind == "causal"
+        self._calibrations[metric] = calibration = Calibration(
+            metric=metric, measure="kl" if causal else "output error", text=self.calibration_entry(),
+            dense_loss=self.check.dense.loss if causal else 0.0, levels=levels, tokens=self.probe.tokens,
+        )  # fmt: skip
+        planner = Planner(self, "lowrank", metric)
+        for number, weights in enumerate(plans := self._plans_to_fit(planner)):
+            self.progress("whole plans", number, len(plans))
+            planner.measure(weights)
+        self.progress("whole plans", len(plans), len(plans))
+        write_json(file, calibration.to_json())
+        partial.file.unlink(missing_ok=True)
+
+    def _plans_to_fit(self, planner) -> list[dict]:
+        """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
+        is."""
+        sums = {}
+        blocks = self.checkpoint.block_parameters
+        for kept in FIT_KEPT:
+            try:
+                weights = planner._allocated("calibrated", kept * blocks, "parameters")
+            except InputError:
+                continue  # below the smallest plan of this model
+            sums[planner.damage_sum(weights)] = weights
+        chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
+        return [sums[total] for total in sorted(chosen)]
+
+    def learn(self, metric: str, measured: dict) -> None:
+        """Add a measured whole plan to the calibration's fit and keep it."""
+        calibration = self._calibrations[metric]
+        calibration.plans.append({k: measured[k] for k in ("kept_blocks", "sum", "rise", "divergence", "network")})
+        file = self.calibration_file(metric)
+        if file.exists():
+            write_json(file, calibration.to_json())
+
+
+def _log(value: float) -> float:
+    import math
+
+    return math.log(max(value, 1e-12))
