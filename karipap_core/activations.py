@@ -60,9 +60,7 @@ def calibration_windows(tokenizer, text: Text, settings: CalibrationSettings, vo
 
     ids = encode(tokenizer, text, vocabulary)
     if len(ids) and int(ids.max()) >= vocabulary:
-        raise InputError(
-            f"The tokenizer gives ids up to {int(ids.max())}, the model knows {vocabulary}: wrong tokenizer."
-        )
+        raise InputError(f"The tokenizer gives id {int(ids.max())}, the model knows {vocabulary}: wrong tokenizer.")
     count = len(ids) // settings.window
     if count < 3:
         raise InputError(
@@ -102,7 +100,7 @@ class Moments:
         self._keys: dict[str, list[str]] = {}
 
     def metric(self, name: str, which: str) -> Metric:
-        """The Metric of a weight: `weight`, `functional` (C) or `loss` (C and G). Weights that share an input share C."""
+        """The Metric of a weight: `weight`, `functional` (C), `loss` (C and G). Weights that share an input share C."""
         if which == "weight":
             return Metric("weight")
         if name not in self._group_of:

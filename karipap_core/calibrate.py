@@ -72,8 +72,8 @@ class Calibration:
 
     @property
     def error(self) -> float | None:
-        """How far a prediction was off: the largest |predicted / measured − 1| over inner measured plans, each predicted
-        from the others. None with fewer than three."""
+        """How far predictions were off: the largest |predicted / measured − 1| over the inner measured plans, each
+        predicted from the others. None with fewer than three."""
         points = self.points
         off = [
             abs(predicted_rise(points[:i] + points[i + 1 :], points[i][0]) / points[i][1] - 1)
@@ -90,7 +90,7 @@ class Calibration:
 
 
 def predicted_rise(points: list[tuple[float, float]], total: float) -> float:
-    """a·sum^b through the two nearest of `points` (sum, rise), sorted; with one point b = 1, with none the sum itself."""
+    """a·sum^b through the two nearest of `points` (sum, rise), sorted; one point: b = 1; none: the sum itself."""
     if total <= 0:
         return 0.0
     if not points:

@@ -1,4 +1,4 @@
-"""The arrows of the story as functions: checkpoint → profile → plan → compressed model. Verbs and notebooks call these."""
+"""The arrows of the story as functions: checkpoint → profile → plan → compressed model. Verbs call these."""
 
 from pathlib import Path
 
@@ -57,9 +57,4 @@ def calibration_text(plan: Plan):
             f"The plan was calibrated on {entry['text']} (SHA-256 {entry['sha256'][:12]}…), which is not "
             f"{text.name} as it is here ({text.sha256[:12]}…): make the plan again on this machine."
         )
-    return text if entry.get("path") is None else _at(entry["path"], text)
-
-
-def _at(path: str, text):
-    """The text itself where it is the whole file (so that its path is kept), else the part."""
-    return path if read_text(path).sha256 == text.sha256 else text
+    return text

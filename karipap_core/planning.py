@@ -14,7 +14,7 @@ from karipap_core.curves import option_table
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, METRICS, RULES, Plan, model_entry
 from karipap_core.progress import Progress, silent
-from karipap_core.sensitivity import marginals, whole_plan
+from karipap_core.sensitivity import apply_plan, marginals, whole_plan
 
 REFINE_ROUNDS = 5
 
@@ -171,10 +171,7 @@ class Planner:
         tried.append({"rule": "calibrated"} | best_found)
         for round_ in range(1, REFINE_ROUNDS + 1):
             specs = self._specs(weights)
-            probe.restore()
-            for name, spec in specs.items():
-                if spec is not None:
-                    probe.replace(name, decompositions.matrix(name, spec))
+            apply_plan(probe, decompositions, specs)
             found = marginals(probe, decompositions, self.checkpoint, specs, self.progress)
             probe.restore()
             for name, (spec, change) in found.items():
@@ -245,7 +242,7 @@ class Planner:
         return plan
 
     def predict(self, plan: Plan) -> dict:
-        """Size (exact) and, where this model has been calibrated, the predicted rise in loss with its observed error."""
+        """Size (exact) and, where this model has been calibrated, the predicted rise in loss with its error so far."""
         ledger = plan.ledger(self.checkpoint)
         predicted = dict(ledger.__dict__)
         if self.study.has_calibration(self.metric):

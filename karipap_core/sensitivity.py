@@ -1,4 +1,4 @@
-"""Measuring what truncations do, by forward passes: the calibration of `calibrate.py` and the marginals of `refined`."""
+"""Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
 from karipap_core.calibrate import LEVELS
 from karipap_core.networks.lowrank import LowRank
@@ -40,8 +40,8 @@ def _weight_levels(probe, decompositions, checkpoint, weight) -> list[list[float
 def apply_plan(probe, decompositions, plan) -> None:
     """Put every weight of a plan into the probe's model, and dense where the plan leaves it."""
     probe.restore()
-    for name in plan:
-        if (spec := plan[name]) is not None:
+    for name, spec in plan.items():
+        if spec is not None:
             probe.replace(name, decompositions.matrix(name, spec))
 
 

@@ -86,9 +86,8 @@ class Study:
 
     def calibration_entry(self) -> dict | None:
         """The plan's `calibration` field: the text that its numbers and its cores come from."""
-        path = None if self._text is None or isinstance(self._text, Text) else str(Path(self._text).resolve())
         return {
-            "text": self.text.name, "path": path, "sha256": self.text.sha256, "tokens": self.settings.tokens,
+            "text": self.text.name, "path": self.text.path, "sha256": self.text.sha256, "tokens": self.settings.tokens,
             "window": self.settings.window, "damping": self.settings.damping,
         }  # fmt: skip
 

@@ -26,6 +26,7 @@ class Text:
 
     name: str
     documents: tuple[str, ...]
+    path: str | None = None  # of the file it was read from; None for the standard library
 
     @property
     def sha256(self) -> str:
@@ -89,7 +90,7 @@ def read_text(path: str | Path) -> Text:
     documents = tuple(part.strip("\n") for part in parts if part.strip())
     if not documents:
         raise InputError(f"Text file {path} is empty: nothing to measure on.")
-    return Text(path.name, documents)
+    return Text(path.name, documents, str(path.resolve()))
 
 
 def _json_documents(path: Path, text: str) -> list[str]:
@@ -113,4 +114,4 @@ def divide(text: Text) -> tuple[Text, Text]:
     else:
         cut = len(text.documents[0]) // 4
         first, rest = (text.documents[0][:cut],), (text.documents[0][cut:],)
-    return Text(f"{text.name}, a quarter", first), Text(f"{text.name}, the other three quarters", rest)
+    return Text(f"{text.name}, a quarter", first, text.path), Text(f"{text.name}, three quarters", rest, text.path)
