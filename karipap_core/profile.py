@@ -7,9 +7,7 @@ in `partial/` of that folder, so a killed profile goes on where it stopped. Read
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import platform
 import time
 import warnings
@@ -25,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.spectrum import METRICS, describe, pick_device, singular_values
+from karipap_core.workspace import read_json, settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo",)
@@ -59,7 +58,7 @@ def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None =
 
 def profile_key(settings: dict) -> str:
     """16 hex digits that name these settings; with the fingerprint, a profile's place in the workspace."""
-    return hashlib.sha256(json.dumps([FORMAT, VERSION, settings], sort_keys=True).encode()).hexdigest()[:16]
+    return settings_key({"format": FORMAT, "version": VERSION, "settings": settings})
 
 
 class Profile:
@@ -135,19 +134,13 @@ class Profile:
         return self.document
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the folder: spectra first, then profile.json, each to a temporary name and renamed.
+        """Writes the folder: spectra first, then profile.json, each whole or not at all.
 
         A folder with a profile.json is complete. Other files in it are left alone.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as failure:
-            raise InputError(f"{folder} cannot be made a folder for the profile: {failure.strerror}.") from failure
         _write(folder / "spectra.safetensors", self._spectra, {"key": self._file_key})
-        document = folder / "profile.json.tmp"
-        document.write_text(json.dumps(self.document, indent=1))
-        os.replace(document, folder / "profile.json")
+        write_json(folder / "profile.json", self.document)
         self.folder = folder
         return folder
 
@@ -159,13 +152,8 @@ class Profile:
         """
         folder = Path(folder)
         file = folder if folder.name == "profile.json" else folder / "profile.json"
-        try:
-            document = json.loads(file.read_text())
-        except OSError as failure:
-            raise InputError(f"{file} cannot be read: no finished profile is there.") from failure
-        except ValueError as failure:
-            raise InputError(f"{file} is not JSON ({failure}); profile the model again.") from failure
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
+        document = read_json(file)
+        if document.get("format") != FORMAT:
             raise InputError(f"{file} is not a Karipap profile (field 'format').")
         if document.get("version") != VERSION:
             version = document.get("version")
@@ -212,6 +200,8 @@ def build_profile(
     settings = profile_settings(metrics, network, text, calibration)
     key = f"{checkpoint.fingerprint}-{profile_key(settings)}"
     folder = None if folder is None else Path(folder)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; a profile needs a folder.")
     if folder is not None and (folder / "profile.json").exists():
         found = Profile.load(folder)
         if found._file_key == key:
@@ -233,7 +223,6 @@ def build_profile(
             row, found = _profile_weight(checkpoint, weight, settings, moments, device)
             work, seconds = work + flops, seconds + time.monotonic() - started
             if part is not None:
-                part.parent.mkdir(parents=True, exist_ok=True)
                 _write(part, found, {"key": key, "row": json.dumps(row)})
         rows.append(row)
         spectra |= found
@@ -359,10 +348,8 @@ def _flops(shape: tuple[int, int]) -> float:
 
 
 def _write(file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """A safetensors file under a temporary name, then renamed: whole or absent."""
-    temporary = file.with_name(file.name + ".tmp")
-    save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, temporary, metadata)
-    os.replace(temporary, file)
+    with whole_file(file) as temporary:
+        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, temporary, metadata)
 
 
 def _read_part(file: Path | None, key: str, name: str) -> tuple[dict | None, dict[str, np.ndarray]]:

@@ -25,12 +25,21 @@ METRICS = ("weight", "functional", "loss")
 
 
 def pick_device(device: str = "auto") -> str:
-    """ "auto" is CUDA where torch sees it, else the CPU; any other name is returned as it is."""
-    if device != "auto":
-        return device
+    """The device to work on: for "auto" CUDA where torch sees one, else the CPU.
+
+    InputError for a device that does not exist here.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"device: {device!r} is not a device; use auto, cpu or cuda.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: torch sees no CUDA here, so {device!r} cannot be used; use auto or cpu.")
+    return device
 
 
 def singular_values(
@@ -81,7 +90,7 @@ def _singular_values(tall, device: str, name: str) -> np.ndarray:
 
     def scaled():
         for block in blocks:
-            yield block.to(device=device, dtype=torch.float64) / scale
+            yield block.to(device).to(torch.float64) / scale  # moved as stored: a quarter of float64's bytes
 
     def exact() -> np.ndarray:
         factor = torch.zeros(0, k, dtype=torch.float64, device=device)
@@ -204,6 +213,20 @@ def null_entropy(m: int, n: int) -> float:
     return digamma + math.log(2 / n) - y / 2 - mu / m
 
 
+def null_deviation(m: int, n: int) -> float:
+    """Standard deviation of one such matrix's entropy about `null_entropy`, in nats: an excess below 2 or 3 is noise.
+
+    With m <= n, y = m/n: Var[S] = (2/m^2) sum_{k>=2} y^k / k (1/(k-1) - y/(k+1))^2, the variance of the same linear
+    statistic: half of sum k a_k^2 over the Chebyshev coefficients a_k of x ln x on the bulk, without k = 1, which is
+    the trace's. 0.71/m for a square matrix.
+    """
+    m, n = sorted((int(m), int(n)))
+    if m <= SIMULATED:
+        return _simulated(m, n)[2]
+    y, k = m / n, np.arange(2, 200)
+    return math.sqrt(2 * float((y**k / k * (1 / (k - 1) - y / (k + 1)) ** 2).sum())) / m
+
+
 def null_tail(m: int, n: int) -> np.ndarray:
     """Expected tail(sigma) / tail(sigma)[0] of a Gaussian m x n matrix, chi = 0 .. min(m, n): the "no structure" line.
 
@@ -226,11 +249,12 @@ def null_tail(m: int, n: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def _simulated(m: int, n: int) -> tuple[float, np.ndarray]:
-    """(mean entropy, mean p_i in order) of `DRAWS` Gaussian m x n matrices, m <= n, m small; always the same draws.
+def _simulated(m: int, n: int) -> tuple[float, np.ndarray, float]:
+    """(mean entropy, mean p_i in order, standard deviation of the entropy) of `DRAWS` Gaussian m x n matrices, m <= n.
 
-    Singular values are drawn through the triangular Bartlett factor (chi variables and normals, m x m whatever n is).
-    The purity sum p^2, whose mean (m+n+1)/(mn+2) is known exactly, serves as the control variate.
+    Always the same draws. Singular values are drawn through the triangular Bartlett factor (chi variables and
+    normals, m x m whatever n is). The purity sum p^2, whose mean (m+n+1)/(mn+2) is known exactly, serves as the
+    control variate of the mean.
     """
     rng = np.random.default_rng(0)
     factor = np.tril(rng.standard_normal((DRAWS, m, m)), -1)
@@ -239,11 +263,12 @@ def _simulated(m: int, n: int) -> tuple[float, np.ndarray]:
     p = np.linalg.svd(factor, compute_uv=False) ** 2
     p /= p.sum(axis=1, keepdims=True)
     if m == 1:
-        return 0.0, p.mean(axis=0)
+        return 0.0, p.mean(axis=0), 0.0
     entropies = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1)
     purity = (p**2).sum(axis=1)
     slope = np.cov(entropies, purity)[0, 1] / purity.var(ddof=1)
-    return float(entropies.mean() - slope * (purity.mean() - (m + n + 1) / (m * n + 2))), p.mean(axis=0)
+    mean = entropies.mean() - slope * (purity.mean() - (m + n + 1) / (m * n + 2))
+    return float(mean), p.mean(axis=0), float(entropies.std())
 
 
 def bulk_deviation(sigma, shape: tuple[int, int]) -> float:
@@ -303,7 +328,8 @@ def marchenko_pastur(grid, shape: tuple[int, int], deviation: float) -> np.ndarr
 def describe(sigma, shape: tuple[int, int]) -> dict:
     """Every number of a spectrum, as the profile stores it: entropies in nats, `excess` = null_entropy - entropy.
 
-    `total` is sum sigma^2, `chi_at_1pct` the chi that leaves 1 % of it, `spike_share` the spikes' part of it.
+    An excess below two or three `null_deviation` is what chance gives. `total` is sum sigma^2, `chi_at_1pct` the chi
+    that leaves 1 % of it, `spike_share` the spikes' part of it.
     """
     count, share = spikes(sigma, shape)
     value, null = entropy(sigma), null_entropy(*shape)
@@ -311,6 +337,7 @@ def describe(sigma, shape: tuple[int, int]) -> dict:
         "entropy": value,
         "normalized_entropy": normalized_entropy(sigma, shape),
         "null_entropy": null,
+        "null_deviation": null_deviation(*shape),
         "excess": null - value,
         "renyi2": renyi2(sigma),
         "effective_rank": effective_rank(sigma),
