@@ -51,7 +51,7 @@ def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None =
     settings = {"metrics": chosen, "network": network, "text": None, "sha256": None}
     if chosen == ["weight"]:
         return settings
-    if text is None:
+    if not text:
         raise InputError(f"metrics: {chosen[-1]} looks at activations and needs a calibration text.")
     return settings | {"text": text.name, "sha256": text.sha256} | (asdict(calibration) if calibration else {})
 
@@ -191,8 +191,8 @@ def build_profile(
 ) -> Profile:
     """Spectra of every weight of `checkpoint` under each metric, and of every MPO bond with network="mpo".
 
-    `moments` (activations.Moments) gives what `functional` and `loss` need; a weight that it knows nothing of keeps
-    its weight spectrum, with a note. With `folder` the profile is kept there: a finished one of the same model and
+    `moments` (activations.Moments) gives what `functional` and `loss` need; weights that are not compressible
+    (embeddings, head, ...) have their weight spectrum alone, with a note. With `folder` the profile is kept there: a finished one of the same model and
     settings is returned as it is, an unfinished one is continued. Cost: see `spectrum.singular_values`, once for each
     weight, metric and bond. InputError for unknown metrics and networks, missing moments, NaN in a weight.
     """
@@ -227,9 +227,6 @@ def build_profile(
         rows.append(row)
         spectra |= found
     progress("profile", len(rows), len(rows))
-    for metric in settings["metrics"]:
-        if rows and not any(metric in row["spectra"] for row in rows):
-            raise InputError(f"metric {metric}: no weight of {checkpoint.name} has it. {' '.join(rows[0]['notes'])}")
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -259,14 +256,10 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     """(row, spectra) of one weight."""
     matrix = checkpoint.read(weight.name)
     notes: list[str] = []
-    chosen = {}
-    for name in settings["metrics"]:
-        try:
-            chosen[name] = None if name == "weight" else _metric(moments, weight.name, name)
-        except InputError as missing:
-            notes.append(f"No {name} spectrum: {missing}")
-    if not chosen:
-        chosen["weight"] = None
+    wanted = settings["metrics"] if weight.compressible else ["weight"]
+    if wanted != settings["metrics"]:
+        notes.append("Only the weights that can be compressed have their activations looked at: weight spectrum alone.")
+    chosen = {name: None if name == "weight" else moments.metric(weight.name, name) for name in wanted}
     cuts = _cuts(weight.shape, settings["network"]) if settings["network"] else []
     row = {
         "name": weight.name,
@@ -283,12 +276,11 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     }
     spectra = {}
     for name, metric in chosen.items():
+        damping = {} if metric is None else _damping(metric, notes.append)
         whitened = matrix if metric is None else _whitened(matrix, metric, device, weight.name, notes.append)
         sigma = singular_values(whitened, device, weight.name, notes.append)
         spectra[f"{weight.name}|{name}"] = sigma
-        row["spectra"][name] = describe(sigma, weight.shape)
-        if metric is not None:
-            row["spectra"][name]["damping"] = metric.damping_used
+        row["spectra"][name] = describe(sigma, weight.shape) | ({"damping": damping} if damping else {})
         for cut in row["bonds"]:
             unfolded = unfold(whitened, cut["left_dims"] + cut["right_dims"], cut["bond"])
             sigma = singular_values(unfolded, device, f"{weight.name}, bond {cut['bond']}", notes.append)
@@ -297,17 +289,16 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     return row, spectra
 
 
-def _metric(moments, name: str, metric: str):
-    """The Metric of a weight; InputError where there are no moments or where they say nothing (never routed to)."""
-    if moments is None:
-        raise InputError("no activations were collected.")
-    found = moments.metric(name, metric)
+def _damping(metric, notice: Callable[[str], None]) -> dict[str, float | None]:
+    """The damping that each moment took; a moment that is all zeros (an expert never routed to) is told of."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        silent_sides = [side for side, damping in found.damping_used.items() if damping is None]
-    if silent_sides:
-        raise InputError(f"the calibration text never reached {name} (its moment {silent_sides[0]} is zero).")
-    return found
+        warnings.simplefilter("ignore")  # the note says it
+        used = metric.damping_used
+    for side, damping in used.items():
+        if damping is None:
+            what = "inputs" if side == "C" else "output gradients"
+            notice(f"{metric.name}: the text gives this weight no {what}; the identity stands in for {side}.")
+    return used
 
 
 def _whitened(matrix, metric, device: str, name: str, notice: Callable[[str], None]):
