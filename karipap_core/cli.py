@@ -1,0 +1,242 @@
+"""`python -m karipap_core <verb>`: the frame around the verbs of verbs.py.
+
+Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug); 2 bad input; 130 cancelled.
+Only the result goes to stdout: a table, or with --json exactly one JSON document. All else, that of libraries
+included, goes to stderr. Nothing here imports torch: `--help` is instant.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from karipap_core.errors import Cancelled, InputError
+from karipap_core.progress import Progress, json_lines, silent
+
+PROGRAM = "python -m karipap_core"
+DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Option:
+    """One command-line option, as argparse's `add_argument` takes it."""
+
+    flags: tuple[str, ...]
+    settings: dict
+
+
+def option(*flags: str, **settings) -> Option:
+    return Option(flags, settings)
+
+
+@dataclass(frozen=True)
+class Verb:
+    name: str
+    help: str
+    example: str
+    render: Callable[[dict], str]
+    options: tuple[Option, ...]
+    run: Callable[[argparse.Namespace, Progress], dict]
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(help: str, example: str, render: Callable[[dict], str], *options: Option):
+    """Makes a function `(args, progress) -> JSON document` a verb of its name; `render` is the document for people."""
+
+    def register(function: Callable[[argparse.Namespace, Progress], dict]):
+        VERBS[function.__name__] = Verb(function.__name__, help, example, render, options, function)
+        return function
+
+    return register
+
+
+COMMON = (
+    option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
+    option(
+        "--progress",
+        choices=("auto", "json", "off"),
+        default="auto",
+        help="on stderr: a line for people, one JSON object a line, or nothing (default: auto)",
+    ),
+    option("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice; 1 on a busy machine)"),
+    option(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="where profiles and measurements are kept (default: $KARIPAP_WORKSPACE, else ./workspace)",
+    ),
+    option("--debug", action="store_true", help="show the traceback of a failure"),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from karipap_core import __version__, verbs  # noqa: F401  (fills VERBS)
+
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Compress language models with tensor networks: profile → plan → compress → evaluate → sweep.",
+        epilog="MODEL is a folder, a .safetensors file or a hub id. `VERB --help` shows an example of each verb. "
+        "Exit status: 0 done, 1 failed, 2 bad input, 130 cancelled.",
+    )
+    parser.add_argument("--version", action="version", version=f"karipap {__version__}")
+    subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
+    for entry in VERBS.values():
+        sub = subparsers.add_parser(
+            entry.name,
+            help=entry.help,
+            description=f"{entry.help[0].upper()}{entry.help[1:]}.",
+            epilog=f"example:\n  {PROGRAM} {entry.name} {entry.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        common = sub.add_argument_group("common options")
+        for target, options in ((sub, entry.options), (common, COMMON)):
+            for each in options:
+                target.add_argument(*each.flags, **each.settings)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit status (argparse itself exits, with 0 for --help and 2 for bad options)."""
+    args = build_parser().parse_args(argv)
+    entry = VERBS[args.verb]
+    try:
+        _prepare(args)
+        with _stop_on_signals(), _reporter(args) as progress, _nothing_else_on_stdout() as stdout:
+            document = entry.run(args, progress)
+            text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
+        _print(text, stdout)
+    except InputError as error:
+        return _fail(args, str(error), BAD_INPUT)
+    except (KeyboardInterrupt, Cancelled):
+        return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
+    except Exception as error:
+        return _fail(args, _in_a_line(error), FAILED)
+    return DONE
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Settings that libraries read from the environment; before any of them is imported."""
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
+        os.environ.setdefault(name, value)
+    if args.progress != "auto" or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
+    if args.workspace:
+        if args.workspace.exists() and not args.workspace.is_dir():
+            raise InputError(f"Workspace {args.workspace} is a file: name a folder.")
+        os.environ["KARIPAP_WORKSPACE"] = str(args.workspace.absolute())
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"--threads {args.threads}: at least 1.")
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(args.threads)
+        if "torch" in sys.modules:  # it read them when it was imported
+            sys.modules["torch"].set_num_threads(args.threads)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """SIGTERM stops the verb as Ctrl-C does: at the next Python instruction, with what is finished on disk."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread: whoever called us there handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _nothing_else_on_stdout() -> Iterator:
+    """Yields the real stdout; until the end everybody else's, also that of C code, is stderr."""
+    sys.stdout.flush()
+    real = sys.stdout
+    try:
+        descriptor = real.fileno()
+        saved = os.dup(descriptor)
+    except (OSError, AttributeError):  # a test's or a notebook's stdout
+        with redirect_stdout(sys.stderr):
+            yield real
+        return
+    try:
+        os.dup2(sys.stderr.fileno(), descriptor)
+        with redirect_stdout(sys.stderr):
+            yield real
+    finally:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).fflush(None)  # what C code printed must not come out later
+        os.dup2(saved, descriptor)
+        os.close(saved)
+
+
+def _print(text: str, stdout) -> None:
+    try:
+        print(text, file=stdout, flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+
+
+def _fail(args: argparse.Namespace, message: str, status: int) -> int:
+    if args.debug and status != CANCELLED:
+        traceback.print_exc()
+    print(f"error: {message}" if status != CANCELLED else message, file=sys.stderr, flush=True)
+    return status
+
+
+def _in_a_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate memory" in message:
+        return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
+    return f"{message} (run again with --debug for the traceback)"
+
+
+@contextmanager
+def _reporter(args: argparse.Namespace) -> Iterator[Progress]:
+    if args.progress == "json":
+        yield json_lines()
+    elif args.progress == "off":
+        yield silent
+    else:
+        line = _Line(sys.stderr)
+        try:
+            yield line
+        finally:
+            line.clear()
+
+
+class _Line:
+    """Progress for people: on a terminal one line that writes over itself, else a line a stage and every 10 s."""
+
+    def __init__(self, stream) -> None:
+        self.stream, self.terminal = stream, stream.isatty()
+        self.stage, self.shown = None, 0.0
+
+    def __call__(self, stage: str, done: int, total: int, item: str = "", message: str = "") -> None:
+        now = time.monotonic()
+        if stage == self.stage and now - self.shown < (0.1 if self.terminal else 10.0) and done < total:
+            return
+        if stage == self.stage and done == total and not self.terminal:
+            return
+        self.stage, self.shown = stage, now
+        text = " ".join(part for part in (f"{stage} {done}/{total}", item, message) if part)
+        if self.terminal:
+            width = max(20, os.get_terminal_size(self.stream.fileno()).columns - 1)
+            print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def clear(self) -> None:
+        if self.terminal and self.stage is not None:
+            print("\r\033[K", end="", file=self.stream, flush=True)

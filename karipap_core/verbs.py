@@ -1,0 +1,190 @@
+"""The verbs of the command line. Each is one function that calls one function of the core, imported when it runs.
+
+A new verb is one more function here: its JSON document is what `--json` prints and what a page reads.
+"""
+
+import argparse
+from pathlib import Path
+
+from karipap_core import show as tables
+from karipap_core.cli import option, verb
+
+
+def fraction(text: str) -> float:
+    """0.7 or 70%."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 0.7") from None
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a fraction: above 0 and at most 1, such as 0.7")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """a,b,c"""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("name at least one, with commas between")
+    return found
+
+
+def budgets(text: str) -> list[float] | str:
+    """0.9,0.7,0.5 or auto"""
+    return text if text == "auto" else [fraction(part) for part in names(text)]
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors file or a hub id")
+DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+NETWORK = option("--network", default="lowrank", help="lowrank or mpo (default: lowrank)")
+SCOPE = option(
+    "--scope",
+    choices=("model", "blocks"),
+    default="model",
+    help="what --budget is a fraction of: the whole model, or the weights that can be compressed (default: model)",
+)
+
+
+def text_option(use: str, default: str):
+    return option(
+        "--text", type=Path, metavar="FILE", help=f"text to {use} (default: the standard library's {default})"
+    )
+
+
+CALIBRATION = text_option("calibrate on", "calibration modules")
+HELD_OUT = text_option("measure on", "held-out modules")
+
+
+@verb(
+    "entropy and spectrum of every weight",
+    "assets/demo_model --metrics weight,loss --out profile/",
+    tables.profile,
+    MODEL,
+    CALIBRATION,
+    option(
+        "--metrics",
+        type=names,
+        default=["weight", "functional", "loss"],
+        metavar="A,B",
+        help="weight (needs no text), functional, loss (default: all three)",
+    ),
+    option("--network", help="mpo: also the spectrum of every bond of each weight's MPO"),
+    DEVICE,
+    option("--out", type=Path, metavar="DIR", help="keep a copy of the profile in this folder"),
+)
+def profile(args, progress) -> dict:
+    from karipap_core import pipeline
+
+    found = pipeline.profile(args.model, args.text, args.metrics, args.network, args.device, args.out, progress)
+    return found.to_json()
+
+
+@verb(
+    "choose every bond dimension for a budget",
+    "assets/demo_model --budget 0.7 --network mpo --out plan.json",
+    tables.plan,
+    MODEL,
+    option("--budget", type=fraction, metavar="KEPT", help="fraction of the parameters to keep, such as 0.7"),
+    option("--budget-bytes", type=fraction, metavar="KEPT", help="fraction of the whole model's bytes to keep instead"),
+    SCOPE,
+    NETWORK,
+    option(
+        "--rule",
+        default="best",
+        help="uniform, entropy, functional, loss, calibrated, refined, or best of them (default: best)",
+    ),
+    option("--metric", default="loss", help="weight, functional or loss (default: loss)"),
+    CALIBRATION,
+    DEVICE,
+    option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
+)
+def plan(args, progress) -> dict:
+    from karipap_core import pipeline
+
+    found = pipeline.make_plan(
+        args.model,
+        args.budget,
+        args.budget_bytes,
+        scope=args.scope,
+        network=args.network,
+        rule=args.rule,
+        metric=args.metric,
+        text=args.text,
+        device=args.device,
+        progress=progress,
+    )
+    if args.out:
+        found.save(args.out)
+    return found.to_json()
+
+
+@verb(
+    "write the compressed model as a Hugging Face folder",
+    "assets/demo_model --plan plan.json --out compressed/",
+    tables.compressed,
+    MODEL,
+    option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard"),
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
+    option("--force", action="store_true", help="use the plan although it was made for another checkpoint"),
+    DEVICE,
+)
+def compress(args, progress) -> dict:
+    from karipap_core import pipeline
+
+    return pipeline.compress(args.model, args.plan, args.out, force=args.force, device=args.device, progress=progress)
+
+
+@verb(
+    "measure a model folder, beside the dense model it came from",
+    "compressed/ --against assets/demo_model",
+    tables.evaluation,
+    option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
+    option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
+    HELD_OUT,
+    option("--max-tokens", type=positive, metavar="N", help="tokens to score at most (default: 32768)"),
+    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
+    option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
+    DEVICE,
+)
+def evaluate(args, progress) -> dict:
+    from karipap_core.evaluate import evaluate_folder
+    from karipap_core.text import read_text
+
+    given = {"max_tokens": args.max_tokens, "window": args.window, "stride": args.stride}
+    return evaluate_folder(
+        args.folder,
+        against=args.against,
+        text=read_text(args.text) if args.text else None,
+        device=args.device,
+        progress=progress,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+@verb(
+    "an ordinary dense folder from a compressed one, for engines that know nothing of Karipap",
+    "compressed/ --out dense/",
+    tables.densified,
+    option("folder", metavar="DIR", type=Path, help="a compressed folder"),
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
+)
+def densify(args, progress) -> dict:
+    from karipap_core.hf import densify as write
+
+    return write(args.folder, args.out, progress=progress)
+
+
+@verb(
+    "a profile, plan, run or compressed folder as a table",
+    "plan.json",
+    tables.anything,
+    option("path", metavar="PROFILE|PLAN|RUN", type=Path, help="a profile's folder, a plan, a run.json, a sweep …"),
+)
+def show(args, progress) -> dict:
+    return tables.find(args.path)
