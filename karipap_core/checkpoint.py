@@ -2,22 +2,22 @@
 
 import hashlib
 import json
-import os
 import re
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .errors import InputError
-from .roles import compressible, listing_key, place, role_of
-from .tensorfile import FLOATS, TensorInfo, read_header
+from karipap_core.errors import InputError
+from karipap_core.roles import compressible, listing_key, place, role_of
+from karipap_core.tensorfile import FLOATS, TensorInfo, chunks, read_header
+from karipap_core.workspace import Workspace, read_json, settings_key, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
-EXPERT_STACK = re.compile(r"(?:experts\.\w+|block_sparse_moe\.(?:input|output)_linear\.weight)$")
+EXPERT_STACK = re.compile(r"(?:experts\.\w+(?:\.weight)?|block_sparse_moe\.(?:input|output)_linear\.weight)$")
 BUFFERS = re.compile(
     r"(?:^|\.)(?:attn\.(?:masked_)?bias|attention\.(?:masked_)?bias|inv_freq|position_ids|token_type_ids)$"
 )
@@ -79,7 +79,7 @@ class Checkpoint:
             if BUFFERS.search(tensor) and not (info.dtype in FLOATS and len(info.shape) == 1 and "bias" in tensor):
                 self.skipped.append({"name": tensor, "why": "a buffer, not a parameter"})
                 continue
-            self.parameters += info.items
+            self.parameters += info.items if "F" in info.dtype else 0
             self.bytes += info.size
             why = self._why_not(tensor, info)
             if why:
@@ -97,17 +97,14 @@ class Checkpoint:
         roles = {tensor: role_of(tensor.removesuffix(".weight"), False) for tensor in self.tensors}
         tables = [tensor for tensor, role in roles.items() if role == "embed" and tensor.endswith(".weight")]
         heads = [tensor for tensor, role in roles.items() if role == "head" and tensor.endswith(".weight")]
-        return {head: table for head in heads for table in tables[:1] if self._begins_alike(head, table)}
+        return {head: table for head in heads for table in tables[:1] if self._same_bytes(head, table)}
 
-    def _begins_alike(self, one: str, other: str) -> bool:
-        """Same type, shape and first 64 KiB: a config that leaves `tie_word_embeddings` out does not settle it."""
+    def _same_bytes(self, one: str, other: str) -> bool:
+        """A config that leaves `tie_word_embeddings` out does not settle it, and one that says so may be wrong."""
         infos = self.tensors[one], self.tensors[other]
-        heads = []
-        for info in infos:
-            with info.file.open("rb") as file:
-                file.seek(info.start)
-                heads.append((info.dtype, info.shape, file.read(min(info.size, 65536))))
-        return heads[0] == heads[1]
+        if (infos[0].dtype, infos[0].shape) != (infos[1].dtype, infos[1].shape):
+            return False
+        return all(mine == theirs for mine, theirs in zip(chunks(infos[0]), chunks(infos[1]), strict=True))
 
     def _why_not(self, tensor: str, info: TensorInfo) -> str | None:
         """Why a tensor is no weight, or None where it is one."""
@@ -135,7 +132,7 @@ class Checkpoint:
             transposed = self._conv1d and layer is not None and ready
             shape = info.shape[::-1] if transposed else info.shape
             return [Weight(name, tensor, layer, role, shape, dtype, transposed, expert, None, ready)]
-        transposed = self.config.get("model_type") in EXPERTS_IN_OUT
+        transposed = self._stack_in_out(role, info.shape)
         shape = info.shape[:0:-1] if transposed else info.shape[1:]
         return [
             Weight(f"{name}.{index}", tensor, layer, role, shape, dtype, transposed, index, index, ready)
@@ -144,18 +141,30 @@ class Checkpoint:
 
     @cached_property
     def _conv1d(self) -> bool:
-        """Whether linear maps are stored (in, out); without a config, a `c_attn` three times as wide as high says so."""
+        """Whether linear maps are stored (in, out); without a config, a `c_attn` thrice as wide as high says so."""
         if "model_type" in self.config:
             return self.config["model_type"] in CONV1D
         shapes = [info.shape for name, info in self.tensors.items() if name.endswith("attn.c_attn.weight")]
         return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in shapes)
 
+    def _stack_in_out(self, role: str, shape: tuple[int, ...]) -> bool:
+        """Whether a stack of experts holds (in, out) slices: read off the hidden size where the shape tells."""
+        config = self.config.get("text_config") or self.config
+        hidden = config.get("hidden_size")
+        if shape[1] != shape[2] and hidden in shape[1:]:
+            return shape[2 if role == "down" else 1] == hidden
+        return config.get("model_type") in EXPERTS_IN_OUT
+
     @property
     def kind(self) -> str | None:
-        architectures = self.config.get("architectures") or []
-        if not architectures:
+        if not self.config:
             return None
-        return "causal" if architectures[0].endswith(("CausalLM", "LMHeadModel")) else "encoder"
+        names = self.config.get("architectures") or ["CausalLM" if self._has_head else ""]
+        return "causal" if names[0].endswith(("CausalLM", "LMHeadModel")) else "encoder"
+
+    @property
+    def _has_head(self) -> bool:
+        return bool(self.tied) or any(weight.role == "head" for weight in self.weights)
 
     def weight(self, name: str) -> Weight:
         """The weight of that name. Raises InputError where the model has none."""
@@ -198,42 +207,22 @@ class Checkpoint:
 
         Kept in the workspace by the files' paths, sizes and times, so that a large model is hashed once.
         """
-        kept = _fingerprint_file(sorted({info.file for info in self.tensors.values()}), sorted(self.tensors))
+        files = sorted({info.file for info in self.tensors.values()})
+        facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        kept = Workspace().cache_file("fingerprints", settings_key({"files": facts}))
         try:
-            return json.loads(kept.read_text())["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError):
+            return str(read_json(kept)["fingerprint"])
+        except (InputError, OSError, KeyError):
             pass
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(json.dumps([name, info.dtype, list(info.shape)]).encode())
-            with info.file.open("rb") as file:
-                file.seek(info.start)
-                left = info.size
-                while left:
-                    data = file.read(min(left, 1 << 20))
-                    digest.update(data)
-                    left -= len(data)
-        _keep(kept, {"fingerprint": digest.hexdigest(), "model": self.name})
+            for data in chunks(info):
+                digest.update(data)
+        with suppress(OSError):  # a workspace that cannot be written to only costs the time to hash again
+            write_json(kept, {"fingerprint": digest.hexdigest(), "model": self.name})
         return digest.hexdigest()
-
-
-def _fingerprint_file(files: list[Path], names: list[str]) -> Path:
-    """Where the fingerprint of these files, as they are now, is kept."""
-    facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    key = hashlib.sha256(json.dumps([facts, names]).encode()).hexdigest()[:32]
-    return Path(os.environ.get("KARIPAP_WORKSPACE") or "workspace") / "fingerprints" / f"{key}.json"
-
-
-def _keep(path: Path, document: dict) -> None:
-    """Writes a small JSON file whole or not at all; a workspace that cannot be written to only costs time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(document, file)
-        os.replace(file.name, path)
-    except OSError:
-        pass
 
 
 def open_checkpoint(model: str | Path, compressed: bool = False) -> Checkpoint:

@@ -6,10 +6,12 @@ Format: 8 bytes little-endian length, a JSON object of that length, then the ten
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import InputError
+from karipap_core.errors import InputError
 
 HEADER_CAP = 100_000_000
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
@@ -79,3 +81,79 @@ def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
     if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise InputError(f"{path}: tensor {name} has {end - begin} bytes, not what {dtype} {shape} takes.")
     return TensorInfo(path, dtype, tuple(shape), base + begin, end - begin)
+
+
+def chunks(info: TensorInfo) -> Iterator[bytes]:
+    """A tensor's bytes, at most a megabyte at a time. Raises InputError where the file has become shorter."""
+    with info.file.open("rb") as file:
+        file.seek(info.start)
+        left = info.size
+        while left:
+            data = file.read(min(left, 1 << 20))
+            if not data:
+                raise InputError(f"{info.file} became shorter while it was read: fetch it again.")
+            yield data
+            left -= len(data)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor to be written: `write(file)` puts exactly its bytes into an open binary file when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    write: Callable[[BinaryIO], None]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def copied(name: str, info: TensorInfo) -> Piece:
+    """A tensor copied byte for byte from another file, a megabyte at a time."""
+
+    def write(target: BinaryIO) -> None:
+        for data in chunks(info):
+            target.write(data)
+
+    return Piece(name, info.dtype, info.shape, write)
+
+
+def write_file(path: Path, pieces: list[Piece]) -> None:
+    """Writes a safetensors file, one tensor in memory at a time. The same pieces give the same bytes."""
+    header: dict = {"__metadata__": {"format": "pt"}}
+    # Wide types first, so that every tensor begins at a multiple of its item size.
+    ordered = sorted(pieces, key=lambda piece: (-ITEM_BYTES[piece.dtype], piece.name))
+    end = 0
+    for piece in ordered:
+        header[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [end, end + piece.size]}
+        end += piece.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for piece in ordered:
+            began = file.tell()
+            piece.write(file)
+            if file.tell() - began != piece.size:
+                raise ValueError(f"Tensor {piece.name} wrote {file.tell() - began} bytes where {piece.size} were due.")
+
+
+def write_model(folder: Path, pieces: list[Piece], shard_bytes: int) -> None:
+    """Writes a model's tensors as model.safetensors or, above `shard_bytes`, as shards with their index."""
+    shards: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if shards[-1] and sum(other.size for other in shards[-1]) + piece.size > shard_bytes:
+            shards.append([])
+        shards[-1].append(piece)
+    if len(shards) == 1:
+        write_file(folder / "model.safetensors", shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_file(folder / file, shard)
+        weight_map |= {piece.name: file for piece in shard}
+    index = {"metadata": {"total_size": sum(piece.size for piece in pieces)}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")

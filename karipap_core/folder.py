@@ -1,0 +1,284 @@
+"""Compressed model folders on disk: written from a checkpoint, a plan and cores, and made dense again.
+
+A folder is the original's (config, tokenizer, generation settings, every tensor byte for byte), but that the tensor
+`<weight>.weight` of a compressed weight is replaced by `<weight>.cores.0`, `<weight>.cores.1` … and config.json
+carries the plan. The same inputs give the same bytes.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from karipap_core.checkpoint import Checkpoint, Weight, open_checkpoint
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+from karipap_core.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
+
+SHARD_BYTES = 4_000_000_000
+CORE = re.compile(r"(.+)\.cores\.(\d+)")
+KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
+
+
+def write_compressed(
+    checkpoint: Checkpoint,
+    plan: dict,
+    core_files: dict[str, Path],
+    out: str | Path,
+    cores_dtype: str | None = None,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> Path:
+    """Writes the folder of `checkpoint` compressed by `plan` and returns it.
+
+    `plan` is the plan's JSON form; `core_files` gives, for every weight that the plan does not leave dense, a
+    safetensors file with tensors "cores.0", "cores.1" … in the shapes that the plan's entry states. Cores are stored
+    as `cores_dtype` ("bfloat16" …), by default as the weight was. Everything is written beside `out` under another
+    name, then renamed. Raises InputError where plan, cores and checkpoint do not fit, or `out` exists (unless
+    `overwrite`).
+    """
+    if not checkpoint.config:
+        raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
+    entries = {name: entry for name, entry in plan["weights"].items() if entry["network"] != "dense"}
+    lacking = sorted(entries.keys() ^ core_files.keys())
+    if lacking:
+        raise InputError(f"Weight {lacking[0]} is in one of plan and cores but not in the other.")
+    weights = [checkpoint.weight(name) for name in entries]
+    cores = {weight.name: _cores(weight, entries[weight.name], core_files[weight.name]) for weight in weights}
+    stacks = {weight.tensor: weight.transposed for weight in checkpoint.weights if weight.index is not None}
+    stacks = stacks if any(weight.index is not None for weight in weights) else {}
+    compressed = {weight.tensor: weight for weight in weights if weight.index is None}
+
+    pieces: list[Piece] = []
+    for tensor, info in _natural(checkpoint.tensors):
+        if tensor in stacks:
+            for weight in (weight for weight in checkpoint.weights if weight.tensor == tensor):
+                found = cores.get(weight.name)
+                pieces += _core_pieces(weight, found, cores_dtype) if found else [_slice_piece(checkpoint, weight)]
+        elif tensor in compressed:
+            pieces += _core_pieces(compressed[tensor], cores[compressed[tensor].name], cores_dtype)
+        elif tensor not in checkpoint.tied:
+            pieces.append(copied(tensor, info))
+    settings = {"quant_method": "karipap", "plan": plan, "original": _original(weights, stacks)}
+    config = {key: value for key, value in checkpoint.config.items() if key != "transformers_weights"}
+    source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    with _new_folder(out, source, overwrite) as folder:
+        _write(
+            folder, source, config | {"quantization_config": settings}, _told(pieces, progress, "write"), shard_bytes
+        )
+    return Path(out)
+
+
+def densify(
+    folder: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> Path:
+    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes, and returns it.
+
+    W = the network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
+    InputError where `folder` is no compressed folder or `out` exists (unless `overwrite`).
+    """
+    checkpoint = open_checkpoint(folder, compressed=True)
+    settings = checkpoint.config.get("quantization_config") or {}
+    if settings.get("quant_method") != "karipap":
+        raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
+    original = settings["original"]
+    slices = {}  # name of a slice of a stack → the stack's tensor
+    pieces: dict[str, Piece] = {}
+    for tensor, info in _natural(checkpoint.tensors):
+        core = CORE.fullmatch(tensor)
+        name = core[1] if core else tensor.removesuffix(".weight")
+        stack = _stack_of(name, original["stacks"])
+        if stack:
+            slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = (name, tensor)
+        elif core:
+            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings)
+        else:
+            pieces[tensor] = copied(tensor, info)
+    for stack, members in slices.items():
+        pieces[stack] = _stack_piece(checkpoint, stack, [members[index][0] for index in sorted(members)], settings)
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    with _new_folder(out, checkpoint.path, overwrite) as target:
+        _write(target, checkpoint.path, config, _told(list(pieces.values()), progress, "densify"), shard_bytes)
+    return Path(out)
+
+
+def _cores(weight: Weight, entry: dict, file: Path) -> dict[str, TensorInfo]:
+    """The cores in a weight's file, checked against its entry in the plan."""
+    from karipap_core.networks import spec_from_json
+
+    if not weight.compressible:
+        raise InputError(f"Plan, weight {weight.name}: a weight of role {weight.role} stays dense.")
+    found, spec = read_header(Path(file)), spec_from_json(entry)
+    shapes = {f"cores.{k}": tuple(shape) for k, shape in enumerate(spec.core_shapes)}
+    if (spec.n_out, spec.n_in) != weight.shape or {name: info.shape for name, info in found.items()} != shapes:
+        raise InputError(f"Plan, weight {weight.name}: the cores in {file} are not those of {spec.describe()}.")
+    return dict(_natural(found))
+
+
+def _core_pieces(weight: Weight, cores: dict[str, TensorInfo], dtype: str | None) -> list[Piece]:
+    word = WORDS[dtype or weight.dtype]
+    return [
+        Piece(f"{weight.name}.{core}", word, info.shape, _cast(info, core, FLOATS[word]))
+        for core, info in cores.items()
+    ]
+
+
+def _cast(info: TensorInfo, name: str, dtype: str):
+    def write(file) -> None:
+        import torch
+        from safetensors import safe_open
+
+        with safe_open(info.file, framework="pt") as source:
+            file.write(_bytes(source.get_tensor(name).to(getattr(torch, dtype))))
+
+    return write
+
+
+def _bytes(tensor) -> memoryview:
+    import torch
+
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _slice_piece(checkpoint: Checkpoint, weight: Weight) -> Piece:
+    """A slice of an expert stack that stays dense, as a weight of its own."""
+    return Piece(
+        f"{weight.name}.weight",
+        WORDS[weight.dtype],
+        weight.shape,
+        lambda file: file.write(_bytes(checkpoint.read(weight.name))),
+    )
+
+
+def _original(weights: list[Weight], stacks: dict[str, bool]) -> dict:
+    """What densify must know of how the compressed weights were stored."""
+    usual = Counter(weight.dtype for weight in weights).most_common(1)
+    usual = usual[0][0] if usual else None
+    return {
+        "dtype": usual,
+        "dtypes": {weight.name: weight.dtype for weight in weights if weight.dtype != usual},
+        "transposed": any(weight.transposed and weight.index is None for weight in weights),
+        "stacks": stacks,
+    }
+
+
+def _entry(name: str, settings: dict) -> tuple[str, dict]:
+    """The plan's (name, entry) of cores found under `name`, from which transformers may have saved a model's prefix
+    away or to which it may have added one."""
+    weights = settings["plan"]["weights"]
+    for known in [name, *weights]:
+        if known in weights and (known == name or known.endswith(f".{name}") or name.endswith(f".{known}")):
+            return known, weights[known]
+    raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
+
+
+def _dense(checkpoint: Checkpoint, name: str, settings: dict):
+    """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype."""
+    import torch
+
+    from karipap_core.networks import spec_from_json
+
+    if f"{name}.weight" in checkpoint.tensors:
+        return checkpoint.read_tensor(f"{name}.weight")
+    known, entry = _entry(name, settings)
+    spec = spec_from_json(entry)
+    cores = [checkpoint.read_tensor(f"{name}.cores.{k}").double() for k in range(len(spec.core_shapes))]
+    dtype = settings["original"]["dtypes"].get(known, settings["original"]["dtype"])
+    return spec.dense(cores).to(getattr(torch, dtype))
+
+
+def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict) -> Piece:
+    from karipap_core.networks import spec_from_json
+
+    known, entry = _entry(name, settings)
+    spec, original = spec_from_json(entry), settings["original"]
+    word = WORDS[original["dtypes"].get(known, original["dtype"])]
+    shape = (spec.n_in, spec.n_out) if original["transposed"] else (spec.n_out, spec.n_in)
+
+    def write(file) -> None:
+        W = _dense(checkpoint, name, settings)
+        file.write(_bytes(W.T if original["transposed"] else W))
+
+    return Piece(f"{name}.weight", word, shape, write)
+
+
+def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:
+    """The stacked tensor that a weight is a slice of."""
+    base, _, number = name.rpartition(".")
+    for stack in (base, f"{base}.weight"):
+        if number.isdigit() and stack in stacks:
+            return stack
+    return None
+
+
+def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings: dict) -> Piece:
+    first = _dense(checkpoint, names[0], settings)
+    transposed = settings["original"]["stacks"][stack]
+
+    def write(file) -> None:
+        for name in names:
+            W = _dense(checkpoint, name, settings)
+            file.write(_bytes(W.T if transposed else W))
+
+    shape = (len(names), *(first.shape[::-1] if transposed else first.shape))
+    return Piece(stack, WORDS[str(first.dtype).removeprefix("torch.")], shape, write)
+
+
+def _natural(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
+    """Tensors by name, numbers in names as numbers."""
+
+    def key(name: str) -> list[tuple[int, int, str]]:
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+
+    return sorted(tensors.items(), key=lambda item: key(item[0]))
+
+
+def _told(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
+    """The pieces, each reporting when it is written."""
+
+    def wrapped(number: int, piece: Piece) -> Piece:
+        def write(file) -> None:
+            piece.write(file)
+            progress(stage, number, len(pieces), piece.name)
+
+        return Piece(piece.name, piece.dtype, piece.shape, write)
+
+    return [wrapped(number, piece) for number, piece in enumerate(pieces, 1)]
+
+
+def _write(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_bytes: int) -> None:
+    """Fills a new folder: the source's small files, the config, the tensors."""
+    for file in sorted(source.iterdir()):
+        readable = file.suffix in KEPT_FILES or file.name.startswith(("LICENSE", "NOTICE"))
+        if file.is_file() and readable and file.name != "config.json" and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    write_model(folder, pieces, shard_bytes)
+
+
+@contextmanager
+def _new_folder(out: str | Path, source: Path, overwrite: bool) -> Iterator[Path]:
+    """Yields an empty folder beside `out` that becomes `out` when the block ends well."""
+    out = Path(out).absolute()
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out} is the model itself: name another folder.")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+        raise InputError(f"{out} already exists: name another folder, or allow it to be replaced (--force).")
+    partial, former = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.former")
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if out.exists():
+        out.rename(former)
+    partial.rename(out)
+    shutil.rmtree(former, ignore_errors=True)
