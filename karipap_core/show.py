@@ -141,6 +141,11 @@ def evaluation(document: dict) -> str:
     return _page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))
 
 
+def sweep(document: dict) -> str:
+    """A row a run; `*` marks those on the Pareto front."""
+    return _page({"runs": len(document["runs"])}, "")
+
+
 def densified(document: dict) -> str:
     return _page({key: document[key] for key in document if not isinstance(document[key], dict | list)}, "")
 

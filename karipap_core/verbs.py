@@ -168,6 +168,41 @@ def evaluate(args, progress) -> dict:
 
 
 @verb(
+    "many plans, compressed and measured beside the baselines: the trade-off and its Pareto front",
+    "assets/demo_model --networks lowrank,mpo --budgets 0.9,0.7,0.5 --out sweep/",
+    tables.sweep,
+    MODEL,
+    option("--networks", type=names, default=["lowrank"], metavar="A,B", help="lowrank, mpo (default: lowrank)"),
+    option(
+        "--budgets",
+        type=budgets,
+        default="auto",
+        metavar="A,B|auto",
+        help="fractions of the parameters to keep, or auto: around where this model's curve bends (default: auto)",
+    ),
+    option("--rules", type=names, default=["best"], metavar="A,B", help="as --rule of `plan` (default: best)"),
+    SCOPE,
+    HELD_OUT,
+    DEVICE,
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
+)
+def sweep(args, progress) -> dict:
+    from karipap_core.tradeoff import sweep as measure
+
+    return measure(
+        args.model,
+        networks=args.networks,
+        budgets=args.budgets,
+        rules=args.rules,
+        scope=args.scope,
+        text=args.text,
+        out=args.out,
+        device=args.device,
+        progress=progress,
+    )
+
+
+@verb(
     "an ordinary dense folder from a compressed one, for engines that know nothing of Karipap",
     "compressed/ --out dense/",
     tables.densified,
