@@ -1,0 +1,27 @@
+"""The dashboard: navigation and theme, nothing else. Start it with `make app`."""
+
+import streamlit as st
+
+st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layout="wide")
+
+from pages.parts import common, model  # noqa: E402  (set_page_config comes before anything that draws)
+
+st.session_state.inside_app = True
+common.refuse_strangers()
+common.theme()
+
+page = st.navigation(
+    [
+        st.Page("pages/profile.py", title="Profile", icon=":material/grid_on:", url_path="profile", default=True),
+        *(
+            [st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan")]
+            if __import__("os").path.exists("pages/plan.py")
+            else []
+        ),
+        st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
+        st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
+    ],
+    position="top",
+)
+model.bar()
+page.run()

@@ -1,0 +1,163 @@
+"""Which profile of a model is in view: one in the workspace, one that ships beside the model, or one being made."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from karipap_core.calibrate import Calibration
+from karipap_core.errors import InputError
+from karipap_core.profile import Profile
+from karipap_core.workspace import Workspace, read_json
+from pages.parts import common, job, texts
+
+LARGE = 4_000_000_000  # bytes of a model above which a profile is not started unasked: it takes minutes
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def loaded(folder: str, stamp: int) -> Profile:
+    """The profile in a folder; shared by all sessions and never changed. `stamp` is the file's time."""
+    return Profile.load(folder)
+
+
+def _load(folder: Path) -> Profile:
+    return loaded(str(folder), (folder / "profile.json").stat().st_mtime_ns)
+
+
+def folders(view) -> list[Path]:
+    """Finished profiles of a model: what ships with it, then the workspace's, each with the model's fingerprint."""
+    fingerprint = view.checkpoint.fingerprint
+    own = Workspace().profile_dir(fingerprint, "any").parent
+    candidates = [folder.parent for folder in own.glob("*/profile.json")]
+    if view.shipped_profile:
+        candidates.insert(0, view.shipped_profile)
+    found = []
+    for folder in candidates:
+        try:
+            profile = _load(folder)
+            first = profile.weights[0]
+            profile.sigma(first["name"], next(iter(first["spectra"])))  # the spectra must be readable too
+            if profile.fingerprint == fingerprint:
+                found.append(folder)
+        except (InputError, LookupError):
+            continue
+    return found
+
+
+def _worth(folder: Path) -> tuple:
+    settings = _load(folder).settings
+    return len(settings["metrics"]), settings["network"] is not None, (folder / "profile.json").stat().st_mtime
+
+
+def current(view) -> Profile | None:
+    """The profile to show: the chosen one, else the one that knows most. Starts making one where there is none, and
+    shows its progress; None until it is there."""
+    with common.plain_errors("reading the profile"):
+        found = folders(view)
+        follow(view, bool(found))
+        if not found:
+            return None
+        names = {folder.name: folder for folder in found}
+        wanted = st.session_state.get("profile")
+        return _load(names[wanted] if wanted in names else max(found, key=_worth))
+
+
+def follow(view, have: bool) -> None:
+    """The job that makes a profile: shown while it runs, started unasked where the model has none at all."""
+    running = job.followed("profile_job")
+    plain = ["profile", view.source]
+    if running is None and not have:
+        running = job.latest(plain)
+        if running is not None and running.status()["state"] == "done":
+            running = None
+        if running is None:
+            if view.checkpoint.bytes > LARGE:
+                st.info(f"This model has no profile yet, and it is large ({common.size(view.checkpoint.bytes)}).")
+                if not st.button("Profile it", type="primary", key="profile_it"):
+                    return
+            job.start(plain, f"Profile {view.checkpoint.name}", "profile_job")
+            running = job.followed("profile_job")
+    if running is None:
+        return
+    if running.status()["state"] == "done" and have:
+        job.forget("profile_job")
+    else:
+        job.panel(running, "profile_job")
+
+
+def settings(view, profile: Profile) -> None:
+    """A popover: which of several profiles, and making one that looks at text."""
+    with st.popover("Spectra", icon=":material/settings:", key="k-spectra"):
+        found = {folder.name: folder for folder in folders(view)}
+        if len(found) > 1:
+            st.session_state.setdefault("profile", max(found.values(), key=_worth).name)
+            st.selectbox("Profile", list(found), key="profile", format_func=lambda name: describe(_load(found[name])))
+        else:
+            st.caption(f"This profile: {common.plain(describe(profile))}.")
+        st.markdown("**Look at text too**")
+        st.caption(
+            "Spectra of what the layers do on text (outputs) and of what it costs (loss), and of every bond of the "
+            "matrix product operator. Takes forward and backward passes over the calibration text."
+        )
+        chosen = texts.choose("profile", "calibration")
+        if st.button("Measure", key="measure", disabled=chosen is None):
+            argv = ["profile", view.source, "--metrics", "weight,functional,loss", "--network", "mpo", *(chosen or [])]
+            st.session_state.pop("profile", None)
+            job.start(argv, f"Profile {view.checkpoint.name} on text", "profile_job")
+            st.rerun()
+
+
+def describe(profile: Profile) -> str:
+    """A profile's settings in a few words."""
+    kept = profile.settings
+    words = ", ".join(kept["metrics"]) + (f", {kept['network']} bonds" if kept["network"] else "")
+    return f"{words}, on {kept['text']}" if kept.get("text") else words
+
+
+def made(profile: Profile) -> str:
+    """How a profile was made: settings, device, versions, seconds."""
+    document = profile.document
+    versions = ", ".join(f"{name} {version}" for name, version in document.get("versions", {}).items())
+    return (
+        f"{describe(profile)}; on {document.get('device', 'an unknown device')} in "
+        f"{common.seconds(document.get('seconds'))} with {versions}. Fingerprint {profile.fingerprint}."
+    )
+
+
+# ---- measured sensitivity ---------------------------------------------------------------------------------------
+
+
+def calibration(view) -> Calibration | None:
+    """The newest calibration of a model in the workspace, or None."""
+    folder = Workspace().calibration_file(view.checkpoint.fingerprint, "any").parent
+    files = sorted(
+        set(folder.glob("*.json")) - set(folder.glob("*.partial.json")), key=lambda file: file.stat().st_mtime
+    )
+    for file in reversed(files):
+        try:
+            return Calibration.from_json(read_json(file))
+        except (InputError, TypeError):
+            continue
+    return None
+
+
+def damages(view, level: float) -> dict[str, float]:
+    """Weight name → measured damage when it alone is cut to `level` of its break-even χ."""
+    known = calibration(view)
+    shapes = {weight.name: weight.shape for weight in view.checkpoint.weights}
+    found = {}
+    for name, rows in (known.levels if known else {}).items():
+        if name in shapes and rows:
+            n_out, n_in = shapes[name]
+            target = level * n_out * n_in / (n_out + n_in)
+            found[name] = min(rows, key=lambda row: abs(row[0] - target))[2]
+    return found
+
+
+def sensitivity_says(view) -> str:
+    """What was measured, on what."""
+    known = calibration(view)
+    what = "nats of KL divergence a token" if known.measure == "kl" else "relative error of the outputs"
+    return (
+        f"Measured: how far the model's outputs move ({what}) when this weight alone is cut to 45 % of its break-even "
+        f"χ, on {known.text.get('name', 'calibration text')}, {known.tokens:,} tokens. Colours run by decades."
+    )

@@ -1,0 +1,259 @@
+"""Profile: the spectrum of every weight, as a map that opens into one weight's singular values."""
+
+import html
+
+import pandas as pd
+import streamlit as st
+
+from karipap_core import figures
+from karipap_core.profile import Profile, table
+from pages.parts import common, model, profiles
+
+NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
+METRIC_SAYS = {
+    "weight": "of W itself: its tail is the squared error of the weights.",
+    "functional": "of W C^½, C = E[x xᵀ] of its inputs: its tail is the squared error of the layer's outputs on text.",
+    "loss": "of G^½ W C^½, G = E[g gᵀ] of its output gradients: its tail estimates the rise in loss (K-FAC).",
+}
+ERRORS = [0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3]
+
+
+def page() -> None:
+    view = model.current()
+    common.title("Profile", "How much structure each weight holds, and how many singular values it takes to keep it.")
+    profile = profiles.current(view)
+    if profile is None:
+        return
+    quantity, metric, error, fixed = controls(profile, view)
+    st.html(f'<p class="k-verdict">{html.escape(verdict(profile, metric))}</p>')
+    explore(profile, view, quantity, metric, error, fixed)
+    whole_table(profile, metric)
+    left_out(profile)
+
+
+def controls(profile: Profile, view):
+    """Which quantity, under which metric, at which error; all of it in the URL."""
+    calibration = profiles.calibration(view)
+    quantities = list(figures.QUANTITIES) + (["sensitivity"] if calibration else [])
+    names = {key: kind.label for key, kind in figures.QUANTITIES.items()} | {"sensitivity": "Measured sensitivity"}
+    metrics = profile.settings["metrics"]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
+        quantity = common.choose(
+            st.selectbox, "Quantity", quantities, "quantity", "entropy", format_func=names.get, width=230,
+            filter_mode=None,
+        )  # fmt: skip
+        metric = common.choose(
+            st.segmented_control, "Spectrum of", metrics, "metric", metrics[0], required=True,
+            format_func={"weight": "weights", "functional": "outputs", "loss": "loss"}.get,
+            help="\n\n".join(f"**{name}** {METRIC_SAYS[name]}" for name in metrics),
+        )  # fmt: skip
+        error = 0.01
+        if quantity in ("chi", "kept"):
+            error = common.choose(
+                st.select_slider, "Squared error allowed", ERRORS, "error", 0.01, format_func="{:.1%}".format, width=230
+            )
+        fixed = quantity == "normalized_entropy" and st.toggle("Colour from 0 to 1", key="fixed")
+        profiles.settings(view, profile)
+    return quantity, metric, error, fixed
+
+
+def verdict(profile: Profile, metric: str) -> str:
+    """What the numbers say about compressing this model, in two sentences."""
+    rows = [row for row in profile.weights if row["compressible"] and metric in row["spectra"]]
+    if not rows:
+        return "No weight of this model can be compressed yet: only matrices inside the blocks can."
+    excess = {row["name"]: row["spectra"][metric]["excess"] for row in rows}
+    most = max(rows, key=lambda row: excess[row["name"]])
+    noisy = sum(value < NEAR_NOISE for value in excess.values())
+    kept = kept_at(profile, rows, metric, 0.01)
+    first = (
+        f"Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise; "
+        f"{noisy or 'none'} of {len(rows)} weights {'is' if noisy == 1 else 'are'} within {NEAR_NOISE} nats of noise."
+    )
+    what = {"weight": "weight Σσ²", "functional": "outputs", "loss": "loss estimate"}[metric]
+    second = f"Keeping 99 % of every matrix's {what} with two factors takes {kept:.0%} of the block parameters"
+    return f"{first} {second}{': almost nothing is saved that way.' if kept > 0.9 else '.'}"
+
+
+@st.cache_data(show_spinner=False, max_entries=64)
+def _kept_at(key: str, metric: str, error: float, _profile: Profile) -> float:
+    rows = [row for row in _profile.weights if row["compressible"] and metric in row["spectra"]]
+    return kept_at(_profile, rows, metric, error)
+
+
+def kept_at(profile: Profile, rows: list[dict], metric: str, error: float) -> float:
+    """Parameters kept when every weight is cut to the χ of this error, or left dense where that is smaller."""
+    after = 0.0
+    for row in rows:
+        share = figures.QUANTITIES["kept"].value(profile, row, metric, error)
+        after += row["parameters"] * min(share, 1.0)
+    return after / sum(row["parameters"] for row in rows)
+
+
+@st.fragment
+def explore(profile: Profile, view, quantity: str, metric: str, error: float, fixed: bool) -> None:
+    """The map, and the weight it opens. A click re-runs only this."""
+    chosen = selected(profile)
+    left, right = st.columns([10, 9], gap="large")
+    with left:
+        extra = {}
+        if quantity == "sensitivity":
+            level = st.session_state.get("level", 0.45)
+            extra = {"values": profiles.damages(view, level), "label": "ΔKL", "log": True}
+        fig = figures.heatmap(
+            profile, "entropy" if extra else quantity, metric, error, chosen["name"], fixed=fixed, **extra
+        )
+        common.figure(
+            fig, "map", "Map of the model, layers down and roles across; the same numbers are in the table below.",
+            "karipap-map", on_select=clicked, selection_mode="points",
+        )  # fmt: skip
+        st.html(f'<p class="k-note">{html.escape(definition(view, quantity, metric, error))}</p>')
+    with right:
+        twin(profile, chosen)
+        one_weight(profile, chosen, metric)
+
+
+def definition(view, quantity: str, metric: str, error: float) -> str:
+    """What the colours mean, beside them."""
+    if quantity == "sensitivity":
+        return profiles.sensitivity_says(view)
+    says = figures.QUANTITIES[quantity].says
+    if quantity in ("chi", "kept"):
+        says += f" Here the left-out part is at most {error:.1%}."
+    if quantity == "excess" and metric != "weight":
+        says += " In this metric it also counts structure of the inputs and gradients."
+    return f"{says} Spectrum {METRIC_SAYS[metric]} Click a cell to open the weight."
+
+
+def clicked() -> None:
+    """A click on the map chooses the weight; the point carries its name."""
+    points = st.session_state.map["selection"]["points"]
+    if points:
+        st.session_state.weight = points[0]["customdata"][0]
+
+
+def selected(profile: Profile) -> dict:
+    """The weight in view, from this session or the URL; the one with the most structure to begin with."""
+    known = {row["name"] for row in profile.weights}
+    name = st.session_state.get("weight") or st.query_params.get("weight")
+    if name not in known:
+        metric = profile.settings["metrics"][0]
+        rows = [row for row in profile.weights if row["compressible"] and metric in row["spectra"]] or profile.weights
+        name = max(rows, key=lambda row: row["spectra"].get(metric, {}).get("excess", -9))["name"]
+    st.session_state.weight = name
+    if st.query_params.get("weight") != name:
+        st.query_params["weight"] = name
+    return profile.weight(name)
+
+
+def twin(profile: Profile, chosen: dict) -> None:
+    """The keyboard's way to what a click does: a list of cells, and of experts where a cell folds several."""
+    folded: dict = {}
+    for row in profile.weights:
+        key = (row["layer"], row["role"]) if row["layer"] is not None else row["name"]
+        folded.setdefault(key, []).append(row["name"])
+    heads = {names[0]: key for key, names in folded.items()}
+    mine = next(names for names in folded.values() if chosen["name"] in names)
+    st.session_state.cell = mine[0]
+
+    def say(name: str) -> str:
+        key = heads[name]
+        return key if isinstance(key, str) else f"layer {key[0]} · {key[1]}"
+
+    def open_cell() -> None:
+        st.session_state.weight = st.session_state.cell
+
+    one, other = st.columns([3, 2]) if len(mine) > 1 else (st.container(), None)
+    one.selectbox("Weight", list(heads), key="cell", format_func=say, on_change=open_cell)
+    if other is not None:
+        st.session_state.expert = chosen["name"]
+
+        def open_expert() -> None:
+            st.session_state.weight = st.session_state.expert
+
+        def say_expert(name: str) -> str:
+            expert = profile.weight(name)["expert"]
+            return name if expert is None else f"expert {expert}"
+
+        other.selectbox(
+            f"One of {len(mine)}", mine, key="expert", on_change=open_expert,
+            format_func=say_expert,
+        )  # fmt: skip
+
+
+def one_weight(profile: Profile, row: dict, metric: str) -> None:
+    """The spectrum of one weight, its numbers, and what they mean."""
+    st.html(f'<p class="k-name">{html.escape(row["name"])}</p>')
+    if metric not in row["spectra"]:
+        st.info(common.plain(" ".join(row["notes"]) or f"This profile has no {metric} spectrum of this weight."))
+        return
+    bonds = any(metric in bond["spectra"] for bond in row["bonds"])
+    views = ["spectrum", "kept"] + (["bonds"] if bonds else [])
+    names = {"spectrum": "Singular values", "kept": "Weight kept by χ", "bonds": "Entropy of each bond"}
+    shown = common.choose(
+        st.segmented_control, "View", views, "view", "spectrum", required=True, format_func=names.get,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    draw = {"spectrum": figures.spectrum, "kept": figures.cumulative, "bonds": figures.bonds}[shown]
+    fig = draw(profile, row["name"], metric)
+    common.figure(fig, "detail", f"{names[shown]} of {row['name']}", f"karipap-{shown}-{row['name']}")
+    numbers, n_out, n_in = row["spectra"][metric], *row["shape"]
+    common.listing(
+        [
+            ("Shape, out × in", f"{n_out:,} × {n_in:,}"),
+            ("Entropy S", f"{numbers['entropy']:.3f} nats"),
+            ("of noise this shape", f"{numbers['null_entropy']:.3f} nats"),
+            ("Excess over noise", f"{numbers['excess']:+.3f} nats"),
+            ("Rényi-2 entropy", f"{numbers['renyi2']:.3f} nats"),
+            ("Effective rank exp S", f"{numbers['effective_rank']:.1f} of {min(n_out, n_in):,}"),
+            ("Stable rank", f"{numbers['stable_rank']:.1f}"),
+            ("Rank", f"{numbers['rank']:,}"),
+            ("Out of the bulk", f"{numbers['spikes']:,} σ, {numbers['spike_share']:.0%} of Σσ²"),
+            ("Break-even χ", f"{figures.break_even(row['shape']):.0f}"),
+        ]
+    )
+    if row["notes"]:
+        st.caption(common.plain(" ".join(row["notes"])))
+
+
+COLUMNS = {
+    "name": ("Weight", None), "layer": ("Layer", None), "role": ("Role", None), "out": ("Out", "localized"),
+    "in": ("In", "localized"), "entropy": ("S", "%.3f"), "normalized_entropy": ("S / ln min", "%.3f"),
+    "null_entropy": ("S of noise", "%.3f"), "excess": ("Excess", "%.3f"), "effective_rank": ("Eff. rank", "%.1f"),
+    "stable_rank": ("Stable rank", "%.1f"), "rank": ("Rank", "localized"), "chi_at_1pct": ("χ at 1 %", "localized"),
+    "spikes": ("Spikes", "localized"), "spike_share": ("Spike share", "percent"),
+}  # fmt: skip
+
+
+def whole_table(profile: Profile, metric: str) -> None:
+    """Every weight in a row; the same numbers as the map, for reading, sorting and saving."""
+    rows = pd.DataFrame(table(profile, metric))
+    head, button = st.columns([5, 1], vertical_alignment="bottom")
+    head.subheader("All weights", anchor=False)
+    with button.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(rows, "karipap-profile", "profile_csv")
+    settings = {
+        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
+        for key, (label, form) in COLUMNS.items()
+    }
+    settings["layer"] = st.column_config.NumberColumn("Layer", width="small")
+    st.dataframe(
+        rows, column_order=list(COLUMNS), column_config=settings, hide_index=True, height=min(420, 38 + 35 * len(rows)),
+        placeholder="", key="weights", alt="All weights with the numbers of their spectra",
+    )  # fmt: skip
+
+
+def left_out(profile: Profile) -> None:
+    """Every tensor that has no spectrum, and why; and how the profile was made."""
+    skipped = profile.document.get("skipped", [])
+    with st.expander(f"Tensors without a spectrum ({len(skipped)}), and how this profile was made"):
+        st.html(f'<p class="k-note">{html.escape(profiles.made(profile))}</p>')
+        if skipped:
+            st.dataframe(
+                pd.DataFrame(skipped), hide_index=True, key="skipped", alt="Tensors passed over, with the reason",
+                column_config={"name": "Tensor", "why": "Why"},
+            )  # fmt: skip
+
+
+with common.plain_errors("drawing the profile"):
+    page()
