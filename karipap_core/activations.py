@@ -157,7 +157,7 @@ class _Sums:
 
 def _collect(moments: Moments, group: list) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """One pass of forward and backward over the calibration windows for the weights of one group."""
-    from karipap_core.hf import load_model, observe
+    from karipap_core.hf import load_model, observe, sites
 
     checkpoint, settings = moments.checkpoint, moments.settings
     model, tokenizer = load_model(checkpoint, device=moments.device)
@@ -189,7 +189,9 @@ def _collect(moments: Moments, group: list) -> tuple[dict[str, torch.Tensor], di
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.get_input_embeddings().weight.requires_grad_(True)  # so that gradients flow through every block
-    with observe(model, checkpoint, [weight.name for weight in group], on_input, on_gradient):
+    found = sites(model, checkpoint)
+    watched = {weight.name: found[weight.name] for weight in group if weight.name in found}
+    with observe(watched, on_input, on_gradient):
         for start in range(0, len(windows), batch):
             moments.progress("activations", start, len(windows), group[0].name if group else "")
             rows = windows[start : start + batch].to(moments.device)

@@ -84,8 +84,10 @@ class Planner:
         if rule == "best":
             return self._best(budget, limit, unit)
         tried: list[dict] = []
-        weights = self._refined(limit, unit, tried) if rule == "refined" else self._allocated(rule, limit, unit)
-        return self.plan(weights, rule, budget, tried)
+        if rule == "refined":
+            weights, measured = self._refined(limit, unit, tried)
+            return self.plan(weights, rule, budget, tried, measured)
+        return self.plan(self._allocated(rule, limit, unit), rule, budget)
 
     def _tables(self, rule: str, unit: str) -> list:
         if rule in ("calibrated", "refined"):
@@ -151,23 +153,24 @@ class Planner:
 
     # Rules that measure.
 
-    def measure(self, weights: dict[str, dict]) -> dict[str, float]:
-        """Divergence and rise in loss of a whole plan on the check windows, and its sum of predicted damages; the
-        study's calibration learns from it."""
+    def measure(self, weights: dict[str, dict], learn: bool = False) -> dict[str, float]:
+        """Divergence and rise in loss of a whole plan on the check windows, and its sum of predicted damages. With
+        `learn` the study's calibration is fitted through it: only for `calibrated` plans, since other rules relate sum
+        and rise differently."""
         found = whole_plan(self.study.check, self.study.decompositions(self.metric), self._specs(weights))
         self.study.check.restore()
-        total = self.damage_sum(weights)
-        found |= {"sum": total, "kept_blocks": self.plan_kept(weights), "network": self.network}
-        self.study.learn(self.metric, found)
+        found |= {"sum": self.damage_sum(weights), "kept_blocks": self.plan_kept(weights), "network": self.network}
+        if learn:
+            self.study.learn(self.metric, found)
         return found
 
-    def _refined(self, limit: float, unit: str, tried: list[dict]) -> dict[str, dict]:
+    def _refined(self, limit: float, unit: str, tried: list[dict]) -> tuple[dict[str, dict], dict]:
         """Calibrated, then: measure every weight's marginal at the plan, scale its curve by √(measured / predicted)
         (clamped to 0.2–5), allocate again; the plan with the least divergence on the check windows wins."""
         calibration = self.study.calibration(self.metric)
         decompositions, probe = self.study.decompositions(self.metric), self.study.probe
         best = weights = self._allocated("calibrated", limit, unit)
-        best_found = self.measure(weights)
+        best_found = self.measure(weights, learn=True)
         tried.append({"rule": "calibrated"} | best_found)
         for round_ in range(1, REFINE_ROUNDS + 1):
             specs = self._specs(weights)
@@ -187,7 +190,7 @@ class Planner:
             elif round_ >= 2 and measured["divergence"] > 1.02 * best_found["divergence"]:
                 break
         self.scale = {name: 1.0 for name in self.scale}
-        return best
+        return best, best_found
 
     def _best(self, budget: Budget, limit: float, unit: str) -> Plan:
         """Every rule at this budget by its measured rise in loss on the check windows (by divergence for rises that
@@ -196,16 +199,17 @@ class Planner:
         rules = [rule for rule in RULES if rule != "best" and not (rule == "loss" and self.metric != "loss")]
         for number, rule in enumerate(rules):
             self.progress("rules", number, len(rules), rule)
-            steps: list[dict] = []
-            weights = self._refined(limit, unit, steps) if rule == "refined" else self._allocated(rule, limit, unit)
-            found = min(steps, key=lambda s: s["divergence"]) if steps else self.measure(weights)
-            found = {"rule": rule} | {key: value for key, value in found.items() if key != "rule"}
-            tried.append(found)
-            candidates.append((round(found["rise"] / 0.002), found["divergence"], len(candidates), weights, rule))
+            if rule == "refined":
+                weights, found = self._refined(limit, unit, [])
+            else:
+                weights = self._allocated(rule, limit, unit)
+                found = self.measure(weights)
+            tried.append({"rule": rule} | found)
+            candidates.append((round(found["rise"] / 0.002), found["divergence"], number, weights))
         self.progress("rules", len(rules), len(rules))
-        _, _, _, weights, rule = min(candidates)
-        plan = self.plan(weights, "best", budget, tried)
-        plan.chosen_rule = rule
+        _, _, winner, weights = min(candidates, key=lambda candidate: candidate[:3])
+        plan = self.plan(weights, "best", budget, tried, tried[winner])
+        plan.chosen_rule = rules[winner]
         return plan
 
     # What a plan costs and is predicted to do.
@@ -229,8 +233,9 @@ class Planner:
     def plan_kept(self, weights: dict[str, dict]) -> float:
         return Plan(model_entry(self.checkpoint), self.metric, weights).ledger(self.checkpoint).kept_blocks
 
-    def plan(self, weights: dict[str, dict], rule: str, budget: Budget | None = None, tried=()) -> Plan:
-        """The plan of these entries, its size counted and its rise in loss predicted (where a calibration exists)."""
+    def plan(self, weights: dict[str, dict], rule: str, budget: Budget | None = None, tried=(), measured=None) -> Plan:
+        """The plan of these entries, its size counted and its rise in loss predicted (where a calibration exists);
+        `measured` is what `measure` found of this very plan, if it did."""
         order = [weight.name for weight in self.checkpoint.weights if weight.name in weights]
         plan = Plan(
             model=model_entry(self.checkpoint), metric=self.metric, weights={name: weights[name] for name in order},
@@ -238,19 +243,21 @@ class Planner:
             budget_bytes=budget.kept_bytes if budget else None, calibration=self.study.calibration_entry(),
             tried=list(tried),
         )  # fmt: skip
-        plan.predicted = self.predict(plan)
+        plan.predicted = self.predict(plan, measured)
         return plan
 
-    def predict(self, plan: Plan) -> dict:
-        """Size (exact) and, where this model has been calibrated, the predicted rise in loss with its error so far."""
-        ledger = plan.ledger(self.checkpoint)
-        predicted = dict(ledger.__dict__)
+    def predict(self, plan: Plan, measured: dict | None = None) -> dict:
+        """Size (exact) and, where this model has been calibrated, the predicted rise in loss: from the curve through
+        measured plans, with its error so far, or where this very plan was measured on calibration text, from that."""
+        predicted = dict(plan.ledger(self.checkpoint).__dict__)
         if self.study.has_calibration(self.metric):
             calibration = self.study.calibration(self.metric)
             total = self.damage_sum(plan.weights)
+            rise = calibration.rise(total) if measured is None else measured["rise"]
             predicted |= {
-                "measure": calibration.measure, "sum": total, "rise": calibration.rise(total),
-                "dense_loss": calibration.dense_loss, "loss": calibration.dense_loss + calibration.rise(total),
-                "error": calibration.error, "fitted_plans": len(calibration.points),
+                "measure": calibration.measure, "sum": total, "rise": rise, "dense_loss": calibration.dense_loss,
+                "loss": calibration.dense_loss + rise,
+                "source": "curve" if measured is None else "this plan on calibration text",
+                "error": calibration.error if measured is None else None, "fitted_plans": len(calibration.points),
             }  # fmt: skip
         return predicted

@@ -42,7 +42,7 @@ class Probe:
         self.windows = windows[:fitting]
         self.batches = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
         self.sites = sites(model, checkpoint)
-        self.blocks = _blocks(model, self.sites)
+        self.blocks = _blocks(model, self.sites, checkpoint)
         self._reference: list[torch.Tensor] = []
         self._outputs: list[dict[int, object]] = [{} for _ in self.batches]
         self._scale = 1.0
@@ -138,12 +138,12 @@ def _replay(output):
     return lambda *args, **kwargs: output
 
 
-def _blocks(model, sites) -> dict[int, torch.nn.Module]:
+def _blocks(model, sites, checkpoint) -> dict[int, torch.nn.Module]:
     """The module of every layer: the shortest path of a site that ends in the layer's number; none where one module
     serves several layers, or where the numbers do not say in which order they run."""
     blocks: dict[int, torch.nn.Module] = {}
     for site in sites.values():
-        layer = site.weight.layer
+        layer = checkpoint.weight(site.name).layer
         parts = site.path.split(".")
         if layer is None or str(layer) not in parts:
             continue

@@ -198,7 +198,7 @@ class Study:
         planner = Planner(self, "lowrank", metric)
         for number, weights in enumerate(plans := self._plans_to_fit(planner)):
             self.progress("whole plans", number, len(plans))
-            planner.measure(weights)
+            planner.measure(weights, learn=True)
         self.progress("whole plans", len(plans), len(plans))
         write_json(file, calibration.to_json())
         partial.file.unlink(missing_ok=True)
