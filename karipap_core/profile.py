@@ -192,9 +192,10 @@ def build_profile(
     """Spectra of every weight of `checkpoint` under each metric, and of every MPO bond with network="mpo".
 
     `moments` (activations.Moments) gives what `functional` and `loss` need; weights that are not compressible
-    (embeddings, head, ...) have their weight spectrum alone, with a note. With `folder` the profile is kept there: a finished one of the same model and
-    settings is returned as it is, an unfinished one is continued. Cost: see `spectrum.singular_values`, once for each
-    weight, metric and bond. InputError for unknown metrics and networks, missing moments, NaN in a weight.
+    (embeddings, head, ...) have their weight spectrum alone, with a note. With `folder` the profile is kept there: a
+    finished one of the same model and settings is returned as it is, an unfinished one is continued. Cost: see
+    `spectrum.singular_values`, once for each weight, metric and bond. InputError for unknown metrics and networks,
+    missing moments, NaN in a weight.
     """
     text, calibration = (getattr(moments, name, None) for name in ("text", "settings"))
     settings = profile_settings(metrics, network, text, calibration)

@@ -308,6 +308,15 @@ def test_planted_signals_are_the_spikes():
     assert spectrum.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=0.02)
 
 
+def test_the_edge_parts_spikes_from_bulk():
+    m, n = 300, 500
+    sigma = np.sqrt(-np.diff(spectrum.null_tail(m, n)) * m * n)  # noise of deviation 1 as expected, all below the edge
+    edge = math.sqrt(m) + math.sqrt(n)
+    assert spectrum.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=1e-9)
+    counts = [spectrum.spikes([factor * edge, *sigma[1:]], (n, m))[0] for factor in (1.0, 1.005, 1.02, 1.1)]
+    assert counts == [0, 0, 1, 1]  # the 99 % fluctuation of the largest is 1.2 % of the edge at this size
+
+
 def test_noise_has_no_spikes():
     counts = [spectrum.spikes(reference_sigma(normal(60, 90)), (60, 90))[0] for _ in range(100)]
     assert np.mean(counts) < 0.1
