@@ -80,10 +80,11 @@ def densify(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
-) -> Path:
-    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes, and returns it.
+) -> dict:
+    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes.
 
-    W = the network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
+    Returns {"folder", "weights" (how many were made dense), "parameters", "bytes"} of what was written. W = the
+    network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
     InputError where `folder` is no compressed folder or `out` exists (unless `overwrite`).
     """
     checkpoint = open_checkpoint(folder, compressed=True)
@@ -108,7 +109,9 @@ def densify(
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     with _new_folder(out, checkpoint.path, overwrite) as target:
         _write(target, checkpoint.path, config, _told(list(pieces.values()), progress, "densify"), shard_bytes)
-    return Path(out)
+    dense = open_checkpoint(out)
+    made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
+    return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
 
 
 def _cores(weight: Weight, entry: dict, file: Path) -> dict[str, TensorInfo]:
@@ -267,17 +270,23 @@ def _write(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_
 
 @contextmanager
 def _new_folder(out: str | Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields an empty folder beside `out` that becomes `out` when the block ends well."""
+    """Yields an empty folder beside `out` that becomes `out` when the block ends well.
+
+    Hidden entries of an existing `out` (work in progress) are no model: they do not stand in the way, and stay.
+    """
     out = Path(out).absolute()
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the model itself: name another folder.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+    if out.exists() and not overwrite and not (out.is_dir() and all(file.name[0] == "." for file in out.iterdir())):
         raise InputError(f"{out} already exists: name another folder, or allow it to be replaced (--force).")
     partial, former = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.former")
     for leftover in (partial, former):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    if out.is_dir():
+        for hidden in [file for file in out.iterdir() if file.name[0] == "."]:
+            hidden.rename(partial / hidden.name)
     if out.exists():
         out.rename(former)
     partial.rename(out)
