@@ -38,9 +38,9 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     identity = settings_key({"plan": document, "fingerprint": checkpoint.fingerprint})
     if _finished(out, identity):
         return json.loads((out / REPORT).read_text())["result"] | {"seconds": 0.0}
-    if out.exists() and any(path.name != ".parts" for path in out.iterdir()):
-        raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
     parts = out / ".parts" / identity
+    if out.exists() and not parts.exists() and any(path.name != ".parts" for path in out.iterdir()):
+        raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
     todo = [weight for weight in checkpoint.weights if plan.spec(weight.name) is not None]
     files, rows = {}, []
     for index, weight in enumerate(todo):
@@ -50,16 +50,15 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
             _decompose(study, plan, weight, file)
         with safe_open(file, framework="pt") as handle:
             rows.append(json.loads(handle.metadata()["row"]))
-    progress("write", 0, 1, str(out))
     ledger = plan.ledger(checkpoint)
     result = {
         "kept": ledger.kept, "bytes_kept": ledger.bytes_kept, "parameters": ledger.parameters, "bytes": ledger.bytes,
         "kept_blocks": ledger.kept_blocks, "weights": rows,
     }  # fmt: skip
-    write_compressed(checkpoint, document, files, out)
+    # What is there already is our own, from a run killed after the folder and before its report were written.
+    write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
     write_json(out / REPORT, {"format": "karipap-report", "version": 1, "identity": identity, "result": result})
     shutil.rmtree(out / ".parts")
-    progress("write", 1, 1, str(out))
     return result | {"seconds": round(time.monotonic() - began, 3)}
 
 
@@ -84,7 +83,7 @@ def _decompose(study, plan: Plan, weight, file: Path) -> None:
     if plan.metric != "weight":
         row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
     with whole_file(file) as temporary:
-        tensors = {f"{weight.name}.cores.{index}": core for index, core in enumerate(cores)}
+        tensors = {f"cores.{index}": core for index, core in enumerate(cores)}
         save_file(tensors, temporary, metadata={"row": json.dumps(row)})
 
 
