@@ -7,7 +7,14 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.fidelity import divergence, keep_logits, measure, output_fidelity
+from karipap_core.evaluate.fidelity import (
+    EncoderSample,
+    divergence,
+    hidden_states,
+    keep_logits,
+    measure,
+    output_fidelity,
+)
 from karipap_core.evaluate.perplexity import Sample, perplexity
 from karipap_core.evaluate.speed import measure_memory, measure_speed, weights_bytes
 from karipap_core.text import Text
@@ -105,7 +112,9 @@ def test_encoder_fidelity_against_numpy():
     dense = BertModel(config).eval()
     model = copy.deepcopy(dense)
     model.encoder.layer[0].output.dense.weight.data *= 0.8
-    found = output_fidelity(dense, model, None, TEXT, window=20)
+    sample = EncoderSample.of(dense, None, TEXT, window=20)
+    found = output_fidelity(model, sample, dense)
+    assert output_fidelity(model, sample, list(hidden_states(dense, sample))) == found
     ids = np.frombuffer("".join(TEXT.documents).encode(), dtype=np.uint8).astype(np.int64)
     ids = torch.tensor(ids[: len(ids) // 20 * 20]).reshape(-1, 20)
     with torch.no_grad():
@@ -115,7 +124,7 @@ def test_encoder_fidelity_against_numpy():
     assert found["cosine"] == pytest.approx(cosine.mean(), rel=1e-6)
     assert found["relative_error"] > 1e-4 and found["tokens"] == ids.numel()
     with pytest.raises(InputError, match="32 positions"):
-        output_fidelity(dense, model, None, TEXT, window=40)
+        EncoderSample.of(dense, None, TEXT, window=40)
 
 
 def test_speed_takes_turns_and_memory_counts_shared_weights_once():

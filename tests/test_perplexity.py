@@ -79,9 +79,7 @@ def test_bytes_of_tokens_add_up_to_the_text(tokenizer):
     assert (tokens.bytes[openers] == 0).all()
     ascii_part = tokens.scored.nonzero()[:3, 0]
     pieces = [tokenizer.decode([i]) for i in tokens.ids[ascii_part]]
-    assert [len(piece.encode()) for piece in pieces] == tokens.bytes[ascii_part].tolist() and "".join(
-        pieces
-    ) in "The ñandú"
+    assert pieces == ["The", " ñandú", " ran"] and tokens.bytes[ascii_part].tolist() == [3, 8, 4]
 
 
 def test_ids_are_those_of_each_document_behind_its_opener(tokenizer):
@@ -184,11 +182,11 @@ def test_real_model_reaches_the_known_loss(tmp_path):
     real = AutoTokenizer.from_pretrained(folder)
     documents = read_text(stories).documents[:400]
     total = counted = 0
-    for document in documents[::10]:
+    for document in documents[::40]:
         story = Text("story", (document,))
         found = perplexity(model, real, story, window=511, stride=511, max_tokens=511)
         total, counted = total + found["loss"] * found["tokens"], counted + found["tokens"]
-    direct = reference_loss(model, real, documents[::10])
+    direct = reference_loss(model, real, documents[::40])
     assert total / counted == pytest.approx(direct, rel=1e-5) and 1.2 < direct < 1.6
 
 

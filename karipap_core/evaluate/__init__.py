@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.fidelity import measure, output_fidelity
+from karipap_core.evaluate.fidelity import EncoderSample, measure, output_fidelity
 from karipap_core.evaluate.perplexity import Sample, tokenize
 from karipap_core.evaluate.speed import measure_memory, measure_speed
 from karipap_core.progress import Progress, silent
@@ -90,8 +90,9 @@ def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress
     if dense is None:
         raise InputError("An encoder is measured by its output against the dense model's: name that with --against.")
     notes.append("An encoder has no next-token loss: it is measured by its output against the dense model's.")
-    fidelity = output_fidelity(dense, model, tokenizer, text, window, max_tokens, progress)
-    shared = {"kind": "encoder", "tokens": fidelity["tokens"], "window": fidelity["window"], "stride": None}
+    sample = EncoderSample.of(model, tokenizer, text, window, max_tokens)
+    fidelity = output_fidelity(model, sample, dense, progress)
+    shared = {"kind": "encoder", "tokens": sample.tokens, "window": sample.window, "stride": sample.window}
     return {**empty, **shared, "fidelity": fidelity}
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,45 +90,63 @@ def _standard_error(differences: torch.Tensor, block: int) -> float | None:
     return None if len(means) < 2 else (means.std() / math.sqrt(len(means))).item()
 
 
-@torch.no_grad()
-def output_fidelity(
-    dense, model, tokenizer, text: Text, window=None, max_tokens=None, progress: Progress = silent
-) -> dict:
-    """Encoders: {"relative_error", "cosine", "pooled_cosine", "tokens", "window"} of the last hidden states.
+@dataclass(frozen=True)
+class EncoderSample:
+    """Rows of token ids for an encoder: windows that do not overlap, wrapped in cls and sep where these exist."""
 
-    relative_error = Σ‖h − h_dense‖² / Σ‖h_dense‖² over tokens; cosine: mean over tokens of cos(h, h_dense);
-    pooled_cosine: the same for the mean of a window's states, as sentence embeddings use them. Windows do not overlap
-    and are wrapped in the tokenizer's cls and sep where it has them. max_tokens: as in `perplexity.cut`.
-    """
-    config = model.config.get_text_config()
-    window = check_window(config, window)
-    ids = tokenize(tokenizer, text, config.vocab_size).ids
-    opener = getattr(tokenizer, "cls_token_id", None)
-    closer = getattr(tokenizer, "sep_token_id", None)
-    length = window - (opener is not None) - (closer is not None)
-    chunks = [chunk for chunk in ids.split(length) if len(chunk) == length] or [ids]
-    if max_tokens is not None:
-        wanted = min(len(chunks), max(1, max_tokens // length))
-        chunks = [chunks[i * len(chunks) // wanted] for i in range(wanted)]
+    text: Text
+    rows: tuple[torch.Tensor, ...]
+    tokens: int  # of the text, cls and sep not counted
+    window: int
+
+    @classmethod
+    def of(cls, model, tokenizer, text: Text, window=None, max_tokens=None) -> "EncoderSample":
+        """Cut `text` for `model`; window as in `perplexity.check_window`, max_tokens spread as in `perplexity.cut`."""
+        config = model.config.get_text_config()
+        window = check_window(config, window)
+        ids = tokenize(tokenizer, text, config.vocab_size, opened=False).ids
+        opener = [getattr(tokenizer, "cls_token_id", None)]
+        closer = [getattr(tokenizer, "sep_token_id", None)]
+        opener, closer = ([i for i in special if i is not None] for special in (opener, closer))
+        length = max(1, window - len(opener) - len(closer))
+        chunks = [chunk for chunk in ids.split(length) if len(chunk) == length] or [ids]
+        if max_tokens is not None:
+            wanted = min(len(chunks), max(1, max_tokens // length))
+            chunks = [chunks[i * len(chunks) // wanted] for i in range(wanted)]
+        rows = tuple(torch.tensor([opener + chunk.tolist() + closer]) for chunk in chunks)
+        return cls(text, rows, sum(map(len, chunks)), window)
+
+
+@torch.no_grad()
+def hidden_states(model, sample: EncoderSample) -> Iterator[torch.Tensor]:
+    """The last hidden state (tokens, hidden) of row after row, float64 on CPU. InputError where it is not finite."""
     device = next(model.parameters()).device
+    for row in sample.rows:
+        states = model(input_ids=row.to(device)).last_hidden_state[0].double().cpu()
+        if not torch.isfinite(states).all():
+            raise InputError("The model's output is not finite (NaN or Inf): load it in float32 or check it.")
+        yield states
+
+
+def output_fidelity(model, sample: EncoderSample, dense, progress: Progress = silent) -> dict:
+    """Encoders: {"relative_error", "cosine", "pooled_cosine", "tokens"} of the last hidden states h.
+
+    dense: a model, or the list of its `hidden_states`. relative_error = Σ‖h − h_dense‖² / Σ‖h_dense‖² over tokens;
+    cosine: mean over tokens of cos(h, h_dense); pooled_cosine: the same for the mean of a window's states, as sentence
+    embeddings use them.
+    """
+    reference = dense if isinstance(dense, list) else hidden_states(dense, sample)
     squared = norm = 0.0
     cosine, pooled = [], []
-    for i, chunk in enumerate(chunks):
-        parts = [[opener]] * (opener is not None) + [chunk.tolist()] + [[closer]] * (closer is not None)
-        inputs = torch.tensor([sum(parts, [])], device=device)
-        theirs = dense(input_ids=inputs).last_hidden_state[0].double().cpu()
-        ours = model(input_ids=inputs).last_hidden_state[0].double().cpu()
-        if not torch.isfinite(ours).all():
-            raise InputError("The model's output is not finite (NaN or Inf): load it in float32 or check it.")
+    for i, (theirs, ours) in enumerate(zip(reference, hidden_states(model, sample), strict=True)):
         squared += (ours - theirs).square().sum().item()
         norm += theirs.square().sum().item()
         cosine.append(functional.cosine_similarity(ours, theirs, dim=-1))
         pooled.append(functional.cosine_similarity(ours.mean(0), theirs.mean(0), dim=-1).item())
-        progress("evaluate", i + 1, len(chunks))
+        progress("evaluate", i + 1, len(sample.rows))
     return {
         "relative_error": squared / norm,
         "cosine": torch.cat(cosine).mean().item(),
         "pooled_cosine": float(np.mean(pooled)),
-        "tokens": sum(map(len, chunks)),
-        "window": window,
+        "tokens": sample.tokens,
     }

@@ -91,14 +91,14 @@ class Sample:
         }
 
 
-def tokenize(tokenizer, text: Text, vocabulary: int = 256) -> Tokens:
-    """Documents one behind the other, each opened by the tokenizer's bos where it has one, without other specials.
+def tokenize(tokenizer, text: Text, vocabulary: int = 256, opened: bool = True) -> Tokens:
+    """Documents one behind the other, each (if `opened`) behind the bos of a tokenizer that has one, no other specials.
 
     Without a tokenizer (None) the text's UTF-8 bytes modulo `vocabulary` stand for tokens: enough to compare two
     models, though such a loss says nothing about text. A token's bytes are those between the end of the token before
     and its own end, so they add up to the document's; a tokenizer that gives no offsets has them spread evenly.
     """
-    opener = None if tokenizer is None else tokenizer.bos_token_id
+    opener = tokenizer.bos_token_id if tokenizer is not None and opened else None
     ids, sizes, scored = [], [], []
     for document in text.documents:
         document_ids, document_sizes = _document(tokenizer, document, vocabulary)

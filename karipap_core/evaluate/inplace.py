@@ -1,0 +1,62 @@
+"""A dense model in memory, measured with some of its weights replaced: plans and baselines without writing a folder."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.evaluate.fidelity import EncoderSample, hidden_states, keep_logits, measure, output_fidelity
+from karipap_core.evaluate.perplexity import Sample
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text
+
+LOGITS_BYTES = 4 << 30  # of the dense model, kept to compare with
+
+
+class InPlace:
+    """model: dense, float32, loaded from `checkpoint`; text: what to measure on, cut as by `perplexity.Sample`.
+
+    The dense model's logits are kept: 4 · vocabulary bytes a token, so `max_tokens` is lowered until they fit into
+    `LOGITS_BYTES`. `dense` holds the dense model's own figures.
+    """
+
+    def __init__(
+        self, model, tokenizer, checkpoint, text: Text, window=None, stride=None, max_tokens=None, progress=silent
+    ) -> None:
+        from karipap_core.hf import sites
+
+        self.model, self.sites = model, sites(model, checkpoint)
+        self.causal = checkpoint.kind == "causal"
+        if self.causal:
+            fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)
+            max_tokens = fitting if max_tokens is None else min(max_tokens, fitting)
+            self.sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+            self._reference = keep_logits(model, self.sample, progress)
+            self.dense = measure(model, self.sample, self._reference)["dense"]
+        else:
+            self.sample = EncoderSample.of(model, tokenizer, text, window, max_tokens)
+            self._reference = list(hidden_states(model, self.sample))
+            self.dense = {"relative_error": 0.0}
+
+    @property
+    def settings(self) -> dict:
+        """How it is measured: {"text": {"name", "sha256"}, "window", "stride"}."""
+        text = self.sample.text
+        stride = getattr(self.sample, "stride", self.sample.window)
+        return {"text": {"name": text.name, "sha256": text.sha256}, "window": self.sample.window, "stride": stride}
+
+    def measure(self, matrices: Iterable[tuple[str, torch.Tensor]], progress: Progress = silent) -> dict:
+        """The model with these weights (name, Ŵ (out, in)) in place: `fidelity.measure` against the dense model, or
+        `fidelity.output_fidelity` for an encoder. Every weight is as before when this returns or raises.
+
+        Raises InputError for a weight that the model does not compute with as one linear layer.
+        """
+        with ExitStack() as stack:
+            for name, matrix in matrices:
+                if name not in self.sites:
+                    raise InputError(f"Weight {name} cannot be replaced in a {type(self.model).__name__}.")
+                stack.enter_context(self.sites[name].replaced(matrix))
+            if self.causal:
+                return measure(self.model, self.sample, self._reference, progress)
+            return output_fidelity(self.model, self.sample, self._reference, progress)

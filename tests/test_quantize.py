@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from karipap_core.errors import InputError
+from karipap_core.quantize import SHRINKS, SMALLEST, Quantized, pack, quantize_gptq, quantize_rtn, unpack
+
+
+def weight(n_out=24, n_in=50, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n_out, n_in, generator=generator) * torch.rand(1, n_in, generator=generator)
+
+
+def moment(n_in=50, seed=1, rows=400):
+    """A second moment with strong correlations and very different sizes, as activations have."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n_in, n_in, generator=generator) * torch.logspace(0, -2, n_in)
+    x = torch.randn(rows, n_in, generator=generator) @ mix.T
+    return (x.T @ x / rows).double()
+
+
+def slow_grid(values, bits, shrink):
+    """float16 scale and integer zero of one group by the definition."""
+    low, high = min(values.min(), 0) * shrink, max(values.max(), 0) * shrink
+    scale = float(np.float16((high - low) / (2**bits - 1))) or 1.0
+    return scale, min(max(np.round(-low / scale), 0), 2**bits - 1)
+
+
+def slow_round(value, scale, zero, bits):
+    return min(max(np.round(value / scale + zero), 0), 2**bits - 1)
+
+
+def slow_search(values, bits, clip):
+    best = None
+    for shrink in np.linspace(1, SMALLEST, SHRINKS) if clip else [1.0]:
+        scale, zero = slow_grid(values, bits, shrink)
+        error = sum((scale * (slow_round(v, scale, zero, bits) - zero) - v) ** 2 for v in values)
+        if best is None or error < best[0]:
+            best = error, scale, zero
+    return best[1:]
+
+
+def slow_rtn(W, bits, group, clip):
+    result = np.empty_like(W)
+    for i, row in enumerate(W):
+        for start in range(0, len(row), group):
+            part = row[start : start + group]
+            scale, zero = slow_search(part, bits, clip)
+            result[i, start : start + group] = [scale * (slow_round(v, scale, zero, bits) - zero) for v in part]
+    return result
+
+
+def slow_gptq(W, bits, group, C, damping, order):
+    """Optimal brain surgeon by its definition, a row at a time: the inverse of the still free part of the Hessian is
+    computed anew for every column, no Cholesky factor is used."""
+    n = W.shape[1]
+    H = C + damping * np.diag(C).mean() * np.eye(n)
+    columns = np.argsort(-np.diag(C), kind="stable") if order else np.arange(n)
+    result = np.empty_like(W)
+    for i in range(len(W)):
+        row, grids = W[i].copy(), {}
+        if order:
+            grids = {g: slow_search(W[i, g * group : (g + 1) * group], bits, True) for g in range(-(-n // group))}
+        free = list(columns)
+        while free:
+            j = free[0]
+            if j // group not in grids:
+                grids[j // group] = slow_search(row[j : j + group], bits, True)
+            scale, zero = grids[j // group]
+            result[i, j] = scale * (slow_round(row[j], scale, zero, bits) - zero)
+            inverse = np.linalg.inv(H[np.ix_(free, free)])
+            row[free] -= (row[j] - result[i, j]) / inverse[0, 0] * inverse[0]
+            free = free[1:]
+    return result
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("group", "clip"), [(16, True), (50, True), (7, False)])
+def test_rounding_equals_a_plain_loop(bits, group, clip):
+    W = weight(6)
+    found = quantize_rtn(W, bits, group, clip).dense().numpy()
+    np.testing.assert_allclose(found, slow_rtn(W.double().numpy(), bits, group, clip), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 20), (4, 50)])
+def test_gptq_equals_optimal_brain_surgeon_by_definition(bits, group, order):
+    W, C = weight(4), moment()
+    found = quantize_gptq(W, bits, group, C, damping=0.01, order=order).dense().numpy()
+    expected = slow_gptq(W.double().numpy(), bits, group, C.numpy(), 0.01, order)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("group", [16, None])
+def test_gptq_beats_rounding_where_it_counts(bits, group):
+    W, C = weight(), moment()
+
+    def error(quantized):
+        D = W.double() - quantized.dense().double()
+        return torch.einsum("oi,ij,oj->", D, C, D).item()
+
+    rounded, plain = error(quantize_rtn(W, bits, group)), error(quantize_rtn(W, bits, group, clip=False))
+    for order in (False, True):
+        assert error(quantize_gptq(W, bits, group, C, order=order)) < 0.7 * min(rounded, plain)
+
+
+def test_gptq_with_uncorrelated_inputs_is_rounding():
+    W = weight()
+    quantized = quantize_gptq(W, 3, 16, torch.eye(50, dtype=torch.float64) * 3)
+    assert torch.equal(quantized.codes, quantize_rtn(W, 3, 16).codes)
+
+
+def test_clip_never_does_worse_and_outliers_need_it():
+    W = torch.randn(40, 128, generator=torch.Generator().manual_seed(0))
+    W[:, ::64] *= 12
+    with_clip, without = ((W - quantize_rtn(W, 2, 64, clip).dense()).square().sum(-1) for clip in (True, False))
+    assert (with_clip <= without * (1 + 1e-6)).all() and with_clip.sum() < 0.9 * without.sum()
+
+
+def test_bytes_count_codes_scales_and_zero_points():
+    W = torch.randn(256, 1024)
+    per_weight = {(4, 64): 4 + 20 / 64, (3, 64): 3 + 19 / 64, (3, 128): 3 + 19 / 128, (2, 32): 2 + 18 / 32}
+    for (bits, group), expected in per_weight.items():
+        quantized = quantize_rtn(W, bits, group)
+        assert quantized.bytes * 8 == expected * W.numel()
+        stored = pack(quantized.codes, bits), pack(quantized.zeros, bits), quantized.scales
+        assert sum(tensor.numel() * tensor.element_size() for tensor in stored) == quantized.bytes
+    assert quantize_rtn(torch.randn(3, 5), 3, 2).bytes == 6 + 4 + 2 * 9  # 45 bits; 9 groups: 27 bits
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_packing_gives_back_every_code(data):
+    bits = data.draw(st.sampled_from([2, 3, 4, 8]))
+    shape = (data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
+    size = shape[0] * shape[1]
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=size, max_size=size))
+    codes = torch.tensor(codes, dtype=torch.uint8).reshape(shape)
+    packed = pack(codes, bits)
+    assert packed.numel() == -(-size * bits // 8) and torch.equal(unpack(packed, bits, shape), codes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_matrix_comes_back_finite_in_range_and_near(data):
+    shape = data.draw(st.tuples(st.integers(1, 8), st.integers(1, 20)))
+    bits, group = data.draw(st.sampled_from([2, 3, 4, 8])), data.draw(st.sampled_from([None, 1, 5]))
+    scale = data.draw(st.sampled_from([0.0, 1e-3, 1.0, 1e4]))
+    W = scale * torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    C = moment(shape[1]) * data.draw(st.sampled_from([0.0, 1e-8, 1.0]))
+    for quantized in (quantize_rtn(W, bits, group), quantize_gptq(W, bits, group, C)):
+        assert int(quantized.codes.max()) < 2**bits and int(quantized.zeros.max()) < 2**bits
+        assert torch.isfinite(quantized.dense()).all() and quantized.dense().shape == shape
+    step = (W.amax(1).clamp(min=0) - W.amin(1).clamp(max=0)) / (2**bits - 1)
+    plain = quantize_rtn(W, bits, group, clip=False).dense()
+    assert ((W - plain).abs() <= 1.01 * step[:, None] + 1e-6).all()
+
+
+def test_sizes_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="5 bits"):
+        quantize_rtn(weight(), 5)
+    with pytest.raises(InputError, match="matrix"):
+        quantize_rtn(torch.zeros(3), 4)
+    with pytest.raises(InputError, match="at least 1"):
+        quantize_rtn(weight(), 4, 0)
+    with pytest.raises(InputError, match="50 inputs"):
+        quantize_gptq(weight(), 4, 16, moment(20))
+
+
+def test_dense_by_hand():
+    quantized = Quantized(
+        torch.tensor([[0, 1, 3]], dtype=torch.uint8), torch.tensor([[0.5, 2.0]]).half(),
+        torch.tensor([[1, 2]], dtype=torch.uint8), 2, 2,
+    )  # fmt: skip
+    assert quantized.dense().tolist() == [[-0.5, 0.0, 2.0]]
+    assert quantized.bytes == 1 + 1 + 4
+
+
+def test_int8_is_as_near_as_torchaos():
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    W = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    linear = torch.nn.Linear(256, 64, bias=False)
+    linear.weight.data = W.clone()
+    quantization.quantize_(linear, quantization.Int8WeightOnlyConfig())
+    theirs = linear.weight.dequantize()
+    ours = quantize_rtn(W, 8, None).dense()
+    error = [((W - each).norm() / W.norm()).item() for each in (ours, theirs)]
+    assert error[0] < 1.05 * error[1] and error[0] == pytest.approx(error[1], rel=0.5)
+    assert ((ours - theirs).norm() / W.norm()).item() < 2 * error[1]
