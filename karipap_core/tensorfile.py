@@ -143,10 +143,13 @@ def write_file(path: Path, pieces: list[Piece]) -> None:
 def write_model(folder: Path, pieces: list[Piece], shard_bytes: int) -> None:
     """Writes a model's tensors as model.safetensors or, above `shard_bytes`, as shards with their index."""
     shards: list[list[Piece]] = [[]]
+    filled = 0
     for piece in pieces:
-        if shards[-1] and sum(other.size for other in shards[-1]) + piece.size > shard_bytes:
+        if shards[-1] and filled + piece.size > shard_bytes:
             shards.append([])
+            filled = 0
         shards[-1].append(piece)
+        filled += piece.size
     if len(shards) == 1:
         write_file(folder / "model.safetensors", shards[0])
         return
