@@ -6,7 +6,6 @@ st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layo
 
 from pages.parts import common, model  # noqa: E402  (set_page_config comes before anything that draws)
 
-st.session_state.inside_app = True
 common.refuse_strangers()
 common.theme()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from karipap_core.errors import InputError
 
@@ -40,10 +41,9 @@ def inside_app() -> None:
     """Starts over through app.py where Streamlit has run a page on its own.
 
     On a fresh server a link straight to a page makes Streamlit list the `pages` folder in its old way, until
-    `st.navigation` has been called once.
+    `st.navigation` has been called once (streamlit 1.67; the flag is its own).
     """
-    if "inside_app" not in st.session_state:
-        st.session_state.inside_app = True
+    if getattr(PagesManager, "uses_pages_directory", False):
         files = sorted((ROOT / "pages").glob("*.py"), key=lambda file: file.stem != "profile")  # the first has no path
         st.navigation([st.Page(file) for file in files], position="hidden")
         st.rerun()

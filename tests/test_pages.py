@@ -1,0 +1,279 @@
+"""Every page through Streamlit's AppTest: what it says, what it does to the state, and that nothing breaks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+from streamlit.runtime.pages_manager import PagesManager
+from streamlit.testing.v1 import AppTest
+
+from karipap_core import jobs
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.errors import InputError
+from karipap_core.workspace import Workspace
+from pages.parts import common, model
+
+APP = str(Path(__file__).parents[1] / "app.py")
+
+
+@pytest.fixture(autouse=True)
+def through_app(monkeypatch):
+    """Runs go through app.py, as on any server that has drawn a page: AppTest forgets before each run that
+    `st.navigation` was called, and would start pages on their own."""
+
+    class Pages(PagesManager):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            PagesManager.uses_pages_directory = False
+
+    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """A model folder that the dashboard finds under KARIPAP_MODEL_ROOTS, as the alias `tiny`."""
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    tensors = {
+        f"{row['name']}.weight": rng.standard_normal(row["shape"]).astype(np.float32)
+        for row in made_up.profile(2).weights
+    }
+    tensors["model.norm.weight"] = np.ones(24, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
+    model.found.clear()
+    return folder
+
+
+@pytest.fixture
+def profiled(tiny):
+    """`tiny` with a profile in the workspace."""
+    fingerprint = open_checkpoint(tiny).fingerprint
+    profile = made_up.profile(2, metrics=("weight", "loss"), bonds=True, fingerprint=fingerprint)
+    profile.save(Workspace().profile_dir(fingerprint, "made-up"))
+    return profile
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """The commands of jobs that pages start; each job just waits."""
+    commands = []
+    real = jobs.start
+
+    def start(argv, title, **more):
+        commands.append(argv)
+        waits = (sys.executable, "-c", "import time; time.sleep(30)")
+        return real(argv, title, program=waits, **more)
+
+    monkeypatch.setattr(jobs, "start", start)
+    yield commands
+    for job in jobs.list_jobs():
+        job.cancel()
+
+
+def opened(**query) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=30)
+    for name, value in ({"model": "tiny"} | query).items():
+        app.query_params[name] = value
+    return app.run()
+
+
+def words(app: AppTest) -> str:
+    """All text on the page."""
+    kinds = ("markdown", "caption", "info", "error", "warning", "success", "subheader", "title", "code")
+    parts = [element.value for kind in kinds for element in getattr(app, kind)]
+    return "\n".join([*parts, *(element.proto.body for element in app.get("html"))])
+
+
+def sound(app: AppTest) -> AppTest:
+    assert not app.exception
+    assert not app.error, [error.value for error in app.error]
+    return app
+
+
+# ---- profile ----------------------------------------------------------------------------------------------------
+
+
+def test_the_profile_opens_on_the_weight_with_most_structure(profiled):
+    app = sound(opened())
+    best = max(profiled.weights[1:], key=lambda row: row["spectra"]["weight"]["excess"])
+    assert best["role"] == "k" and app.session_state.weight == best["name"]
+    assert best["name"] in words(app) and f"{best['spectra']['weight']['entropy']:.3f} nats" in words(app)
+    assert "natural logarithm" in words(app)
+    assert len(app.get("plotly_chart")) == 2
+    table = app.dataframe[0].value
+    assert list(table["name"]) == [row["name"] for row in profiled.weights]
+
+
+def test_a_click_on_the_map_opens_that_weight(profiled):
+    app = opened()
+    name = "model.layers.1.up_proj"
+    app.session_state.weight = name  # what the callback of a click does; the click itself is a browser test
+    app.run()
+    assert app.selectbox(key="cell").value == name and name in words(app)
+
+
+def test_the_list_of_weights_does_what_a_click_does(profiled):
+    app = opened()
+    sound(app.selectbox(key="cell").select("model.layers.1.down_proj").run())
+    assert app.session_state.weight == "model.layers.1.down_proj"
+    assert app.query_params["weight"] == "model.layers.1.down_proj"
+
+
+def test_quantity_metric_and_view_are_in_the_url_and_come_back_from_it(profiled):
+    app = sound(opened(quantity="kept", metric="loss", view="bonds", error="0.05"))
+    assert app.selectbox(key="quantity").value == "kept"
+    assert app.session_state.metric == "loss" and app.session_state.error == 0.05
+    sound(app.selectbox(key="quantity").select("excess").run())
+    assert app.query_params["quantity"] == "excess"
+
+
+@pytest.mark.parametrize(
+    "query", [{"quantity": "<b>"}, {"metric": "x"}, {"weight": "../../etc"}, {"error": "nan"}, {"view": "🙂"}]
+)
+def test_what_a_url_makes_up_is_dropped(profiled, query):
+    app = sound(opened(**query))
+    assert app.session_state.weight in {row["name"] for row in profiled.weights}
+    assert app.session_state.metric == "weight"
+
+
+def test_experts_fold_into_a_cell_that_opens(tiny):
+    fingerprint = open_checkpoint(tiny).fingerprint
+    made_up.profile(2, experts=4, fingerprint=fingerprint).save(Workspace().profile_dir(fingerprint, "experts"))
+    app = sound(opened(weight="model.layers.1.experts.2.up_proj"))
+    assert app.selectbox(key="cell").value == "model.layers.1.experts.0.up_proj"
+    assert app.selectbox(key="expert").value == "model.layers.1.experts.2.up_proj"
+    sound(app.selectbox(key="expert").select("model.layers.1.experts.3.up_proj").run())
+    assert app.session_state.weight == "model.layers.1.experts.3.up_proj"
+
+
+def test_skipped_tensors_are_listed_with_the_reason(profiled):
+    app = opened()
+    assert "one-dimensional" in set(app.dataframe[1].value["why"])
+
+
+def test_a_model_without_a_profile_is_profiled_at_once_and_only_once(tiny, started):
+    app = sound(opened())
+    assert started == [["profile", str(tiny)]]
+    assert "Profile tiny" in words(app)
+    sound(opened())  # a second browser joins the same job
+    assert len(started) == 1
+
+
+def test_a_failed_profile_is_told_in_a_sentence_and_not_tried_again_unasked(tiny, monkeypatch):
+    fails = (sys.executable, "-c", "import sys; print('error: the file is damaged.', file=sys.stderr); sys.exit(2)")
+    job = jobs.start(["profile", str(tiny)], "Profile tiny", program=fails)
+    while job.status()["state"] in ("queued", "running"):
+        pass
+    app = opened()
+    assert not app.exception
+    assert [error.value for error in app.error] == ["the file is damaged."]
+    assert len(jobs.list_jobs()) == 1
+
+
+def test_a_damaged_profile_is_passed_over(profiled, started):
+    for file in Workspace().root.rglob("profile.json"):
+        file.write_text("{")
+    app = opened()
+    assert not app.exception and len(started) == 1
+
+
+def test_the_first_paint_needs_no_torch(profiled, tmp_path):
+    code = (
+        "import sys; from streamlit.testing.v1 import AppTest; "
+        f"app = AppTest.from_file({APP!r}, default_timeout=30); app.query_params['model'] = 'tiny'; app.run(); "
+        "print(len(app.get('plotly_chart')), 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(APP).parent)
+    assert done.stdout.split() == ["2", "False", "False"], done.stderr[-2000:]
+
+
+# ---- choosing a model -------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_alias_falls_back_and_a_path_opens_nothing(profiled):
+    app = sound(opened(model="/etc"))
+    assert app.session_state.model != "/etc"
+
+
+def test_a_hub_model_is_not_fetched_unasked(tiny, started):
+    app = sound(opened(model="somebody/something"))
+    assert "not on this machine" in words(app) and started == []
+    sound(app.button(key="fetch").click().run())
+    assert started == [["profile", "somebody/something"]]
+
+
+def test_compressed_folders_and_pickles_are_no_models(tiny):
+    compressed = tiny.parent / "compressed"
+    compressed.mkdir()
+    (compressed / "model.safetensors").write_bytes((tiny / "model.safetensors").read_bytes())
+    (compressed / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "karipap"}}))
+    (tiny.parent / "pickled").mkdir()
+    (tiny.parent / "pickled" / "pytorch_model.bin").write_bytes(b"x")
+    model.found.clear()
+    aliases = model.found((str(tiny.parent),))
+    assert "tiny" in aliases and not {"compressed", "pickled"} & set(aliases)
+
+
+def test_two_folders_of_one_name_get_two_aliases(tiny, tmp_path):
+    twin = tmp_path / "models" / "deeper" / "tiny"
+    twin.mkdir(parents=True)
+    for file in tiny.iterdir():
+        (twin / file.name).write_bytes(file.read_bytes())
+    model.found.clear()
+    aliases = model.found((str(tmp_path / "models"),))
+    assert {Path(folder).parent.name for alias, folder in aliases.items() if alias.startswith("tiny")} == {
+        "models",
+        "deeper",
+    }
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../..", "\\\\host\\share", "//host/share", "a\0b", "models/../.."])
+def test_paths_outside_the_roots_are_refused_with_the_same_words(tiny, path, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    with pytest.raises(InputError, match="not inside"):
+        model.confine(path, [tiny.parent])
+
+
+def test_a_link_out_of_the_roots_is_refused(tiny, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tiny.parent / "way-out").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="not inside"):
+        model.confine(str(tiny.parent / "way-out"), [tiny.parent])
+    assert model.confine(str(tiny), [tiny.parent]) == tiny
+
+
+# ---- what pages share -------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_strangers_can_reach_is_refused(profiled, monkeypatch):
+    from streamlit import config
+
+    monkeypatch.setattr(
+        "streamlit.get_option", lambda name: "0.0.0.0" if name == "server.address" else config.get_option(name)
+    )
+    app = opened()
+    assert "no authentication" in app.error[0].value and not app.get("plotly_chart")
+    monkeypatch.setenv("KARIPAP_ALLOW_REMOTE", "1")
+    sound(opened())
+
+
+def test_cells_that_a_spreadsheet_would_run_are_disarmed():
+    table = pd.DataFrame({"name": ["=1+1", "@x", "plain"], "value": [-1.5, 2, 3]})
+    assert common.csv(table).decode().splitlines() == ["name,value", "'=1+1,-1.5", "'@x,2.0", "plain,3.0"]
+
+
+def test_numbers_as_words():
+    assert (common.count(260032), common.count(5_312_000), common.count(12)) == ("260 k", "5.31 M", "12")
+    assert (common.size(1044992), common.size(512)) == ("1.04 MB", "512 B")
+    assert (common.seconds(75), common.seconds(3.2), common.seconds(None)) == ("1 min 15 s", "3 s", "unknown")
+    assert common.plain("*a*_[b](c)") == r"\*a\*\_\[b\]\(c\)"
