@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from karipap_core import cli, show, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core import cli, jobs, show, verbs  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.errors import Cancelled, InputError
 
 REPOSITORY = Path(cli.__file__).parent.parent
@@ -218,3 +218,49 @@ def test_what_is_not_there_is_bad_input_in_one_line(argv, capsys, tmp_path, monk
     assert out == ""
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_the_story_from_profile_to_dense_folder(tmp_path, capsys, monkeypatch):
+    """Each verb once on a small model, the first as a job of its own; the numbers agree with one another."""
+    from tests.architectures import make
+
+    make("llama", tmp_path / "model")
+    (tmp_path / "text.txt").write_text("def f(x):\n    return x + 1\n\n" * 200)
+    monkeypatch.chdir(tmp_path)
+
+    job = jobs.start(["profile", "model", "--text", "text.txt", "--network", "mpo", "--out", "profile"], "Profile")
+
+    def run(*argv: str) -> dict:
+        status = cli.main([*argv, "--json", "--progress", "off"])
+        out, err = capsys.readouterr()
+        assert status == 0, err
+        return json.loads(out)
+
+    plan = run("plan", "model", "--budget", "0.8", "--rule", "loss", "--text", "text.txt", "--out", "plan.json")
+    assert plan == json.loads(Path("plan.json").read_text())
+    assert 0.75 < plan["predicted"]["kept"] <= 0.8
+
+    written = run("compress", "model", "--plan", "plan.json", "--out", "compressed")
+    assert written["kept"] == pytest.approx(plan["predicted"]["kept"])
+    assert {row["name"] for row in written["weights"]} == {
+        n for n, e in plan["weights"].items() if e["network"] != "dense"
+    }
+
+    measured = run("evaluate", "compressed", "--against", "model", "--text", "text.txt", "--max-tokens", "500")
+    assert measured["loss"] - measured["dense"]["loss"] == pytest.approx(measured["rise"])
+    assert measured["kl"] > 0
+
+    run("densify", "compressed", "--out", "dense")
+    dense = run("evaluate", "dense", "--against", "compressed", "--text", "text.txt", "--max-tokens", "500")
+    assert dense["loss"] == pytest.approx(measured["loss"], rel=1e-4)
+    assert dense["kl"] == pytest.approx(0, abs=1e-6)
+
+    while (status := job.status())["state"] not in jobs.ENDED:
+        time.sleep(0.1)
+    assert status["state"] == "done", status["log_tail"]
+    profiled = job.result()
+    assert profiled["fingerprint"] == plan["model"]["fingerprint"]
+    assert set(profiled["weights"][1]["spectra"]) == {"weight", "functional", "loss"}
+    assert show.find("profile") == profiled
+    assert cli.main(["show", "compressed"]) == 0
+    assert f"{written['kept']:.1%} kept" in capsys.readouterr().out
