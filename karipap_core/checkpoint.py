@@ -17,10 +17,12 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
+# Stacks that a live model can be made to hold as one linear layer an expert (see experts.py); others stay dense.
+RUNNABLE_STACK = re.compile(r"\.experts\.(?:gate_up_proj|up_proj|down_proj)$")
+UNLIKE_OTHERS = {"llama4", "llama4_text"}
 EXPERT_STACK = re.compile(r"(?:experts\.\w+(?:\.weight)?|block_sparse_moe\.(?:input|output)_linear\.weight)$")
-BUFFERS = re.compile(
-    r"(?:^|\.)(?:attn\.(?:masked_)?bias|attention\.(?:masked_)?bias|inv_freq|position_ids|token_type_ids)$"
-)
+BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
+CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Checkpoint:
             if tensor in self.tied:
                 self.skipped.append({"name": tensor, "why": f"tied to {self.tied[tensor]}, counted once"})
                 continue
-            if BUFFERS.search(tensor) and not (info.dtype in FLOATS and len(info.shape) == 1 and "bias" in tensor):
+            # Old GPT-2 files keep the causal mask under a bias's name: what tells it is that it is no vector.
+            if BUFFERS.search(tensor) or (CAUSAL_MASK.search(tensor) and len(info.shape) > 1):
                 self.skipped.append({"name": tensor, "why": "a buffer, not a parameter"})
                 continue
             self.parameters += info.items if "F" in info.dtype else 0
@@ -132,6 +135,7 @@ class Checkpoint:
             transposed = self._conv1d and layer is not None and ready
             shape = info.shape[::-1] if transposed else info.shape
             return [Weight(name, tensor, layer, role, shape, dtype, transposed, expert, None, ready)]
+        ready = ready and bool(RUNNABLE_STACK.search(name)) and self.config.get("model_type") not in UNLIKE_OTHERS
         transposed = self._stack_in_out(role, info.shape)
         shape = info.shape[:0:-1] if transposed else info.shape[1:]
         return [

@@ -7,7 +7,8 @@ LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
-ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2", "router", "other")
+ORDER = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2")
+ORDER += ("shared_gate", "shared_up", "shared_gate_up", "shared_down", "router", "other")
 NOT_COMPRESSIBLE = {"embed", "head", "position", "token_type", "pooler", "classifier", "router"}
 
 # First match wins; `attn`-like parents are asked for only where the last word alone could be two things.
@@ -17,8 +18,10 @@ ROLES = tuple(
         (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq", "q"),
         (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk", "k"),
         (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv", "v"),
-        (r"q_a_proj|q_b_proj", "q"),
-        (r"kv_a_proj_with_mqa|kv_b_proj|kv_proj", "kv"),
+        (r"q_a_proj", "q_a"),
+        (r"q_b_proj", "q_b"),
+        (r"kv_a_proj_with_mqa", "kv_a"),
+        (r"kv_b_proj", "kv_b"),
         (r"qkv_proj|query_key_value|c_attn|Wqkv|in_proj_qkv|qkv|wqkv", "qkv"),
         (r"o_proj|out_lin|attention\.output\.dense|\w*attention\.dense|self_attn\.(?:dense|out_proj)", "o"),
         (r"(?:\w*attn|\w*attention|\w*Attention)\.(?:c_proj|out_proj|o|Wo|wo|proj|to_out|dense)", "o"),
@@ -61,7 +64,7 @@ def role_of(name: str, mixture: bool) -> str:
             return role
     for pattern, role in ROLES:
         if pattern.search(name):
-            return role
+            return f"shared_{role}" if ".shared_" in name else role  # the expert that every token passes
     return "other"
 
 

@@ -224,9 +224,9 @@ def test_what_is_no_weight_is_skipped_with_a_reason(tmp_path):
     [
         ("transformer.layer.3.ffn.lin1", 3, "fc1"),
         ("transformer.layer.3.attention.out_lin", 3, "o"),
-        ("model.layers.12.self_attn.kv_a_proj_with_mqa", 12, "kv"),
-        ("model.layers.12.self_attn.q_b_proj", 12, "q"),
-        ("model.layers.12.mlp.shared_experts.down_proj", 12, "down"),
+        ("model.layers.12.self_attn.kv_a_proj_with_mqa", 12, "kv_a"),
+        ("model.layers.12.self_attn.q_b_proj", 12, "q_b"),
+        ("model.layers.12.mlp.shared_experts.down_proj", 12, "shared_down"),
         ("model.layers.2.mlp.shared_expert_gate", 2, "router"),
         ("encoder.block.1.layer.0.SelfAttention.q", 1, "q"),
         ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias", 1, "position"),
