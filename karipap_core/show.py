@@ -141,9 +141,31 @@ def evaluation(document: dict) -> str:
     return _page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))
 
 
+def run(document: dict) -> str:
+    """One measured point of the trade-off, with its plan where it has one."""
+    settings = {key: entry for key, entry in (document.get("settings") or {}).items() if entry is not None}
+    facts = {"run": document.get("id"), "what": document.get("label")}
+    facts |= {"settings": _inline(settings) or None, "seconds": _inline(document.get("seconds") or {}) or None}
+    parts = [_page(facts, ""), evaluation(document | {"model": (document.get("model") or {}).get("name")})]
+    if document.get("plan"):
+        parts.append("The plan:\n\n" + plan(document["plan"]))
+    return "\n\n".join(parts)
+
+
 def sweep(document: dict) -> str:
-    """A row a run; `*` marks those on the Pareto front."""
-    return _page({"runs": len(document["runs"])}, "")
+    """A row a run or baseline, smallest first; `*` marks the Pareto front."""
+    points = sorted([*document["runs"], *document.get("baselines", ())], key=lambda point: point.get("bytes_kept", 0))
+    quality = document.get("quality") or "loss"
+    head = ["", "run", "bytes kept", "parameters kept", quality.replace("_", " "), "rise", "±", "KL", "top-1"]
+    keys = ("label", "bytes_kept", "kept", quality, "rise", "rise_error", "kl", "top1_agreement")
+    front = set(document.get("pareto", ()))
+    rows = [["*" if point.get("id") in front else "", *(point.get(key) for key in keys)] for point in points]
+    facts = {
+        "model": (document.get("model") or {}).get("name"),
+        "measured on": (document.get("text") or {}).get("name"),
+        "runs": f"{len(document['runs'])}, and {len(document.get('baselines', ()))} baselines",
+    }
+    return _page(facts, grid(head, rows), ["* on the Pareto front", *document.get("notes", ())])
 
 
 def densified(document: dict) -> str:
@@ -237,3 +259,4 @@ def _with_error(number: float | None, error: float | None) -> str | None:
 
 
 _TABLES = {"karipap-profile": profile, "karipap-plan": plan, "karipap-report": compressed}
+_TABLES |= {"karipap-run": run, "karipap-sweep": sweep}

@@ -57,6 +57,19 @@ def text_option(use: str, default: str):
     )
 
 
+SCORING = (
+    option("--max-tokens", type=positive, metavar="N", help="tokens to score at most"),
+    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
+    option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
+)
+
+
+def _given(args: argparse.Namespace) -> dict:
+    """The scoring options that were given; the core has its own defaults for the others."""
+    values = {name: getattr(args, name) for name in ("max_tokens", "window", "stride")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 CALIBRATION = text_option("calibrate on", "calibration modules")
 HELD_OUT = text_option("measure on", "held-out modules")
 
@@ -147,23 +160,20 @@ def compress(args, progress) -> dict:
     option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
     option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
     HELD_OUT,
-    option("--max-tokens", type=positive, metavar="N", help="tokens to score at most (default: 32768)"),
-    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
-    option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
+    *SCORING,
     DEVICE,
 )
 def evaluate(args, progress) -> dict:
     from karipap_core.evaluate import evaluate_folder
     from karipap_core.text import read_text
 
-    given = {"max_tokens": args.max_tokens, "window": args.window, "stride": args.stride}
     return evaluate_folder(
         args.folder,
         against=args.against,
         text=read_text(args.text) if args.text else None,
         device=args.device,
         progress=progress,
-        **{name: value for name, value in given.items() if value is not None},
+        **_given(args),
     )
 
 
@@ -182,7 +192,14 @@ def evaluate(args, progress) -> dict:
     ),
     option("--rules", type=names, default=["best"], metavar="A,B", help="as --rule of `plan` (default: best)"),
     SCOPE,
-    HELD_OUT,
+    option(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="text to measure on; a quarter of it is calibrated on instead (default: the standard library's held-out "
+        "modules, calibrated on its calibration modules)",
+    ),
+    *SCORING,
     DEVICE,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
 )
@@ -194,11 +211,12 @@ def sweep(args, progress) -> dict:
         networks=args.networks,
         budgets=args.budgets,
         rules=args.rules,
-        scope=args.scope,
-        text=args.text,
         out=args.out,
+        text=args.text,
+        scope=args.scope,
         device=args.device,
         progress=progress,
+        **_given(args),
     )
 
 

@@ -222,7 +222,7 @@ def test_what_is_not_there_is_bad_input_in_one_line(argv, capsys, tmp_path, monk
 
 def test_the_story_from_profile_to_dense_folder(tmp_path, capsys, monkeypatch):
     """Each verb once on a small model, the first as a job of its own; the numbers agree with one another."""
-    from tests.architectures import make
+    from architectures import make
 
     make("llama", tmp_path / "model")
     (tmp_path / "text.txt").write_text("def f(x):\n    return x + 1\n\n" * 200)

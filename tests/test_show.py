@@ -49,10 +49,11 @@ PROFILE = {
 def rows(text: str) -> list[list[str]]:
     """The cells of a table: columns are two spaces or more apart."""
     lines = text.splitlines()
-    rule = next(i for i, line in enumerate(lines) if line.startswith("──"))
+    rule = next(i for i, line in enumerate(lines) if line.startswith("─"))
     ends = [i for i, letter in enumerate(lines[rule] + " ") if letter == " " and lines[rule][i - 1 : i] == "─"]
     starts = [0, *(end + 2 for end in ends[:-1])]
-    table = [lines[rule - 1], *lines[rule + 1 :]]
+    end = next((i for i, line in enumerate(lines) if i > rule and not line), len(lines))
+    table = [lines[rule - 1], *lines[rule + 1 : end]]
     return [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in table if line.strip()]
 
 
@@ -158,3 +159,21 @@ def test_a_folder_of_runs_is_a_sweep(tmp_path):
     workspace.new_run({"kept": 0.9})
     workspace.new_run({"kept": 0.7})
     assert [run["kept"] for run in show.find(workspace.runs_dir)["runs"]] == [0.9, 0.7]
+
+
+def test_a_sweep_is_ordered_by_size_and_marks_the_front():
+    point = {"format": "karipap-run", "kept": 0.5, "rise": 0.1, "kl": 0.2, "top1_agreement": 0.9}
+    small = point | {"id": "a", "label": "lowrank, best, kept 0.5", "bytes_kept": 0.5, "loss": 3.0}
+    large = point | {"id": "b", "label": "lowrank, best, kept 0.9", "bytes_kept": 0.9, "loss": 2.0}
+    rival = point | {"id": "c", "label": "int8, RTN", "bytes_kept": 0.52, "loss": 1.5, "plan": None}
+    document = {"format": "karipap-sweep", "version": 1, "runs": [large, small], "baselines": [rival]}
+    text = show.anything(document | {"quality": "loss", "pareto": ["a", "c"], "notes": ["where it was measured"]})
+    assert [row[:3] for row in rows(text)[1:]] == [
+        ["*", "lowrank, best, kept 0.5", "0.5"],
+        ["*", "int8, RTN", "0.52"],
+        ["", "lowrank, best, kept 0.9", "0.9"],
+    ]
+    assert text.endswith("where it was measured")
+    alone = show.anything(small | {"plan": PLAN, "settings": {"rule": "best"}, "model": {"name": "tiny"}})
+    assert "lowrank, best, kept 0.5" in alone
+    assert "best (refined won)" in alone
