@@ -1,0 +1,142 @@
+"""How quick the χ board is in a browser: time a frame while dragging, frames drawn for pointer moves, release → redrawn.
+
+    python bench/chi_board.py [--layers 32 100 6] [--moves 120]
+
+Opens tests/browser/board_app.py (synthetic spectra, 7B-shaped weights) in Chromium. A frame is what the main thread
+spends from the animation callback to the task after style, layout and paint; `script` is the callback alone.
+"""
+
+import argparse
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Frames asked for while a pointer move is handled are the board's: note what each costs.
+PROBE = """
+(() => {
+  const log = { moves: 0, frames: [], scripts: [] };
+  let moving = false;
+  window.boardLog = log;
+  window.addEventListener("pointermove", () => { log.moves++; moving = true; }, true);
+  window.addEventListener("pointermove", () => { moving = false; });
+  const ask = window.requestAnimationFrame.bind(window);
+  window.requestAnimationFrame = (draw) => {
+    if (!moving) return ask(draw);
+    return ask((t) => {
+      const began = performance.now();
+      const channel = new MessageChannel();
+      channel.port1.onmessage = () => log.frames.push(performance.now() - began);
+      draw(t);
+      log.scripts.push(performance.now() - began);
+      channel.port2.postMessage(0);
+    });
+  };
+})();
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def served(script: Path = ROOT / "tests" / "browser" / "board_app.py"):
+    """A Streamlit server for one script; yields its address."""
+    port = free_port()
+    flags = ["--server.port", str(port), "--server.headless", "true", "--server.address", "127.0.0.1"]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@contextmanager
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    names = (os.environ.get("KARIPAP_CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    path = next((p for name in names if name and (p := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def drag(page, slider, moves: int, span: float, start: float) -> dict:
+    """Press at `start` of a slider's width, move to and fro over `span` pixels, let go; what the probe saw."""
+    box = slider.bounding_box()
+    x, y = box["x"] + start * box["width"], box["y"] + box["height"] - 8
+    page.evaluate("Object.assign(boardLog, { moves: 0, frames: [], scripts: [] })")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.evaluate("Object.assign(boardLog, { moves: 0, frames: [], scripts: [] })")
+    for k in range(1, moves + 1):
+        phase = (2 * k / moves) % 2
+        page.mouse.move(x + 4 + span * (phase if phase <= 1 else 2 - phase), y)
+    page.wait_for_timeout(100)
+    log = page.evaluate("boardLog")
+    before = page.locator("#told").text_content()
+    began = time.perf_counter()
+    page.mouse.up()
+    page.wait_for_function("before => document.querySelector('#told')?.textContent !== before", arg=before)
+    return log | {"release": 1000 * (time.perf_counter() - began)}
+
+
+def measure(page, address: str, layers: int, moves: int) -> list[tuple]:
+    page.goto(f"{address}?layers={layers}")
+    budget = page.get_by_role("slider", name="budget")
+    budget.wait_for(timeout=120_000)
+    page.wait_for_timeout(500)
+    rows = []
+    width = budget.bounding_box()["width"]
+    rows.append(("budget slider, all cells", drag(page, budget, moves, -0.6 * width, 0.95)))
+    page.wait_for_timeout(300)
+    cell = page.get_by_role("slider", name="layer 3 down", exact=True)
+    rows.append(("one cell", drag(page, cell, moves, -70, 0.5)))
+    page.wait_for_timeout(300)
+    rows.append(("one role", drag(page, page.get_by_role("slider", name="role up, all layers"), moves, -60, 0.5)))
+    return [(what, 7 * layers, log) for what, log in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, nargs="+", default=[32, 100, 6])
+    parser.add_argument("--moves", type=int, default=120)
+    options = parser.parse_args()
+    print(
+        f"{'drag':<26}{'weights':>8}{'moves':>7}{'frames':>8}{'script ms':>11}{'frame ms':>10}{'worst':>8}{'release ms':>12}"
+    )
+    with served() as address, browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1400, "height": 1000})
+        page.add_init_script(PROBE)
+        for layers in options.layers:
+            for what, weights, log in measure(page, address, layers, options.moves):
+                frames, scripts = log["frames"], log["scripts"]
+                print(
+                    f"{what:<26}{weights:>8}{log['moves']:>7}{len(frames):>8}{statistics.median(scripts):>11.1f}"
+                    f"{statistics.median(frames):>10.1f}{max(frames):>8.1f}{log['release']:>12.0f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,536 @@
+// The χ board: what the pointer and the keys do, the figures and the budget slider, and the talk with Python.
+// Streamlit calls the default export again on every re-run, so the state lives in a WeakMap on the board's element.
+
+import {
+  budgetFigure, damageAt, decode, figures, formatPercent, keptAt, memoryAt, nearest, parametersAt, step,
+} from "./chi_board_core.js";
+import { Allocator } from "./chi_board_allocate.js";
+import { Grid, element, hatch, heatColors } from "./chi_board_cells.js";
+import { BudgetPlot, Figures, legend, write } from "./chi_board_panel.js";
+
+const boards = new WeakMap();
+const tables = new Map(); // by id; the board and the table are two mounts of this module
+const waiting = new Map(); // id → boards that came before their table
+const ROW_DRAG = 180; // pixels that move a layer, or everything, by its whole range
+const KEY_PAUSE = 350; // ms after the last key before Python hears of it
+
+const HINT = "Drag a cell, a heading or the budget; Shift is finer, Esc takes it back. "
+  + "Keys: arrows change χ, Ctrl+arrows move, L locks, D dense.";
+
+class Board {
+  constructor(root) {
+    this.root = root;
+    this.open = new Set();
+    this.seq = -1;
+    this.revision = null;
+    root.setAttribute("role", "group");
+    root.setAttribute("aria-label", "χ board: one slider for each weight");
+    this.tiles = new Figures(root);
+    this.plot = new BudgetPlot(root);
+    this.buildStatus();
+    this.scroll = element("div", "scroll", root);
+    this.ramp = legend(root);
+    this.listen();
+  }
+
+  // ---- building ----
+
+  buildStatus() {
+    const bar = element("div", "status", this.root);
+    this.status = element("div", "status-text", bar);
+    const button = (text, label, act) => {
+      const b = element("button", "", bar, text);
+      b.type = "button";
+      b.setAttribute("aria-label", label);
+      b.addEventListener("click", () => this.current && act(this.current));
+      return b;
+    };
+    this.lockButton = button("Lock", "lock or unlock the chosen weights", (it) => this.toggleLock(it));
+    this.denseButton = button("Dense", "make the chosen weights dense", (it) => this.set(it.weights, () => 0, "cell"));
+  }
+
+  listen() {
+    const { root, scroll } = this;
+    root.addEventListener("pointerdown", (e) => this.down(e));
+    root.addEventListener("pointermove", (e) => this.move(e));
+    root.addEventListener("pointerup", (e) => this.up(e));
+    root.addEventListener("pointercancel", () => this.cancel());
+    root.addEventListener("lostpointercapture", () => this.drag && this.cancel());
+    root.addEventListener("keydown", (e) => this.key(e));
+    root.addEventListener("pointerover", (e) => this.point(this.itemAt(e)));
+    root.addEventListener("pointerleave", () => this.point(null));
+    root.addEventListener("focusin", (e) => this.focus(this.itemAt(e)));
+    root.addEventListener("focusout", () => this.flush());
+    root.addEventListener("click", (e) => this.toggleFold(e.target.closest?.(".toggle")));
+    this.scrollTop = 0; // kept, because asking for it in a frame would lay the page out
+    const scrolled = () => {
+      this.scrollTop = scroll.scrollTop;
+      this.schedule();
+    };
+    scroll.addEventListener("scroll", scrolled, { passive: true });
+    this.observer = new ResizeObserver(() => {
+      this.grid?.invalidate();
+      this.height = scroll.clientHeight;
+      this.schedule();
+    });
+    this.observer.observe(scroll);
+  }
+
+  destroy() {
+    cancelAnimationFrame(this.frame);
+    clearTimeout(this.timer);
+    this.observer.disconnect();
+    boards.delete(this.root);
+  }
+
+  // ---- what Python says ----
+
+  receive({ table, state }) {
+    const T = tables.get(table);
+    if (!T) {
+      waiting.set(table, (waiting.get(table) ?? new Set()).add(this));
+      this.late = { table, state };
+      return;
+    }
+    this.late = null;
+    this.theme();
+    if (T !== this.T) {
+      this.T = T;
+      this.seq = -1;
+      this.revision = null;
+      this.grid = null;
+      this.open.clear();
+    }
+    // A state from before the last release is old news; one that comes during a drag or between keys waits.
+    if (state.seq < this.seq || state.revision === this.revision) return;
+    if (this.drag || this.cause) this.pending = state;
+    else this.adopt(state);
+  }
+
+  adopt(state) {
+    const { T } = this;
+    this.pending = null;
+    this.seq = Math.max(this.seq, state.seq);
+    this.revision = state.revision;
+    this.chi = Int32Array.from(state.chi);
+    const flags = (indices) => {
+      const out = new Uint8Array(T.n);
+      for (const w of indices) out[w] = 1;
+      return out;
+    };
+    this.locked = flags(state.locked);
+    this.hand = flags(state.hand);
+    this.selected = state.selected ?? -1;
+    this.asked = state.budget.kept;
+    const rule = `${T.id}|${state.rule.kind}|${state.budget.unit}|${state.budget.scope}`;
+    if (rule !== this.ruleKey) {
+      this.ruleKey = rule;
+      this.budget = state.budget;
+      this.allocator = new Allocator(T, state.budget, state.rule);
+      this.lockKey = null;
+    }
+    if (!this.grid) this.build();
+    this.relock();
+    this.schedule(true);
+  }
+
+  build() {
+    this.parameters = new Float64Array(this.T.n);
+    this.damage = new Float64Array(this.T.n);
+    this.grid = new Grid(this.scroll, this.T, this.open);
+    this.height = this.scroll.clientHeight;
+    this.current = null;
+    const first = this.grid.rows[0]?.cells[0];
+    if (first) first.el.tabIndex = 0;
+  }
+
+  /** Give the allocator the present locks, and draw its curve, where they changed. */
+  relock() {
+    let key = "";
+    for (let w = 0; w < this.T.n; w++) if (this.locked[w]) key += `${w}:${this.chi[w]},`;
+    if (key === this.lockKey) return;
+    this.lockKey = key;
+    this.allocator.lock(this.locked, this.chi);
+    this.plot.curve(this.T, this.allocator.curve(), this.allocator.range());
+  }
+
+  /** The theme's colours, as the canvases want them; draws anew where they changed. */
+  theme() {
+    const probe = element("i", "", this.root);
+    const color = (value) => {
+      probe.style.color = value;
+      return getComputedStyle(probe).color;
+    };
+    const [paper, ink] = [color("var(--paper)"), color("var(--ink)")];
+    const key = `${paper}|${ink}|${color("var(--accent)")}`;
+    if (key !== this.themeKey) {
+      this.themeKey = key;
+      const rgb = (paper.match(/[\d.]+/g) ?? [255, 255, 255]).slice(0, 3).map(Number);
+      const dark = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] < 128;
+      this.root.classList.toggle("dark", dark);
+      this.palette = {
+        paper, ink, cells: heatColors(dark, rgb), accent: color("var(--accent)"), soft: color("var(--soft)"),
+        edge: color("color-mix(in oklab, var(--ink) 62%, transparent)"), hatch: hatch(color("var(--faint)")),
+        font: `500 12px ${getComputedStyle(this.root).fontFamily}`,
+      };
+      this.ramp.style.background = `linear-gradient(90deg, ${this.palette.cells.fill.join(", ")})`;
+      this.grid?.invalidate();
+      this.schedule(true);
+    }
+    probe.remove();
+  }
+
+  // ---- changing χ ----
+
+  /** Everything that may move: the unlocked of these weights. */
+  free(weights) {
+    return weights.filter((w) => !this.locked[w]);
+  }
+
+  set(weights, chiOf, cause) {
+    for (const w of this.free(weights)) {
+      const chi = chiOf(w);
+      if (chi === this.chi[w]) continue;
+      this.chi[w] = chi;
+      this.hand[w] = 1;
+    }
+    this.commit(cause);
+    this.schedule();
+  }
+
+  shift(weights, start, delta) {
+    for (const w of weights) {
+      const kept = Math.min(1, keptAt(this.T, w, start[w]));
+      const chi = delta === 0 ? start[w] : nearest(this.T, w, kept + delta);
+      if (chi !== this.chi[w]) this.chi[w] = chi;
+    }
+  }
+
+  toBudget(kept) {
+    this.chi = this.allocator.allocate(kept);
+    this.asked = kept;
+    this.hand = Uint8Array.from(this.hand, (h, w) => (this.locked[w] ? h : 0));
+  }
+
+  toggleLock(it) {
+    const lock = !it.weights.every((w) => this.locked[w]);
+    for (const w of it.weights) this.locked[w] = lock ? 1 : 0;
+    this.relock();
+    this.commit("lock");
+    this.schedule();
+  }
+
+  toggleFold(button) {
+    if (!button) return;
+    const line = this.grid.rows.find((row) => row.folds !== undefined && String(row.folds) === button.dataset.layer);
+    if (line) this.fold(line.folds, button);
+  }
+
+  fold(layer) {
+    if (!this.open.delete(layer)) this.open.add(layer);
+    const { scrollTop } = this.scroll;
+    this.build();
+    this.scroll.scrollTop = scrollTop;
+    this.schedule(true);
+    const line = this.grid.rows.find((row) => row.folds === layer);
+    if (line) this.focus(line.head, true);
+  }
+
+  // ---- pointer ----
+
+  itemAt(event) {
+    return this.grid?.items.get(event.target.closest?.("[role=slider]")) ?? null;
+  }
+
+  down(event) {
+    if (event.button !== 0 || this.drag || !this.grid) return;
+    const target = event.target.closest?.("[role=slider]");
+    if (!target || event.target.closest(".toggle")) return;
+    this.flush();
+    const it = this.grid.items.get(target);
+    const box = target.getBoundingClientRect();
+    const saved = { chi: Int32Array.from(this.chi), hand: Uint8Array.from(this.hand), asked: this.asked };
+    this.drag = { it, el: target, id: event.pointerId, x: event.clientX, at: event.clientX, delta: 0, moved: false, saved,
+      box, fine: event.shiftKey, dirty: false };
+    if (it) {
+      this.drag.weights = this.free(it.weights);
+      this.drag.width = it.kind === "cell" || it.kind === "role" ? box.width : ROW_DRAG;
+      this.focus(it, true);
+    } else {
+      target.focus({ preventScroll: true });
+      this.follow(event);
+    }
+    target.setPointerCapture(event.pointerId);
+    event.preventDefault();
+  }
+
+  move(event) {
+    if (!this.drag || event.pointerId !== this.drag.id) return;
+    this.follow(event);
+  }
+
+  follow(event) {
+    const { drag } = this;
+    if (!drag.moved && drag.it && Math.abs(event.clientX - drag.x) < 3) return;
+    drag.moved = true;
+    drag.dirty = true;
+    drag.el.classList.add("dragging");
+    if (drag.it) drag.delta += ((event.clientX - drag.at) / drag.width) * (event.shiftKey ? 0.1 : 1);
+    else drag.delta = this.plot.keptAt((event.clientX - drag.box.left) / drag.box.width);
+    drag.at = event.clientX;
+    this.schedule();
+  }
+
+  applyDrag() {
+    const { drag } = this;
+    if (!drag?.dirty) return;
+    drag.dirty = false;
+    if (!drag.it) {
+      this.toBudget(drag.delta);
+      return;
+    }
+    this.shift(drag.weights, drag.saved.chi, drag.delta);
+    for (const w of drag.weights) this.hand[w] = this.chi[w] === drag.saved.chi[w] ? drag.saved.hand[w] : 1;
+  }
+
+  up(event) {
+    const { drag } = this;
+    if (!drag || event.pointerId !== drag.id) return;
+    this.applyDrag();
+    this.drag = null;
+    drag.el.classList.remove("dragging");
+    if (drag.el.hasPointerCapture(drag.id)) drag.el.releasePointerCapture(drag.id);
+    const selected = this.select(drag.it);
+    if (drag.moved) this.commit(drag.it ? (drag.it.kind === "cell" ? "cell" : "head") : "budget");
+    else if (selected) this.commit("select");
+    this.schedule();
+  }
+
+  /** A drag taken back (Esc, or the browser took the pointer for scrolling). */
+  cancel() {
+    const { drag } = this;
+    if (!drag) return;
+    this.drag = null;
+    drag.el.classList.remove("dragging");
+    Object.assign(this, drag.saved);
+    if (this.pending) this.adopt(this.pending);
+    this.schedule();
+  }
+
+  select(it) {
+    if (it?.kind !== "cell" || it.weights.length !== 1 || this.selected === it.weights[0]) return false;
+    this.selected = it.weights[0];
+    return true;
+  }
+
+  point(it) {
+    if (this.drag || it === this.hover) return;
+    this.hover = it;
+    this.schedule();
+  }
+
+  focus(it, move = false) {
+    if (!it) return;
+    if (this.current && this.current !== it) this.current.el.tabIndex = -1;
+    else if (!this.current) for (const other of this.grid.items.values()) other.el.tabIndex = -1;
+    this.current = it;
+    it.el.tabIndex = 0;
+    if (move) it.el.focus({ preventScroll: this.drag !== null && this.drag !== undefined });
+    this.schedule();
+  }
+
+  // ---- keys ----
+
+  key(event) {
+    if (event.key === "Escape" && this.drag) {
+      this.cancel();
+      event.preventDefault();
+      return;
+    }
+    const z = event.key.toLowerCase();
+    if ((event.ctrlKey || event.metaKey) && (z === "z" || z === "y")) {
+      this.flush();
+      this.history?.(z === "y" || event.shiftKey ? "redo" : "undo");
+      event.preventDefault();
+      event.stopPropagation();
+      return;
+    }
+    if (this.drag || !this.grid) return;
+    this.hover = null;
+    const it = this.itemAt(event);
+    const handled = it ? this.keyOnItem(event, it) : event.target === this.plot.el && this.keyOnBudget(event);
+    if (!handled) return;
+    // Streamlit has global one-letter shortcuts.
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  keyOnItem(event, it) {
+    const arrows = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    const arrow = arrows[event.key];
+    if (arrow && (event.ctrlKey || event.altKey || event.metaKey)) {
+      this.focus(this.grid.neighbour(it, ...arrow), true);
+      return true;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey) return false;
+    const up = arrow && (event.key === "ArrowRight" || event.key === "ArrowUp") ? 1 : -1;
+    const page = { PageUp: 0.1, PageDown: -0.1 }[event.key];
+    const only = it.kind === "cell" && it.weights.length === 1;
+    if (arrow && only) this.edit(it, (w) => step(this.T, w, this.chi[w], up));
+    else if (arrow) this.edit(it, (w) => this.moved(w, 0.01 * up));
+    else if (page) this.edit(it, (w) => this.moved(w, page));
+    else if (event.key === "Home") this.edit(it, (w) => nearest(this.T, w, 0));
+    else if (event.key === "End" || event.key === "d") this.edit(it, () => 0);
+    else if (event.key === "l") this.toggleLock(it);
+    else if (event.key === "Enter" || event.key === " ") {
+      if (it.kind === "cell" && it.weights.length === 1) {
+        if (this.select(it)) this.commit("select");
+        this.schedule();
+      } else if (it.kind !== "role" && it.kind !== "all") {
+        const line = this.grid.rows[it.r - 1];
+        if (line.folds !== undefined) this.fold(line.folds);
+      }
+    } else return false;
+    return true;
+  }
+
+  /** χ after moving by a part of the dense size, at least one option on. */
+  moved(w, delta) {
+    const chi = nearest(this.T, w, Math.min(1, keptAt(this.T, w, this.chi[w])) + delta);
+    return chi === this.chi[w] ? step(this.T, w, chi, Math.sign(delta)) : chi;
+  }
+
+  edit(it, chiOf) {
+    for (const w of this.free(it.weights)) {
+      const chi = chiOf(w);
+      if (chi === this.chi[w]) continue;
+      this.chi[w] = chi;
+      this.hand[w] = 1;
+    }
+    this.select(it);
+    this.later(it.kind === "cell" ? "cell" : "head");
+  }
+
+  keyOnBudget(event) {
+    const by = { ArrowRight: 0.005, ArrowUp: 0.005, ArrowLeft: -0.005, ArrowDown: -0.005, PageUp: 0.05, PageDown: -0.05 };
+    const now = this.shown[budgetFigure(this.budget)];
+    let to = null;
+    if (event.key in by) to = now + by[event.key] * (event.shiftKey ? 0.2 : 1);
+    else if (event.key === "Home") to = this.plot.range[0];
+    else if (event.key === "End") to = this.plot.range[1];
+    if (to === null) return false;
+    this.toBudget(this.plot.clamp(to));
+    this.later("budget");
+    return true;
+  }
+
+  /** Tell Python when the keys have come to rest. */
+  later(cause) {
+    this.cause = cause;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.flush(), KEY_PAUSE);
+    this.schedule();
+  }
+
+  flush() {
+    if (!this.cause) return;
+    clearTimeout(this.timer);
+    this.commit(this.cause);
+  }
+
+  commit(cause) {
+    const { T } = this;
+    this.cause = null;
+    clearTimeout(this.timer);
+    this.pending = null;
+    this.seq += 1;
+    this.relock();
+    const named = (flags) => T.name.filter((_, w) => flags[w]);
+    this.send?.({
+      chi: Object.fromEntries(T.name.map((name, w) => [name, this.chi[w]])),
+      locked: named(this.locked), hand: named(this.hand), budget: this.asked, cause,
+      selected: T.name[this.selected] ?? null, seq: this.seq,
+    });
+    this.aria = true;
+    this.schedule();
+  }
+
+  // ---- drawing ----
+
+  schedule(everything = false) {
+    this.everything ||= everything;
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      if (this.T && this.chi && this.grid) this.draw();
+    });
+  }
+
+  draw() {
+    this.applyDrag();
+    const { T, chi, parameters, damage } = this;
+    let sum = 0, bytes = 0, memory = 0, total = 0;
+    for (let w = 0; w < T.n; w++) {
+      sum += parameters[w] = parametersAt(T, w, chi[w]);
+      bytes += parameters[w] * (chi[w] === 0 ? T.denseBytes[w] : T.coreBytes[w]);
+      memory += memoryAt(T, w, chi[w]);
+      total += damage[w] = damageAt(T, w, chi[w]);
+    }
+    this.shown = figures(T, sum, bytes, memory, total);
+    this.total = total;
+    this.grid.draw(this, this.everything || this.aria);
+    this.tiles.draw(T, this.shown, this.budget);
+    this.plot.draw(this.shown, this.budget);
+    this.drawStatus();
+    if (this.everything || this.aria) {
+      for (const it of this.grid.items.values()) this.grid.announce(it);
+      this.everything = this.aria = false;
+    } else if (this.current) this.grid.announce(this.current);
+  }
+
+  drawStatus() {
+    const it = (this.drag && this.drag.it) || this.hover || this.current;
+    this.lockButton.disabled = this.denseButton.disabled = !this.current;
+    if (this.current) write(this.lockButton, this.current.weights.every((w) => this.locked[w]) ? "Unlock" : "Lock");
+    if (!it) {
+      write(this.status, HINT);
+      return;
+    }
+    const { T } = this;
+    let damage = 0, parameters = 0, dense = 0, locked = 0;
+    for (const w of it.weights) {
+      damage += this.damage[w];
+      parameters += this.parameters[w];
+      dense += T.dense[w];
+      locked += this.locked[w];
+    }
+    const w = it.weights[0];
+    const share = this.total > 0 ? formatPercent(damage / this.total) : "none";
+    const parts = [it.label];
+    if (it.weights.length === 1) {
+      parts.push(`${T.out[w]} × ${T.in[w]}`);
+      parts.push(this.chi[w] === 0 ? "dense" : `χ ${this.chi[w]} of ${Math.floor(T.breakEven[w])} at break-even`);
+    } else parts.push(`${it.weights.length} weights`);
+    parts.push(`keeps ${formatPercent(parameters / dense)}`, `${share} of the damage`);
+    if (locked) parts.push(locked === it.weights.length ? "locked" : `${locked} locked`);
+    write(this.status, parts.join(" · "));
+  }
+}
+
+export default function chiBoard({ data, parentElement, setStateValue, setTriggerValue }) {
+  const root = parentElement.querySelector(".chi-board");
+  if (data.define) {
+    const { id } = data.define;
+    if (!tables.has(id)) tables.set(id, decode(data.define));
+    if (tables.size > 4) tables.delete(tables.keys().next().value);
+    const late = waiting.get(id) ?? [];
+    waiting.delete(id);
+    for (const board of late) if (board.late?.table === id) board.receive(board.late);
+    return undefined;
+  }
+  let board = boards.get(root);
+  if (!board) boards.set(root, (board = new Board(root)));
+  board.send = (value) => setStateValue("board", value);
+  board.history = (way) => setTriggerValue("history", way);
+  board.receive(data);
+  return () => board.destroy();
+}

@@ -1,0 +1,263 @@
+"""The χ board: one component with a cell for every weight, each cell a slider; its data contract and its Python half.
+
+The board never computes a spectrum: it looks up. `board_data` packs the option tables once; `board_state` says what
+the plan is now; the board draws, and sends back a value on release only, which `read_release` checks. The files
+`chi_board_core.js` (tables, totals) and `chi_board_allocate.js` (a budget → χ) mirror `totals` here and
+`karipap_core.allocate`; tests hold them together.
+
+A **row** is one weight, a mapping with
+
+    name, layer (int | None), role, expert (int | None), shape (out, in)
+    parameters_dense         out·in
+    bytes_per_parameter      bytes of one parameter of the dense weight, as stored
+    core_bytes_per_parameter the same for the cores (optional; default bytes_per_parameter)
+    chi, parameters, damage  the options: rising bond dimensions, the parameters each costs, and the damage it does
+                             (nats; what the calibration predicts for this weight alone). Between options both are
+                             taken linear in χ (exact for lowrank parameters). Damage is made non-rising in χ.
+    objective                optional, what the rule makes small where that is not the damage
+    share                    optional, for rules that scale cost by one factor (uniform, entropy): see Allocator
+    memory                   optional, bytes when loaded at each option, where a network rebuilds W
+    break_even               optional, the real-valued χ at which the cores cost as much as W (default: interpolated)
+
+**model** is a mapping with other_parameters, other_bytes, other_memory (what no χ changes; memory defaults to bytes),
+dense_loss (nats a token, or None), and the fit a, b of `predicted rise = a·(Σ damage)^b` (or None), error (its observed
+relative error, or None). χ = 0 means dense everywhere.
+"""
+
+import base64
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+UNITS = ("parameters", "bytes")
+SCOPES = ("model", "blocks")
+
+
+def _packed(values, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
+
+
+def _break_even(row: Mapping) -> float:
+    """The χ at which the cores have as many parameters as W, linear between options and beyond the last."""
+    if row.get("break_even"):
+        return float(row["break_even"])
+    chi, parameters = np.asarray(row["chi"], float), np.asarray(row["parameters"], float)
+    if parameters[-1] >= row["parameters_dense"]:
+        return float(np.interp(row["parameters_dense"], parameters, chi))
+    return float(chi[-1])
+
+
+def _falling(row: Mapping, key: str) -> np.ndarray:
+    return np.minimum.accumulate(np.maximum(np.asarray(row[key], np.float64), 0)).astype("<f4")
+
+
+def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank") -> dict:
+    """The table the board looks up in: JSON with base64 arrays. Grids that weights share are sent once.
+
+    512 options a weight, float32 damage: 0.6 MB for 224 weights. Cost: one pass. Raises ValueError for an empty list
+    or a row whose arrays do not match.
+    """
+    if not rows:
+        raise ValueError("The board needs at least one weight.")
+    grids: dict[bytes, int] = {}
+    packed: list[dict] = []
+    damage, objective, of_row = [], [], []
+    by_objective = any(row.get("objective") is not None for row in rows)
+    for row in rows:
+        lengths = {len(row["chi"]), len(row["parameters"]), len(row["damage"])}
+        if len(lengths) != 1 or 0 in lengths or np.any(np.diff(row["chi"]) <= 0):
+            raise ValueError(f"{row['name']}: chi must rise, and parameters and damage be of its length.")
+        grid = {"chi": _packed(row["chi"], "<i4"), "parameters": _packed(row["parameters"], "<f8")}
+        if row.get("memory") is not None:
+            grid["memory"] = _packed(row["memory"], "<f8")
+        key = "|".join(grid.values()).encode()
+        if key not in grids:
+            grids[key] = len(packed)
+            packed.append(grid)
+        of_row.append(grids[key])
+        damage.append(_falling(row, "damage"))
+        if by_objective:
+            objective.append(_falling(row, "objective" if row.get("objective") is not None else "damage"))
+    weights = {key: [row[key] for row in rows] for key in ("name", "layer", "role", "expert")}
+    weights |= {
+        "out": [int(row["shape"][0]) for row in rows],
+        "in": [int(row["shape"][1]) for row in rows],
+        "parameters": [int(row["parameters_dense"]) for row in rows],
+        "dense_bytes": [float(row["bytes_per_parameter"]) for row in rows],
+        "core_bytes": [float(row.get("core_bytes_per_parameter") or row["bytes_per_parameter"]) for row in rows],
+        "grid": of_row,
+        "break_even": [_break_even(row) for row in rows],
+        "share": [float(row.get("share") or row["parameters_dense"]) for row in rows],
+    }
+    keys = ("other_parameters", "other_bytes", "dense_loss", "a", "b", "error")
+    table = {
+        "network": network,
+        "grids": packed,
+        "weights": weights,
+        "damage": _packed(np.concatenate(damage), "<f4"),
+        "objective": _packed(np.concatenate(objective), "<f4") if by_objective else None,
+        "model": {key: _number(model.get(key)) for key in keys},
+    }
+    memory = model.get("other_memory")
+    table["model"]["other_memory"] = _number(model["other_bytes"] if memory is None else memory)
+    digest = hashlib.sha256(repr(table).encode()).hexdigest()[:16]
+    return {"id": digest} | table
+
+
+def _number(value):
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def board_state(
+    rows: Sequence[Mapping],
+    chi: Mapping[str, int],
+    *,
+    locked: Sequence[str] = (),
+    hand: Sequence[str] = (),
+    budget: float | None = None,
+    unit: str = "parameters",
+    scope: str = "model",
+    rule: str = "lagrangian",
+    selected: str | None = None,
+    seq: int = 0,
+    revision: int = 0,
+) -> dict:
+    """What the plan is now, as the board wants it.
+
+    A weight without a χ is dense. `rule` is the allocator's kind ("lagrangian" or "proportional"). `seq` echoes the
+    release this state answers: the board keeps what is on the screen until its own last release has been answered.
+    `revision` changes whenever anything here does.
+    """
+    place = {row["name"]: index for index, row in enumerate(rows)}
+    return {
+        "chi": [int(chi.get(row["name"], 0)) for row in rows],
+        "locked": [place[name] for name in locked if name in place],
+        "hand": [place[name] for name in hand if name in place],
+        "budget": {"kept": budget, "unit": unit, "scope": scope},
+        "rule": {"kind": rule},
+        "selected": place.get(selected),
+        "seq": seq,
+        "revision": revision,
+    }
+
+
+def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> dict:
+    """Every whole-model figure of a plan, from the option tables: what the board shows, computed in Python.
+
+    parameters, bytes, memory; kept, kept_blocks, bytes_kept, bytes_kept_blocks; damage = Σ of the weights' damages;
+    rise = a·damage^b and loss = dense_loss + rise (None where nothing was fitted).
+    """
+    sums = dict.fromkeys(("parameters", "bytes", "memory", "damage", "dense", "dense_bytes"), 0.0)
+    for row in rows:
+        at = int(chi.get(row["name"], 0))
+        dense = float(row["parameters_dense"])
+        sums["dense"] += dense
+        sums["dense_bytes"] += dense * row["bytes_per_parameter"]
+        parameters = dense if at == 0 else float(np.interp(at, row["chi"], row["parameters"]))
+        per = (
+            row["bytes_per_parameter"] if at == 0 else row.get("core_bytes_per_parameter") or row["bytes_per_parameter"]
+        )
+        sums["parameters"] += parameters
+        sums["bytes"] += parameters * per
+        rebuilt = at != 0 and row.get("memory") is not None
+        sums["memory"] += float(np.interp(at, row["chi"], row["memory"])) if rebuilt else parameters * per
+        sums["damage"] += 0.0 if at == 0 else float(np.interp(at, row["chi"], _falling(row, "damage")))
+    other, other_bytes = model["other_parameters"], model["other_bytes"]
+    other_memory = model.get("other_memory")
+    rise = predicted_rise(model, sums["damage"])
+    return {
+        "parameters": sums["parameters"] + other,
+        "bytes": sums["bytes"] + other_bytes,
+        "memory": sums["memory"] + (other_bytes if other_memory is None else other_memory),
+        "kept": (sums["parameters"] + other) / (sums["dense"] + other),
+        "kept_blocks": sums["parameters"] / sums["dense"],
+        "bytes_kept": (sums["bytes"] + other_bytes) / (sums["dense_bytes"] + other_bytes),
+        "bytes_kept_blocks": sums["bytes"] / sums["dense_bytes"],
+        "damage": sums["damage"],
+        "rise": rise,
+        "loss": None if rise is None or model.get("dense_loss") is None else model["dense_loss"] + rise,
+    }
+
+
+def predicted_rise(model: Mapping, damage: float) -> float | None:
+    """rise = a·damage^b in nats a token, None where no fit was measured."""
+    if model.get("a") is None or model.get("b") is None:
+        return None
+    return float(model["a"] * damage ** model["b"]) if damage > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """What the board sends when a pointer or key is let go."""
+
+    chi: dict[str, int]  # every weight; 0 = dense
+    locked: list[str]
+    hand: list[str]  # chosen by hand since the rule last allocated
+    budget: float | None  # what the budget slider was last dragged to, as a kept fraction
+    cause: str  # "cell", "head", "budget", "lock" or "select"
+    selected: str | None
+    seq: int
+
+
+def read_release(value, rows: Sequence[Mapping]) -> Release | None:
+    """A value from the browser as a Release; None where it is not one (nothing sent yet, or not of this table)."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("chi"), Mapping):
+        return None
+    limit = {row["name"]: min(row["shape"]) for row in rows}
+    chi = {}
+    for name, at in value["chi"].items():
+        if name not in limit or not isinstance(at, int | float) or at != at or at < 0:
+            return None
+        chi[name] = int(at)
+    if chi.keys() != limit.keys():
+        return None
+    budget, seq, selected = value.get("budget"), value.get("seq"), value.get("selected")
+    return Release(
+        chi=chi,
+        locked=[name for name in value.get("locked") or [] if name in limit],
+        hand=[name for name in value.get("hand") or [] if name in limit],
+        budget=float(budget) if isinstance(budget, int | float) and 0 <= budget <= 1.0001 else None,
+        cause=str(value.get("cause", ""))[:16],
+        selected=selected if selected in limit else None,
+        seq=int(seq) if isinstance(seq, int | float) and seq == seq else 0,
+    )
+
+
+@cache
+def script() -> str:
+    """The component's one module: its files in order of dependence, without the imports that join them on disk."""
+    names = ("_core", "_allocate", "_cells", "_panel", "")
+    text = "\n".join((HERE / f"chi_board{name}.js").read_text(encoding="utf-8") for name in names)
+    return re.sub(r"^import\b[^;]*;\n", "", text, flags=re.MULTILINE)
+
+
+@cache
+def _component():
+    import streamlit as st
+
+    css = (HERE / "chi_board.css").read_text(encoding="utf-8")
+    return st.components.v2.component("karipap_chi_board", html='<div class="chi-board"></div>', css=css, js=script())
+
+
+def chi_board(table: dict, state: dict, key: str, on_release=None):
+    """Draw the board. `table` from board_data, `state` from board_state; returns the last value sent, or None.
+
+    The table and the state travel apart, so that a re-run sends a few kilobytes: the table is one message that
+    Streamlit sends once and refers to by its hash from then on.
+    """
+    board = _component()
+    result = board(
+        key=key,
+        data={"table": table["id"], "state": state},
+        on_board_change=on_release or (lambda: None),
+        height="content",
+    )
+    board(key=f"{key}_table_{table['id']}", data={"define": table})
+    return result.board

@@ -1,0 +1,223 @@
+// A budget → χ for every weight, fast enough to run on every move of the budget slider. No DOM.
+
+import { damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
+
+/**
+ * A budget → χ for every weight that is not locked; the same choices as karipap_core/allocate.py.
+ *
+ * "lagrangian": each weight takes argmin over its options of objective + λ·cost, λ as small as the budget allows. The
+ * argmin moves along the weight's convex hull, so all hulls' segments, sorted once by gain per cost, hold the answer
+ * to every λ, and a budget is one binary search. What is left over goes, step by step, where it gains most per cost.
+ * "proportional": the largest option of cost ≤ t·share, t as large as the budget allows.
+ */
+export class Allocator {
+  constructor(T, budget, rule) {
+    this.T = T;
+    this.unit = budget.unit;
+    this.kind = rule.kind;
+    const m = T.model;
+    const bytes = this.unit === "bytes";
+    this.other = budget.scope === "blocks" ? 0 : bytes ? m.other_bytes : m.other_parameters;
+    this.whole = (bytes ? T.blockBytes : T.blockParameters) + this.other;
+    this.perCore = bytes ? T.coreBytes : new Array(T.n).fill(1);
+    this.denseCost = Float64Array.from(T.dense, (p, w) => (bytes ? p * T.denseBytes[w] : p));
+    // How many options cost less than the dense weight.
+    this.last = Int32Array.from(this.denseCost, (cost, w) => {
+      const { parameters } = T.grids[T.grid[w]];
+      let k = parameters.length;
+      while (k > 0 && parameters[k - 1] * this.perCore[w] >= cost) k--;
+      return k;
+    });
+    if (this.kind === "lagrangian") this.all = hullSegments(this);
+  }
+
+  /** Cost of the option at index k of weight w; k = last[w] is dense. */
+  optionCost(w, k) {
+    return k >= this.last[w] ? this.denseCost[w] : this.T.grids[this.T.grid[w]].parameters[k] * this.perCore[w];
+  }
+
+  optionObjective(w, k) {
+    return k >= this.last[w] ? 0 : this.T.objective[this.T.start[w] + k];
+  }
+
+  cost(w, chi) {
+    return chi === 0 ? this.denseCost[w] : parametersAt(this.T, w, chi) * this.perCore[w];
+  }
+
+  measure(chi) {
+    let sum = this.other;
+    for (let w = 0; w < this.T.n; w++) sum += this.cost(w, chi[w]);
+    return sum;
+  }
+
+  /** Fix the locked weights (flags) at their present χ. */
+  lock(locked, chi) {
+    this.locked = Uint8Array.from(locked);
+    this.fixed = Int32Array.from(chi);
+    this.free = [];
+    let cost = this.other, damage = 0;
+    for (let w = 0; w < this.T.n; w++) {
+      if (locked[w]) {
+        cost += this.cost(w, chi[w]);
+        damage += damageAt(this.T, w, chi[w]);
+      } else this.free.push(w);
+    }
+    if (this.kind !== "lagrangian") return this;
+    const all = this.all;
+    const keep = [];
+    for (let i = 0; i < all.weight.length; i++) if (!locked[all.weight[i]]) keep.push(i);
+    this.segmentWeight = Int32Array.from(keep, (i) => all.weight[i]);
+    this.segmentOption = Int32Array.from(keep, (i) => all.option[i]);
+    this.reach = new Float64Array(keep.length);
+    this.damage = new Float64Array(keep.length);
+    keep.forEach((i, k) => {
+      this.reach[k] = cost += all.cost[i];
+      this.damage[k] = damage += all.damage[i];
+    });
+    this.fixedCost = cost;
+    return this;
+  }
+
+  /** The smallest and the largest budget (kept fractions) that these locks leave to the rule. */
+  range() {
+    let low = this.other, high = this.other;
+    for (let w = 0; w < this.T.n; w++) {
+      low += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, 0);
+      high += this.locked[w] ? this.cost(w, this.fixed[w]) : this.denseCost[w];
+    }
+    return [low / this.whole, high / this.whole];
+  }
+
+  /** χ for every weight at this budget (a kept fraction); the least plan where the budget is below it. */
+  allocate(budget) {
+    const target = budget * this.whole * (1 + 1e-12);
+    const option = this.kind === "lagrangian" ? this.lagrangian(target) : this.proportional(target);
+    const out = Int32Array.from(this.fixed);
+    for (const w of this.free) out[w] = option[w] >= this.last[w] ? 0 : this.T.grids[this.T.grid[w]].chi[option[w]];
+    return out;
+  }
+
+  lagrangian(target) {
+    const option = new Int32Array(this.T.n);
+    const end = Math.max(this.free.length, lastAtMost(this.reach, target) + 1);
+    for (let k = 0; k < end; k++) option[this.segmentWeight[k]] = this.segmentOption[k];
+    this.fill(option, target - (end ? this.reach[end - 1] : target));
+    return option;
+  }
+
+  /** Spend what the last λ left over: again and again the affordable step with the most objective saved per cost. */
+  fill(option, left) {
+    const best = (w) => {
+      const now = option[w], cost = this.optionCost(w, now), objective = this.optionObjective(w, now);
+      let gain = 0, to = now;
+      for (let k = now + 1; k <= this.last[w]; k++) {
+        const more = this.optionCost(w, k) - cost;
+        if (more > left) break;
+        const g = (objective - this.optionObjective(w, k)) / more;
+        if (g > gain) { gain = g; to = k; }
+      }
+      return { w, gain, to };
+    };
+    if (!(left > 0)) return;
+    let steps = this.free.map(best).filter((s) => s.gain > 0);
+    for (let turn = 0; turn < 4 * this.free.length && steps.length; turn++) {
+      let top = 0;
+      for (let i = 1; i < steps.length; i++) if (steps[i].gain > steps[top].gain) top = i;
+      const { w, to } = steps[top];
+      const more = this.optionCost(w, to) - this.optionCost(w, option[w]);
+      if (more <= left) {
+        left -= more;
+        option[w] = to;
+      }
+      steps[top] = best(w);
+      // What no longer has an affordable step never gets one again: `left` only falls.
+      if (!(steps[top].gain > 0)) steps = steps.filter((_, i) => i !== top);
+    }
+  }
+
+  proportional(target) {
+    const option = new Int32Array(this.T.n);
+    const at = (t) => {
+      let sum = this.other;
+      for (let w = 0; w < this.T.n; w++) {
+        if (this.locked[w]) { sum += this.cost(w, this.fixed[w]); continue; }
+        const room = t * this.T.share[w] * (1 + 1e-12);
+        let low = 0, high = this.last[w];
+        if (this.denseCost[w] <= room) low = high;
+        while (low < high) {
+          const middle = (low + high + 1) >> 1;
+          if (this.optionCost(w, middle) <= room) low = middle;
+          else high = middle - 1;
+        }
+        option[w] = low;
+        sum += this.optionCost(w, low);
+      }
+      return sum;
+    };
+    let low = 0, high = 0;
+    for (const w of this.free) high = Math.max(high, this.denseCost[w] / this.T.share[w]);
+    if (at(high) <= target) return option;
+    for (let i = 0; i < 50; i++) {
+      const middle = (low + high) / 2;
+      if (at(middle) <= target) low = middle;
+      else high = middle;
+    }
+    at(low);
+    return option;
+  }
+
+  /** [[kept, Σ damage], …] along the rule's own plans: what the budget slider will give. */
+  curve(points = 120) {
+    const [low, high] = this.range();
+    if (this.kind === "lagrangian") {
+      const picks = [];
+      let k = this.free.length - 1;
+      for (let i = 0; i <= points && this.reach.length; i++) {
+        const at = (low + ((high - low) * i) / points) * this.whole;
+        while (k + 1 < this.reach.length && this.reach[k + 1] <= at) k++;
+        picks.push([this.reach[k] / this.whole, Math.max(0, this.damage[k])]);
+      }
+      return picks;
+    }
+    const few = Math.min(points, 40);
+    return Array.from({ length: few + 1 }, (_, i) => {
+      const chi = this.allocate(low + ((high - low) * i) / few);
+      let damage = 0;
+      for (let w = 0; w < this.T.n; w++) damage += damageAt(this.T, w, chi[w]);
+      return [this.measure(chi) / this.whole, damage];
+    });
+  }
+}
+
+/** Per weight the lower convex hull of (cost, objective) over its options, as steps; all of them by falling gain. */
+function hullSegments(allocator) {
+  const { T, last } = allocator;
+  const weight = [], option = [], cost = [], damage = [], gain = [];
+  for (let w = 0; w < T.n; w++) {
+    const hull = [];
+    for (let k = 0; k <= last[w]; k++) {
+      const c = allocator.optionCost(w, k), o = allocator.optionObjective(w, k);
+      if (hull.length && o >= hull[hull.length - 1].o) continue;
+      while (hull.length > 1) {
+        const p = hull[hull.length - 2], q = hull[hull.length - 1];
+        if ((p.o - q.o) * (c - q.c) > (q.o - o) * (q.c - p.c)) break;
+        hull.pop();
+      }
+      hull.push({ c, o, k, d: k >= last[w] ? 0 : T.damage[T.start[w] + k] });
+    }
+    hull.forEach((q, i) => {
+      const p = i ? hull[i - 1] : { c: 0, d: 0 };
+      weight.push(w);
+      option.push(q.k);
+      cost.push(q.c - p.c);
+      damage.push(q.d - p.d);
+      gain.push(i ? (p.o - q.o) / (q.c - p.c) : Infinity);
+    });
+  }
+  const order = Uint32Array.from(gain.keys()).sort((i, j) => (gain[j] > gain[i] ? 1 : gain[j] < gain[i] ? -1 : i - j));
+  const pick = (kind, values) => kind.from(order, (i) => values[i]);
+  return {
+    weight: pick(Int32Array, weight), option: pick(Int32Array, option),
+    cost: pick(Float64Array, cost), damage: pick(Float64Array, damage),
+  };
+}

@@ -1,0 +1,188 @@
+// The pure half of the χ board: the option tables, their totals, the layout. No DOM, no state of its own.
+//
+// A weight's options are a grid of bond dimensions χ (ascending) with the parameters each costs, and the damage each
+// does; χ = 0 stands for "dense": the weight as it is, no damage. Between two grid points parameters and damage are
+// linear in χ. `board_data` in chi_board.py writes the table and documents it; `totals` there is the same function.
+
+const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+
+/** Read a table as `board_data` wrote it into typed arrays: weight w's options are start[w] … start[w + 1] − 1. */
+export function decode(table) {
+  const w = table.weights;
+  const n = w.name.length;
+  const grids = table.grids.map((grid) => ({
+    chi: new Int32Array(bytesOf(grid.chi)),
+    parameters: new Float64Array(bytesOf(grid.parameters)),
+    memory: grid.memory ? new Float64Array(bytesOf(grid.memory)) : null,
+  }));
+  const start = new Int32Array(n + 1);
+  for (let i = 0; i < n; i++) start[i + 1] = start[i] + grids[w.grid[i]].chi.length;
+  const damage = new Float32Array(bytesOf(table.damage));
+  const objective = table.objective ? new Float32Array(bytesOf(table.objective)) : damage;
+  const dense = Float64Array.from(w.parameters);
+  const T = {
+    id: table.id, n, grids, start, damage, objective, dense,
+    name: w.name, layer: w.layer, role: w.role, expert: w.expert, out: w.out, in: w.in,
+    grid: w.grid, denseBytes: w.dense_bytes, coreBytes: w.core_bytes, share: w.share,
+    model: table.model, last: new Int32Array(n), breakEven: Float64Array.from(w.break_even),
+  };
+  // `last` is how many options are smaller than the dense weight: a slider runs over these, then to dense.
+  for (let i = 0; i < n; i++) {
+    const grid = grids[T.grid[i]];
+    let k = grid.chi.length;
+    while (k > 0 && grid.parameters[k - 1] >= dense[i]) k--;
+    T.last[i] = k;
+  }
+  T.blockParameters = dense.reduce((a, b) => a + b, 0);
+  T.blockBytes = dense.reduce((a, b, i) => a + b * T.denseBytes[i], 0);
+  return T;
+}
+
+/** Index of the last value ≤ x in ascending `values` (−1 where all are larger). */
+export function lastAtMost(values, x) {
+  let low = 0;
+  let high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] <= x) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+function interpolate(grid, values, offset, chi) {
+  const k = lastAtMost(grid.chi, chi);
+  if (k < 0) return values[offset];
+  if (grid.chi[k] === chi || k === grid.chi.length - 1) return values[offset + k];
+  const t = (chi - grid.chi[k]) / (grid.chi[k + 1] - grid.chi[k]);
+  return values[offset + k] + t * (values[offset + k + 1] - values[offset + k]);
+}
+
+/** Parameters of weight w at χ; χ = 0 is dense. */
+export function parametersAt(T, w, chi) {
+  const grid = T.grids[T.grid[w]];
+  return chi === 0 ? T.dense[w] : interpolate(grid, grid.parameters, 0, chi);
+}
+
+/** Predicted damage of weight w at χ (nats of KL, as the calibration measured it). */
+export function damageAt(T, w, chi) {
+  return chi === 0 ? 0 : interpolate(T.grids[T.grid[w]], T.damage, T.start[w], chi);
+}
+
+/** Bytes of weight w at χ, as stored. */
+export function bytesAt(T, w, chi) {
+  return parametersAt(T, w, chi) * (chi === 0 ? T.denseBytes[w] : T.coreBytes[w]);
+}
+
+/** Bytes that weight w takes when loaded: those stored, or the grid's own figure where a network rebuilds W. */
+export function memoryAt(T, w, chi) {
+  const grid = T.grids[T.grid[w]];
+  return chi === 0 || !grid.memory ? bytesAt(T, w, chi) : interpolate(grid, grid.memory, 0, chi);
+}
+
+/** rise = a·(Σ damage)^b in nats, or null where no fit was measured. */
+export function predictedRise(T, damage) {
+  const { a, b } = T.model;
+  return a === null || b === null ? null : damage > 0 ? a * damage ** b : 0;
+}
+
+/** Every whole-model figure of a plan (χ a weight; 0 = dense). */
+export function totals(T, chi) {
+  let parameters = 0, bytes = 0, memory = 0, damage = 0;
+  for (let w = 0; w < T.n; w++) {
+    const p = parametersAt(T, w, chi[w]);
+    const b = p * (chi[w] === 0 ? T.denseBytes[w] : T.coreBytes[w]);
+    parameters += p;
+    bytes += b;
+    memory += chi[w] === 0 || !T.grids[T.grid[w]].memory ? b : memoryAt(T, w, chi[w]);
+    damage += damageAt(T, w, chi[w]);
+  }
+  return figures(T, parameters, bytes, memory, damage);
+}
+
+/** The same figures from sums over the block weights. */
+export function figures(T, parameters, bytes, memory, damage) {
+  const m = T.model;
+  const rise = predictedRise(T, damage);
+  return {
+    parameters: parameters + m.other_parameters,
+    bytes: bytes + m.other_bytes,
+    memory: memory + m.other_memory,
+    kept: (parameters + m.other_parameters) / (T.blockParameters + m.other_parameters),
+    kept_blocks: parameters / T.blockParameters,
+    bytes_kept: (bytes + m.other_bytes) / (T.blockBytes + m.other_bytes),
+    bytes_kept_blocks: bytes / T.blockBytes,
+    damage,
+    rise,
+    loss: rise === null || m.dense_loss === null ? null : m.dense_loss + rise,
+  };
+}
+
+/** Which figure a budget speaks of: {unit: "parameters" | "bytes", scope: "model" | "blocks"}. */
+export function budgetFigure(budget) {
+  return (budget.unit === "bytes" ? "bytes_kept" : "kept") + (budget.scope === "blocks" ? "_blocks" : "");
+}
+
+/** Fraction of its dense parameters that weight w keeps at χ. */
+export const keptAt = (T, w, chi) => parametersAt(T, w, chi) / T.dense[w];
+
+/** The option of w nearest to a kept fraction; dense (0) from half way between the last option and 1. */
+export function nearest(T, w, fraction) {
+  const { chi, parameters } = T.grids[T.grid[w]];
+  const last = T.last[w];
+  if (last === 0) return 0;
+  const target = fraction * T.dense[w];
+  const k = Math.min(lastAtMost(parameters, target), last - 1);
+  if (k < 0) return chi[0];
+  const next = k + 1 < last ? parameters[k + 1] : T.dense[w];
+  if (target - parameters[k] <= next - target) return chi[k];
+  return k + 1 < last ? chi[k + 1] : 0;
+}
+
+/** The option `steps` places from χ along the slider χ₀ < χ₁ < … < dense, ends included. */
+export function step(T, w, chi, steps) {
+  const grid = T.grids[T.grid[w]];
+  const last = T.last[w];
+  if (last === 0) return 0;
+  let k = chi === 0 ? last : Math.min(lastAtMost(grid.chi, chi), last);
+  // From between two options, one step down is the option just below.
+  if (chi !== 0 && k < last && k >= 0 && grid.chi[k] !== chi && steps < 0) k += 1;
+  k = Math.max(0, Math.min(last, k + steps));
+  return k === last ? 0 : grid.chi[k];
+}
+
+/** The board's layout: role columns, layer rows, and for each (row, column) the weights that share the cell. */
+export function layout(T) {
+  const known = ["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2"];
+  const roles = [...new Set(T.role)];
+  const place = (role) => (known.includes(role) ? known.indexOf(role) : known.length + roles.indexOf(role));
+  roles.sort((a, b) => place(a) - place(b));
+  const column = new Map(roles.map((role, c) => [role, c]));
+  const rows = new Map();
+  for (let w = 0; w < T.n; w++) {
+    const key = T.layer[w] ?? -1;
+    if (!rows.has(key)) rows.set(key, { layer: T.layer[w], cells: roles.map(() => []) });
+    rows.get(key).cells[column.get(T.role[w])].push(w);
+  }
+  return { roles, rows: [...rows.values()].sort((a, b) => (a.layer ?? Infinity) - (b.layer ?? Infinity)) };
+}
+
+/** 0 … 1: where a weight's share of the damage stands, log scale from 1/8 of the average share to 8 times it. */
+export function heat(damage, total, n) {
+  if (!(total > 0) || !(damage > 0)) return 0;
+  return Math.max(0, Math.min(1, (Math.log2((damage / total) * n) + 3) / 6));
+}
+
+const scaled = (x, units) => {
+  let k = 0;
+  while (k + 1 < units.length && Math.abs(x) >= 999.5) { x /= 1000; k++; }
+  return `${k === 0 ? Math.round(x) : x.toPrecision(3)} ${units[k]}`.trim();
+};
+/** 4710000000 → "4.71 B" (thousands, millions, billions of parameters). */
+export const formatCount = (x) => scaled(x, ["", "K", "M", "B", "T"]);
+/** Bytes in decimal units: 9430000000 → "9.43 GB". */
+export const formatBytes = (x) => scaled(x, ["B", "kB", "MB", "GB", "TB"]);
+/** 0.7 → "70.0 %". */
+export const formatPercent = (x, digits = 1) => `${(100 * x).toFixed(digits)} %`;
+/** A loss in nats with three decimals; small rises keep two significant digits: 0.00042 → "0.00042". */
+export const formatNats = (x) => (x !== 0 && Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(3));
