@@ -178,6 +178,37 @@ def evaluate(args, progress) -> dict:
 
 
 @verb(
+    "compress and evaluate in one go: a point of the trade-off, kept in the workspace",
+    "assets/demo_model --plan plan.json",
+    tables.run,
+    MODEL,
+    option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard"),
+    HELD_OUT,
+    option("--max-tokens", type=positive, metavar="N", help="tokens to score at most (default: as `sweep`)"),
+    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
+    option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
+    option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
+    option("--force", action="store_true", help="use the plan although it was made for another checkpoint"),
+    DEVICE,
+)
+def run(args, progress) -> dict:
+    from karipap_core.run import run as measure
+
+    return measure(
+        args.model,
+        args.plan,
+        args.text,
+        args.max_tokens,
+        args.window,
+        args.stride,
+        args.out,
+        args.force,
+        args.device,
+        progress,
+    )
+
+
+@verb(
     "many plans, compressed and measured beside the baselines: the trade-off and its Pareto front",
     "assets/demo_model --networks lowrank,mpo --budgets 0.9,0.7,0.5 --out sweep/",
     tables.sweep,

@@ -163,7 +163,7 @@ def test_skipped_tensors_are_listed_with_the_reason(profiled):
 
 def test_a_model_without_a_profile_is_profiled_at_once_and_only_once(tiny, started):
     app = sound(opened())
-    assert started == [["profile", str(tiny)]]
+    assert started == [["profile", str(tiny), "--metrics", "weight"]]
     assert "Profile tiny" in words(app)
     sound(opened())  # a second browser joins the same job
     assert len(started) == 1
@@ -171,7 +171,7 @@ def test_a_model_without_a_profile_is_profiled_at_once_and_only_once(tiny, start
 
 def test_a_failed_profile_is_told_in_a_sentence_and_not_tried_again_unasked(tiny, monkeypatch):
     fails = (sys.executable, "-c", "import sys; print('error: the file is damaged.', file=sys.stderr); sys.exit(2)")
-    job = jobs.start(["profile", str(tiny)], "Profile tiny", program=fails)
+    job = jobs.start(["profile", str(tiny), "--metrics", "weight"], "Profile tiny", program=fails)
     while job.status()["state"] in ("queued", "running"):
         pass
     app = opened()
@@ -209,7 +209,7 @@ def test_a_hub_model_is_not_fetched_unasked(tiny, started):
     app = sound(opened(model="somebody/something"))
     assert "not on this machine" in words(app) and started == []
     sound(app.button(key="fetch").click().run())
-    assert started == [["profile", "somebody/something"]]
+    assert started == [["profile", "somebody/something", "--metrics", "weight"]]
 
 
 def test_compressed_folders_and_pickles_are_no_models(tiny):

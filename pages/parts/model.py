@@ -139,7 +139,7 @@ def offer_fetch(alias: str | None) -> None:
         if st.button("Fetch and profile it", type="primary", key="fetch"):
             from pages.parts import job
 
-            job.start(["profile", alias], f"Profile {alias}", "profile_job")
+            job.start(["profile", alias, "--metrics", "weight"], f"Profile {alias}", "profile_job")
             st.rerun()
     else:
         st.info(

@@ -64,7 +64,7 @@ def current(view) -> Profile | None:
 def follow(view, have: bool) -> None:
     """The job that makes a profile: shown while it runs, started unasked where the model has none at all."""
     running = job.followed("profile_job")
-    plain = ["profile", view.source]
+    plain = ["profile", view.source, "--metrics", "weight"]
     if running is None and not have:
         running = job.latest(plain)
         if running is not None and running.status()["state"] == "done":

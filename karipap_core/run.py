@@ -1,0 +1,64 @@
+"""Compress and evaluate in one go: a plan → a compressed folder, its figures, and a point of the trade-off."""
+
+import time
+from pathlib import Path
+
+from karipap_core.plan import Plan
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text, read_text, standard_library
+from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, Workspace, read_json, settings_key, write_json
+
+
+def run(
+    model,
+    plan: Plan | str | Path,
+    text: str | Path | Text | None = None,
+    max_tokens: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict:
+    """Compress `model` by `plan` into `<out>/model` and measure that folder beside the dense model.
+
+    text: what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it with
+    `max_tokens` (default: as `sweep`), window and stride. out: default a folder of the workspace's runs that is named
+    by all of this, so that the same command goes on where it stopped. Returns, and writes to `<out>/run.json`, a point
+    as `tradeoff.Points` describes it, with "speed", "memory", "folder" and "weights" (the rows of `compress`) besides.
+    """
+    from karipap_core import pipeline
+    from karipap_core.baselines import sizes
+    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.evaluate import evaluate_folder
+    from karipap_core.tradeoff import MAX_TOKENS
+
+    began = time.monotonic()
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    checkpoint = open_checkpoint(model)
+    plan.check(checkpoint, force)
+    text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")
+    cut = {"window": window, "stride": stride, "max_tokens": max_tokens or MAX_TOKENS}
+    what = {"plan": plan.to_json(), "fingerprint": checkpoint.fingerprint, "sha256": text.sha256}
+    name = f"run-{settings_key(what | cut)}"
+    folder = Path(out) if out is not None else Workspace().runs_dir / name
+    if (folder / "run.json").is_file() and read_json(folder / "run.json").get("id") == name:
+        return read_json(folder / "run.json")
+    report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
+    compressed = time.monotonic()
+    found = evaluate_folder(folder / "model", against=model, text=text, device=device, progress=progress, **cut)
+    networks = sorted({entry["network"] for entry in plan.weights.values()} - {"dense"}) or ["dense"]
+    ledger = plan.ledger(checkpoint)
+    point = found | sizes(checkpoint, 2 * ledger.block_parameters, ledger.block_parameters)
+    point |= {
+        "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": "network",
+        "method": " + ".join(networks), "label": f"{' + '.join(networks)}, {plan.rule}, kept {ledger.kept:.3g}",
+        "settings": {"network": " + ".join(networks), "rule": plan.rule, "chosen_rule": plan.chosen_rule,
+                     "metric": plan.metric, "budget": plan.budget, "scope": plan.scope},
+        "model": plan.model, "plan": plan.to_json(), "predicted": plan.predicted, "weights": report["weights"],
+        "folder": str(folder / "model"), "disk": {"kept": report["kept"], "bytes_kept": report["bytes_kept"]},
+        "seconds": {"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
+    }  # fmt: skip
+    write_json(folder / "run.json", point)
+    return point
