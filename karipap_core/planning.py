@@ -87,7 +87,11 @@ class Planner:
         if rule == "refined":
             weights, measured = self._refined(limit, unit, tried)
             return self.plan(weights, rule, budget, tried, measured)
-        return self.plan(self._allocated(rule, limit, unit), rule, budget)
+        weights = self._allocated(rule, limit, unit)
+        if rule == "calibrated" or self.checkpoint.kind is None:
+            return self.plan(weights, rule, budget)
+        # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
+        return self.plan(weights, rule, budget, measured=self.measure(weights))
 
     def _tables(self, rule: str, unit: str) -> list:
         if rule in ("calibrated", "refined"):
@@ -159,7 +163,9 @@ class Planner:
         and rise differently."""
         found = whole_plan(self.study.check, self.study.decompositions(self.metric), self._specs(weights))
         self.study.check.restore()
-        found |= {"sum": self.damage_sum(weights), "kept_blocks": self.plan_kept(weights), "network": self.network}
+        found |= {"kept_blocks": self.plan_kept(weights), "network": self.network}
+        if self.study.has_calibration(self.metric):
+            found["sum"] = self.damage_sum(weights)
         if learn:
             self.study.learn(self.metric, found)
         return found
@@ -250,14 +256,22 @@ class Planner:
         """Size (exact) and, where this model has been calibrated, the predicted rise in loss: from the curve through
         measured plans, with its error so far, or where this very plan was measured on calibration text, from that."""
         predicted = dict(plan.ledger(self.checkpoint).__dict__)
+        calibration = None
         if self.study.has_calibration(self.metric):
             calibration = self.study.calibration(self.metric)
-            total = self.damage_sum(plan.weights)
-            rise = calibration.rise(total) if measured is None else measured["rise"]
+            predicted["sum"] = self.damage_sum(plan.weights)
+        if measured is not None:
+            causal = self.checkpoint.kind == "causal"
+            dense = self.study.check.dense.loss if causal else 0.0
             predicted |= {
-                "measure": calibration.measure, "sum": total, "rise": rise, "dense_loss": calibration.dense_loss,
-                "loss": calibration.dense_loss + rise,
-                "source": "curve" if measured is None else "this plan on calibration text",
-                "error": calibration.error if measured is None else None, "fitted_plans": len(calibration.points),
+                "measure": "kl" if causal else "output error", "rise": measured["rise"], "dense_loss": dense,
+                "loss": dense + measured["rise"], "source": "this plan on calibration text", "error": None,
+            }  # fmt: skip
+        elif calibration is not None:
+            rise = calibration.rise(predicted["sum"])
+            predicted |= {
+                "measure": calibration.measure, "rise": rise, "dense_loss": calibration.dense_loss,
+                "loss": calibration.dense_loss + rise, "source": "curve", "error": calibration.error,
+                "fitted_plans": len(calibration.points),
             }  # fmt: skip
         return predicted
