@@ -30,7 +30,7 @@ bench: test-environment system-packages  ## the measurements that README quotes 
 
 javascript-test: system-packages
 	@if ! command -v node >/dev/null; then echo "node is not installed: the JavaScript tests are skipped."; \
-	elif ls tests/js/*.test.* >/dev/null 2>&1; then node --test tests/js/; fi
+	else node --test $(wildcard tests/js/*.test.*); fi
 
 environment:
 	@sh .ci/venv $(VENV) requirements.txt
