@@ -412,7 +412,5 @@ def _keeper(folder: Path) -> None:
         job._finish("cancelled", None, None)
 
 
-list = list_jobs  # callers write jobs.list(); last, as it hides the built-in one below
-
 if __name__ == "__main__":
     _keeper(Path(sys.argv[1]))

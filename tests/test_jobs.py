@@ -56,12 +56,12 @@ def work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jobs, "GRACE", 0.5)
     yield tmp_path
-    for job in jobs.list():
+    for job in jobs.list_jobs():
         document = job._document()
         if document["state"] == "running" and document["pid"]:
             jobs._signal_group(document["pid"], signal.SIGKILL)
         job.cancel()
-    wait_for(lambda: all(job.status()["state"] in jobs.ENDED for job in jobs.list()))
+    wait_for(lambda: all(job.status()["state"] in jobs.ENDED for job in jobs.list_jobs()))
 
 
 def start(*argv: str, title="a job") -> jobs.Job:
@@ -179,7 +179,7 @@ def test_one_runs_and_the_others_wait_in_order(work):
     second, third, fourth = start("ok"), start("ok"), start("ok")
     assert [job.status()["position"] for job in (first, second, third, fourth)] == [None, 1, 2, 3]
     assert {job.status()["state"] for job in (second, third, fourth)} == {"queued"}
-    assert [job.id for job in jobs.list()] == [job.id for job in (fourth, third, second, first)]
+    assert [job.id for job in jobs.list_jobs()] == [job.id for job in (fourth, third, second, first)]
     third.cancel()
     assert ended(third)["state"] == "cancelled"
     assert ended(third)["started"] is None
@@ -229,7 +229,7 @@ def test_a_machine_that_restarts_fails_what_ran_and_goes_on_with_the_queue(work)
     status = wait_for(lambda: (status := ran.status())["state"] == "failed" and status)
     assert "restarted" in status["reason"]
     assert waits.status()["state"] == "queued"
-    assert [job.id for job in jobs.list()] == [waits.id, ran.id]  # somebody looks: the queue goes on
+    assert [job.id for job in jobs.list_jobs()] == [waits.id, ran.id]  # somebody looks: the queue goes on
     assert ended(waits)["state"] == "done"
     ran.resume()
     running(ran)
