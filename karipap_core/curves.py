@@ -25,18 +25,17 @@ class WeightCurve:
     total: float
 
 
-def build_curves(checkpoint, network: str, metric: str, profile, moments, progress: Progress = silent):
-    """{weight name: WeightCurve} of every compressible weight. `profile` gives the spectra (`lowrank` needs no more);
+def build_curves(checkpoint, weights, network: str, metric: str, profile, moments, progress: Progress = silent):
+    """{weight name: WeightCurve} of `weights`. `profile` gives the spectra (`lowrank` needs no more);
     other networks are decomposed at a few χ each, errors in between interpolated."""
     if network == "lowrank":
-        return {w.name: _from_spectrum(w, profile.sigma(w.name, metric)) for w in checkpoint.weights if w.compressible}
+        return {weight.name: _from_spectrum(weight, profile.sigma(weight.name, metric)) for weight in weights}
     from karipap_core.networks import NETWORKS
     from karipap_core.networks.base import Metric
 
-    todo = [weight for weight in checkpoint.weights if weight.compressible]
     curves = {}
-    for index, weight in enumerate(todo):
-        progress(f"curves of {network}", index, len(todo), weight.name)
+    for index, weight in enumerate(weights):
+        progress(f"curves of {network}", index, len(weights), weight.name)
         measure = Metric("weight") if metric == "weight" else moments.metric(weight.name, metric)
         kind = NETWORKS[network]
         curve = kind.curve(checkpoint.read(weight.name), measure)
@@ -48,7 +47,7 @@ def build_curves(checkpoint, network: str, metric: str, profile, moments, progre
             np.array([curve.at(int(c)) for c in chi]),
             curve.total,
         )
-    progress(f"curves of {network}", len(todo), len(todo))
+    progress(f"curves of {network}", len(weights), len(weights))
     return curves
 
 
@@ -92,14 +91,13 @@ def load_curves(file: Path) -> dict[str, WeightCurve]:
     }  # fmt: skip
 
 
-def option_table(checkpoint, curves: dict[str, WeightCurve], damage, unit: str = "parameters") -> list[Options]:
+def option_table(weights, curves: dict[str, WeightCurve], damage, unit: str = "parameters") -> list[Options]:
     """Option tables for `allocate`: `damage(name, curve)` gives the damage at each χ; cost in parameters or in bytes
     of the weights' stored dtype."""
     tables = []
-    for weight in checkpoint.weights:
-        if weight.compressible:
-            curve = curves[weight.name]
-            factor = weight.bytes // weight.parameters if unit == "bytes" else 1
-            cost, dense = curve.parameters * factor, weight.parameters * factor
-            tables.append(options(weight.name, curve.chi, cost, damage(weight.name, curve), dense))
+    for weight in weights:
+        curve = curves[weight.name]
+        factor = weight.bytes // weight.parameters if unit == "bytes" else 1
+        cost, dense = curve.parameters * factor, weight.parameters * factor
+        tables.append(options(weight.name, curve.chi, cost, damage(weight.name, curve), dense))
     return tables

@@ -12,7 +12,17 @@ from karipap_core.errors import InputError
 from karipap_core.folder import densify, write_compressed
 from karipap_core.modules import Site, observe, replaced, sites
 
-__all__ = ["Site", "densify", "load_model", "load_tokenizer", "observe", "replaced", "sites", "write_compressed"]
+__all__ = [
+    "Site",
+    "densify",
+    "load_model",
+    "load_tokenizer",
+    "observe",
+    "reachable",
+    "replaced",
+    "sites",
+    "write_compressed",
+]
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -61,6 +71,20 @@ def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     """Whether torch's grouped product, with which transformers runs experts, would refuse the rows' length."""
     sides = {side for weight in checkpoint.weights if weight.expert is not None for side in weight.shape}
     return any(side * dtype.itemsize % 16 for side in sides)
+
+
+def reachable(checkpoint: Checkpoint) -> set[str]:
+    """Names of the compressible weights that the model computes with as linear layers of their own, from an empty
+    model on the meta device: the others must stay dense. Without a config.json nothing can be said: all of them."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    if checkpoint.kind is None:
+        return {weight.name for weight in checkpoint.weights if weight.compressible}
+    folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
+    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
+    with _quiet(), _explained(checkpoint.name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return set(sites(auto.from_config(config), checkpoint))
 
 
 def load_tokenizer(folder: str | Path):

@@ -65,7 +65,7 @@ class Planner:
             raise InputError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
         self.study, self.network, self.metric, self.progress = study, network, metric, progress
         self.checkpoint = study.checkpoint
-        if not any(weight.compressible for weight in self.checkpoint.weights):
+        if not study.weights:
             raise InputError(f"{self.checkpoint.name} has no weight that can be compressed.")
         self.curves = study.curves(network, metric)
         self.locks = {name: entry | {"locked": True} for name, entry in (locks or {}).items()}
@@ -109,7 +109,7 @@ class Planner:
             def damage(name, curve):
                 return 0.5 * curve.error
 
-        return option_table(self.checkpoint, self.curves, damage, unit)
+        return option_table(self.study.weights, self.curves, damage, unit)
 
     def _allocated(self, rule: str, limit: float, unit: str) -> dict[str, dict]:
         if rule == "loss" and self.metric != "loss":
@@ -181,7 +181,7 @@ class Planner:
         for round_ in range(1, REFINE_ROUNDS + 1):
             specs = self._specs(weights)
             apply_plan(probe, decompositions, specs)
-            found = marginals(probe, decompositions, self.checkpoint, specs, self.progress)
+            found = marginals(probe, decompositions, self.study.weights, specs, self.progress)
             probe.restore()
             for name, (spec, change) in found.items():
                 error = self._error(name, spec)

@@ -5,28 +5,27 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.progress import Progress, silent
 
 
-def measure_levels(probe, decompositions, checkpoint, partial, progress: Progress = silent) -> dict[str, list]:
-    """rows [χ, absolute metric error, divergence] for each compressible weight cut alone to `LEVELS` of its break-even.
+def measure_levels(probe, decompositions, weights, partial, progress: Progress = silent) -> dict[str, list]:
+    """rows [χ, absolute metric error, divergence] for each of `weights` cut alone to `LEVELS` of its break-even.
 
     `partial` is a dictionary-like of finished weights (kept on disk by the caller, so that a killed run goes on).
     """
-    todo = [weight for weight in checkpoint.weights if weight.compressible]
     rows = {}
-    for index, weight in enumerate(todo):
-        progress("sensitivity", index, len(todo), weight.name)
+    for index, weight in enumerate(weights):
+        progress("sensitivity", index, len(weights), weight.name)
         if weight.name in partial:
             rows[weight.name] = partial[weight.name]
             continue
-        rows[weight.name] = _weight_levels(probe, decompositions, checkpoint, weight)
+        rows[weight.name] = _weight_levels(probe, decompositions, weight)
         partial[weight.name] = rows[weight.name]
-    progress("sensitivity", len(todo), len(todo))
+    progress("sensitivity", len(weights), len(weights))
     return rows
 
 
-def _weight_levels(probe, decompositions, checkpoint, weight) -> list[list[float]]:
+def _weight_levels(probe, decompositions, weight) -> list[list[float]]:
     break_even = LowRank.for_shape(*weight.shape, 1).break_even_chi
     chis = sorted({max(1, round(level * break_even)) for level in LEVELS})
-    dense, metric = checkpoint.read(weight.name), decompositions.metric_of(weight.name)
+    dense, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
     rows = []
     for chi in chis:
         matrix = decompositions.matrix(weight.name, LowRank.for_shape(*weight.shape, chi))
@@ -45,17 +44,16 @@ def apply_plan(probe, decompositions, plan) -> None:
             probe.replace(name, decompositions.matrix(name, spec))
 
 
-def marginals(probe, decompositions, checkpoint, specs: dict, progress: Progress = silent) -> dict[str, tuple]:
+def marginals(probe, decompositions, weights, specs: dict, progress: Progress = silent) -> dict[str, tuple]:
     """What each weight's truncation adds at a whole plan: {name: (χ it stands for, measured ΔKL)}.
 
     A truncated weight is made dense again (the divergence that goes away); a dense one is cut to 0.7 of its break-even
     (the divergence that comes). The probe must hold the plan; it holds it again afterwards.
     """
     base = probe.record().divergence
-    todo = [weight for weight in checkpoint.weights if weight.compressible]
     found = {}
-    for index, weight in enumerate(todo):
-        progress("refining", index, len(todo), weight.name)
+    for index, weight in enumerate(weights):
+        progress("refining", index, len(weights), weight.name)
         spec = specs.get(weight.name)
         if spec is not None:
             probe.restore(weight.name)
@@ -69,7 +67,7 @@ def marginals(probe, decompositions, checkpoint, specs: dict, progress: Progress
             change = probe.measure(weight.layer).divergence - base
             probe.restore(weight.name)
             found[weight.name] = (cut, change)
-    progress("refining", len(todo), len(todo))
+    progress("refining", len(weights), len(weights))
     return found
 
 

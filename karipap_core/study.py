@@ -99,6 +99,17 @@ class Study:
                        progress=self.progress)  # fmt: skip
 
     @cached_property
+    def weights(self) -> list:
+        """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
+        from karipap_core.hf import reachable
+
+        file = self.folder / "reachable.json"
+        if not file.exists():
+            write_json(file, {"weights": sorted(reachable(self.checkpoint))})
+        names = set(read_json(file)["weights"])
+        return [weight for weight in self.checkpoint.weights if weight.name in names]
+
+    @cached_property
     def model(self):
         from karipap_core.hf import load_model
 
@@ -148,7 +159,7 @@ class Study:
             else:
                 profile = self.profile() if network == "lowrank" else None
                 moments = None if metric == "weight" else self.moments
-                curves = build_curves(self.checkpoint, network, metric, profile, moments, self.progress)
+                curves = build_curves(self.checkpoint, self.weights, network, metric, profile, moments, self.progress)
                 save_curves(file, curves)
                 self._curves[network, metric] = curves
         return self._curves[network, metric]
@@ -189,7 +200,7 @@ class Study:
         if self.checkpoint.kind is None:
             raise InputError(f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run.")
         partial = _KeptOnDisk(file.with_suffix(".partial.json"))
-        levels = measure_levels(self.probe, self.decompositions(metric), self.checkpoint, partial, self.progress)
+        levels = measure_levels(self.probe, self.decompositions(metric), self.weights, partial, self.progress)
         causal = self.checkpoint.kind == "causal"
         self._calibrations[metric] = calibration = Calibration(
             metric=metric, measure="kl" if causal else "output error", text=self.calibration_entry(),

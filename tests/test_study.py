@@ -116,7 +116,7 @@ def test_marginals_are_differences_of_whole_measurements_and_leave_the_plan_in_p
     for name, spec in specs.items():
         probe.replace(name, decompositions.matrix(name, spec))
     base = probe.measure().divergence
-    found = marginals(probe, decompositions, study.checkpoint, specs)
+    found = marginals(probe, decompositions, study.weights, specs)
     assert probe.measure().divergence == pytest.approx(base, rel=1e-6)
     probe.restore(names[0])
     assert found[names[0]][1] == pytest.approx(base - probe.measure().divergence, rel=1e-3, abs=1e-8)
