@@ -1,5 +1,6 @@
 """The arrows of the story as functions: checkpoint → profile → plan → compressed model. Verbs call these."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from karipap_core.errors import InputError
@@ -36,7 +37,8 @@ def compress(model, plan: Plan | str | Path, out, force=False, device="auto", pr
 
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     calibration = plan.calibration or {}
-    settings = {k: calibration[k] for k in ("tokens", "window", "damping") if k in calibration}
+    known = {field.name for field in fields(CalibrationSettings)}
+    settings = {key: value for key, value in calibration.items() if key in known}
     study = Study(model, calibration_text(plan), CalibrationSettings(**settings), device, progress=progress)
     return write(study, plan, out, force, progress)
 

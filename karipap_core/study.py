@@ -86,10 +86,9 @@ class Study:
 
     def calibration_entry(self) -> dict | None:
         """The plan's `calibration` field: the text that its numbers and its cores come from."""
-        return {
-            "text": self.text.name, "path": self.text.path, "sha256": self.text.sha256, "tokens": self.settings.tokens,
-            "window": self.settings.window, "damping": self.settings.damping,
-        }  # fmt: skip
+        from dataclasses import asdict
+
+        return {"text": self.text.name, "path": self.text.path, "sha256": self.text.sha256} | asdict(self.settings)
 
     @cached_property
     def moments(self):
