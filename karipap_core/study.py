@@ -42,6 +42,7 @@ class Study:
         self._text, self._settings = text, settings
         self.device_name, self.progress = device, progress
         self.workspace = workspace or Workspace()
+        self.workspace.adopt(self.checkpoint.fingerprint, self.checkpoint.path)
         self._curves: dict[tuple[str, str], dict] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._decompositions: dict = {}

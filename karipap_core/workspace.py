@@ -2,8 +2,7 @@
 
     workspace/
       models/<fingerprint>/profiles/<key>/         profile.json, spectra.safetensors
-                           moments/<key>.safetensors
-                           calibration/<key>.json
+                           curves/, moments/, calibration/, cores/   see study.py
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>.json
       runs/<id>/run.json                           one point of the trade-off page
@@ -19,6 +18,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import time
 from contextlib import contextmanager
 from importlib import metadata
@@ -127,11 +127,22 @@ class Workspace:
     def profile_dir(self, fingerprint: str, key: str) -> Path:
         return self._of_model(fingerprint, "profiles", key)
 
-    def moments_file(self, fingerprint: str, key: str) -> Path:
-        return self._of_model(fingerprint, "moments", f"{key}.safetensors")
-
     def calibration_file(self, fingerprint: str, key: str) -> Path:
         return self._of_model(fingerprint, "calibration", f"{key}.json")
+
+    def adopt(self, fingerprint: str, model: Path) -> None:
+        """Take over what was measured on a model and ships in its folder as `karipap/` (profiles, curves, calibration),
+        so that nobody measures it again. Its `measured.json` names the model's fingerprint; another one is ignored."""
+        shipped = Path(model) / "karipap"
+        manifest = shipped / "measured.json"
+        if not manifest.is_file() or read_json(manifest).get("fingerprint") != fingerprint:
+            return
+        home = self._of_model(fingerprint, "profiles", "any").parents[1]
+        for source in sorted(path for path in shipped.rglob("*") if path.is_file() and path != manifest):
+            target = home / source.relative_to(shipped)
+            if not target.exists():
+                with whole_file(target) as temporary:
+                    shutil.copyfile(source, temporary)
 
     def cache_file(self, kind: str, key: str) -> Path:
         """A place for what can be found again if it is lost, such as the fingerprint of files by size and time."""

@@ -29,7 +29,6 @@ def test_places_differ_by_model_kind_and_key(tmp_path):
         workspace.profile_dir(FINGERPRINT, "k1"),
         workspace.profile_dir(FINGERPRINT, "k2"),
         workspace.profile_dir("cd" * 32, "k1"),
-        workspace.moments_file(FINGERPRINT, "k1"),
         workspace.calibration_file(FINGERPRINT, "k1"),
         workspace.cache_file("fingerprints", "k1"),
         workspace.plan_file("k1"),
@@ -116,3 +115,18 @@ def test_ids_are_names_and_do_not_repeat():
     ids = {new_id() for _ in range(200)}
     assert len(ids) == 200
     assert Workspace("/w").plan_file(ids.pop()).parent == Workspace("/w").plans
+
+
+def test_what_ships_with_a_model_is_taken_over_once_and_only_for_that_model(tmp_path):
+    workspace, model = Workspace(tmp_path / "workspace"), tmp_path / "model"
+    write_json(model / "karipap" / "measured.json", {"fingerprint": FINGERPRINT})
+    write_json(model / "karipap" / "calibration" / "loss-k.json", {"from": "the model"})
+    workspace.adopt("f" * 64, model)
+    assert not (workspace.root / "models").exists()
+    workspace.adopt(FINGERPRINT, model)
+    file = workspace.calibration_file(FINGERPRINT, "loss-k")
+    assert read_json(file) == {"from": "the model"}
+    write_json(file, {"from": "measured here"})
+    workspace.adopt(FINGERPRINT, model)
+    assert read_json(file) == {"from": "measured here"}
+    workspace.adopt(FINGERPRINT, tmp_path / "nothing there")
