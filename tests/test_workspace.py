@@ -33,7 +33,7 @@ def test_places_differ_by_model_kind_and_key(tmp_path):
         workspace.cache_file("fingerprints", "k1"),
         workspace.plan_file("k1"),
     }
-    assert len(places) == 7
+    assert len(places) == 6
     assert all(place.is_relative_to(tmp_path) for place in places)
 
 
