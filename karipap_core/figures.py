@@ -112,12 +112,14 @@ def cells(profile, quantity: str = "entropy", metric: str = "weight", error: flo
 def heatmap(
     profile, quantity: str = "entropy", metric: str = "weight", error: float = 0.01, selected: str | None = None,
     fixed: bool = False, values: dict[str, float] | None = None, label: str = "", log: bool = False,
+    absent: str = "not in this profile",
 ) -> go.Figure:  # fmt: skip
     """Layers down, roles across, one number a weight; experts of one layer and role are folded into their mean.
 
     `selected` is the weight with a frame round it. `fixed` colours by the quantity's natural limits instead of the
     model's own, so that two models compare. `values` (weight name → number) with its `label` replaces the quantity,
     for numbers that come from elsewhere, such as measured sensitivities; `log` colours them by decades.
+    `absent` is what a cell without a number says.
 
     The second trace holds an invisible marker per cell, because a heatmap answers no clicks; its `customdata` is
     (weight name of the cell's first weight, how many weights).
@@ -140,7 +142,7 @@ def heatmap(
             z[i, j] = cell["value"]
         weights = cell["weights"]
         first = weights[0]["name"] if len(weights) == 1 else f"{len(weights)} experts, mean"
-        number = "not in this profile" if cell["value"] is None else f"{cell['value']:{form}} {unit}"
+        number = absent if cell["value"] is None else f"{cell['value']:{form}} {unit}"
         n_out, n_in = weights[0]["shape"]
         x.append(j)
         y.append(i)
@@ -154,7 +156,7 @@ def heatmap(
     ticks = {}
     if log:
         decades = np.arange(math.floor(low), math.ceil(high) + 1)
-        ticks = dict(tickvals=decades, ticktext=[f"{10.0**k:.0e}" for k in decades])
+        ticks = dict(tickvals=decades, ticktext=[f"{10.0**k:g}" for k in decades])
     figure = go.Figure()
     figure.add_heatmap(
         z=z, x=np.arange(len(columns), dtype=np.float32), y=np.arange(len(rows), dtype=np.float32),
@@ -230,8 +232,8 @@ def spectrum(profile, name: str, metric: str = "weight", chi: int | None = None)
     low = max(float(positive.min()), float(positive.max()) * 1e-4) if positive.size else 1e-3
     high = float(positive.max()) if positive.size else 1.0
     _frame(figure, "number i of the singular value", "σ")
-    figure.update_xaxes(type="log", **_log_ticks(1, m))
-    figure.update_yaxes(type="log", range=[math.log10(low / 1.3), math.log10(high * 1.4)], **_log_ticks(low, high))
+    figure.update_xaxes(type="log", **log_ticks(1, m))
+    figure.update_yaxes(type="log", range=[math.log10(low / 1.3), math.log10(high * 1.4)], **log_ticks(low, high))
     return figure
 
 
@@ -289,7 +291,7 @@ def _line(figure, x, y, name, color, dash="solid", form="%{y:.3g}") -> None:
     )  # fmt: skip
 
 
-def _log_ticks(low: float, high: float) -> dict:
+def log_ticks(low: float, high: float) -> dict:
     """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, or at the powers alone over three decades on."""
     steps = (1, 2, 5) if high / low < 1e3 else (1,)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)

@@ -93,6 +93,11 @@ def kept_at(profile: Profile, rows: list[dict], metric: str, error: float) -> fl
 @st.fragment
 def explore(profile: Profile, view, quantity: str, metric: str, error: float, fixed: bool) -> None:
     """The map, and the weight it opens. A click re-runs only this."""
+    with common.plain_errors("drawing the profile"):
+        _explore(profile, view, quantity, metric, error, fixed)
+
+
+def _explore(profile: Profile, view, quantity: str, metric: str, error: float, fixed: bool) -> None:
     chosen = selected(profile)
     left, right = st.columns([10, 9], gap="large")
     with left:

@@ -1,0 +1,210 @@
+"""Run: compress a plan and measure what came out, as a job that outlives this page; and all past runs."""
+
+import html
+import time
+
+import pandas as pd
+import streamlit as st
+
+from karipap_core import figures_runs
+from karipap_core.errors import InputError
+from karipap_core.plan import Plan
+from karipap_core.workspace import Workspace
+from pages.parts import common, job, model, runs, texts
+
+TOKENS = [2048, 4096, 8192, 16384, 32768, 65536, 131072]
+
+
+def page() -> None:
+    view = model.current()
+    common.title("Run", "Turn a plan into a compressed Hugging Face folder, and measure it beside the dense model.")
+    running = job.followed("job")
+    if running is not None:
+        job.panel(running, "job")
+        show_result_of(running)
+    new_run(view, running)
+    past(view)
+
+
+def show_result_of(running) -> None:
+    """A job that is done puts its run in view, once."""
+    if running.status()["state"] != "done" or st.session_state.get("shown_job") == running.id:
+        return
+    st.session_state.shown_job = running.id
+    try:
+        st.session_state.run = running.result()["id"]
+    except (InputError, KeyError):
+        return
+
+
+def new_run(view, running) -> None:
+    """Plan, text, tokens and the button."""
+    st.subheader("Compress and evaluate", anchor=False)
+    found = runs.plans(view)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        choice, upload = st.columns([4, 1], vertical_alignment="bottom")
+        with upload:
+            if import_plan(view):
+                found = runs.plans(view)
+        if not found:
+            st.info("No plan for this model yet.")
+            st.page_link("pages/plan.py", label="Make one on the χ board", icon=":material/tune:")
+            return
+        name = common.choose(
+            choice.selectbox, "Plan", list(found), "plan", next(iter(found)),
+            format_func=lambda key: f"{key}: {runs.describe(found[key])}",
+        )  # fmt: skip
+        plan = found[name]
+        promise(plan)
+    with right:
+        text = texts.choose("run", "held-out")
+        tokens = st.select_slider(
+            "Tokens to score, at most", TOKENS, 16384, key="tokens", format_func="{:,}".format,
+            help="Runs share a chart only where text, windows and tokens are the same. A sweep scores 16,384.",
+        )  # fmt: skip
+        busy = running is not None and running.status()["state"] not in job.ENDED
+        argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", str(tokens)]
+        pressed = st.button(
+            "Compress & evaluate", type="primary", key="start", icon=":material/play_arrow:",
+            disabled=text is None or busy, width="stretch",
+        )  # fmt: skip
+        if busy:
+            st.caption("One run at a time from this page; the running one is above.")
+        if pressed:
+            job.start(argv + text, f"{name} on {view.checkpoint.name}", "job")
+            st.rerun()
+
+
+def import_plan(view) -> str | None:
+    """A plan from a file, checked field by field, kept in the workspace under its own name."""
+    with st.popover("Import", icon=":material/upload:", key="k-import", width="stretch"):
+        file = st.file_uploader("plan.json", type=["json"], key="plan_file")
+        if file is None:
+            return None
+        with common.plain_errors("reading the plan"):
+            plan = Plan.parse(file.getvalue(), file.name)
+            plan.check(view.checkpoint)
+            stem = runs.keep_plan(plan, file.name.removesuffix(".json"))
+        if st.session_state.get("imported") != file.file_id:
+            st.session_state.imported, st.session_state.plan = file.file_id, stem
+        st.success(f"Imported as {common.plain(stem)}.")
+        return stem
+
+
+def promise(plan: Plan) -> None:
+    """What the plan says of itself before anything is measured."""
+    predicted = plan.predicted or {}
+    networks = [entry["network"] for entry in plan.weights.values()]
+    touched = sum(network != "dense" for network in networks)
+    items = [("Weights to compress", f"{touched} of {len(networks)}"), ("Metric", plan.metric), ("Rule", plan.rule)]
+    if predicted.get("kept") is not None:
+        items += [
+            ("Parameters kept", f"{predicted['kept']:.1%}"), ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
+        ]  # fmt: skip
+    if predicted.get("rise") is not None:
+        error = f" (off by up to {predicted['error']:.0%} before)" if predicted.get("error") else ""
+        items.append(("Predicted rise in loss", f"{predicted['rise']:.4f} nats{error}"))
+    if plan.calibration:
+        items.append(("Calibrated on", plan.calibration["text"]))
+    common.listing(items)
+
+
+def past(view) -> None:
+    """All runs of this model that went through the button or `run`; a row opens it."""
+    found = [run for run in reversed(runs.of_model(view)) if run.get("folder")]
+    points = [run for run in runs.of_model(view) if run["kind"] == "network"]
+    st.subheader("Past runs", anchor=False)
+    if not found:
+        st.caption("None yet. Sweeps of many plans are on the Trade-off page.")
+        return
+    rows = pd.DataFrame(
+        {
+            "label": run["label"],
+            "when": pd.Timestamp(run["created"], unit="s", tz="UTC"),
+            "kept": run["kept"],
+            "bytes_kept": run["bytes_kept"],
+            "predicted": (run.get("predicted") or {}).get("rise"),
+            "rise": run.get("rise"),
+            "perplexity": run.get("perplexity"),
+            "kl": run.get("kl"),
+            "tokens": run.get("tokens"),
+            "text": (run.get("text") or {}).get("name"),
+            "id": run["id"],
+        }
+        for run in found
+    )
+    event = st.dataframe(
+        rows, hide_index=True, key="past", on_select="rerun", selection_mode="single-row", placeholder="",
+        height=min(320, 38 + 35 * len(rows)), alt="Past runs of this model",
+        column_order=[column for column in rows.columns if column != "id"],
+        column_config={
+            "label": "Run", "when": st.column_config.DatetimeColumn("When", format="distance"),
+            "kept": st.column_config.NumberColumn("Kept", format="percent"),
+            "bytes_kept": st.column_config.NumberColumn("Bytes kept", format="percent"),
+            "predicted": st.column_config.NumberColumn("Predicted rise", format="%.4f"),
+            "rise": st.column_config.NumberColumn("Rise", format="%.4f"),
+            "perplexity": st.column_config.NumberColumn("Perplexity", format="%.3f"),
+            "kl": st.column_config.NumberColumn("KL", format="%.4f"),
+            "tokens": st.column_config.NumberColumn("Tokens", format="localized"), "text": "Text",
+        },
+    )  # fmt: skip
+    with st.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(rows, "karipap-runs", "runs_csv")
+    picked = event["selection"]["rows"]
+    if picked and found[picked[0]]["id"] != st.session_state.get("run_row"):
+        st.session_state.run_row = st.session_state.run = found[picked[0]]["id"]
+    wanted = st.session_state.get("run") or st.query_params.get("run")
+    run = next((run for run in found if run["id"] == wanted), found[0])
+    st.query_params["run"] = run["id"]
+    one_run(view, run, points)
+
+
+def one_run(view, run: dict, points: list[dict]) -> None:
+    """Everything about one run: figures, prediction against measurement, what each weight lost, what to do next."""
+    st.subheader(common.plain(run["label"]), anchor=False)
+    runs.facts(run)
+    when = time.strftime("%d %b %Y %H:%M", time.localtime(run["created"]))
+    spent = run.get("seconds") or {}
+    note = (
+        f"Measured on {runs.say_conditions(run)}, on {run.get('device', 'cpu')} in "
+        f"{run.get('dtype', 'float32')}, {when}; compressed in "
+        f"{common.seconds(spent.get('compress'))}, measured in {common.seconds(spent.get('measure'))}."
+    )
+    st.html(f'<p class="k-note">{html.escape(" ".join([note, *run.get("notes", [])]))}</p>')
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Predicted against measured**")
+        predicted = [p for p in points if (p.get("predicted") or {}).get("rise") is not None and p.get("rise")]
+        if predicted:
+            fig = figures_runs.predicted_against_measured(predicted, run["id"])
+            common.figure(fig, "promise", "Predicted against measured rise in loss of all runs", "karipap-prediction")
+            st.html('<p class="k-note">All measured plans of this model; the band is ±15 % round equality.</p>')
+        else:
+            st.caption("No plan of this model carried a prediction: calibrated and refined plans do.")
+    with right:
+        st.markdown("**What each weight lost**")
+        rows = run.get("weights") or []
+        field = "functional_error" if any(row.get("functional_error") is not None for row in rows) else "weight_error"
+        weights = [
+            {"name": w.name, "layer": w.layer, "role": w.role, "shape": w.shape}
+            for w in view.checkpoint.weights if w.compressible
+        ]  # fmt: skip
+        fig = figures_runs.lost(weights, rows, field)
+        common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors")
+        what = "outputs on calibration text" if field == "functional_error" else "weights"
+        st.html(f'<p class="k-note">Relative squared error of the {what}, of the cores as stored; by decades.</p>')
+    with st.container(horizontal=True, gap="small"):
+        if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
+            runs.open_on_board(run)
+        st.page_link("pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:")
+    with st.expander("Use the compressed model", key="k-use"):
+        st.code(
+            "import karipap_core\nfrom transformers import AutoModelForCausalLM\n\n"
+            f"model = AutoModelForCausalLM.from_pretrained({run['folder']!r})",
+            language="python",
+        )
+
+
+with common.plain_errors("drawing the run"):
+    page()

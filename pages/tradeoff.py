@@ -1,0 +1,210 @@
+"""Trade-off: every run and every baseline of the model on one chart, size against quality."""
+
+import html
+
+import pandas as pd
+import streamlit as st
+
+from karipap_core import figures_runs
+from karipap_core.workspace import Workspace
+from pages.parts import common, job, model, runs, texts
+
+COLUMNS = {
+    "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
+    "kept": ("Parameters kept", "percent"), "kept_blocks": ("Blocks kept", "percent"), "rise": ("Rise", "%.4f"),
+    "rise_error": ("±", "%.4f"), "predicted_rise": ("Predicted", "%.4f"), "loss": ("Loss", "%.4f"),
+    "perplexity": ("Perplexity", "%.3f"), "bits_per_byte": ("Bits/byte", "%.4f"), "kl": ("KL", "%.4f"),
+    "top1_agreement": ("Top-1", "percent"), "relative_error": ("Output error", "%.4f"), "on_front": ("Front", None),
+}  # fmt: skip
+
+
+def page() -> None:
+    view = model.current()
+    common.title(
+        "Trade-off", "What compression costs: each point is one measured model, and rivals stand on the same axes."
+    )
+    sweep_job = job.followed("sweep_job")
+    if sweep_job is not None:
+        job.panel(sweep_job, "sweep_job")
+    points = runs.of_model(view)
+    if not points:
+        st.info("Nothing has been measured on this model yet. Start a sweep, or compress a plan on the Run page.")
+    else:
+        chart(same_conditions(points))
+    sweep_form(view, sweep_job, first=not points)
+
+
+def same_conditions(points: list[dict]) -> list[dict]:
+    """The runs measured on one text in one way; the reader chooses where there are several."""
+    groups: dict = {}
+    for point in points:
+        groups.setdefault(runs.conditions(point), []).append(point)
+    ranked = sorted(groups.values(), key=len, reverse=True)
+    if len(ranked) == 1:
+        return ranked[0]
+    names = {f"{i + 1}": f"{runs.say_conditions(group[0])} ({len(group)})" for i, group in enumerate(ranked)}
+    chosen = common.choose(st.selectbox, "Measured on", list(names), "measured", "1", format_func=names.get)
+    return ranked[int(chosen) - 1]
+
+
+def chart(points: list[dict]) -> None:
+    qualities = [key for key in figures_runs.QUALITIES if any(point.get(key) is not None for point in points)]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
+        x = common.choose(
+            st.selectbox, "Size", list(figures_runs.SIZES), "x", "bytes_kept", width=230, filter_mode=None,
+            format_func=lambda key: figures_runs.SIZES[key].label,
+        )  # fmt: skip
+        y = common.choose(
+            st.selectbox, "Quality", qualities, "y", qualities[0], width=230, filter_mode=None,
+            format_func=lambda key: figures_runs.QUALITIES[key].label,
+        )  # fmt: skip
+        scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
+    st.html(f'<p class="k-verdict">{html.escape(runs.verdict(points, x, y))}</p>')
+    log = {"auto": None, "linear": False, "log": True}[scale]
+    picture(points, x, y, log)
+
+
+@st.fragment
+def picture(points: list[dict], x: str, y: str, log: bool | None) -> None:
+    """Chart, chosen point and table; a click re-runs only this."""
+    with common.plain_errors("drawing the trade-off"):
+        _picture(points, x, y, log)
+
+
+def _picture(points: list[dict], x: str, y: str, log: bool | None) -> None:
+    chosen = selected(points)
+    fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
+    common.figure(
+        fig, "curve", "Size against quality of every measured model; the same numbers are in the table below.",
+        "karipap-tradeoff", on_select=clicked, selection_mode="points",
+    )  # fmt: skip
+    size, quality = figures_runs.SIZES[x], figures_runs.QUALITIES[y]
+    st.html(
+        f'<p class="k-note"><b>{size.label}</b>: {size.says}. <b>{quality.label}</b>: {quality.says}. Measured on '
+        f"{html.escape(runs.say_conditions(points[0]))}; dense loss "
+        f"{(points[0].get('dense') or {}).get('loss', float('nan')):.4f}. Filled markers are tensor networks, hollow "
+        "ones baselines; the wide band is the Pareto front. Click a point for its plan.</p>"
+    )
+    if chosen:
+        one_point(chosen)
+    whole_table(points, x, y)
+
+
+def clicked() -> None:
+    points = st.session_state.curve["selection"]["points"]
+    if points:
+        st.session_state.point = points[0]["customdata"]
+
+
+def selected(points: list[dict]) -> dict | None:
+    """The point in view, from this session or the URL."""
+    known = {point["id"]: point for point in points}
+    chosen = known.get(st.session_state.get("point") or st.query_params.get("point"))
+    if chosen is None:
+        st.query_params.pop("point", None)
+    elif st.query_params.get("point") != chosen["id"]:
+        st.query_params["point"] = chosen["id"]
+    return chosen
+
+
+def one_point(point: dict) -> None:
+    with st.container(border=True, key="k-point"):
+        head, buttons = st.columns([3, 2], vertical_alignment="center")
+        head.html(f'<p class="k-job"><b>{html.escape(point["label"])}</b></p>')
+        with buttons.container(horizontal=True, horizontal_alignment="right", gap="small"):
+            if point.get("plan"):
+                if st.button("Open this plan on the board", key="to_board", type="primary", icon=":material/tune:"):
+                    runs.open_on_board(point)
+            else:
+                st.caption("No plan: this baseline is not a tensor network.")
+            if st.button("Close", key="point_close", type="tertiary"):
+                st.session_state.pop("point", None)
+                st.query_params.pop("point", None)
+                st.rerun(scope="fragment")
+        runs.facts(point)
+
+
+def whole_table(points: list[dict], x: str, y: str) -> None:
+    """Every point in a row, as on the chart; choosing a row is choosing its marker."""
+    from karipap_core.tradeoff import pareto
+
+    more = figures_runs.QUALITIES[y].more
+    front = {point["id"] for point in pareto(points, x, y, maximize=(y,) if more else ())}
+    rows = [
+        {key: point.get(key) for key in COLUMNS}
+        | {
+            "predicted_rise": (point.get("predicted") or {}).get("rise"),
+            "on_front": point["id"] in front,
+            "id": point["id"],
+        }
+        for point in sorted(points, key=lambda point: (point[x], point["label"]))
+    ]
+    frame = pd.DataFrame(rows)
+    frame = frame[[column for column in frame.columns if frame[column].notna().any()]]
+    head, button = st.columns([5, 1], vertical_alignment="bottom")
+    head.subheader("All points", anchor=False)
+    with button.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(frame, "karipap-tradeoff", "tradeoff_csv")
+    settings = {
+        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
+        for key, (label, form) in COLUMNS.items()
+    }
+    settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
+    event = st.dataframe(
+        frame, column_order=[c for c in COLUMNS if c in frame.columns], column_config=settings, hide_index=True,
+        height=min(460, 38 + 35 * len(frame)), placeholder="", key="points", on_select="rerun",
+        selection_mode="single-row", alt="All measured points",
+    )  # fmt: skip
+    picked = event["selection"]["rows"]
+    if picked and rows[picked[0]]["id"] != st.session_state.get("row"):
+        st.session_state.row = st.session_state.point = rows[picked[0]]["id"]
+        st.rerun(scope="fragment")
+
+
+def sweep_form(view, running, first: bool) -> None:
+    """Start a sweep: many plans, each measured, beside the baselines."""
+    with st.expander("Measure more: a sweep of plans and baselines", expanded=first, key="k-sweep"):
+        left, middle, right = st.columns(3, gap="large")
+        with left:
+            networks = st.multiselect("Networks", ["lowrank", "mpo"], ["lowrank"], key="sweep_networks")
+            rules = st.multiselect(
+                "Rules", ["uniform", "entropy", "functional", "loss", "calibrated", "refined", "best"], ["calibrated"],
+                key="sweep_rules", help="How a budget is dealt to weights; calibrated and refined measure the model.",
+            )  # fmt: skip
+        with middle:
+            auto = st.toggle("Budgets where this model's curve bends", True, key="sweep_auto")
+            typed = st.text_input("Kept, separated by commas", "0.9, 0.8, 0.7, 0.5", key="sweep_budgets", disabled=auto)
+            scope = st.radio(
+                "Kept counts", ["model", "blocks"], key="sweep_scope", horizontal=True,
+                help="The whole model, or the weights that can be compressed.",
+            )  # fmt: skip
+        with right:
+            text = texts.choose("sweep", "held-out")
+        problem, budgets = ("", "auto") if auto else _budgets(typed)
+        if problem:
+            st.error(problem)
+        busy = running is not None and running.status()["state"] not in job.ENDED
+        ready = networks and rules and budgets and text is not None and not busy
+        if st.button("Start the sweep", type="primary", key="sweep_start", disabled=not ready):
+            argv = ["sweep", view.source, "--networks", ",".join(networks), "--rules", ",".join(rules)]
+            argv += ["--budgets", budgets, "--scope", scope, "--out", str(Workspace().root), *text]
+            job.start(argv, f"Sweep {view.checkpoint.name}", "sweep_job")
+            st.rerun()
+        st.caption("Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
+                   "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning.")  # fmt: skip
+
+
+def _budgets(typed: str) -> tuple[str, str]:
+    """(problem, budgets as the command line takes them)."""
+    parts = [part.strip() for part in typed.split(",") if part.strip()]
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        return "Budgets are numbers such as 0.9, 0.7.", ""
+    if not values or not all(0 < value <= 1 for value in values):
+        return "Each budget is a fraction to keep: above 0 and at most 1.", ""
+    return "", ",".join(f"{value:g}" for value in values)
+
+
+with common.plain_errors("drawing the trade-off"):
+    page()

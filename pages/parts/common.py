@@ -132,11 +132,13 @@ def title(text: str, sentence: str = "") -> None:
 
 def facts(items: Iterable[tuple[str, str, str]]) -> None:
     """A line of figures: (label, value, definition); the definition stands in small print below its number."""
+    items = list(items)
+    rows = -(-len(items) // 7)
     cells = "".join(
         f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd><dd>{html.escape(note)}</dd></div>"
         for label, value, note in items
     )
-    st.html(f'<dl class="k-facts">{cells}</dl>')
+    st.html(f'<dl class="k-facts" style="--columns: {-(-len(items) // max(rows, 1))}">{cells}</dl>')
 
 
 def listing(items: Iterable[tuple[str, str]]) -> None:

@@ -1,0 +1,225 @@
+"""Plotly figures of measured runs: the trade-off, prediction against measurement, and what each weight lost.
+
+A point is a run as `tradeoff.Points` and `run.run` write it: a flat dictionary with "id", "kind", "method", "label",
+"settings", sizes and figures. See figures.py for the manners of all figures.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import plotly.graph_objects as go
+
+from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number of a point: its key, label, how it is written, whether more is better, whether decades suit it."""
+
+    key: str
+    label: str
+    form: str
+    says: str
+    more: bool = False
+    log: bool = False
+
+
+SIZES = {
+    axis.key: axis
+    for axis in (
+        Axis("bytes_kept", "Bytes kept", ".1%", "bytes of the whole model, 16 bits for every number that is not "
+             "quantized, over the same of the dense model; scales and zero points counted"),
+        Axis("bytes_kept_blocks", "Bytes kept, blocks", ".1%", "the same over the compressible weights alone"),
+        Axis("kept", "Parameters kept", ".1%", "parameters of the whole model, embedding and head included, over those "
+             "of the dense model"),
+        Axis("kept_blocks", "Parameters kept, blocks", ".1%", "the same over the compressible weights alone"),
+    )
+}  # fmt: skip
+QUALITIES = {
+    axis.key: axis
+    for axis in (
+        Axis("rise", "Rise in loss", ".4f", "loss minus the dense model's, nats a token", log=True),
+        Axis("loss", "Loss", ".4f", "mean of −ln p of the next token, nats a token"),
+        Axis("perplexity", "Perplexity", ".3f", "exp of the loss", log=True),
+        Axis("bits_per_byte", "Bits per byte", ".4f", "the loss in bits, per byte of the text: comparable across "
+             "tokenizers"),
+        Axis("kl", "KL divergence", ".4f", "mean KL(dense ‖ compressed) of the next token, nats a token", log=True),
+        Axis("top1_agreement", "Top-1 agreement", ".1%", "share of tokens that both models put first", more=True),
+        Axis("relative_error", "Output error", ".4f", "Σ‖h − h_dense‖² / Σ‖h_dense‖² of the last hidden states",
+             log=True),
+    )
+}  # fmt: skip
+NETWORK_COLORS = {"lowrank": BLUE, "mpo": ORANGE}
+MORE_COLORS = ("#5b5fc7", "#a0522d", "#3a8f9c")
+SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "star", "hexagon")
+# Rivals differ by symbol and dash, so that the eye does not depend on colour: networks are filled, rivals hollow.
+RIVALS = {
+    "svd": ("plain SVD", "x-thin-open", "dot", GREY), "svd-llm": ("SVD-LLM, uniform", "cross-thin-open", "dot", GREY),
+    "rtn": ("integers, rounded", "square-open", "dash", PURPLE),
+    "gptq": ("integers, GPTQ", "diamond-open", "dash", PURPLE),
+    "magnitude": ("magnitude pruning", "triangle-down-open", "dashdot", GREEN),
+    "torchao": ("torchao", "hexagon-open", "dash", PURPLE),
+}  # fmt: skip
+
+
+def tradeoff(
+    points: Sequence[dict], x: str = "bytes_kept", y: str = "rise", log: bool | None = None,
+    selected: str | None = None,
+) -> go.Figure:  # fmt: skip
+    """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
+
+    Every marker's `customdata` is the point's id. On a logarithmic axis, numbers at or below the noise floor (a
+    thousandth of a nat, or the smallest number of the scale) are drawn on the floor; hovering gives the true number.
+    """
+    from karipap_core.tradeoff import pareto
+
+    size, quality = SIZES[x], QUALITIES[y]
+    log = quality.log if log is None else log
+    known = [point for point in points if _number(point, x) and _number(point, y)]
+    figure = go.Figure()
+    floor = 1e-3 if y in ("rise", "kl") else 1e-6
+
+    def height(point: dict) -> float:
+        return max(point[y], floor) if log else point[y]
+
+    front = pareto(known, x, y, maximize=(y,) if quality.more else ())
+    if len(front) > 1:
+        figure.add_scatter(
+            x=_array(point[x] for point in front), y=_array(map(height, front)), mode="lines", name="Pareto front",
+            line=dict(color=GOLD, width=9), opacity=0.4, hoverinfo="skip",
+        )  # fmt: skip
+    for name, members, style in _series(known):
+        members = sorted(members, key=lambda point: point[x])
+        figure.add_scatter(
+            x=_array(point[x] for point in members), y=_array(map(height, members)), name=name, mode="lines+markers",
+            customdata=[point["id"] for point in members], hovertext=[_hover(point, size) for point in members],
+            hovertemplate="%{hovertext}<extra></extra>", line=dict(color=style["color"], width=style["width"],
+            dash=style["dash"]), marker=dict(symbol=style["symbol"], size=style["size"], color=style["color"],
+            line=dict(width=2 if "open" in style["symbol"] else 0)), selected_marker_opacity=1,
+            unselected_marker_opacity=1, selectedpoints=[i for i, p in enumerate(members) if p["id"] == selected],
+        )  # fmt: skip
+    chosen = next((point for point in known if point["id"] == selected), None)
+    if chosen:
+        figure.add_scatter(
+            x=_array([chosen[x]]), y=_array([height(chosen)]), mode="markers", hoverinfo="skip", showlegend=False,
+            marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
+        )  # fmt: skip
+    dense = next((p["dense"][y] for p in known if y in (p.get("dense") or {})), None)
+    if dense is not None:
+        figure.add_hline(dense, line=dict(color=GREY, width=1, dash="dot"))
+        figure.add_annotation(
+            x=0, xref="paper", y=math.log10(dense) if log else dense, text="dense", showarrow=False, xanchor="left",
+            yanchor="bottom", font=dict(size=11, color=GREY),
+        )  # fmt: skip
+    figure.update_layout(
+        height=520, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", hoverdistance=24, clickmode="event+select",
+        dragmode="zoom", uirevision=f"{x}{y}{log}", selectionrevision=str(selected),
+        legend=dict(orientation="v", x=1.01, y=1, xanchor="left", yanchor="top", title_text="", tracegroupgap=4),
+    )  # fmt: skip
+    figure.update_xaxes(title_text=size.label, tickformat=".0%", gridcolor=FAINT, zeroline=False, automargin=True)
+    unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
+    figure.update_yaxes(title_text=quality.label + unit, gridcolor=FAINT, zeroline=False, automargin=True)
+    if log:
+        figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, known))))
+    return figure
+
+
+def _ends(values: Iterable[float]) -> tuple[float, float]:
+    values = [value for value in values if value > 0] or [1.0]
+    return min(values), max(values)
+
+
+def _series(points: Iterable[dict]):
+    """(name, points, style) of each line: networks by network and rule, rivals by method."""
+    groups: dict = {}
+    for point in points:
+        rule = (point.get("settings") or {}).get("rule")
+        key = (point["kind"] != "network", point["method"], rule if point["kind"] == "network" else None)
+        groups.setdefault(key, []).append(point)
+    networks = list(dict.fromkeys(method for rival, method, _ in groups if not rival))
+    others = [name for name in networks if name not in NETWORK_COLORS]
+    rules: dict = {}
+    for rival, method, rule in sorted(groups, key=str):
+        members = groups[rival, method, rule]
+        if rival:
+            name, symbol, dash, color = RIVALS.get(method, (method, "circle-open", "dash", GREY))
+            yield name, members, dict(color=color, symbol=symbol, dash=dash, width=1.2, size=10)
+            continue
+        known = NETWORK_COLORS.get(method)
+        color = known or MORE_COLORS[others.index(method) % len(MORE_COLORS)]
+        number = rules[method] = rules.get(method, -1) + 1
+        style = dict(color=color, symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
+        yield f"{method}, {rule}", members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
+
+
+def _hover(point: dict, size: Axis) -> str:
+    lines = [f"<b>{escape(point['label'])}</b>", f"{size.label.lower()} {point[size.key]:{size.form}}"]
+    for axis in QUALITIES.values():
+        if _number(point, axis.key):
+            error = point.get("rise_error") if axis.key == "rise" else None
+            more = f" ± {error:.2g}" if error else ""
+            lines.append(f"{axis.label.lower()} {point[axis.key]:{axis.form}}{more}")
+    predicted = (point.get("predicted") or {}).get("rise")
+    if predicted is not None:
+        lines.append(f"predicted rise {predicted:.4f}")
+    return "<br>".join(lines)
+
+
+def predicted_against_measured(points: Sequence[dict], selected: str | None = None) -> go.Figure:
+    """Predicted against measured rise in loss, nats a token, log-log; the band is ±15 % round equality."""
+    known = [p for p in points if _number(p, "rise") and (p.get("predicted") or {}).get("rise") is not None]
+    known = [p for p in known if p["rise"] > 0 and p["predicted"]["rise"] > 0]
+    figure = go.Figure()
+    if known:
+        values = [value for p in known for value in (p["rise"], p["predicted"]["rise"])]
+        ends = np.array([min(values) / 1.6, max(values) * 1.6], np.float32)
+        for factor, fill in ((1 / 1.15, None), (1.15, "tonexty")):
+            figure.add_scatter(
+                x=ends, y=ends * np.float32(factor), mode="lines", line_width=0, fill=fill, showlegend=False,
+                fillcolor="rgba(128,134,140,0.18)", hoverinfo="skip",
+            )  # fmt: skip
+        figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, width=1), hoverinfo="skip",
+                           showlegend=False)  # fmt: skip
+        hover = [
+            f"<b>{escape(p['label'])}</b><br>predicted {p['predicted']['rise']:.4f}<br>measured {p['rise']:.4f}"
+            for p in known
+        ]
+        mine = [p["id"] == selected for p in known]
+        figure.add_scatter(
+            x=_array(p["predicted"]["rise"] for p in known), y=_array(p["rise"] for p in known), mode="markers",
+            hovertext=hover, hovertemplate="%{hovertext}<extra></extra>", customdata=[p["id"] for p in known],
+            showlegend=False, marker=dict(
+                size=[15 if own else 9 for own in mine], color=[ORANGE if own else BLUE for own in mine],
+                symbol=["diamond" if own else "circle" for own in mine],
+            ),
+        )  # fmt: skip
+    figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest")
+    axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
+    axis |= log_ticks(*_ends([*(p["rise"] for p in known), *(p["predicted"]["rise"] for p in known)]))
+    figure.update_xaxes(title_text="predicted rise, nats a token", **axis)
+    figure.update_yaxes(title_text="measured rise, nats a token", **axis)
+    return figure
+
+
+def lost(weights: Iterable[dict], rows: Sequence[dict], field: str = "functional_error") -> go.Figure:
+    """What each weight lost, as a map: relative squared error of the stored cores, by decades.
+
+    `weights` are the model's (dictionaries with name, layer, role, shape), `rows` those of `compress`; a weight that
+    stayed dense has no colour.
+    """
+    values = {row["name"]: row[field] for row in rows if row.get(field) is not None}
+    grid = SimpleNamespace(weights=[dict(weight, spectra={}) for weight in weights])
+    label = {"functional_error": "error of the outputs", "weight_error": "error of the weights"}[field]
+    return heatmap(grid, values=values, label=label, log=True, absent="dense")
+
+
+def _number(point: dict, key: str) -> bool:
+    value = point.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _array(values: Iterable[float]) -> np.ndarray:
+    return np.fromiter(values, np.float32)

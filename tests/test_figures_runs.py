@@ -1,0 +1,125 @@
+"""The trade-off's figures and its sentence, against points whose winner is known."""
+
+import numpy as np
+import pytest
+
+from karipap_core import figures_runs
+from pages.parts import runs
+
+
+def point(name, kind, method, bytes_kept, rise, rule="calibrated", **more) -> dict:
+    settings = {"rule": rule} if kind == "network" else {}
+    sizes = dict.fromkeys(("kept", "kept_blocks", "bytes_kept_blocks"), bytes_kept)
+    return {
+        "id": name, "kind": kind, "method": method, "label": name, "settings": settings, "bytes_kept": bytes_kept,
+        "rise": rise, "rise_error": 0.001, "loss": 2 + rise, "kl": max(rise, 0) * 0.9, "dense": {"loss": 2.0},
+        "perplexity": float(np.exp(2 + rise)), "top1_agreement": 1 - rise / 9, **sizes,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def points() -> list[dict]:
+    return [
+        point("net-3", "network", "lowrank", 0.3, 0.5, predicted={"rise": 0.45}),
+        point("net-6", "network", "lowrank", 0.6, 0.1, predicted={"rise": 0.12}),
+        point("net-9", "network", "lowrank", 0.9, -0.0004, predicted={"rise": 0.001}),
+        point("mpo-6", "network", "mpo", 0.6, 0.3),
+        point("int4", "baseline", "gptq", 0.4, 0.2),
+        point("int8", "baseline", "rtn", 0.8, 0.05),
+    ]
+
+
+def lines(figure) -> dict:
+    return {trace.name: trace for trace in figure.data}
+
+
+def test_every_point_is_drawn_once_in_its_series(points):
+    figure = figures_runs.tradeoff(points)
+    drawn = [name for trace in figure.data for name in (trace.customdata if trace.customdata is not None else [])]
+    assert sorted(drawn) == sorted(p["id"] for p in points)
+    assert set(lines(figure)) >= {"lowrank, calibrated", "mpo, calibrated", "integers, GPTQ", "integers, rounded"}
+
+
+def test_the_front_holds_exactly_the_points_that_nothing_beats(points):
+    front = lines(figures_runs.tradeoff(points, log=False))["Pareto front"]
+    assert front.x.tolist() == pytest.approx([0.3, 0.4, 0.6, 0.8, 0.9])
+    assert front.y.tolist() == pytest.approx([0.5, 0.2, 0.1, 0.05, -0.0004])
+    agreement = lines(figures_runs.tradeoff(points, y="top1_agreement"))["Pareto front"]  # here more is better
+    assert agreement.y.tolist() == sorted(agreement.y.tolist())
+
+
+def test_a_rise_below_the_floor_is_drawn_on_it_and_told_truly(points):
+    trace = lines(figures_runs.tradeoff(points))["lowrank, calibrated"]
+    assert trace.y[-1] == pytest.approx(1e-3) and "-0.0004" in trace.hovertext[-1]
+    assert lines(figures_runs.tradeoff(points, log=False))["lowrank, calibrated"].y[-1] < 0
+
+
+def test_points_without_the_number_are_left_out(points):
+    points.append(point("gone", "baseline", "svd", 0.5, float("nan")))
+    points.append({**point("odd", "network", "lowrank", 0.5, 1.0), "bytes_kept": None})
+    drawn = str([trace.customdata for trace in figures_runs.tradeoff(points).data])
+    assert "gone" not in drawn and "odd" not in drawn
+
+
+def test_the_dense_model_is_marked_where_it_has_the_number(points):
+    figure = figures_runs.tradeoff(points, y="loss")
+    assert any(shape.y0 == 2.0 for shape in figure.layout.shapes)
+
+
+@pytest.mark.parametrize("draw", [figures_runs.tradeoff, figures_runs.predicted_against_measured])
+def test_nothing_measured_is_still_a_figure(draw):
+    assert draw([]).to_json()
+
+
+def test_prediction_and_measurement_are_on_their_own_axes(points):
+    marks = figures_runs.predicted_against_measured(points, "net-6").data[-1]
+    assert marks.x.tolist() == pytest.approx([0.45, 0.12]) and marks.y.tolist() == pytest.approx([0.5, 0.1])
+    assert marks.marker.symbol == ("circle", "diamond")
+
+
+def test_what_each_weight_lost_is_at_its_place():
+    weights = [
+        {"name": f"{layer}.{role}", "layer": layer, "role": role, "shape": (4, 4)} for layer in (0, 1) for role in "qk"
+    ]
+    rows = [{"name": "0.q", "functional_error": 0.01}, {"name": "1.k", "functional_error": 0.1}]
+    heat = figures_runs.lost(weights, rows).data[0]
+    assert heat.z[0][0] == pytest.approx(-2) and heat.z[1][1] == pytest.approx(-1)
+    assert np.isnan([heat.z[0][1], heat.z[1][0]]).all()
+
+
+# ---- the sentence -----------------------------------------------------------------------------------------------
+
+
+def test_the_sentence_names_the_winner_at_each_size(points):
+    said = runs.verdict(points)
+    assert said.startswith("By rise in loss, ")
+    assert "a baseline is better (int4: 0.2000; net-3: 0.5000)" in said
+    assert "a network is better (net-6: 0.1000; int4: 0.2000)" in said
+    assert "a baseline is better (int8: 0.0500; net-6: 0.1000)" in said
+    assert "Below 40.0% no baseline was measured." in said
+
+
+def test_it_says_when_a_baseline_wins_everywhere(points):
+    points.append(point("int2", "baseline", "gptq", 0.2, -0.5))
+    said = runs.verdict(points)
+    assert "at every size that both reach" in said and "a baseline is better" in said
+    assert "network is better" not in said
+
+
+def test_differences_within_the_error_are_a_tie():
+    pair = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "baseline", "svd", 0.5, 0.1012)]
+    assert "tie within the error" in runs.verdict(pair)
+    pair[1]["rise"] = 0.11
+    assert "a network is better" in runs.verdict(pair)
+
+
+def test_more_is_better_where_it_is(points):
+    assert "a network is better (net-6" in runs.verdict(points, y="top1_agreement")
+
+
+def test_without_one_side_there_is_no_winner(points):
+    networks = [p for p in points if p["kind"] == "network"]
+    assert "No baseline" in runs.verdict(networks)
+    assert "No network" in runs.verdict([p for p in points if p["kind"] == "baseline"])
+    apart = [point("a", "network", "lowrank", 0.5, 0.1), {**point("b", "baseline", "svd", 0.5, 0.1), "rise": None}]
+    assert "No baseline" in runs.verdict(apart)
