@@ -12,16 +12,17 @@ A **row** is one weight, a mapping with
     bytes_per_parameter      bytes of one parameter of the dense weight, as stored
     core_bytes_per_parameter the same for the cores (optional; default bytes_per_parameter)
     chi, parameters, damage  the options: rising bond dimensions, the parameters each costs, and the damage it does
-                             (nats; what the calibration predicts for this weight alone). Between options both are
-                             taken linear in χ (exact for lowrank parameters). Damage is made non-rising in χ.
+                             (nats; what the calibration predicts for this weight alone). Between options parameters
+                             are linear in χ (exact for lowrank) and damage geometric. Damage is made non-rising in χ.
     objective                optional, what the rule makes small where that is not the damage
     share                    optional, for rules that scale cost by one factor (uniform, entropy): see Allocator
     memory                   optional, bytes when loaded at each option, where a network rebuilds W
     break_even               optional, the real-valued χ at which the cores cost as much as W (default: interpolated)
 
 **model** is a mapping with other_parameters, other_bytes, other_memory (what no χ changes; memory defaults to bytes),
-dense_loss (nats a token, or None), and the fit a, b of `predicted rise = a·(Σ damage)^b` (or None), error (its observed
-relative error, or None). χ = 0 means dense everywhere.
+dense_loss (nats a token, or None), points ([Σ damage, rise] of measured whole plans, rising in both, that predicted
+rises run through; None where nothing was measured), error (the predictions' observed relative error, or None), and
+measure ("kl" for a rise in loss in nats, "output error" for encoders). χ = 0 means dense everywhere.
 """
 
 import base64
@@ -34,6 +35,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from karipap_core import calibrate
 
 HERE = Path(__file__).parent
 UNITS = ("parameters", "bytes")
@@ -96,7 +99,7 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "break_even": [_break_even(row) for row in rows],
         "share": [float(row.get("share") or row["parameters_dense"]) for row in rows],
     }
-    keys = ("other_parameters", "other_bytes", "dense_loss", "a", "b", "error")
+    keys = ("other_parameters", "other_bytes", "dense_loss", "error")
     table = {
         "network": network,
         "grids": packed,
@@ -106,6 +109,9 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "model": {key: _number(model.get(key)) for key in keys},
     }
     memory = model.get("other_memory")
+    points = model.get("points")
+    table["model"]["points"] = None if points is None else [[float(x), float(y)] for x, y in points]
+    table["model"]["measure"] = model.get("measure", "kl")
     table["model"]["other_memory"] = _number(model["other_bytes"] if memory is None else memory)
     digest = hashlib.sha256(repr(table).encode()).hexdigest()[:16]
     return {"id": digest} | table
@@ -152,7 +158,7 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
     """Every whole-model figure of a plan, from the option tables: what the board shows, computed in Python.
 
     parameters, bytes, memory; kept, kept_blocks, bytes_kept, bytes_kept_blocks; damage = Σ of the weights' damages;
-    rise = a·damage^b and loss = dense_loss + rise (None where nothing was fitted).
+    the predicted rise and loss = dense_loss + rise (None where nothing was measured).
     """
     sums = dict.fromkeys(("parameters", "bytes", "memory", "damage", "dense", "dense_bytes"), 0.0)
     for row in rows:
@@ -168,7 +174,7 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         sums["bytes"] += parameters * per
         rebuilt = at != 0 and row.get("memory") is not None
         sums["memory"] += float(np.interp(at, row["chi"], row["memory"])) if rebuilt else parameters * per
-        sums["damage"] += 0.0 if at == 0 else float(np.interp(at, row["chi"], _falling(row, "damage")))
+        sums["damage"] += damage_at(row, at)
     other, other_bytes = model["other_parameters"], model["other_bytes"]
     other_memory = model.get("other_memory")
     rise = predicted_rise(model, sums["damage"])
@@ -186,11 +192,23 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
     }
 
 
+def damage_at(row: Mapping, chi: int) -> float:
+    """Predicted damage of one weight at χ (nats; 0 for dense): listed, or geometric between its neighbours."""
+    if chi == 0:
+        return 0.0
+    damage = _falling(row, "damage").astype(np.float64)
+    k = int(np.searchsorted(row["chi"], chi, side="right")) - 1
+    if k < 0 or k == len(damage) - 1 or row["chi"][k] == chi:
+        return float(damage[max(k, 0)])
+    t = (chi - row["chi"][k]) / (row["chi"][k + 1] - row["chi"][k])
+    low, high = damage[k], damage[k + 1]
+    return float(low * (high / low) ** t if high > 0 else low + t * (high - low))
+
+
 def predicted_rise(model: Mapping, damage: float) -> float | None:
-    """rise = a·damage^b in nats a token, None where no fit was measured."""
-    if model.get("a") is None or model.get("b") is None:
-        return None
-    return float(model["a"] * damage ** model["b"]) if damage > 0 else 0.0
+    """The rise that the measured plans predict for a sum of damages, None where nothing was measured."""
+    points = model.get("points")
+    return None if points is None else calibrate.predicted_rise([tuple(point) for point in points], damage)
 
 
 @dataclass(frozen=True)
@@ -210,10 +228,10 @@ def read_release(value, rows: Sequence[Mapping]) -> Release | None:
     """A value from the browser as a Release; None where it is not one (nothing sent yet, or not of this table)."""
     if not isinstance(value, Mapping) or not isinstance(value.get("chi"), Mapping):
         return None
-    limit = {row["name"]: min(row["shape"]) for row in rows}
+    limit = {row["name"]: max(int(row["chi"][-1]), *row["shape"]) for row in rows}
     chi = {}
     for name, at in value["chi"].items():
-        if name not in limit or not isinstance(at, int | float) or at != at or at < 0:
+        if name not in limit or not isinstance(at, int | float) or not 0 <= at <= limit[name]:
             return None
         chi[name] = int(at)
     if chi.keys() != limit.keys():

@@ -1,8 +1,8 @@
 // The pure half of the χ board: the option tables, their totals, the layout. No DOM, no state of its own.
 //
 // A weight's options are a grid of bond dimensions χ (ascending) with the parameters each costs, and the damage each
-// does; χ = 0 stands for "dense": the weight as it is, no damage. Between two grid points parameters and damage are
-// linear in χ. `board_data` in chi_board.py writes the table and documents it; `totals` there is the same function.
+// does; χ = 0 stands for "dense": the weight as it is, no damage. Between two grid points parameters are linear in χ and
+// the damage geometric. `board_data` in chi_board.py writes the table and documents it; `totals` there is the same.
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 
@@ -50,12 +50,15 @@ export function lastAtMost(values, x) {
   return low - 1;
 }
 
-function interpolate(grid, values, offset, chi) {
+/** values[k] between grid points: straight, or `geometric` where both ends are positive; the end values outside. */
+function interpolate(grid, values, offset, chi, geometric = false) {
   const k = lastAtMost(grid.chi, chi);
   if (k < 0) return values[offset];
-  if (grid.chi[k] === chi || k === grid.chi.length - 1) return values[offset + k];
+  const low = values[offset + k];
+  if (grid.chi[k] === chi || k === grid.chi.length - 1) return low;
+  const high = values[offset + k + 1];
   const t = (chi - grid.chi[k]) / (grid.chi[k + 1] - grid.chi[k]);
-  return values[offset + k] + t * (values[offset + k + 1] - values[offset + k]);
+  return geometric && low > 0 && high > 0 ? low * (high / low) ** t : low + t * (high - low);
 }
 
 /** Parameters of weight w at χ; χ = 0 is dense. */
@@ -66,7 +69,7 @@ export function parametersAt(T, w, chi) {
 
 /** Predicted damage of weight w at χ (nats of KL, as the calibration measured it). */
 export function damageAt(T, w, chi) {
-  return chi === 0 ? 0 : interpolate(T.grids[T.grid[w]], T.damage, T.start[w], chi);
+  return chi === 0 ? 0 : interpolate(T.grids[T.grid[w]], T.damage, T.start[w], chi, true);
 }
 
 /** Bytes of weight w at χ, as stored. */
@@ -80,10 +83,19 @@ export function memoryAt(T, w, chi) {
   return chi === 0 || !grid.memory ? bytesAt(T, w, chi) : interpolate(grid, grid.memory, 0, chi);
 }
 
-/** rise = a·(Σ damage)^b in nats, or null where no fit was measured. */
+/**
+ * Predicted rise for a sum of damages: a·sum^b through the two nearest of the measured plans' [sum, rise], as
+ * karipap_core.calibrate.predicted_rise has it; null where nothing was measured.
+ */
 export function predictedRise(T, damage) {
-  const { a, b } = T.model;
-  return a === null || b === null ? null : damage > 0 ? a * damage ** b : 0;
+  const { points } = T.model;
+  if (points === null) return null;
+  if (!(damage > 0)) return 0;
+  if (points.length === 0) return damage;
+  if (points.length === 1) return (points[0][1] * damage) / points[0][0];
+  const upper = Math.min(Math.max(1, points.filter(([sum]) => sum < damage).length), points.length - 1);
+  const [[x0, y0], [x1, y1]] = [points[upper - 1], points[upper]];
+  return y0 * (damage / x0) ** (Math.log(y1 / y0) / Math.log(x1 / x0));
 }
 
 /** Every whole-model figure of a plan (χ a weight; 0 = dense). */

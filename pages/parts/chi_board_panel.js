@@ -18,8 +18,7 @@ export class Figures {
     const list = element("dl", "figures", parent);
     for (const [key, title] of TILES) {
       const tile = element("div", `figure ${key}`, list);
-      element("dt", "", tile, title);
-      this[key] = { value: element("dd", "value", tile), note: element("dd", "note", tile) };
+      this[key] = { title: element("dt", "", tile, title), value: element("dd", "value", tile), note: element("dd", "note", tile) };
     }
   }
 
@@ -37,11 +36,16 @@ export class Figures {
     const whole = formatBytes(T.blockBytes + model.other_bytes);
     this.put("bytes", formatBytes(s.bytes), `${formatPercent(s.bytes_kept)} of ${whole}`);
     this.put("memory", formatBytes(s.memory), "when loaded, without activations");
+    const { dense_loss: dense, error, measure } = model;
+    write(this.loss.title, measure === "kl" ? "Predicted loss" : "Predicted output error");
     if (s.rise === null) {
-      this.put("loss", "not fitted", `Σ of single damages ${s.damage.toPrecision(3)}`);
+      this.put("loss", "–", "not measured yet for this model");
       return;
     }
-    const { dense_loss: dense, error } = model;
+    if (measure !== "kl") {
+      this.put("loss", formatNats(s.rise), `relative to dense${error === null ? "" : `, ±${formatPercent(error, 0)}`}`);
+      return;
+    }
     const over = dense === null ? "nats over dense" : `+${formatNats(s.rise)} over dense ${formatNats(dense)}`;
     this.put("loss", s.loss === null ? `+${formatNats(s.rise)}` : formatNats(s.loss),
       error === null ? over : `${over}, ±${formatPercent(error, 0)}`);
@@ -108,7 +112,7 @@ export class BudgetPlot {
     this.ticks.replaceChildren();
     for (let e = Math.floor(this.top); e > this.top - DECADES; e--) {
       const y = this.y(10 ** e);
-      if (y < 0.1 || y > 0.95) continue;
+      if (y < 0.12 || y > 0.8) continue;
       element("span", "tick", this.ticks, `+${e < 0 ? (10 ** e).toFixed(-e) : 10 ** e}`).style.top = `${100 * y}%`;
     }
     this.said = null;
@@ -125,8 +129,8 @@ export class BudgetPlot {
     if (this.said === said) return;
     this.said = said;
     write(this.title, `Budget: keep ${said}`);
-    write(this.note, s.rise === null ? "curve: this rule's Σ damage, log scale"
-      : "curve: this rule's predicted rise in loss, nats, log scale");
+    write(this.note, s.rise === null ? "curve: this rule's sum of damages, log scale"
+      : "curve: the rise that this rule is predicted to cost, log scale");
     this.el.setAttribute("aria-valuenow", (100 * kept).toFixed(1));
     this.el.setAttribute("aria-valuemin", (100 * this.range[0]).toFixed(1));
     this.el.setAttribute("aria-valuemax", (100 * this.range[1]).toFixed(1));

@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-import streamlit as st
-from synthetic import llama_model, llama_rows
+import streamlit as st  # noqa: E402  (Streamlit runs this file with its own folder on the path)
+from synthetic import llama_model, llama_rows  # noqa: E402
 
-from pages.parts import chi_board
+from pages.parts import chi_board  # noqa: E402
 
 st.set_page_config(page_title="χ board", layout="wide")
 

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { Allocator } from "../../pages/parts/chi_board_allocate.js";
 import {
   damageAt, decode, figures, formatBytes, formatCount, formatNats, formatPercent, heat, keptAt, lastAtMost, layout,
-  nearest, parametersAt, step, totals,
+  nearest, parametersAt, predictedRise, step, totals,
 } from "../../pages/parts/chi_board_core.js";
 
 const pack = (Kind, values) => Buffer.from(Kind.from(values).buffer).toString("base64");
@@ -52,7 +52,8 @@ function makeTable(n, { seed = 1, objective = false } = {}) {
     weights.break_even.push((out * inn) / (out + inn));
     weights.share.push((0.5 + next()) * out * inn);
   }
-  const model = { other_parameters: 1000, other_bytes: 2000, other_memory: 2000, dense_loss: 2, a: 1.5, b: 0.8, error: 0.1 };
+  const model = { other_parameters: 1000, other_bytes: 2000, other_memory: 2000, dense_loss: 2, error: 0.1, measure: "kl",
+    points: [0.01, 0.2, 2].map((x) => [x, 1.5 * x ** 0.8]) };
   return { id: `t${seed}`, grids, weights, model, damage: pack(Float32Array, damage),
     objective: objective ? pack(Float32Array, other) : null };
 }
@@ -184,16 +185,27 @@ test("totals: dense is the whole model, no rise; a plan adds up by hand", () => 
   assert.equal(one.bytes, (T.out[0] + T.in[0]) * 4 + T.dense[1] * 2 + 2000);
   assert.equal(one.damage, T.damage[0]);
   assert.ok(Math.abs(one.rise - 1.5 * T.damage[0] ** 0.8) < 1e-12);
-  assert.equal(figures({ ...T, model: { ...T.model, a: null } }, 1, 1, 1, 1).rise, null);
+  assert.equal(figures({ ...T, model: { ...T.model, points: null } }, 1, 1, 1, 1).rise, null);
 });
 
-test("between options parameters and damage are linear in χ", () => {
+test("a rise is predicted piece by piece through the measured plans", () => {
+  const rise = (points, damage) => predictedRise({ model: { points } }, damage);
+  const points = [[0.1, 0.2], [1, 0.9], [10, 4]];
+  for (const [x, y] of points) assert.ok(Math.abs(rise(points, x) - y) < 1e-12);
+  assert.ok(Math.abs(rise(points, Math.sqrt(0.1)) - Math.sqrt(0.2 * 0.9)) < 1e-12);
+  assert.ok(Math.abs(rise(points, 100) - 4 * (4 / 0.9)) < 1e-9);
+  assert.equal(rise([[2, 3]], 4), 6);
+  assert.equal(rise([], 4), 4);
+  assert.equal(rise(points, 0), 0);
+});
+
+test("between options parameters are linear in χ and the damage geometric", () => {
   const table = makeTable(1);
   table.grids[0] = { chi: pack(Int32Array, [1, 4]), parameters: pack(Float64Array, [100, 400]) };
   table.damage = pack(Float32Array, [1, 0.25]);
   const T = decode(table);
   assert.equal(parametersAt(T, 0, 2), 200);
-  assert.equal(damageAt(T, 0, 2), 0.75);
+  assert.ok(Math.abs(damageAt(T, 0, 2) - 0.25 ** (1 / 3)) < 1e-12);
   assert.equal(damageAt(T, 0, 9), 0.25);
 });
 
