@@ -22,5 +22,6 @@ page = st.navigation(
     ],
     position="top",
 )
+st.set_page_config(page_title=f"{page.title} · Karipap")
 model.bar()
 page.run()

@@ -1,6 +1,7 @@
 """Run: compress a plan and measure what came out, as a job that outlives this page; and all past runs."""
 
 import html
+import json
 import time
 
 import pandas as pd
@@ -59,8 +60,8 @@ def new_run(view, running) -> None:
         promise(plan)
     with right:
         text = texts.choose("run", "held-out")
-        tokens = st.select_slider(
-            "Tokens to score, at most", TOKENS, 16384, key="tokens", format_func="{:,}".format,
+        tokens = common.choose(
+            st.select_slider, "Tokens to score, at most", TOKENS, "tokens", 16384, format_func="{:,}".format,
             help="Runs share a chart only where text, windows and tokens are the same. A sweep scores 16,384.",
         )  # fmt: skip
         busy = running is not None and running.status()["state"] not in job.ENDED
@@ -82,7 +83,7 @@ def import_plan(view) -> str | None:
         file = st.file_uploader("plan.json", type=["json"], key="plan_file")
         if file is None:
             return None
-        with common.plain_errors("reading the plan"):
+        with common.plain_errors("reading the plan"), st.spinner("Checking the plan …"):
             plan = Plan.parse(file.getvalue(), file.name)
             plan.check(view.checkpoint)
             stem = runs.keep_plan(plan, file.name.removesuffix(".json"))
@@ -197,6 +198,10 @@ def one_run(view, run: dict, points: list[dict]) -> None:
     with st.container(horizontal=True, gap="small"):
         if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
             runs.open_on_board(run)
+        st.download_button(
+            "Export its plan", lambda: json.dumps(run["plan"], indent=1), f"{run['id']}.plan.json", "application/json",
+            key="export", on_click="ignore", icon=":material/download:",
+        )  # fmt: skip
         st.page_link("pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:")
     with st.expander("Use the compressed model", key="k-use"):
         st.code(

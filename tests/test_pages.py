@@ -16,7 +16,8 @@ from streamlit.testing.v1 import AppTest
 from karipap_core import jobs
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace
+from karipap_core.plan import Plan, model_entry
+from karipap_core.workspace import Workspace, write_json
 from pages.parts import common, model
 
 APP = str(Path(__file__).parents[1] / "app.py")
@@ -80,8 +81,11 @@ def started(monkeypatch) -> list:
         job.cancel()
 
 
-def opened(**query) -> AppTest:
+def opened(page: str = "profile", **query) -> AppTest:
     app = AppTest.from_file(APP, default_timeout=30)
+    if page != "profile":
+        app.query_params["model"] = "tiny"
+        app.run().switch_page(f"pages/{page}.py")
     for name, value in ({"model": "tiny"} | query).items():
         app.query_params[name] = value
     return app.run()
@@ -112,6 +116,14 @@ def test_the_profile_opens_on_the_weight_with_most_structure(profiled):
     assert len(app.get("plotly_chart")) == 2
     table = app.dataframe[0].value
     assert list(table["name"]) == [row["name"] for row in profiled.weights]
+
+
+def test_what_ships_in_a_models_folder_is_shown_at_once(tiny, started):
+    fingerprint = open_checkpoint(tiny).fingerprint
+    made_up.profile(2, fingerprint=fingerprint).save(tiny / "karipap" / "profiles" / "shipped")
+    (tiny / "karipap" / "measured.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    app = sound(opened())
+    assert len(app.get("plotly_chart")) == 2 and started == []
 
 
 def test_a_click_on_the_map_opens_that_weight(profiled):
@@ -277,3 +289,131 @@ def test_numbers_as_words():
     assert (common.size(1044992), common.size(512)) == ("1.04 MB", "512 B")
     assert (common.seconds(75), common.seconds(3.2), common.seconds(None)) == ("1 min 15 s", "3 s", "unknown")
     assert common.plain("*a*_[b](c)") == r"\*a\*\_\[b\]\(c\)"
+
+
+# ---- run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tiny, profiled) -> Plan:
+    """A plan for `tiny` in the workspace, as `halved`."""
+    checkpoint = open_checkpoint(tiny)
+    entry = {"network": "lowrank", "out": [24], "in": [24], "chi": [4], "quantize": None}
+    weights = {weight.name: {"network": "dense"} for weight in checkpoint.weights if weight.compressible}
+    weights["model.layers.0.q_proj"] = entry
+    plan = Plan(model_entry(checkpoint), "loss", weights, rule="calibrated", predicted={"kept": 0.9, "rise": 0.01})
+    plan.save(Workspace().plan_file("halved"))
+    return plan
+
+
+def keep_run(plan: Plan, name: str, kind="network", rise=0.02, bytes_kept=0.9, folder="/x/model", tokens=1000, **more):
+    """A run.json in the workspace, as `run` and `sweep` write it."""
+    sizes = dict.fromkeys(("kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks"), bytes_kept)
+    figures = {"loss": 2 + rise, "rise": rise, "rise_error": 0.001, "perplexity": 8.0, "bits_per_byte": 1.3, "kl": rise}
+    run = {
+        "format": "karipap-run", "version": 1, "id": name, "created": 1e9, "kind": kind, "label": f"run {name}",
+        "method": "lowrank" if kind == "network" else "gptq", "settings": {"rule": plan.rule}, "model": plan.model,
+        "plan": plan.to_json() if kind == "network" else None,
+        "predicted": plan.predicted if kind == "network" else None,
+        "tokens": tokens, "window": 64, "stride": 32, "text": {"name": "a text", "sha256": "ab"}, "top1_agreement": 0.9,
+        "dense": {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.2},
+        "weights": [{"name": "model.layers.0.q_proj", "functional_error": 0.01, "weight_error": 0.1}],
+        "folder": folder, "notes": [], **sizes, **figures,
+    }  # fmt: skip
+    write_json(Workspace().runs_dir / name / "run.json", run | more)
+    return run
+
+
+def test_run_without_a_plan_points_to_the_board(profiled):
+    app = sound(opened(page="run"))
+    assert "No plan for this model yet" in words(app)
+
+
+def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, started):
+    app = sound(opened(page="run"))
+    assert "predicted rise 0.010" in app.selectbox(key="plan").options[0]
+    sound(app.button(key="start").click().run())
+    file = str(Workspace().plan_file("halved"))
+    assert started == [["run", str(tiny), "--plan", file, "--max-tokens", "16384"]]
+    job_id = app.query_params["job"]
+    assert app.button(key="start").disabled and "halved on tiny" in words(app)
+    again = sound(opened(page="run", job=job_id))  # a reload, or another browser
+    assert "halved on tiny" in words(again)
+    sound(again.button(key="job_cancel").click().run())
+    assert jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("job_id", ["x", "../../etc", "20260101-000000-abcdef", "<b>"])
+def test_a_job_that_a_url_makes_up_is_dropped(plan, job_id):
+    app = sound(opened(page="run", job=job_id))
+    assert "job" not in app.query_params
+
+
+def test_a_finished_run_shows_prediction_beside_measurement(plan):
+    keep_run(plan, "one", rise=0.012)
+    keep_run(plan, "two", rise=0.3)
+    app = sound(opened(page="run", run="one"))
+    said = words(app)
+    assert "run one" in said and "+0.0120 ± 0.001" in said and "0.0100 was predicted" in said and "dense 7.400" in said
+    assert len(app.get("plotly_chart")) == 2
+    assert list(app.dataframe[0].value["label"]) == ["run two", "run one"]
+
+
+def test_an_imported_plan_is_checked(plan, tiny):
+    app = opened(page="run")
+    document = plan.to_json()
+    document["weights"]["model.layers.0.q_proj"]["chi"] = [9999]
+    app.file_uploader(key="plan_file").upload("bad.json", json.dumps(document).encode(), "application/json").run()
+    assert not app.exception and r"model.layers.0.q\_proj" in app.error[0].value
+    app = opened(page="run")
+    good = ("../good plan.json", json.dumps(plan.to_json()).encode(), "application/json")
+    sound(app.file_uploader(key="plan_file").upload(*good).run())
+    assert Workspace().plan_file("good-plan").is_file()
+
+
+def test_a_plan_for_another_model_is_refused(plan, tiny):
+    document = plan.to_json()
+    document["model"] = dict(document["model"], fingerprint="f" * 64)
+    app = opened(page="run")
+    app.file_uploader(key="plan_file").upload("other.json", json.dumps(document).encode(), "application/json").run()
+    assert "fingerprint" in app.error[0].value
+
+
+# ---- trade-off --------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_trade_off_offers_a_sweep(tiny, profiled, started):
+    app = sound(opened(page="tradeoff"))
+    assert "Nothing has been measured" in words(app)
+    sound(app.button(key="sweep_start").click().run())
+    root = str(Workspace().root)
+    expected = ["sweep", str(tiny), "--networks", "lowrank", "--rules", "calibrated", "--budgets", "auto"]
+    assert started == [[*expected, "--scope", "model", "--out", root]]
+
+
+def test_budgets_that_are_none_are_told(profiled):
+    app = opened(page="tradeoff")
+    app.toggle(key="sweep_auto").set_value(False).run()
+    app.text_input(key="sweep_budgets").input("0.9, 7").run()
+    assert "above 0 and at most 1" in app.error[0].value and app.button(key="sweep_start").disabled
+
+
+def test_points_and_rivals_share_the_chart_and_the_sentence_says_who_wins(plan):
+    keep_run(plan, "net", rise=0.2, bytes_kept=0.5)
+    keep_run(plan, "int4", kind="baseline", rise=0.01, bytes_kept=0.4)
+    keep_run(plan, "elsewhere", tokens=5)  # another measurement: not on this chart
+    app = sound(opened(page="tradeoff"))
+    assert "a baseline is better (run int4: 0.0100; run net: 0.2000)" in words(app)
+    assert list(app.dataframe[0].value["label"]) == ["run int4", "run net"]
+    assert "1,000 tokens in windows of 64" in words(app)
+    sound(app.selectbox(key="measured").select("2").run())
+    assert list(app.dataframe[0].value["label"]) == ["run elsewhere"]
+
+
+def test_a_chosen_point_is_in_the_url_and_its_plan_goes_to_the_board(plan):
+    keep_run(plan, "net")
+    app = sound(opened(page="tradeoff", point="net", y="kl", x="kept"))
+    assert "run net" in words(app) and app.session_state.y == "kl"
+    app.button(key="to_board").click().run()
+    assert Workspace().plan_file("net").is_file()
+    sound(opened(page="tradeoff", point="made-up"))

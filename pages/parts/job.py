@@ -40,7 +40,7 @@ def latest(argv: list[str]):
 def followed(name: str):
     """The job whose id this session or the URL gives as `name`, or None. An id that is none is dropped."""
     job_id = st.session_state.get(name) or st.query_params.get(name, "")
-    if JOB_ID.fullmatch(job_id):
+    if JOB_ID.fullmatch(job_id) and job_id != st.session_state.get(f"{name}_closed"):
         try:
             job = jobs.get(job_id)
         except InputError:
@@ -88,7 +88,7 @@ def _draw(job, name: str, drawn_as: str) -> None:
                     job.resume()
                     st.rerun()
                 if st.button("Close", key=f"{name}_close", type="tertiary"):
-                    forget(name)
+                    st.session_state[f"{name}_closed"] = job.id  # a fragment's rerun still sees the old URL
                     st.rerun()
         if state == "running":
             total = progress.get("total") or 0

@@ -15,7 +15,8 @@ import streamlit as st
 
 from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
-from pages.parts import common
+from karipap_core.workspace import Workspace
+from pages.parts import common, job
 
 DEMO = "demo"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -29,12 +30,6 @@ class Model:
     alias: str
     source: str
     checkpoint: Checkpoint
-
-    @property
-    def shipped_profile(self) -> Path | None:
-        """A profile that lies beside the model, or None."""
-        folder = Path(self.source) / "profile"
-        return folder if (folder / "profile.json").is_file() else None
 
 
 def roots() -> list[Path]:
@@ -110,35 +105,49 @@ def cached_hub(hub_id: str) -> str | None:
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the model …")
 def opened(folder: str, name: str, stamp: tuple) -> Checkpoint:
-    """The checkpoint in `folder`; `stamp` (its files' sizes and times) makes a changed model open anew."""
+    """The checkpoint in `folder`; `stamp` (its files' sizes and times) makes a changed model open anew.
+
+    What was measured on the model and ships in its folder goes to the workspace, where all pages look.
+    """
     checkpoint = open_checkpoint(folder)
     checkpoint.name = name
+    if (Path(folder) / "karipap").is_dir():
+        Workspace().adopt(checkpoint.fingerprint, checkpoint.path)
     return checkpoint
 
 
 def current() -> Model:
-    """The model in view, for a page to use. Shows why and stops where it cannot be opened."""
+    """The model in view, for a page to use. Says why, and stops, where there is none."""
     common.inside_app()
-    alias = st.session_state.get("model")
-    models = found(tuple(map(str, roots())))
     with common.plain_errors("opening the model"):
-        folder = models.get(alias) or cached_hub(alias or "")
-        if folder is None:
-            offer_fetch(alias)
+        view = find(st.session_state.get("model"))
+        if view is None:
+            offer_fetch(st.session_state.get("model"))
             st.stop()
-        files = sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("*.json"))
-        stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-        name = Path(folder).name if alias in models else alias
-        return Model(alias, folder, opened(folder, "demo_model" if alias == DEMO else name, stamp))
+        return view
+
+
+def find(alias: str | None) -> Model | None:
+    """The model of an alias, or None where it is not on this machine. Raises InputError where it cannot be opened."""
+    models = found(tuple(map(str, roots())))
+    folder = models.get(alias) or cached_hub(alias or "")
+    if folder is None:
+        return None
+    files = sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("*.json"))
+    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    name = Path(folder).name if alias in models else alias
+    return Model(alias, folder, opened(folder, name, stamp))
 
 
 def offer_fetch(alias: str | None) -> None:
     """Says what is missing where no model is in view, and offers to fetch a hub model (never unasked)."""
     if alias and HUB_ID.fullmatch(alias):
+        fetching = job.followed("profile_job")
+        if fetching is not None:
+            job.panel(fetching, "profile_job")
+            return
         st.info(f"{common.plain(alias)} is not on this machine yet.")
         if st.button("Fetch and profile it", type="primary", key="fetch"):
-            from pages.parts import job
-
             job.start(["profile", alias, "--metrics", "weight"], f"Profile {alias}", "profile_job")
             st.rerun()
     else:
@@ -184,21 +193,23 @@ def bar() -> None:
             st.caption("Folders are found under KARIPAP_MODEL_ROOTS. Only safetensors and JSON are ever read.")
             common.choose(st.segmented_control, "Figures are saved as", ["svg", "png"], "figures", "svg", required=True)
         if options:
-            common.share("model", options[0])
+            common.share("model")  # also the first one: whoever opens the link may have others
             summary()
 
 
 def summary() -> None:
-    """Name, size and fingerprint of the model in one line."""
+    """Family, layers, parameters and bytes of the model in one line; nothing where it cannot be opened."""
     try:
-        checkpoint = current().checkpoint
-    except InputError:
+        view = find(st.session_state.get("model"))
+    except (InputError, OSError):
         return
+    if view is None:
+        return
+    checkpoint = view.checkpoint
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})
-    family = checkpoint.config.get("model_type", "no config.json")
     parts = [
-        family, f"{layers} layers", f"{checkpoint.parameters:,} parameters",
-        f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
+        checkpoint.config.get("model_type", "no config.json"), f"{layers} layers",
+        f"{checkpoint.parameters:,} parameters", f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
     ]  # fmt: skip
-    st.html('<p class="k-summary">' + "<i>·</i>".join(html.escape(part) for part in parts) + "</p>")
+    st.html('<p class="k-summary">' + "<i>·</i>".join(html.escape(str(part)) for part in parts) + "</p>")

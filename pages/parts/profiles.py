@@ -1,4 +1,4 @@
-"""Which profile of a model is in view: one in the workspace, one that ships beside the model, or one being made."""
+"""Which profile of a model is in view: one of the workspace's, or one that is being made."""
 
 from pathlib import Path
 
@@ -24,12 +24,10 @@ def _load(folder: Path) -> Profile:
 
 
 def folders(view) -> list[Path]:
-    """Finished profiles of a model: what ships with it, then the workspace's, each with the model's fingerprint."""
+    """The workspace's finished profiles of a model."""
     fingerprint = view.checkpoint.fingerprint
     own = Workspace().profile_dir(fingerprint, "any").parent
     candidates = [folder.parent for folder in own.glob("*/profile.json")]
-    if view.shipped_profile:
-        candidates.insert(0, view.shipped_profile)
     found = []
     for folder in candidates:
         try:

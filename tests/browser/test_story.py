@@ -1,0 +1,169 @@
+"""The story in a real browser: see the map, open a weight, run a plan, see its point, carry the plan away and back."""
+
+import json
+import os
+import re
+import shutil
+
+import conftest as shared
+import pytest
+
+from karipap_core import jobs
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.plan import Plan, model_entry
+from karipap_core.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def place(request, tmp_path_factory):
+    """(address of a dashboard, its workspace, the checkpoint): the demo model, or the developers' small one."""
+    try:
+        source = request.getfixturevalue("demo_model")
+    except pytest.skip.Exception:
+        source = request.getfixturevalue("stories")
+    folder = tmp_path_factory.mktemp("story")
+    model = folder / "models" / "small"
+    model.mkdir(parents=True)
+    for file in source.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            os.symlink(file, model / file.name) if file.suffix == ".safetensors" else shutil.copy(file, model)
+    workspace = Workspace(folder / "workspace")
+    checkpoint = open_checkpoint(model)
+    plan_for(checkpoint, "light", 0.6).save(workspace.plan_file("light"))
+    with shared.dashboard(shared.REPOSITORY / "app.py", folder, str(folder / "models")) as address:
+        yield address, workspace, checkpoint
+
+
+def plan_for(checkpoint, name: str, kept: float) -> Plan:
+    """Every query of the model cut to a part of its break-even χ, in the metric that needs no text."""
+    weights = {}
+    for weight in checkpoint.weights:
+        n_out, n_in = weight.shape
+        chi = max(1, int(kept * n_out * n_in / (n_out + n_in)))
+        cut = {"network": "lowrank", "out": [n_out], "in": [n_in], "chi": [chi], "quantize": None}
+        if weight.compressible:
+            weights[weight.name] = cut if weight.role == "q" else {"network": "dense"}
+    return Plan(model_entry(checkpoint), "weight", weights, rule="uniform")
+
+
+@pytest.fixture
+def reader(browser, place):
+    with shared.Reader(browser, place[0]) as person:
+        yield person
+    assert not person.complaints
+
+
+def layers_of(checkpoint) -> int:
+    return len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
+
+
+def test_a_first_visit_profiles_the_model_by_itself_and_a_click_opens_a_weight(reader, place):
+    _, workspace, checkpoint = place
+    page = reader.open("/?model=small")
+    page.wait_for_selector(".st-key-map .main-svg", timeout=180_000)
+    reader.still()
+    names = {(w.layer, w.role): w.name for w in checkpoint.weights}
+    reader.click_cell(1, 1, layers_of(checkpoint))
+    assert page.locator(".k-name").inner_text() == names[1, "k"]
+    reader.click_cell(0, 6, layers_of(checkpoint))
+    assert page.locator(".k-name").inner_text() == names[0, "down"]
+    assert f"weight={names[0, 'down']}" in page.url
+    page.reload()
+    reader.still()
+    assert page.locator(".k-name").inner_text() == names[0, "down"]
+    twin = page.locator(".st-key-cell input")  # the same without a mouse
+    twin.focus()
+    twin.fill("layer 1 · k")
+    page.keyboard.press("Enter")
+    reader.still()
+    assert page.locator(".k-name").inner_text() == names[1, "k"]
+    reader.click_cell(0, 6, layers_of(checkpoint))
+    assert page.locator(".k-name").inner_text() == names[0, "down"]
+
+
+def test_quantity_and_view_change_the_picture_and_the_url(reader):
+    page = reader.open("/?model=small&quantity=excess&view=kept")
+    assert "minus S" in reader.text() and "weight kept" in page.locator(".st-key-detail").inner_text()
+    page.get_by_role("radio", name="Singular values").click()
+    reader.still()
+    assert "view=" not in page.url and "quantity=excess" in page.url
+    assert "edge of the bulk" in page.locator(".st-key-detail").inner_text()
+
+
+@pytest.mark.parametrize("path", ["/", "/run", "/tradeoff"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_chart_and_table_has_a_name_and_pages_fit_the_window(browser, place, path, scheme):
+    with shared.Reader(browser, place[0], color_scheme=scheme) as reader:
+        reader.page.set_viewport_size({"width": 900, "height": 900})
+        page = reader.open(f"{path}?model=small")
+        assert page.title().startswith(("Profile", "Run", "Trade-off"))
+        for part in ("stPlotlyChart", "stDataFrame"):
+            for element in page.get_by_test_id(part).all():
+                assert element.get_attribute("aria-label") or element.locator("[aria-label]").count()
+        wide = "document.querySelector('[data-testid=stMain]')"
+        assert page.evaluate(f"{wide}.scrollWidth <= {wide}.clientWidth + 1")
+        background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+        bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 384
+        assert bright == (scheme == "light")
+        assert not reader.complaints
+
+
+def test_a_run_outlives_its_page_and_ends_as_a_point_on_the_curve(reader, browser, place):
+    address, workspace, checkpoint = place
+    page = reader.open("/run?model=small&plan=light&tokens=2048")
+    page.get_by_role("button", name="Compress & evaluate").click()
+    page.wait_for_selector(".st-key-k-job-job")
+    job_id = re.search(r"job=([\w-]+)", page.url)[1]
+    page.reload()  # the job goes on, and the page finds it again
+    page.wait_for_selector(".st-key-k-job-job")
+    with shared.Reader(browser, address) as other:  # a second browser looks on
+        other.open(f"/run?model=small&job={job_id}")
+        other.page.wait_for_selector(".st-key-k-job-job")
+        assert other.page.get_by_role("button", name="Compress & evaluate").is_disabled()
+    page.wait_for_selector(".k-job.k-done", timeout=280_000)
+    reader.still()
+    run = next(run for run in workspace.runs if run["id"].startswith("run-"))
+    said = reader.text()
+    assert f"{run['rise']:+.4f}" in said and f"{run['kept']:.1%}" in said and "dense" in said
+    assert open_checkpoint(run["folder"], compressed=True).parameters == run["parameters"] < checkpoint.parameters
+    page = reader.go("Trade-off")
+    assert "No baseline has been measured" in reader.text()
+    markers = page.locator(".st-key-curve .scatterlayer .point")
+    assert markers.count() == 1
+    markers.first.click(force=True)
+    reader.still()
+    assert f"point={run['id']}" in page.url and page.get_by_role("button", name="Open this plan").count() == 1
+
+
+def test_a_plan_is_carried_away_and_back(reader, place):
+    _, workspace, checkpoint = place
+    if not workspace.runs:
+        pytest.skip("nothing has been run")
+    page = reader.open("/run?model=small")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export its plan").click()
+    file = download.value.path()
+    exported = json.loads(file.read_text())
+    assert Plan.from_json(exported).weights == Plan.load(workspace.plan_file("light")).weights
+    page.get_by_role("button", name="Import").click()
+    page.set_input_files(
+        "input[type=file]", {"name": "come back.json", "mimeType": "application/json", "buffer": file.read_bytes()}
+    )
+    page.get_by_text("Imported as come-back").wait_for()
+    assert Plan.load(workspace.plan_file("come-back")).weights == Plan.from_json(exported).weights
+
+
+def test_cancel_stops_a_job_and_says_so(reader, place):
+    _, workspace, checkpoint = place
+    plan_for(checkpoint, "heavy", 0.9).save(workspace.plan_file("heavy"))
+    page = reader.open("/run?model=small&plan=heavy&tokens=131072")
+    page.get_by_role("button", name="Compress & evaluate").click()
+    page.wait_for_selector(".st-key-k-job-job")
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector(".k-job.k-cancelled")
+    job_id = re.search(r"job=([\w-]+)", page.url)[1]
+    assert jobs.get(job_id, workspace).status()["state"] == "cancelled"
+    assert page.get_by_role("button", name="Resume").is_enabled()
+    page.get_by_role("button", name="Close").click()
+    reader.still()
+    assert "job=" not in page.url
