@@ -12,8 +12,8 @@ from pages.parts import common, model, profiles
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
 METRIC_SAYS = {
     "weight": "of W itself: its tail is the squared error of the weights.",
-    "functional": "of W C^½, C = E[x xᵀ] of its inputs: its tail is the squared error of the layer's outputs on text.",
-    "loss": "of G^½ W C^½, G = E[g gᵀ] of its output gradients: its tail estimates the rise in loss (K-FAC).",
+    "functional": "of W √C, C = E[x xᵀ] of its inputs: its tail is the squared error of the layer's outputs on text.",
+    "loss": "of √G W √C, G = E[g gᵀ] of its output gradients: its tail estimates the rise in loss (K-FAC).",
 }
 ERRORS = [0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3]
 
@@ -65,29 +65,24 @@ def verdict(profile: Profile, metric: str) -> str:
     excess = {row["name"]: row["spectra"][metric]["excess"] for row in rows}
     most = max(rows, key=lambda row: excess[row["name"]])
     noisy = sum(value < NEAR_NOISE for value in excess.values())
-    kept = kept_at(profile, rows, metric, 0.01)
     first = (
         f"Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise; "
         f"{noisy or 'none'} of {len(rows)} weights {'is' if noisy == 1 else 'are'} within {NEAR_NOISE} nats of noise."
     )
-    what = {"weight": "weight Σσ²", "functional": "outputs", "loss": "loss estimate"}[metric]
-    second = f"Keeping 99 % of every matrix's {what} with two factors takes {kept:.0%} of the block parameters"
-    return f"{first} {second}{': almost nothing is saved that way.' if kept > 0.9 else '.'}"
+    shares = {name: kept_at(profile, name, str(profile.folder)) for name in profile.settings["metrics"]}
+    what = {"weight": "the weights", "functional": "the outputs", "loss": "the loss estimate"}
+    takes = ", ".join(f"{share:.0%} for {what[name]}" for name, share in shares.items())
+    second = f"To keep 99 % of every Σσ², two factors need this part of the block parameters: {takes}"
+    return f"{first} {second}{': nearly nothing is saved at that error.' if min(shares.values()) > 0.9 else '.'}"
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
-def _kept_at(key: str, metric: str, error: float, _profile: Profile) -> float:
-    rows = [row for row in _profile.weights if row["compressible"] and metric in row["spectra"]]
-    return kept_at(_profile, rows, metric, error)
-
-
-def kept_at(profile: Profile, rows: list[dict], metric: str, error: float) -> float:
+def kept_at(_profile: Profile, metric: str, folder: str, error: float = 0.01) -> float:
     """Parameters kept when every weight is cut to the χ of this error, or left dense where that is smaller."""
-    after = 0.0
-    for row in rows:
-        share = figures.QUANTITIES["kept"].value(profile, row, metric, error)
-        after += row["parameters"] * min(share, 1.0)
-    return after / sum(row["parameters"] for row in rows)
+    rows = [row for row in _profile.weights if row["compressible"] and metric in row["spectra"]]
+    share = figures.QUANTITIES["kept"].value
+    after = sum(row["parameters"] * min(share(_profile, row, metric, error), 1.0) for row in rows)
+    return after / max(sum(row["parameters"] for row in rows), 1)
 
 
 @st.fragment

@@ -84,7 +84,8 @@ def follow(view, have: bool) -> None:
 
 def settings(view, profile: Profile) -> None:
     """A popover: which of several profiles, and making one that looks at text."""
-    with st.popover("Spectra", icon=":material/settings:", key="k-spectra"):
+    label = "Look at text too" if profile.settings["metrics"] == ["weight"] else "Spectra"
+    with st.popover(label, icon=":material/settings:", key="k-spectra"):
         found = {folder.name: folder for folder in folders(view)}
         if len(found) > 1:
             st.session_state.setdefault("profile", max(found.values(), key=_worth).name)
