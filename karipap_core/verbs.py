@@ -41,6 +41,8 @@ def positive(text: str) -> int:
 
 
 MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors file or a hub id")
+PLAN = option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard")
+FORCE = option("--force", action="store_true", help="use the plan although it was made for another checkpoint")
 DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 NETWORK = option("--network", default="lowrank", help="lowrank or mpo (default: lowrank)")
 SCOPE = option(
@@ -142,9 +144,9 @@ def plan(args, progress) -> dict:
     "assets/demo_model --plan plan.json --out compressed/",
     tables.compressed,
     MODEL,
-    option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard"),
+    PLAN,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
-    option("--force", action="store_true", help="use the plan although it was made for another checkpoint"),
+    FORCE,
     DEVICE,
 )
 def compress(args, progress) -> dict:
@@ -182,13 +184,11 @@ def evaluate(args, progress) -> dict:
     "assets/demo_model --plan plan.json",
     tables.run,
     MODEL,
-    option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard"),
+    PLAN,
     HELD_OUT,
-    option("--max-tokens", type=positive, metavar="N", help="tokens to score at most (default: as `sweep`)"),
-    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
-    option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
+    *SCORING,
     option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
-    option("--force", action="store_true", help="use the plan although it was made for another checkpoint"),
+    FORCE,
     DEVICE,
 )
 def run(args, progress) -> dict:
@@ -198,13 +198,11 @@ def run(args, progress) -> dict:
         args.model,
         args.plan,
         args.text,
-        args.max_tokens,
-        args.window,
-        args.stride,
-        args.out,
-        args.force,
-        args.device,
-        progress,
+        out=args.out,
+        force=args.force,
+        device=args.device,
+        progress=progress,
+        **_given(args),
     )
 
 
