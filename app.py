@@ -12,11 +12,7 @@ common.theme()
 page = st.navigation(
     [
         st.Page("pages/profile.py", title="Profile", icon=":material/grid_on:", url_path="profile", default=True),
-        *(
-            [st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan")]
-            if __import__("os").path.exists("pages/plan.py")
-            else []
-        ),
+        st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
     ],

@@ -22,20 +22,33 @@ def page() -> None:
     running = job.followed("job")
     if running is not None:
         job.panel(running, "job")
-        show_result_of(running)
+        show_result_of(view, running)
     new_run(view, running)
     past(view)
 
 
-def show_result_of(running) -> None:
-    """A job that is done puts its run in view, once."""
-    if running.status()["state"] != "done" or st.session_state.get("shown_job") == running.id:
+def show_result_of(view, running) -> None:
+    """What came out of a job that is done, in a sentence; its run is put in view, once."""
+    if running.status()["state"] != "done":
         return
-    st.session_state.shown_job = running.id
     try:
-        st.session_state.run = running.result()["id"]
-    except (InputError, KeyError):
+        run = running.result()
+    except InputError:
         return
+    if not {"id", "kept", "label"} <= run.keys():
+        return
+    if st.session_state.get("shown_job") != running.id:
+        st.session_state.shown_job, st.session_state.run = running.id, run["id"]
+    said = f"{run['kept']:.1%} of the parameters and {run['bytes_kept']:.1%} of the bytes are kept"
+    if run.get("rise") is not None:
+        predicted = (run.get("predicted") or {}).get("rise")
+        said += f"; the loss {'rose' if run['rise'] >= 0 else 'fell'} by {abs(run['rise']):.4f} nats a token"
+        said += f", {predicted:.4f} was predicted" if predicted is not None else ""
+    st.html(f'<p class="k-verdict">{html.escape(said)}.</p>')
+    st.page_link(
+        "pages/tradeoff.py", label="See the point on the trade-off", icon=":material/show_chart:",
+        query_params={"model": view.alias, "point": run["id"]},
+    )  # fmt: skip
 
 
 def new_run(view, running) -> None:
@@ -44,7 +57,7 @@ def new_run(view, running) -> None:
     found = runs.plans(view)
     left, right = st.columns([3, 2], gap="large")
     with left:
-        choice, upload = st.columns([4, 1], vertical_alignment="bottom")
+        choice, upload = st.columns([5, 2], vertical_alignment="bottom")
         with upload:
             if import_plan(view):
                 found = runs.plans(view)
@@ -173,6 +186,7 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         f"{common.seconds(spent.get('compress'))}, measured in {common.seconds(spent.get('measure'))}."
     )
     st.html(f'<p class="k-note">{html.escape(" ".join([note, *run.get("notes", [])]))}</p>')
+    runs.warn_of_text(run)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Predicted against measured**")

@@ -60,6 +60,7 @@ def chart(points: list[dict]) -> None:
         )  # fmt: skip
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
     st.html(f'<p class="k-verdict">{html.escape(runs.verdict(points, x, y))}</p>')
+    runs.warn_of_text(points[0])
     log = {"auto": None, "linear": False, "log": True}[scale]
     picture(points, x, y, log)
 

@@ -104,7 +104,8 @@ def _draw(job, name: str, drawn_as: str) -> None:
             st.caption("Stopped. Finished weights are on disk, and Resume goes on from there.")
         with st.expander("Log and command", key=f"{name}_log"):
             st.code(job.command, language="bash", wrap_lines=True)
-            st.code(status["log_tail"] or "Nothing yet.", language=None, height=220)
+            with st.container(height=230, border=False, autoscroll=True):
+                st.code(status["log_tail"] or "Nothing yet.", language=None)
             st.caption("The job runs in a process of its own: reloading or closing this page does not stop it.")
 
 

@@ -11,7 +11,7 @@ from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import common
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text
 
 
 def of_model(view) -> list[dict]:
@@ -148,6 +148,16 @@ def _best(points: list[dict], y: str) -> dict | None:
 def _number(point: dict, key: str) -> bool:
     value = point.get(key)
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def warn_of_text(run: dict) -> None:
+    """Says so where the dense model itself knows nothing of the text: then no figure measured on it means much."""
+    dense = (run.get("dense") or {}).get("bits_per_byte")
+    if dense is not None and dense > STRANGE_TEXT:
+        st.warning(
+            f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not made for it, and "
+            "what is lost on it says little. Measure on a text of the model's own kind."
+        )
 
 
 # ---- one point in words -----------------------------------------------------------------------------------------
