@@ -29,12 +29,11 @@ def place(request, tmp_path_factory):
             os.symlink(file, model / file.name) if file.suffix == ".safetensors" else shutil.copy(file, model)
     workspace = Workspace(folder / "workspace")
     checkpoint = open_checkpoint(model)
-    plan_for(checkpoint, "light", 0.6).save(workspace.plan_file("light"))
     with shared.dashboard(shared.REPOSITORY / "app.py", folder, str(folder / "models")) as address:
         yield address, workspace, checkpoint
 
 
-def plan_for(checkpoint, name: str, kept: float) -> Plan:
+def plan_for(checkpoint, kept: float) -> Plan:
     """Every query of the model cut to a part of its break-even χ, in the metric that needs no text."""
     weights = {}
     for weight in checkpoint.weights:
@@ -90,13 +89,13 @@ def test_quantity_and_view_change_the_picture_and_the_url(reader):
     assert "edge of the bulk" in page.locator(".st-key-detail").inner_text()
 
 
-@pytest.mark.parametrize("path", ["/", "/run", "/tradeoff"])
+@pytest.mark.parametrize("path", ["/", "/plan", "/run", "/tradeoff"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_chart_and_table_has_a_name_and_pages_fit_the_window(browser, place, path, scheme):
     with shared.Reader(browser, place[0], color_scheme=scheme) as reader:
         reader.page.set_viewport_size({"width": 900, "height": 900})
         page = reader.open(f"{path}?model=small")
-        assert page.title().startswith(("Profile", "Run", "Trade-off"))
+        assert page.title().startswith(("Profile", "Plan", "Run", "Trade-off"))
         for part in ("stPlotlyChart", "stDataFrame"):
             for element in page.get_by_test_id(part).all():
                 assert element.get_attribute("aria-label") or element.locator("[aria-label]").count()
@@ -108,9 +107,40 @@ def test_every_chart_and_table_has_a_name_and_pages_fit_the_window(browser, plac
         assert not reader.complaints
 
 
-def test_a_run_outlives_its_page_and_ends_as_a_point_on_the_curve(reader, browser, place):
+def value(slider) -> str:
+    """Where a slider of the board stands; waits until it is drawn."""
+    from playwright.sync_api import expect
+
+    expect(slider).to_have_attribute("aria-valuenow", re.compile(r"\d"), timeout=30_000)
+    return slider.get_attribute("aria-valuenow")
+
+
+def drag(page, slider, to: float) -> None:
+    """Drags a slider of the board to a share of its width with the mouse."""
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * float(value(slider)) / 100, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * to, middle, steps=8)
+    page.mouse.up()
+
+
+def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser, place):
     address, workspace, checkpoint = place
-    page = reader.open("/run?model=small&plan=light&tokens=2048")
+    page = reader.open("/plan?model=small")
+    budget, cell = (page.get_by_role("slider", name=name, exact=True) for name in ("budget", "layer 0 q"))
+    chi = int(value(cell))
+    drag(page, budget, 0.55)
+    reader.still()
+    kept = float(value(budget))
+    assert 45 < kept < 65 and f"{kept:.1f}%" in reader.text()  # the figures below the board followed
+    cell.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    reader.still()
+    now = int(value(cell))
+    assert now != chi and "1 set by hand" in reader.text()
     page.get_by_role("button", name="Compress & evaluate").click()
     page.wait_for_selector(".st-key-k-job-job")
     job_id = re.search(r"job=([\w-]+)", page.url)[1]
@@ -123,6 +153,8 @@ def test_a_run_outlives_its_page_and_ends_as_a_point_on_the_curve(reader, browse
     page.wait_for_selector(".k-job.k-done", timeout=280_000)
     reader.still()
     run = next(run for run in workspace.runs if run["id"].startswith("run-"))
+    name = next(w.name for w in checkpoint.weights if (w.layer, w.role) == (0, "q"))
+    assert run["plan"]["weights"][name]["chi"] == [now]
     said = reader.text()
     assert f"{run['rise']:+.4f}" in said and f"{run['kept']:.1%}" in said and "dense" in said
     assert open_checkpoint(run["folder"], compressed=True).parameters == run["parameters"] < checkpoint.parameters
@@ -132,7 +164,11 @@ def test_a_run_outlives_its_page_and_ends_as_a_point_on_the_curve(reader, browse
     assert markers.count() == 1
     markers.first.click(force=True)
     reader.still()
-    assert f"point={run['id']}" in page.url and page.get_by_role("button", name="Open this plan").count() == 1
+    assert f"point={run['id']}" in page.url
+    page.get_by_role("button", name="Open this plan on the board").click()
+    page.wait_for_url("**/plan?**")
+    reader.still()
+    assert value(page.get_by_role("slider", name="layer 0 q", exact=True)) == str(now)
 
 
 def test_a_plan_is_carried_away_and_back(reader, place):
@@ -144,7 +180,7 @@ def test_a_plan_is_carried_away_and_back(reader, place):
         page.get_by_role("button", name="Export its plan").click()
     file = download.value.path()
     exported = json.loads(file.read_text())
-    assert Plan.from_json(exported).weights == Plan.load(workspace.plan_file("light")).weights
+    assert exported["weights"] in [run["plan"]["weights"] for run in workspace.runs]
     page.get_by_role("button", name="Import").click()
     page.set_input_files(
         "input[type=file]", {"name": "come back.json", "mimeType": "application/json", "buffer": file.read_bytes()}
@@ -155,7 +191,7 @@ def test_a_plan_is_carried_away_and_back(reader, place):
 
 def test_cancel_stops_a_job_and_says_so(reader, place):
     _, workspace, checkpoint = place
-    plan_for(checkpoint, "heavy", 0.9).save(workspace.plan_file("heavy"))
+    plan_for(checkpoint, 0.9).save(workspace.plan_file("heavy"))
     page = reader.open("/run?model=small&plan=heavy&tokens=131072")
     page.get_by_role("button", name="Compress & evaluate").click()
     page.wait_for_selector(".st-key-k-job-job")
@@ -165,5 +201,4 @@ def test_cancel_stops_a_job_and_says_so(reader, place):
     assert jobs.get(job_id, workspace).status()["state"] == "cancelled"
     assert page.get_by_role("button", name="Resume").is_enabled()
     page.get_by_role("button", name="Close").click()
-    reader.still()
-    assert "job=" not in page.url
+    page.wait_for_function("!location.search.includes('job=')")
