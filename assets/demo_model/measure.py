@@ -1,0 +1,37 @@
+"""Measure the demo model and ship the result beside it (`karipap/`), so that nobody waits for the first page.
+
+    python assets/demo_model/measure.py
+
+Profile under the three metrics with every MPO bond, curves of both networks, and the calibration under the loss
+metric, as `python -m karipap_core` would find them: see `Workspace.adopt`. A few minutes on one core.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from karipap_core.progress import json_lines  # noqa: E402
+from karipap_core.study import Study  # noqa: E402
+from karipap_core.workspace import write_json  # noqa: E402
+
+METRICS = ("weight", "functional", "loss")
+
+
+def main() -> None:
+    shutil.rmtree(HERE / "karipap", ignore_errors=True)  # measured anew, not adopted
+    study = Study(HERE, progress=json_lines())
+    study.profile()
+    study.profile(METRICS, "mpo")
+    study.calibration("loss")
+    for network in ("lowrank", "mpo"):
+        study.curves(network, "loss")
+    study.curves("lowrank", "functional")
+    for kind in ("profiles", "curves", "calibration"):
+        shutil.copytree(study.folder / kind, HERE / "karipap" / kind)
+    write_json(HERE / "karipap" / "measured.json", {"fingerprint": study.checkpoint.fingerprint})
+
+
+if __name__ == "__main__":
+    main()
