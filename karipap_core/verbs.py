@@ -8,6 +8,7 @@ from pathlib import Path
 
 from karipap_core import show as tables
 from karipap_core.cli import option, verb
+from karipap_core.ising import table as ising_table
 
 
 def fraction(text: str) -> float:
@@ -260,6 +261,22 @@ def densify(args, progress) -> dict:
     from karipap_core.hf import densify as write
 
     return write(args.folder, args.out, progress=progress)
+
+
+@verb(
+    "the 2-D Ising model by tensor renormalization, beside Onsager's exact answer: a check of the engine",
+    "--method hotrg --temperature 2.269 --chi 16",
+    ising_table,
+    option("--method", default="trg", help="trg or hotrg (default: trg)"),
+    option("--temperature", type=float, metavar="T", help="in units of J/k_B (default: the critical one, 2.2692)"),
+    option("--chi", type=positive, default=16, metavar="N", help="largest bond dimension (default: 16)"),
+    DEVICE,
+)
+def ising(args, progress) -> dict:
+    from karipap_core.ising import CRITICAL, solve
+
+    temperature = CRITICAL if args.temperature is None else args.temperature
+    return solve(temperature, args.chi, args.method, device=args.device, progress=progress)
 
 
 @verb(

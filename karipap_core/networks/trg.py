@@ -146,7 +146,7 @@ def _column(lattice: Lattice, c: int) -> Tensor:
 
 
 def _checked(cell, rows: int | None, cols: int | None) -> Lattice:
-    """The lattice in float64; what was one tensor stays one tensor."""
+    """The lattice in float64, its tensors normalized; what was one tensor stays one tensor."""
     grid = ((cell,),) if isinstance(cell, Tensor) else tuple(tuple(row) for row in cell)
     if not grid or not grid[0] or len({len(row) for row in grid}) != 1:
         raise InputError("cell: it must be a tensor, or rows of equally many tensors.")
@@ -170,8 +170,10 @@ def _checked(cell, rows: int | None, cols: int | None) -> Lattice:
                 if size != other:
                     raise InputError(f"cell: leg {leg} of entry ({r}, {c}) is {size} wide, its neighbour's is {other}.")
     once = _Once()
-    cell = tuple(tuple(once(lambda t: t.detach().double(), tensor) for tensor in row) for row in grid)
-    return Lattice(cell, rows, cols, rows * cols, 0.0, ())
+    scaled = [[once(lambda t: _scaled(t.detach().double()), tensor) for tensor in row] for row in grid]
+    ln_norms = math.fsum(ln for row in scaled for _, ln in row) / (height * width)
+    cell = tuple(tuple(tensor for tensor, _ in row) for row in scaled)
+    return Lattice(cell, rows, cols, rows * cols, ln_norms, ())
 
 
 def _rounds_left(lattice: Lattice) -> int:
@@ -345,7 +347,7 @@ def _projectors(
     With M = (rest, r₁r₂) of the pair and N = (l₁l₂, rest) of the next, P Qᵀ is the projector of rank χ that makes
     M P Qᵀ N the truncated SVD of M N: M = A R, N = Sᵀ B with orthonormal A and B, R Sᵀ = U σ Vᵀ, P = Sᵀ V σ^-½,
     Q = Rᵀ U σ^-½. Where N is the mirror image of M (Ising) this is the isometry of the HOTRG paper. Elsewhere the
-    paper's, which looks at one side of the bond alone, was 5 to 100 times further from exact lattices at equal χ.
+    paper's, which looks at one side of the bond alone, was 4 to 200 times further from exact lattices at equal χ.
     """
     sizes = (upper.shape[3], lower.shape[3])
     if sizes[0] * sizes[1] <= chi:
@@ -370,6 +372,6 @@ def _root(upper: Tensor, lower: Tensor) -> Tensor:
 
 def _merge(upper: Tensor, lower: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """T[u, d, l, r] of a pair, its doubled legs through left[l₁, l₂, ·] and right[r₁, r₂, ·]. O(χ⁷), memory χ⁵."""
-    tensor = torch.einsum("ukar,abl->uklbr", upper, left)
-    tensor = torch.einsum("uklbr,kdbs->udlrs", tensor, lower)
-    return torch.einsum("udlrs,rsx->udlx", tensor, right)
+    upper = torch.einsum("ukar,abl->ulkbr", upper, left)
+    lower = torch.einsum("kdbs,rsx->dxkbr", lower, right)
+    return torch.einsum("ulkbr,dxkbr->udlx", upper, lower)
