@@ -5,8 +5,9 @@ from typing import Any
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.mpo import Mpo
 
-NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank,)}
+NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo)}
 
 
 def spec_from_json(entry: dict[str, Any]) -> Spec:

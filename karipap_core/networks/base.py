@@ -106,6 +106,16 @@ class Metric:
             self._moved[key] = factor.to(device)
         return self._moved[key]
 
+    def damped(self, side: str, device: torch.device | str = "cpu") -> torch.Tensor | None:
+        """C + λ_C·1 = B Bᵀ or G + λ_G·1 = AᵀA itself (float64); None is the identity."""
+        moment = self.C if side == "C" else self.G
+        if moment is None or (damping := self.damping_used[side]) is None:
+            return None
+        matrix = moment.to(device=device, dtype=torch.float64, copy=True)
+        matrix = (matrix + matrix.T) / 2
+        matrix.diagonal().add_(damping * matrix.diagonal().mean())
+        return matrix
+
     def check(self, n_out: int, n_in: int) -> None:
         """Raises InputError where a moment's size is not the weight's."""
         for side, moment, size in (("C", self.C, n_in), ("G", self.G, n_out)):

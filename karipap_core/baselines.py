@@ -1,0 +1,159 @@
+"""What every network has to be held against, in the same bytes: plain SVD, SVD-LLM's rule, integers of 8 to 2 bits
+rounded to nearest and calibrated (GPTQ), magnitude pruning, and torchao's int8 where it is installed.
+
+Bytes count everything, 16 bits for each number that is not quantized: 1.0 is the whole model in 16 bits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.evaluate.inplace import InPlace
+from karipap_core.progress import Progress, silent
+from karipap_core.quantize import quantize_gptq, quantize_rtn
+
+# (bits, group): None is one scale for a whole row.
+QUANTIZED = ((8, None), (4, 128), (4, 64), (3, 128), (3, 64), (2, 64), (2, 32))
+SPARSITIES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What a baseline makes of one weight: Ŵ (out, in), and what is stored for it."""
+
+    name: str
+    matrix: torch.Tensor
+    bytes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """method: svd, svd-llm, rtn, gptq, magnitude or torchao; `make` yields a Replacement for each weight it changes;
+    plan: of baselines that are plans (the two SVDs)."""
+
+    method: str
+    label: str
+    settings: dict
+    make: Callable[[], Iterator[Replacement]]
+    plan: object | None = None
+
+
+def baselines(
+    study, kept: Sequence[float] = (), scope="blocks", quantized=QUANTIZED, sparsities=SPARSITIES
+) -> list[Baseline]:
+    """Baselines for the checkpoint of a study (study.py): the SVDs at the budgets `kept` (as `planning.Budget`, those
+    too small for the model left out), integers in (bits, group), pruning of the share `sparsities` of each weight."""
+    found = []
+    for fraction in kept:
+        for method, metric in (("svd", "weight"), ("svd-llm", "functional")):
+            found += _svd(study, method, metric, fraction, scope)
+    for bits, group in quantized:
+        # At 8 bits there is nothing left for calibration to win.
+        found += [_integers(study, method, bits, group) for method in ("rtn", "gptq") if bits < 8 or method == "rtn"]
+    if find_spec("torchao"):
+        found.append(Baseline("torchao", "int8, torchao", {"bits": 8, "group": None}, lambda: _torchao(study)))
+    for share in sparsities:
+        label = f"magnitude pruning, {share:.0%} zero"
+        found.append(Baseline("magnitude", label, {"sparsity": share}, lambda share=share: _pruned(study, share)))
+    return found
+
+
+def measure_baseline(baseline: Baseline, bench: InPlace, checkpoint, progress: Progress = silent) -> dict:
+    """Its sizes (`sizes`) and its figures (`InPlace.measure`) in one dictionary."""
+    blocks = {weight.name: weight.parameters for weight in checkpoint.weights if weight.compressible}
+    stored = {name: (2 * count, count) for name, count in blocks.items()}
+
+    def matrices() -> Iterator[tuple[str, torch.Tensor]]:
+        for item in baseline.make():
+            if item.name in bench.sites:
+                stored[item.name] = item.bytes, item.parameters
+                progress("baseline", len(stored), len(blocks), baseline.label)
+                yield item.name, item.matrix
+
+    measured = bench.measure(matrices(), progress)
+    n_bytes, parameters = (sum(column) for column in zip(*stored.values(), strict=True))
+    return sizes(checkpoint, n_bytes, parameters) | measured
+
+
+def sizes(checkpoint, block_bytes: int, block_parameters: int) -> dict:
+    """{"parameters", "bytes", "kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks"} of a model whose compressible
+    weights take so many bytes and numbers; what is left (embeddings, head, norms) counts 2 bytes a number, and so does
+    the dense model that fractions are of, whatever it is stored in."""
+    rest = checkpoint.parameters - checkpoint.block_parameters
+    return {
+        "parameters": rest + block_parameters,
+        "bytes": 2 * rest + block_bytes,
+        "kept": (rest + block_parameters) / checkpoint.parameters,
+        "bytes_kept": (2 * rest + block_bytes) / (2 * checkpoint.parameters),
+        "kept_blocks": block_parameters / checkpoint.block_parameters,
+        "bytes_kept_blocks": block_bytes / (2 * checkpoint.block_parameters),
+    }
+
+
+def prune(W: torch.Tensor, share: float) -> tuple[torch.Tensor, int]:
+    """W without the `share` of its entries that are smallest in magnitude, and its bytes: 16 bits for each entry that
+    stays, one bit for each place."""
+    stays = W.numel() - round(share * W.numel())
+    pruned = torch.zeros_like(W).flatten()
+    largest = W.flatten().abs().topk(stays).indices
+    pruned[largest] = W.flatten()[largest]
+    return pruned.reshape(W.shape), 2 * stays + -(-W.numel() // 8)
+
+
+def _weights(study) -> Iterator[tuple[str, torch.Tensor]]:
+    for weight in study.checkpoint.weights:
+        if weight.compressible:
+            yield weight.name, study.checkpoint.read(weight.name).float().to(study.device)
+
+
+def _svd(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:
+    from karipap_core.planning import Budget, Planner
+
+    try:
+        plan = Planner(study, "lowrank", metric).make(Budget(fraction, scope=scope), "uniform")
+    except InputError:
+        return []
+
+    def make() -> Iterator[Replacement]:
+        for name in plan.weights:
+            spec = plan.spec(name)
+            if spec is not None:
+                matrix = study.decompositions(metric).matrix(name, spec)
+                yield Replacement(name, matrix, 2 * spec.parameters, spec.parameters)
+
+    label = f"{'SVD' if method == 'svd' else 'SVD-LLM'}, uniform, kept {fraction:g}"
+    settings = {"network": "lowrank", "rule": "uniform", "metric": metric, "budget": fraction, "scope": scope}
+    return [Baseline(method, label, settings, make, plan)]
+
+
+def _integers(study, method: str, bits: int, group: int | None) -> Baseline:
+    def make() -> Iterator[Replacement]:
+        for name, W in _weights(study):
+            if method == "rtn":
+                quantized = quantize_rtn(W, bits, group)
+            else:
+                quantized = quantize_gptq(W, bits, group, study.moments.metric(name, "functional").C)
+            yield Replacement(name, quantized.dense(), quantized.bytes, W.numel())
+
+    label = f"int{bits}{f' g{group}' if group else ''}, {method.upper()}"
+    return Baseline(method, label, {"bits": bits, "group": group}, make)
+
+
+def _pruned(study, share: float) -> Iterator[Replacement]:
+    for name, W in _weights(study):
+        matrix, n_bytes = prune(W, share)
+        yield Replacement(name, matrix, n_bytes, W.numel() - round(share * W.numel()))
+
+
+def _torchao(study) -> Iterator[Replacement]:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for name, W in _weights(study):
+        linear = torch.nn.Linear(*W.shape[::-1], bias=False, device=W.device)
+        linear.weight.data = W
+        quantize_(linear, Int8WeightOnlyConfig())
+        yield Replacement(name, linear.weight.dequantize(), W.numel() + 2 * len(W), W.numel())

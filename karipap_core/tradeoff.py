@@ -1,0 +1,252 @@
+"""Many plans and baselines on one model and one text → points of size and quality, and their Pareto front.
+
+A point is a `run.json` of its own under `<out>/runs`, finished or not there at all: the same command goes on where it
+stopped. `bytes_kept` counts 16 bits for each number that is not quantized (baselines.py).
+"""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from karipap_core.baselines import baselines, measure_baseline, sizes
+from karipap_core.errors import InputError
+from karipap_core.evaluate.inplace import InPlace
+from karipap_core.plan import Plan, model_entry
+from karipap_core.planning import Budget, Planner
+from karipap_core.progress import Progress, silent
+from karipap_core.study import Study
+from karipap_core.text import Text, divide, read_text, standard_library
+from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, environment, read_json, read_runs, settings_key, write_json
+
+SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
+MAX_TOKENS = 16384
+AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
+AUTO_KEPT = (0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+AUTO_KEPT += (0.07, 0.05, 0.03)
+
+
+def pareto(points: Iterable[dict], x="bytes_kept", y="loss", maximize: Sequence[str] = ()) -> list[dict]:
+    """The points that no other beats: none is as good in both x and y and better in one. Sorted from the best x on.
+
+    Less is better, but for the keys in `maximize`. Points without both numbers are passed over; equal points stay.
+    """
+    signs = {key: -1.0 if key in maximize else 1.0 for key in (x, y)}
+    ranked = sorted(
+        ((signs[x] * p[x], signs[y] * p[y], i, p) for i, p in enumerate(points) if _number(p, x) and _number(p, y)),
+        key=lambda item: item[:3],
+    )
+    front, best, best_x = [], math.inf, None
+    for at_x, at_y, _, point in ranked:
+        if at_y < best or (at_y == best and at_x == best_x):
+            front.append(point)
+            best, best_x = at_y, at_x
+    return front
+
+
+def sweep(
+    model,
+    networks: Sequence[str] = ("lowrank",),
+    budgets: Sequence[float] | str = "auto",
+    rules: Sequence[str] = ("best",),
+    out: str | Path | None = None,
+    text: str | Path | Text | None = None,
+    metric: str = "loss",
+    scope: str = "model",
+    calibration: str | Path | Text | None = None,
+    max_tokens: int | None = MAX_TOKENS,
+    window: int | None = None,
+    stride: int | None = None,
+    device: str = "auto",
+    with_baselines: bool = True,
+    write: bool = False,
+    progress: Progress = silent,
+) -> dict:
+    """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
+
+    model: folder, file, hub id, or a Study. budgets: fractions of parameters kept (of `scope`), or "auto": where this
+    model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured on (default: the standard
+    library's held-out modules); plans are calibrated on `calibration` (default: the standard library's calibration
+    modules, or a quarter of `text`, which is then not measured on). out: a folder (default: the workspace). With
+    `write` every plan's model is also written to `<out>/models/<id>`. Models are measured in memory (InPlace).
+
+    Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
+    "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
+    bytes_kept against "quality": "loss", or "relative_error" for an encoder. Raises InputError for what does not fit.
+    """
+    study, text = _study_and_text(model, text, calibration, device, progress)
+    out = Path(out) if out is not None else study.workspace.root
+    notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
+    points = Points(study, text, out, window, stride, max_tokens, progress)
+    planners = {network: Planner(study, network, metric, progress=progress) for network in dict.fromkeys(networks)}
+    if budgets == "auto":
+        budgets = auto_budgets(next(iter(planners.values())), scope)
+        notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
+    todo = [(network, budget, rule) for network in planners for rule in dict.fromkeys(rules) for budget in budgets]
+    runs = []
+    for number, (network, budget, rule) in enumerate(todo):
+        progress("sweep", number, len(todo), f"{network}, {rule}, kept {budget:g}")
+        try:
+            plan, seconds = _plan(study, planners[network], Budget(budget, scope=scope), rule, out, progress)
+        except InputError as error:
+            notes.append(f"{network}, {rule}, kept {budget:g}: left out. {error}")
+            continue
+        runs.append(points.of_plan(plan, network, seconds))
+        if write:
+            _write_folder(study, plan, out / "models" / runs[-1]["id"], progress)
+    if not runs:
+        raise InputError(f"No budget can be met. {notes[-1]}")
+    rivals = baselines(study, budgets, scope) if with_baselines else []
+    compared = []
+    for number, rival in enumerate(rivals):
+        progress("baselines", number, len(rivals), rival.label)
+        compared.append(points.of_baseline(rival))
+    quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
+    document = {
+        "format": SWEEP_FORMAT, "version": SWEEP_VERSION, "model": model_entry(study.checkpoint),
+        "text": {"name": text.name, "sha256": text.sha256}, "quality": quality, "runs": runs, "baselines": compared,
+        "pareto": [point["id"] for point in pareto([*runs, *compared], "bytes_kept", quality)], "notes": notes,
+    }  # fmt: skip
+    write_json(out / "sweep.json", document)
+    progress("sweep", len(todo), len(todo))
+    return document
+
+
+def auto_budgets(planner: Planner, scope: str) -> list[float]:
+    """Fractions to keep at which the predicted rise in loss is nearest to each of `AUTO_RISES`: they lie close where
+    this model's curve bends. Largest first; the model is calibrated if it was not yet."""
+    planner.study.calibration(planner.metric)
+    rises = {}
+    for kept in AUTO_KEPT:
+        try:
+            rises[kept] = planner.make(Budget(kept, scope=scope), "calibrated").predicted["rise"]
+        except InputError:
+            continue  # too small for what this model must keep
+    if not rises:
+        raise InputError(f"{planner.checkpoint.name} leaves no budget to try with --scope {scope}: try --scope blocks.")
+    nearest = {min(rises, key=lambda kept: abs(math.log(max(rises[kept], 1e-9) / wanted))) for wanted in AUTO_RISES}
+    return sorted(nearest, reverse=True)
+
+
+class Points:
+    """Measures and keeps the points of one model on one text. A point is a flat dictionary:
+
+    "kind" ("network" or "baseline"), "method" (the network or the baseline's), "label", "settings", "model", "plan" (or
+    None), the sizes of `baselines.sizes`, the figures of `fidelity.measure` or `fidelity.output_fidelity`, "predicted",
+    "text", "window", "stride", "seconds" {"plan", "measure"}, and format, version, id, created and environment as every
+    run of the workspace has.
+    """
+
+    def __init__(self, study: Study, text: Text, out: Path, window, stride, max_tokens, progress: Progress) -> None:
+        self.study, self.text, self.folder, self.progress = study, text, out / "runs", progress
+        self.cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
+        self.conditions = {"fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, **self.cut}
+        self.known = {run["measurement"]: run for run in read_runs(self.folder) if "measurement" in run}
+
+    @cached_property
+    def bench(self) -> InPlace:
+        for probe in ("probe", "check"):
+            if probe in self.study.__dict__:
+                getattr(self.study, probe).restore()
+        model, tokenizer = self.study.model
+        return InPlace(model, tokenizer, self.study.checkpoint, self.text, progress=self.progress, **self.cut)
+
+    def of_plan(self, plan: Plan, network: str, seconds: float = 0.0) -> dict:
+        """The point of a plan, measured unless a plan with the same entries was."""
+        cores = {"weights": plan.weights, "metric": plan.metric, "calibration": plan.calibration}
+        settings = {
+            "network": network, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "metric": plan.metric,
+            "budget": plan.budget, "scope": plan.scope,
+        }  # fmt: skip
+        ledger = plan.ledger(self.study.checkpoint)
+        size = sizes(self.study.checkpoint, 2 * ledger.block_parameters, ledger.block_parameters)
+        specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
+        source = self.study.decompositions(plan.metric)
+
+        def figures() -> dict:
+            matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
+            return size | self.bench.measure(matrices, self.progress)
+
+        label = f"{network}, {plan.rule}, kept {plan.budget:g}"
+        return self._point("network", network, label, settings, plan, cores, figures, seconds)
+
+    def of_baseline(self, baseline) -> dict:
+        """The point of a baseline (baselines.py)."""
+        plan = baseline.plan
+        calibrated = baseline.method in ("svd-llm", "gptq")
+        identity = {"method": baseline.method, **baseline.settings, "weights": plan and plan.weights}
+        identity["calibration"] = self.study.calibration_entry() if calibrated else None
+        return self._point(
+            "baseline", baseline.method, baseline.label, baseline.settings, plan, identity,
+            lambda: measure_baseline(baseline, self.bench, self.study.checkpoint, self.progress),
+        )  # fmt: skip
+
+    def _point(self, kind, method, label, settings, plan, identity, figures, seconds=0.0) -> dict:
+        measurement = settings_key(self.conditions | {"what": identity})
+        name = f"{method}-{settings_key({'label': label, 'settings': settings, 'measurement': measurement})}"
+        file = self.folder / name / "run.json"
+        if file.exists():
+            return read_json(file)
+        began = time.monotonic()
+        known = self.known.get(measurement)
+        measured = _figures_of(known) if known else figures() | self.bench.settings
+        point = {
+            "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": kind,
+            "method": method, "label": label, "settings": settings, "model": model_entry(self.study.checkpoint),
+            "plan": plan and plan.to_json(), "predicted": plan and plan.predicted, **measured,
+            "measurement": measurement, "environment": environment(),
+            "seconds": {"plan": round(seconds, 3), "measure": round(time.monotonic() - began, 3)},
+        }  # fmt: skip
+        write_json(file, point)
+        self.known[measurement] = point
+        return point
+
+
+_NOT_FIGURES = {"format", "version", "id", "created", "kind", "method", "label", "settings", "model", "plan", "path"}
+_NOT_FIGURES |= {"predicted", "measurement", "environment", "seconds"}
+
+
+def _figures_of(point: dict) -> dict:
+    return {key: value for key, value in point.items() if key not in _NOT_FIGURES}
+
+
+def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
+    """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
+    wanted = {"network": planner.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
+    wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
+    file = out / "plans" / f"{planner.network}-{rule}-{settings_key(wanted)}.json"
+    if file.exists():
+        return Plan.load(file), 0.0
+    began = time.monotonic()
+    plan = planner.make(budget, rule, progress)
+    plan.save(file)
+    return plan, time.monotonic() - began
+
+
+def _study_and_text(model, text, calibration, device, progress) -> tuple[Study, Text]:
+    """The study of the model, and the text to measure on: never the one that is calibrated on."""
+    if isinstance(text, str | Path):
+        text = read_text(text)
+    if isinstance(model, Study):
+        study = model
+        text = text or standard_library("heldout")
+    else:
+        if text is not None and calibration is None:
+            calibration, text = divide(text)
+        text = text or standard_library("heldout")
+        study = Study(model, calibration, device=device, progress=progress)
+    if study.text.sha256 == text.sha256:
+        raise InputError(f"{text.name} is calibrated on and measured on: give another text for one of the two.")
+    return study, text
+
+
+def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> None:
+    from karipap_core.compress import compress
+
+    compress(study, plan, folder, progress=progress)
+
+
+def _number(point: dict, key: str) -> bool:
+    value = point.get(key)
+    return isinstance(value, int | float) and math.isfinite(value)
