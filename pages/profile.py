@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core import figures
+from karipap_core.calibrate import LEVELS
 from karipap_core.profile import Profile, table
 from pages.parts import common, model, profiles
 
@@ -52,6 +53,11 @@ def controls(profile: Profile, view):
             error = common.choose(
                 st.select_slider, "Squared error allowed", ERRORS, "error", 0.01, format_func="{:.1%}".format, width=230
             )
+        if quantity == "sensitivity":
+            common.choose(
+                st.select_slider, "Cut to this part of the break-even χ", LEVELS, "level", 0.45,
+                format_func="{:.0%}".format, width=250,
+            )  # fmt: skip
         fixed = quantity == "normalized_entropy" and st.toggle("Colour from 0 to 1", key="fixed")
         profiles.settings(view, profile)
     return quantity, metric, error, fixed
@@ -98,8 +104,8 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
     with left:
         extra = {}
         if quantity == "sensitivity":
-            level = st.session_state.get("level", 0.45)
-            extra = {"values": profiles.damages(view, level), "label": "ΔKL", "log": True}
+            values = profiles.damages(view, st.session_state.level)
+            extra = {"values": values, "label": "damage", "log": True, "absent": "not measured"}
         fig = figures.heatmap(
             profile, "entropy" if extra else quantity, metric, error, chosen["name"], fixed=fixed, **extra
         )
@@ -116,7 +122,7 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
 def definition(view, quantity: str, metric: str, error: float) -> str:
     """What the colours mean, beside them."""
     if quantity == "sensitivity":
-        return profiles.sensitivity_says(view)
+        return profiles.sensitivity_says(view, st.session_state.level)
     says = figures.QUANTITIES[quantity].says
     if quantity in ("chi", "kept"):
         says += f" Here the left-out part is at most {error:.1%}."

@@ -11,7 +11,7 @@ from karipap_core import figures_runs
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, runs, texts
+from pages.parts import common, draft, job, model, runs, texts
 
 TOKENS = [2048, 4096, 8192, 16384, 32768, 65536, 131072]
 
@@ -98,7 +98,7 @@ def import_plan(view) -> str | None:
             return None
         with common.plain_errors("reading the plan"), st.spinner("Checking the plan …"):
             plan = Plan.parse(file.getvalue(), file.name)
-            plan.check(view.checkpoint)
+            draft.check(plan, view.checkpoint)
             stem = runs.keep_plan(plan, file.name.removesuffix(".json"))
         if st.session_state.get("imported") != file.file_id:
             st.session_state.imported, st.session_state.plan = file.file_id, stem

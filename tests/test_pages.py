@@ -14,6 +14,7 @@ from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import jobs
+from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan, model_entry
@@ -166,6 +167,17 @@ def test_experts_fold_into_a_cell_that_opens(tiny):
     assert app.selectbox(key="expert").value == "model.layers.1.experts.2.up_proj"
     sound(app.selectbox(key="expert").select("model.layers.1.experts.3.up_proj").run())
     assert app.session_state.weight == "model.layers.1.experts.3.up_proj"
+
+
+def test_measured_sensitivities_are_a_quantity_once_they_are_measured(profiled):
+    assert "sensitivity" not in opened().selectbox(key="quantity").options
+    names = [row["name"] for row in profiled.weights if row["compressible"]]
+    levels = {name: [[3, 0.1, 0.02], [6, 0.05, 0.01]] for name in names}
+    known = Calibration("loss", "kl", {"text": "a text"}, 2.0, levels, tokens=123)
+    write_json(Workspace().calibration_file(profiled.fingerprint, "loss-x"), known.to_json())
+    app = sound(opened(quantity="sensitivity", level="0.2"))
+    assert app.session_state.quantity == "sensitivity"
+    assert "cut to 20% of its break-even χ under the metric loss, on a text, 123 tokens" in words(app)
 
 
 def test_skipped_tensors_are_listed_with_the_reason(profiled):
@@ -365,6 +377,9 @@ def test_an_imported_plan_is_checked(plan, tiny):
     document["weights"]["model.layers.0.q_proj"]["chi"] = [9999]
     app.file_uploader(key="plan_file").upload("bad.json", json.dumps(document).encode(), "application/json").run()
     assert not app.exception and r"model.layers.0.q\_proj" in app.error[0].value
+
+
+def test_an_imported_plan_is_kept_under_a_name_that_is_no_path(plan):
     app = opened(page="run")
     good = ("../good plan.json", json.dumps(plan.to_json()).encode(), "application/json")
     sound(app.file_uploader(key="plan_file").upload(*good).run())
@@ -377,6 +392,14 @@ def test_a_plan_for_another_model_is_refused(plan, tiny):
     app = opened(page="run")
     app.file_uploader(key="plan_file").upload("other.json", json.dumps(document).encode(), "application/json").run()
     assert "fingerprint" in app.error[0].value
+
+
+# ---- plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_opens_on_what_the_profile_knows(profiled):
+    app = sound(opened(page="plan"))
+    assert "Parameters kept" in words(app) and "after / before" in words(app)
 
 
 # ---- trade-off --------------------------------------------------------------------------------------------------

@@ -152,11 +152,12 @@ def damages(view, level: float) -> dict[str, float]:
     return found
 
 
-def sensitivity_says(view) -> str:
+def sensitivity_says(view, level: float) -> str:
     """What was measured, on what."""
     known = calibration(view)
     what = "nats of KL divergence a token" if known.measure == "kl" else "relative error of the outputs"
     return (
-        f"Measured: how far the model's outputs move ({what}) when this weight alone is cut to 45 % of its break-even "
-        f"χ, on {known.text.get('name', 'calibration text')}, {known.tokens:,} tokens. Colours run by decades."
+        f"Measured: how far the model's outputs move ({what}) when this weight alone is cut to {level:.0%} of its "
+        f"break-even χ under the metric {known.metric}, on {known.text.get('text', 'calibration text')}, "
+        f"{known.tokens:,} tokens. Colours run by decades."
     )
