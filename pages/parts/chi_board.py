@@ -264,18 +264,25 @@ def _component():
     return st.components.v2.component("karipap_chi_board", html='<div class="chi-board"></div>', css=css, js=script())
 
 
-def chi_board(table: dict, state: dict, key: str, on_release=None):
+def chi_board(table: dict, state: dict, key: str, on_release=None, on_history=None):
     """Draw the board. `table` from board_data, `state` from board_state; returns the last value sent, or None.
 
-    The table and the state travel apart, so that a re-run sends a few kilobytes: the table is one message that
-    Streamlit sends once and refers to by its hash from then on.
+    on_release() is called when a value has come, on_history("undo" | "redo") for the keys Ctrl+Z and Ctrl+Y. The table
+    and the state travel apart, so that a re-run sends a few kilobytes: the table is one message that Streamlit sends
+    once and refers to by its hash from then on.
     """
+    import streamlit as st
+
     board = _component()
+
+    def history() -> None:
+        way = st.session_state[key].get("history")
+        if on_history and way in ("undo", "redo"):
+            on_history(way)
+
     result = board(
-        key=key,
-        data={"table": table["id"], "state": state},
-        on_board_change=on_release or (lambda: None),
-        height="content",
-    )
+        key=key, data={"table": table["id"], "state": state}, on_board_change=on_release or (lambda: None),
+        on_history_change=history, height="content",
+    )  # fmt: skip
     board(key=f"{key}_table_{table['id']}", data={"define": table})
     return result.board

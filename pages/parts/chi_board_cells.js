@@ -51,7 +51,7 @@ export function heatColors(dark, paper) {
 /** Diagonal lines, for what is dense. */
 export function hatch(color) {
   const tile = new OffscreenCanvas(8, 8);
-  const brush = tile.getContext("2d");
+  const brush = tile.getContext("2d", { willReadFrequently: true });
   brush.strokeStyle = color;
   brush.lineWidth = 1.6;
   for (const x of [-8, 0, 8]) {
@@ -107,6 +107,8 @@ export class Grid {
     this.heads = roles.map((role, c) =>
       this.add(item("role", byRole[c], `role ${role}, all layers`, head, "head", role), 0, c + 1));
 
+    // Few rows are taller: easier to grasp.
+    scroll.style.setProperty("--row", `${rows.length <= 10 ? 34 : rows.length <= 20 ? 30 : 26}px`);
     this.body = element("div", "body", scroll);
     this.rows = [];
     for (const row of rows) this.addRow(row, open);
@@ -203,7 +205,8 @@ export class Grid {
     const height = Math.min(BLOCK, this.rows.length - k * BLOCK) * this.rowHeight;
     canvas.style.cssText = `top: ${k * BLOCK * this.rowHeight}px; width: ${width}px; height: ${height}px`;
     [canvas.width, canvas.height] = [width, height].map((v) => Math.round(v * this.scale));
-    block.brush = canvas.getContext("2d");
+    // Kept in main memory: these are redrawn on every frame, and a GPU only adds the way there.
+    block.brush = canvas.getContext("2d", { willReadFrequently: true });
     block.brush.scale(this.scale, this.scale);
     block.brush.textBaseline = "middle";
     block.brush.textAlign = "right";

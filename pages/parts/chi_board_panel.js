@@ -46,9 +46,9 @@ export class Figures {
       this.put("loss", formatNats(s.rise), `relative to dense${error === null ? "" : `, ±${formatPercent(error, 0)}`}`);
       return;
     }
-    const over = dense === null ? "nats over dense" : `+${formatNats(s.rise)} over dense ${formatNats(dense)}`;
+    const about = error === null ? "" : ` ± ${formatPercent(error, 0)}`;
     this.put("loss", s.loss === null ? `+${formatNats(s.rise)}` : formatNats(s.loss),
-      error === null ? over : `${over}, ±${formatPercent(error, 0)}`);
+      dense === null ? `nats over dense${about}` : `+${formatNats(s.rise)}${about} over dense ${formatNats(dense)}`);
   }
 }
 

@@ -1,0 +1,246 @@
+"""The plan in the making: the one source of truth of the Plan page. Widgets show it and write into it.
+
+Nothing here draws. A `Draft` is never changed, only replaced, so undo and redo are a list of them.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from karipap_core.errors import InputError
+from karipap_core.plan import DENSE, Plan, model_entry
+from karipap_core.workspace import Workspace, new_id, read_json, write_json
+
+MOST_STEPS = 100  # of undo
+MOST_DRAFTS = 50  # on disk
+DRAFT_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """chi: weight → χ, 0 for dense. locked and hand: names. budget: kept fraction of what unit and scope say.
+
+    special: entries of an imported plan that are not the network's own form at some χ: {name: {"entry", "chi",
+    "parameters", "multiply_adds"}}; such a weight stays as it is or becomes dense. origin: the plan that was opened, as
+    long as no χ differs from it: {"name", "rule", "chosen_rule", "predicted", "tried"}.
+    """
+
+    network: str
+    metric: str
+    rule: str
+    chi: Mapping[str, int]
+    unit: str = "parameters"
+    scope: str = "model"
+    budget: float | None = None
+    locked: tuple[str, ...] = ()
+    hand: tuple[str, ...] = ()
+    special: Mapping[str, dict] = field(default_factory=dict)
+    origin: dict | None = None
+
+    def with_chi(self, chi: Mapping[str, int], **changes) -> "Draft":
+        """This draft at other χ: an opened plan is no longer what it was, unless nothing differs."""
+        origin = self.origin if dict(chi) == dict(self.chi) else None
+        return replace(self, chi=dict(chi), origin=origin, **changes)
+
+
+@dataclass
+class History:
+    """Drafts in the order they were made; `at` is the one in view. revision counts every change of view."""
+
+    drafts: list[Draft]
+    at: int = 0
+    revision: int = 0
+    seq: int = 0  # the board's last release that was taken in
+    editor: int = 0  # generation of the table: a change from elsewhere makes it forget its edits
+
+    @property
+    def now(self) -> Draft:
+        return self.drafts[self.at]
+
+    def push(self, draft: Draft, from_editor: bool = False) -> None:
+        if draft == self.now:
+            return
+        self.drafts = [*self.drafts[: self.at + 1], draft][-MOST_STEPS:]
+        self.at = len(self.drafts) - 1
+        self._changed(from_editor)
+
+    def undo(self) -> None:
+        if self.at > 0:
+            self.at -= 1
+            self._changed()
+
+    def redo(self) -> None:
+        if self.at + 1 < len(self.drafts):
+            self.at += 1
+            self._changed()
+
+    def _changed(self, from_editor: bool = False) -> None:
+        self.revision += 1
+        self.editor += not from_editor
+
+
+# ---- edits -------------------------------------------------------------------------------------------------------
+
+
+def released(draft: Draft, release) -> Draft:
+    """The draft after a release of the board (chi_board.Release)."""
+    budget = draft.budget if release.budget is None else release.budget
+    return draft.with_chi(release.chi, locked=tuple(release.locked), hand=tuple(release.hand), budget=budget)
+
+
+def edited_rows(draft: Draft, names: Sequence[str], edits: Mapping, largest: Mapping[str, int]) -> Draft:
+    """The draft after edits in the table: {row number: {column: value}} with the columns `chi` and `locked`.
+
+    `names` are the weights in the order of the rows; χ is held to 0 (dense) … `largest`. Rows and columns that are
+    unknown, and values that are no numbers, change nothing.
+    """
+    chi, locked, hand = dict(draft.chi), set(draft.locked), set(draft.hand)
+    for row, changes in edits.items():
+        try:
+            name = names[int(row)]
+        except (ValueError, IndexError):
+            continue
+        if isinstance(changes.get("locked"), bool):
+            (locked.add if changes["locked"] else locked.discard)(name)
+        value = changes.get("chi")
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+            value = int(max(0, min(largest[name], value)))
+            if name in draft.special and value != 0:
+                value = draft.special[name]["chi"]
+            if value != chi.get(name, 0):
+                chi[name] = value
+                hand.add(name)
+    ordered = {name: place for place, name in enumerate(names)}
+    place = ordered.get
+    return draft.with_chi(chi, locked=tuple(sorted(locked, key=place)), hand=tuple(sorted(hand, key=place)))
+
+
+# ---- to and from the plan's file ---------------------------------------------------------------------------------
+
+
+def entry(network: str, shape: tuple[int, int], chi: int) -> dict:
+    """A plan's entry: χ in the network's default factorization, dense for 0. Only `lowrank` needs no torch."""
+    if chi == 0:
+        return dict(DENSE)
+    if network == "lowrank":
+        return {"network": network, "out": [shape[0]], "in": [shape[1]], "chi": [chi], "quantize": None}
+    from karipap_core.networks import NETWORKS
+
+    return NETWORKS[network].for_shape(*shape, chi).to_json() | {"quantize": None}
+
+
+def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
+    """The draft as a plan. `found` are the tables it was made on, `totals` the figures of chi_board.totals."""
+    weights = {}
+    for row in found.rows:
+        name, chi = row["name"], int(draft.chi.get(row["name"], 0))
+        made = dict(draft.special[name]["entry"]) if name in draft.special and chi else None
+        made = made or entry(draft.network, row["shape"], chi)
+        made = {key: value for key, value in made.items() if key not in ("locked", "by")}
+        if name in draft.locked:
+            made["locked"] = True
+        if name in draft.hand:
+            made["by"] = "hand"
+        weights[name] = made
+    blocks = sum(row["parameters_dense"] for row in found.rows)
+    predicted = {
+        "parameters": round(totals["parameters"]), "bytes": round(totals["bytes"]), "kept": totals["kept"],
+        "bytes_kept": totals["bytes_kept"], "block_parameters": round(totals["kept_blocks"] * blocks),
+        "kept_blocks": totals["kept_blocks"],
+    }  # fmt: skip
+    if totals["rise"] is not None:
+        predicted |= {
+            "measure": found.model["measure"], "sum": totals["damage"], "rise": totals["rise"],
+            "dense_loss": found.calibration.dense_loss, "loss": found.calibration.dense_loss + totals["rise"],
+            "source": "curve", "error": found.model["error"], "fitted_plans": len(found.model["points"]),
+        }  # fmt: skip
+    rule, more = draft.rule, {}
+    if draft.origin:
+        predicted = draft.origin["predicted"] or predicted
+        rule = draft.origin["rule"]
+        more = {"chosen_rule": draft.origin["chosen_rule"], "tried": draft.origin["tried"]}
+    elif draft.hand:
+        rule = "hand"
+    return Plan(
+        model=model_entry(checkpoint), metric=draft.metric, weights=weights, rule=rule,
+        scope=draft.scope if draft.unit == "parameters" else "model",
+        budget=draft.budget if draft.unit == "parameters" else None,
+        budget_bytes=draft.budget if draft.unit == "bytes" else None,
+        calibration=found.calibration.text if found.calibration else None, predicted=predicted, **more,
+    )  # fmt: skip
+
+
+def check(plan: Plan, checkpoint) -> None:
+    """Plan.check, without importing torch for plans that are dense and `lowrank` alone. Raises InputError."""
+    known = {weight.name: weight for weight in checkpoint.weights}
+    simple = plan.model["fingerprint"] == checkpoint.fingerprint
+    for name, e in plan.weights.items():
+        weight = known.get(name)
+        dense = e["network"] == "dense"
+        lowrank = e["network"] == "lowrank" and weight is not None and weight.compressible
+        simple &= dense and weight is not None or lowrank and (
+            e["out"] == [weight.shape[0]] and e["in"] == [weight.shape[1]] and len(e["chi"]) == 1
+            and e["chi"][0] <= min(weight.shape)
+        )  # fmt: skip
+    if not simple:
+        plan.check(checkpoint)
+
+
+def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
+    """A plan of this checkpoint as a draft, in the network that most of its weights have. Raises InputError where it
+    is not this checkpoint's (see Plan.check)."""
+    check(plan, checkpoint)
+    made = {weight: e for weight, e in plan.weights.items() if e["network"] != "dense"}
+    networks = [e["network"] for e in made.values()]
+    network = max(sorted(set(networks)), key=networks.count, default="lowrank")
+    shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights}
+    chi = {weight: 0 for weight in plan.weights}
+    special = {}
+    for weight, e in made.items():
+        chi[weight] = max(e["chi"])
+        own = {key: e.get(key) for key in ("network", "out", "in", "chi")}
+        plain = e["network"] == network and not e.get("quantize")
+        if not plain or own != {key: entry(network, shapes[weight], chi[weight]).get(key) for key in own}:
+            spec = plan.spec(weight)
+            sizes = {"parameters": spec.parameters, "multiply_adds": spec.multiply_adds(1)}
+            special[weight] = {"entry": dict(e), "chi": chi[weight]} | sizes
+    unit = "bytes" if plan.budget_bytes is not None else "parameters"
+    return Draft(
+        network=network, metric=plan.metric, rule=plan.chosen_rule or plan.rule, chi=chi, unit=unit, scope=plan.scope,
+        budget=plan.budget if unit == "parameters" else plan.budget_bytes,
+        locked=tuple(weight for weight, e in plan.weights.items() if e.get("locked")),
+        hand=tuple(weight for weight, e in plan.weights.items() if e.get("by") == "hand"),
+        special=special,
+        origin={"name": name, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "predicted": plan.predicted,
+                "tried": plan.tried},
+    )  # fmt: skip
+
+
+# ---- kept on disk, so that a reload of the page loses nothing ---------------------------------------------------
+
+
+def _folder():
+    return Workspace().root / "drafts"
+
+
+def keep(draft: Draft, fingerprint: str, draft_id: str | None) -> str:
+    """Writes the draft to the workspace under its id (a new one for None) and returns the id."""
+    draft_id = draft_id if draft_id and DRAFT_ID.fullmatch(draft_id) else new_id()
+    write_json(_folder() / f"{draft_id}.json", {"fingerprint": fingerprint} | asdict(draft))
+    files = sorted(_folder().glob("*.json"), key=lambda file: file.stat().st_mtime)
+    for file in files[:-MOST_DRAFTS]:
+        file.unlink(missing_ok=True)
+    return draft_id
+
+
+def kept(draft_id: str, fingerprint: str) -> Draft | None:
+    """The draft of that id if it is of this model; None for anything else (ids come from URLs)."""
+    if not DRAFT_ID.fullmatch(draft_id):
+        return None
+    try:
+        document = read_json(_folder() / f"{draft_id}.json")
+        if document.pop("fingerprint") != fingerprint:
+            return None
+        return Draft(**document | {key: tuple(document[key]) for key in ("locked", "hand")})
+    except (InputError, TypeError, KeyError):
+        return None

@@ -1,0 +1,133 @@
+"""What leads on from the board: the plan's file in and out, jobs that measure, and the run."""
+
+import json
+
+import streamlit as st
+
+from karipap_core.errors import InputError
+from karipap_core.plan import Plan
+from karipap_core.workspace import Workspace, settings_key
+from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
+
+NETWORK_SAYS = {"lowrank": "low-rank", "mpo": "MPO"}
+METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
+SEARCHES = {"refined": "refine the calibrated plan", "best": "try every rule, keep the best"}
+
+
+def exported(view, now: draft.Draft, found: tables.Tables, totals: dict) -> str:
+    return json.dumps(draft.to_plan(now, view.checkpoint, found, totals).to_json(), indent=1)
+
+
+def import_plan(view) -> None:
+    """A plan from a file, checked field by field, put on the board as one step."""
+    with st.popover("Import", icon=":material/upload:", key="k-plan-import"):
+        file = st.file_uploader("plan.json", type=["json"], key="board_file")
+        if file is None:
+            return
+        mine = plan_session.state()
+        if mine.get("imported") == file.file_id:
+            if problem := mine.get("import_error"):
+                st.error(common.plain(problem))
+            return
+        mine["imported"], mine["import_error"] = file.file_id, None
+        try:
+            with st.spinner("Checking the plan …"):
+                plan_session.open_plan(view, Plan.parse(file.getvalue(), file.name), file.name)
+        except InputError as error:
+            mine["import_error"] = str(error)
+        st.rerun(scope="fragment" if mine["import_error"] else "app")
+
+
+def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None:
+    """Keeps the plan in the workspace, starts its run and leaves for the Run page."""
+    with st.spinner("Writing the plan …"):
+        plan = draft.to_plan(now, view.checkpoint, found, totals)
+        name = f"{now.network}-{plan.rule}-{totals['kept']:.3f}-{settings_key(plan.to_json())[:6]}"
+        name = runs.keep_plan(plan, name)
+    argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", "16384"]
+    job.start(argv, f"{name} on {view.checkpoint.name}", "job")
+    st.session_state.plan = name
+    query = {"model": view.alias, "plan": name}
+    if job_id := st.session_state.get("job"):
+        query["job"] = job_id
+    st.switch_page("pages/run.py", query_params=query)
+
+
+def plan_argv(view, network: str, metric: str, rule: str, budget: float, unit: str, scope: str) -> list[str]:
+    """The command that measures what a rule needs and writes its plan to the workspace."""
+    size = ["--budget-bytes", f"{budget:.4g}"] if unit == "bytes" else ["--budget", f"{budget:.4g}", "--scope", scope]
+    name = f"{network}-{metric}-{rule}-{budget:.4g}-{unit}-{scope}"
+    out = Workspace().plan_file(name)
+    return ["plan", view.source, *size, "--network", network, "--metric", metric, "--rule", rule, "--out", str(out)]
+
+
+def search(view, now: draft.Draft, found: tables.Tables) -> None:
+    """Rules that measure, at the present budget, as a job; the measurement itself where there is none."""
+    calibrated = found.calibration is not None
+    label = "Search by measuring" if calibrated else "Measure the damages"
+    with st.popover(label, icon=":material/science:", key="k-search", type="secondary" if calibrated else "primary"):
+        if calibrated:
+            rule = st.radio(
+                "How", list(SEARCHES), key="search_rule", format_func=lambda key: SEARCHES[key].capitalize()
+            )
+            st.caption("Forward passes at this budget, minutes on a small model; locks are not used. The plan comes "
+                       "onto the board when it is done.")  # fmt: skip
+        else:
+            rule = "calibrated"
+            st.caption("Cuts each weight alone to a few levels and measures what that does to the model's outputs: "
+                       "forward passes only. Then losses can be predicted.")  # fmt: skip
+        text = texts.choose("search", "calibration")
+        if st.button("Start", key="search_start", type="primary", disabled=text is None):
+            budget = now.budget if now.budget is not None else plan_session.START_AT[0]
+            argv = plan_argv(view, now.network, now.metric, rule, budget, now.unit, now.scope)
+            job.start(argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}",
+                      "plan_job")  # fmt: skip
+            st.rerun()
+
+
+def follow_search(view) -> None:
+    """The search's progress; when it is done its plan goes onto the board, once."""
+    running = job.followed("plan_job")
+    if running is None:
+        return
+    status = running.status()
+    argv = status["argv"]
+    mine = plan_session.state()
+    ours = argv[:2] == ["plan", view.source]
+    if status["state"] == "done" and ours and mine.get("taken") != running.id:
+        plan_session.opened(view)
+        mine["taken"] = running.id
+        mine.pop("missing", None)
+        try:
+            plan_session.open_plan(view, Plan.load(argv[argv.index("--out") + 1]), running.id)
+        except InputError as error:
+            mine["error"] = str(error)
+        job.forget("plan_job")
+    else:
+        job.panel(running, "plan_job")
+
+
+def not_measured(view, network: str, metric: str) -> None:
+    """Says what is missing for a network and metric, and offers to measure it."""
+    with st.container(border=True, key="k-missing"):
+        what = f"{NETWORK_SAYS[network]} under the metric {METRIC_SAYS[metric]}"
+        st.markdown(f"**{what}** has not been measured on this model yet.")
+        text = texts.choose("missing", "calibration")
+        with st.container(horizontal=True):
+            if st.button("Measure it", type="primary", key="missing_start", disabled=text is None):
+                now = plan_session.state()["history"].now if "history" in plan_session.state() else None
+                budget = now.budget if now and now.budget else plan_session.START_AT[0]
+                argv = plan_argv(view, network, metric, "calibrated", budget, "parameters", "model")
+                plan_session.state().pop("missing", None)
+                job.start(argv + text, f"Measure {network}, {metric}, {view.checkpoint.name}", "plan_job")
+                st.rerun()
+            if "history" in plan_session.state() and st.button("Not now", key="missing_close", type="tertiary"):
+                plan_session.state().pop("missing", None)
+                st.rerun()
+
+
+def nothing_yet(view) -> None:
+    """No spectra at all: the profile is made first, as on the Profile page."""
+    st.info("The board needs the spectra of this model; they are being computed.")
+    if profiles.current(view) is not None:
+        st.rerun()

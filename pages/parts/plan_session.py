@@ -1,0 +1,156 @@
+"""The Plan page's part of a session: the history of drafts, where the first comes from, and what changes it."""
+
+from dataclasses import replace
+
+import streamlit as st
+
+from karipap_core.errors import InputError
+from karipap_core.plan import Plan
+from karipap_core.workspace import Workspace
+from pages.parts import chi_board, draft, tables
+
+START_AT = (0.7, 0.8, 0.9, 0.95, 1.0)  # kept fractions to begin with: the first that this model can meet
+
+
+def state() -> dict:
+    """This session's part of the page: fingerprint, history, draft_id, opened (name of the plan), error."""
+    return st.session_state.setdefault("plan_board", {})
+
+
+def opened(view) -> draft.History | None:
+    """The history of the model in view: this session's, else the plan or the draft that the URL names, else a new one
+    by the best rule that can be looked up. None where nothing was measured yet."""
+    mine = state()
+    fingerprint = view.checkpoint.fingerprint
+    if mine.get("fingerprint") != fingerprint:
+        mine.clear()
+        mine["fingerprint"] = fingerprint
+    asked = st.query_params.get("plan")
+    if asked and asked != mine.get("opened"):
+        mine["opened"] = asked
+        try:
+            open_plan(view, Plan.load(Workspace().plan_file(asked)), asked)
+        except InputError as error:
+            mine["error"] = str(error)
+    if "history" not in mine:
+        begun = draft.kept(st.query_params.get("draft", ""), fingerprint)
+        if begun is None or tables.tables(view, begun.network, begun.metric, begun.rule, begun.special) is None:
+            begun = begin(view)
+        else:
+            mine["draft_id"] = st.query_params["draft"]
+        if begun is None:
+            return None
+        mine["history"] = draft.History([begun])
+    return mine["history"]
+
+
+def begin(view) -> draft.Draft | None:
+    """A draft by the URL's settings, as far as they make sense here, else by the best there is."""
+    given = st.query_params
+    network = given.get("network") if given.get("network") in tables.NETWORKS else "lowrank"
+    metrics = tables.metrics(view, network)
+    if not metrics and network != "lowrank":
+        network, metrics = "lowrank", tables.metrics(view, "lowrank")
+    if not metrics:
+        return None
+    metric = given.get("metric") if given.get("metric") in metrics else metrics[-1]
+    unit = given.get("unit") if given.get("unit") in chi_board.UNITS else "parameters"
+    scope = given.get("scope") if given.get("scope") in chi_board.SCOPES else "model"
+    found = tables.tables(view, network, metric, given.get("rule"), {})
+    try:
+        asked = (float(given.get("budget", "nan")),)
+    except ValueError:
+        asked = ()
+    for budget in (*(b for b in asked if 0 < b <= 1), *START_AT):
+        try:
+            chi = tables.choose(found, budget, unit, scope, {}, ())
+        except InputError:
+            continue
+        return draft.Draft(network, metric, found.rule, chi, unit, scope, budget)
+    return None
+
+
+def open_plan(view, plan: Plan, name: str) -> None:
+    """Puts a plan on the board, as one step that can be undone. Raises InputError where it does not fit."""
+    mine = state()
+    new = draft.from_plan(plan, view.checkpoint, name)
+    found = tables.tables(view, new.network, new.metric, new.rule, new.special)
+    if found is None:
+        known = tables.metrics(view, new.network) or tables.metrics(view, "lowrank")
+        raise InputError(
+            f"This plan is {new.network} under the metric {new.metric}, for which nothing was measured on this "
+            f"machine yet (there is: {', '.join(known) or 'nothing'}). Measure it below, then open the plan again."
+        )
+    new = new.with_chi({name: new.chi.get(name, 0) for name in found.names})
+    if new.budget is None:
+        key = budget_key(new)
+        new = replace(new, budget=chi_board.totals(found.rows, found.model, new.chi)[key])
+    if "history" in mine:
+        mine["history"].push(new)
+    else:
+        mine["history"] = draft.History([new])
+
+
+def budget_key(now: draft.Draft) -> str:
+    return ("bytes_kept" if now.unit == "bytes" else "kept") + ("_blocks" if now.scope == "blocks" else "")
+
+
+def rework(view, **changes) -> None:
+    """The draft with another network, metric, rule, unit or scope: allocated anew at the same size."""
+    mine = state()
+    history = mine["history"]
+    now = history.now
+    new = replace(now, origin=None, **changes)
+    if (new.network, new.metric) != (now.network, now.metric) and not tables.available(view, new.network, new.metric):
+        mine["missing"] = (new.network, new.metric)
+        return
+    mine.pop("missing", None)
+    if new.network != now.network:
+        new = replace(new, locked=(), special={})
+    found = tables.tables(view, new.network, new.metric, new.rule, new.special)
+    before = tables.tables(view, now.network, now.metric, now.rule, now.special)
+    budget = chi_board.totals(before.rows, before.model, now.chi)[budget_key(new)]
+    try:
+        chi = tables.choose(found, budget, new.unit, new.scope, now.chi, new.locked)
+    except InputError as error:
+        mine["error"] = str(error)
+        return
+    history.push(replace(new, rule=found.rule, chi=chi, hand=(), budget=budget))
+
+
+def reset(found: tables.Tables) -> None:
+    mine = state()
+    now = mine["history"].now
+    budget = now.budget if now.budget is not None else 1.0
+    try:
+        chi = tables.choose(found, budget, now.unit, now.scope, {}, ())
+    except InputError as error:
+        mine["error"] = str(error)
+        return
+    mine["history"].push(replace(now, chi=chi, locked=(), hand=(), special={}, origin=None, rule=found.rule))
+
+
+def lock_all(found: tables.Tables) -> None:
+    history = state()["history"]
+    history.push(replace(history.now, locked=() if history.now.locked else tuple(found.names)))
+
+
+def remember(view, now: draft.Draft) -> None:
+    """Keeps the draft on disk and its settings in the URL, so that the view can be reloaded and shared."""
+    mine = state()
+    wanted = {"network": now.network, "metric": now.metric, "rule": now.rule, "unit": now.unit, "scope": now.scope}
+    wanted |= {"budget": f"{now.budget:.4f}"} if now.budget is not None else {}
+    wanted |= {"weight": st.session_state.weight}
+    by_hand = now.hand or now.locked or now.special or now.origin
+    if by_hand and mine.get("kept") is not now:
+        mine["draft_id"] = draft.keep(now, view.checkpoint.fingerprint, mine.get("draft_id"))
+        mine["kept"] = now
+    if by_hand:
+        wanted["draft"] = mine["draft_id"]
+    elif "draft" in st.query_params:
+        del st.query_params["draft"]
+    if "plan" in st.query_params and not now.origin:
+        del st.query_params["plan"]
+    changed = {key: value for key, value in wanted.items() if st.query_params.get(key) != value}
+    if changed:
+        st.query_params.update(changed)

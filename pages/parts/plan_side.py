@@ -1,0 +1,211 @@
+"""Beside the χ board: the selected weight's spectrum, the plan as a table, and what it comes to."""
+
+import html
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from karipap_core import figures
+from pages.parts import chi_board, common, draft, plan_session, profiles, tables
+
+RULE_SAYS = {
+    "calibrated": "Each weight alone was cut and what that does to the outputs was measured; parameters go where they "
+    "save most of it.",
+    "loss": "Parameters go where they save most of the K-FAC estimate of the rise in loss.",
+    "functional": "Parameters go where they save most of each layer's relative output error.",
+    "entropy": "χ in proportion to each weight's effective rank, exp S.",
+    "uniform": "Every weight keeps the same fraction of its parameters.",
+    "refined": "Calibrated, then measured again at the plan itself; the slider goes on by the calibrated rule.",
+    "best": "Every rule was measured at this budget and the best kept; the slider goes on by the calibrated rule.",
+    "hand": "Chosen by hand.",
+}
+
+
+def selected_row(found: tables.Tables) -> dict:
+    """The weight in view: this session's, the URL's, or the first."""
+    name = st.session_state.get("weight") or st.query_params.get("weight")
+    row = next((row for row in found.rows if row["name"] == name), found.rows[0])
+    st.session_state.weight = row["name"]
+    return row
+
+
+def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
+    """The selected weight: its spectrum with a cursor at χ, and its figures."""
+    chi = int(now.chi.get(row["name"], 0))
+    source = tables.sources(view, now.network, now.metric).profile
+    profile = profiles.loaded(str(source.parent), source.stat().st_mtime_ns) if source else None
+    views = {"damage": "Damage"}
+    if profile is not None and now.network == "lowrank":
+        views = {"spectrum": "Spectrum", "kept": "Kept"} | views
+    if st.session_state.get("board_view") not in views:
+        st.session_state.board_view = next(iter(views))
+    place = f"layer {row['layer']} · {row['role']}" if row["layer"] is not None else row["role"]
+    place += "" if row["expert"] is None else f" · expert {row['expert']}"
+    head, pick = st.columns([2, 3], vertical_alignment="center")
+    head.html(f'<p class="k-job"><b>{html.escape(place)}</b></p>')
+    if len(views) > 1:
+        pick.segmented_control(
+            "View", list(views), key="board_view", format_func=views.get, required=True, label_visibility="collapsed",
+            persist_state="session",
+        )  # fmt: skip
+    shown = st.session_state.board_view
+    fig = spectrum_figure(shown, profile, row, now, chi)
+    alt = f"{views[shown]} of {row['name']}, with a cursor at its χ"
+    common.figure(fig, "board_spectrum", alt, f"karipap-{shown}-{row['name']}")
+    dense = row["parameters_dense"]
+    after = dense if chi == 0 else float(np.interp(chi, row["chi"], row["parameters"]))
+    common.listing(
+        [
+            ("χ", "dense" if chi == 0 else f"{chi:,}"),
+            ("Shape, out × in", f"{row['shape'][0]:,} × {row['shape'][1]:,}"),
+            ("Parameters", f"{after:,.0f} ({after / dense:.1%})"),
+            ("Alone it would cost" if found.calibration else "K-FAC estimate", cost(row, chi, found)),
+        ]
+    )
+
+
+def cost(row: dict, chi: int, found: tables.Tables) -> str:
+    damage = chi_board.damage_at(row, chi)
+    unit = " of output" if found.model["measure"] != "kl" else " nats"
+    return f"{damage:.3g}{unit if found.calibration else ''}"
+
+
+def spectrum_figure(shown: str, profile, row: dict, now: draft.Draft, chi: int) -> go.Figure:
+    """The figure of one weight with its cursor. Building one takes longer than all else on the page, so this session
+    keeps the last and moves the cursor."""
+    mine = plan_session.state()
+    key = (shown, now.network, now.metric, row["name"], id(profile), id(row))
+    if mine.get("figure", (None,))[0] != key:
+        draw = {"spectrum": figures.spectrum, "kept": figures.cumulative}.get(shown)
+        fig = draw(profile, row["name"], now.metric) if draw else damage_figure(row)
+        fig.update_layout(height=250, margin_t=28)
+        mine["figure"] = (key, fig, list(fig.layout.shapes), list(fig.layout.annotations))
+    _, fig, shapes, notes = mine["figure"]
+    cursor, label = [], []
+    if chi:
+        style = dict(color=figures.ORANGE, width=1.6)
+        cursor = [dict(type="line", x0=chi, x1=chi, y0=0, y1=1, yref="paper", line=style)]
+        at = float(np.log10(chi)) if fig.layout.xaxis.type == "log" else chi
+        label = [dict(x=at, y=1, yref="paper", xanchor="left", yanchor="top", text=f"χ {chi:,}", showarrow=False,
+                      font=dict(size=12, color=figures.ORANGE))]  # fmt: skip
+    return fig.update_layout(shapes=[*shapes, *cursor], annotations=[*notes, *label])
+
+
+def damage_figure(row: dict) -> go.Figure:
+    """Predicted damage of this weight alone against χ."""
+    positive = np.asarray(row["damage"]) > 0
+    fig = go.Figure()
+    fig.add_scatter(
+        x=np.asarray(row["chi"])[positive].astype(np.float32), y=np.asarray(row["damage"])[positive].astype(np.float32),
+        mode="lines", line=dict(color=figures.BLUE, width=2), hovertemplate="χ %{x}: %{y:.3g}<extra></extra>",
+        showlegend=False,
+    )  # fmt: skip
+    fig.update_yaxes(type="log", title_text="damage", exponentformat="power", automargin=True)
+    fig.update_xaxes(title_text="χ", automargin=True)
+    return fig.update_layout(margin=dict(l=8, r=12, t=28, b=8), uirevision="keep")
+
+
+COLUMNS = {
+    "layer": st.column_config.NumberColumn("Layer", width=55),
+    "role": st.column_config.TextColumn("Role", width=60),
+    "expert": st.column_config.NumberColumn("Expert", width=60),
+    "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=75, help="0 is dense"),
+    "locked": st.column_config.CheckboxColumn("Lock", width=65),
+    "kept": st.column_config.ProgressColumn("Kept", format="%d %%", min_value=0, max_value=100, width=95),
+    "share": st.column_config.NumberColumn("Damage", format="%.1f %%", width=80, help="Share of the summed damages"),
+    "by": st.column_config.TextColumn("By", width=55),
+    "name": st.column_config.TextColumn("Weight"),
+}
+
+
+def as_table(now: draft.Draft, found: tables.Tables) -> pd.DataFrame:
+    """The plan as a table, a row for each weight in the order of `found.rows`."""
+    locked, hand = set(now.locked), set(now.hand)
+    chis = [int(now.chi.get(row["name"], 0)) for row in found.rows]
+    damage = np.array([chi_board.damage_at(row, chi) for row, chi in zip(found.rows, chis, strict=True)])
+    kept = [
+        100.0 if chi == 0 else 100 * float(np.interp(chi, row["chi"], row["parameters"])) / row["parameters_dense"]
+        for row, chi in zip(found.rows, chis, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "layer": [row["layer"] for row in found.rows],
+            "role": [row["role"] for row in found.rows],
+            "expert": [row["expert"] for row in found.rows],
+            "chi": chis,
+            "locked": [row["name"] in locked for row in found.rows],
+            "kept": kept,
+            "share": 100 * damage / damage.sum() if damage.sum() > 0 else damage,
+            "by": ["hand" if row["name"] in hand else "rule" for row in found.rows],
+            "name": found.names,
+        }
+    )
+
+
+def table(history: draft.History, found: tables.Tables) -> None:
+    """The same plan in rows: χ and locks are edited in place."""
+    data = as_table(history.now, found)
+    key = f"board_table_{history.editor}"
+
+    def edited() -> None:
+        largest = {row["name"]: int(row["chi"][-1]) for row in found.rows}
+        edits = st.session_state[key]["edited_rows"]
+        history.push(draft.edited_rows(history.now, found.names, edits, largest), from_editor=True)
+
+    columns = [column for column in COLUMNS if column != "expert" or data["expert"].notna().any()]
+    st.data_editor(
+        data, key=key, on_change=edited, num_rows="fixed", hide_index=True, height=400, column_order=columns,
+        column_config=COLUMNS, disabled=[column for column in columns if column not in ("chi", "locked")],
+        alt="The plan in rows; χ and locks can be edited",
+    )  # fmt: skip
+    with st.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(data, "karipap-plan", "plan_csv")
+
+
+def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
+    """What the plan comes to, with the definitions beside the numbers."""
+    chis = [int(now.chi.get(name, 0)) for name in found.names]
+    dense = chis.count(0)
+    adds = sum(
+        row["parameters_dense"] if chi == 0 else float(np.interp(chi, row["chi"], row["multiply_adds"]))
+        for row, chi in zip(found.rows, chis, strict=True)
+    )
+    before = sum(row["parameters_dense"] for row in found.rows)
+    items = [
+        ("Weights cut", f"{len(chis) - dense} of {len(chis)}",
+         f"{dense} dense, {len(now.locked)} locked, {len(now.hand)} set by hand"),
+        ("Parameters kept", f"{totals['kept']:.1%}", f"after / before, whole model; of the blocks "
+         f"{totals['kept_blocks']:.1%}"),
+        ("Bytes kept", f"{totals['bytes_kept']:.1%}", f"{common.size(totals['bytes'])}, cores in the stored dtype"),
+        ("Multiply-adds a token", f"{adds / before:.1%}",
+         f"of dense, blocks only{': slower than dense' if adds > before else ''}"),
+        predicted(now, found, totals),
+    ]  # fmt: skip
+    common.facts(items)
+    notes = [RULE_SAYS.get(now.rule, "")]
+    if found.calibration:
+        text = found.calibration.text.get("name") or found.calibration.text.get("text") or "calibration text"
+        notes.append(
+            f"Damages were measured on {text} ({found.calibration.tokens:,} tokens); damages add up to more than their "
+            "sum, so the rise runs through measured whole plans. It is a prediction until the plan is run."
+        )
+    else:
+        notes.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
+    st.html(f'<p class="k-note">{html.escape(" ".join(notes))}</p>')
+
+
+def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str, str, str]:
+    """The rise in loss, said to be predicted, with the error that predictions had; measured where the plan says so."""
+    causal = found.model["measure"] == "kl"
+    label = "Predicted rise in loss" if causal else "Predicted output error"
+    told = (now.origin or {}).get("predicted") or {}
+    if told.get("rise") is not None and told.get("source", "curve") != "curve":
+        return label, f"{told['rise']:+.4f}", "nats, measured on calibration text with this very plan"
+    if totals["rise"] is None:
+        return label, "unknown", "nothing was measured on this model yet"
+    error = found.model["error"]
+    plans = len(found.model["points"])
+    off = f", off by up to {error:.0%} before" if error is not None else ""
+    return label, f"{totals['rise']:+.4f}", f"{'nats, ' if causal else ''}through {plans} measured plans{off}"

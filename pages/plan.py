@@ -1,0 +1,133 @@
+"""Plan: the χ board, a table and the spectrum beside it, and what leads on from them."""
+
+import streamlit as st
+
+from karipap_core.plan import METRICS
+from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, tables
+
+
+def page() -> None:
+    view = model.current()
+    common.title("Plan", "What every weight becomes. Drag a cell, a heading or the budget; all the figures follow.")
+    plan_jobs.follow_search(view)
+    history = plan_session.opened(view)
+    if history is None:
+        plan_jobs.nothing_yet(view)
+        return
+    workbench(view)
+
+
+@st.fragment
+def workbench(view) -> None:
+    """Controls, board, table, spectrum. A release of the board, or an edit, re-runs only this."""
+    with common.plain_errors("drawing the plan"):
+        mine = plan_session.state()
+        history = mine["history"]
+        now = history.now
+        found = tables.tables(view, now.network, now.metric, now.rule, now.special)
+        totals = chi_board.totals(found.rows, found.model, now.chi)
+        controls(view, now, found)
+        actions(view, history, found, totals)
+        if error := mine.pop("error", None):
+            st.error(common.plain(error))
+        left, right = st.columns([13, 8], gap="large")
+        with left:
+            board(history, found)
+            plan_side.outcome(now, found, totals)
+        with right:
+            selected = plan_side.selected_row(found)
+            plan_side.one_weight(view, now, found, selected)
+            plan_side.table(history, found)
+        plan_session.remember(view, now)
+
+
+def controls(view, now: draft.Draft, found: tables.Tables) -> None:
+    """Network, metric, rule, and what the budget counts. They show the draft and write into it."""
+
+    def chosen(field: str):
+        def change() -> None:
+            value = st.session_state[f"board_{field}"]
+            if value is not None and value != getattr(plan_session.state()["history"].now, field):
+                plan_session.rework(view, **{field: value})
+
+        return change
+
+    def widget(draw, label: str, options, field: str, **more) -> None:
+        st.session_state[f"board_{field}"] = getattr(now, field)
+        draw(label, options, key=f"board_{field}", on_change=chosen(field), **more)
+
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-plan-controls"):
+        names = plan_jobs.NETWORK_SAYS
+        widget(st.segmented_control, "Network", tables.NETWORKS, "network", format_func=names.get, required=True)
+        widget(
+            st.segmented_control, "Error of", METRICS, "metric", format_func=plan_jobs.METRIC_SAYS.get, required=True,
+            help="What χ singular values leave out is an error of the weights, of the layer's outputs on text, or "
+            "(K-FAC) of the loss. Cores are fitted to it.",
+        )  # fmt: skip
+        rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
+        widget(st.selectbox, "Rule", rules, "rule", width=170, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
+        widget(
+            st.segmented_control, "Budget counts", chi_board.UNITS, "unit", required=True,
+            help="Kept parameters over parameters before, or bytes as stored over bytes before.",
+        )  # fmt: skip
+        widget(
+            st.segmented_control, "of", chi_board.SCOPES, "scope", required=True,
+            format_func={"model": "whole model", "blocks": "blocks"}.get,
+            help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here.",
+        )  # fmt: skip
+        plan_jobs.search(view, now, found)
+    if missing := plan_session.state().get("missing"):
+        plan_jobs.not_measured(view, *missing)
+
+
+def actions(view, history: draft.History, found: tables.Tables, totals: dict) -> None:
+    """Undo, redo, reset, locks; the file in and out; and on to the measured run."""
+    now = history.now
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="k-plan-actions"):
+        st.button("Undo", icon=":material/undo:", key="undo", on_click=history.undo, disabled=history.at == 0)
+        last = history.at + 1 == len(history.drafts)
+        st.button("Redo", icon=":material/redo:", key="redo", on_click=history.redo, disabled=last)
+        st.button(
+            "Reset", icon=":material/restart_alt:", key="reset", on_click=plan_session.reset, args=(found,),
+            help="Every χ by the rule at the budget last asked for; locks and choices by hand go.",
+        )  # fmt: skip
+        st.button(
+            "Unlock all" if now.locked else "Lock all", key="lock_all", on_click=plan_session.lock_all, args=(found,),
+            icon=":material/lock_open:" if now.locked else ":material/lock:",
+            help="A locked weight stays as it is when a heading or the budget is dragged.",
+        )  # fmt: skip
+        st.space("stretch")
+        plan_jobs.import_plan(view)
+        st.download_button(
+            "Export", lambda: plan_jobs.exported(view, now, found, totals), "plan.json", "application/json",
+            key="export_plan", on_click="ignore", icon=":material/download:",
+            help="plan.json, as the command line reads it",
+        )  # fmt: skip
+        if st.button("Compress & evaluate", type="primary", key="compress", icon=":material/play_arrow:"):
+            plan_jobs.compress(view, now, found, totals)
+
+
+def board(history: draft.History, found: tables.Tables) -> None:
+    now = history.now
+    shown = chi_board.board_state(
+        found.rows, now.chi, locked=now.locked, hand=now.hand, budget=now.budget, unit=now.unit, scope=now.scope,
+        rule=found.kind, selected=st.session_state.get("weight"), seq=history.seq, revision=history.revision,
+    )  # fmt: skip
+
+    def released() -> None:
+        release = chi_board.read_release(st.session_state.board.get("board"), found.rows)
+        if release is None or release.seq <= history.seq:
+            return
+        history.seq = release.seq
+        if release.selected:
+            st.session_state.weight = release.selected
+        history.push(draft.released(history.now, release))
+
+    def step(way: str) -> None:
+        (history.undo if way == "undo" else history.redo)()
+
+    chi_board.chi_board(found.table, shown, key="board", on_release=released, on_history=step)
+
+
+with common.plain_errors("drawing the plan"):
+    page()
