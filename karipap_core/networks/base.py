@@ -156,8 +156,8 @@ class Curve:
 
     chi : ascending, the cap on every bond.  parameters : of the network at that χ.
     error : ‖A (W − Ŵ) B‖², absolute, never rising with χ.  total : ‖A W B‖², the error of dropping the weight (χ = 0).
-    exact : True where every χ is listed with the very error that `decompose` reaches; False where a few were measured
-    and `at` reads between them.
+    exact : True where every χ is listed with the very error that `decompose` reaches; False where a few χ were
+    estimated (the network says how) and `at` reads between them.
     """
 
     chi: np.ndarray
@@ -167,13 +167,17 @@ class Curve:
     exact: bool
 
     def at(self, chi: float) -> float:
-        """The error at any χ: listed, or read between its neighbours (log error linear in χ; linear next to a zero)."""
+        """The error at any χ: listed, or read between its neighbours, log error linear in √χ (linear next to a zero).
+
+        With six levels on trained weights that is within 7 %; linear in χ it is up to 30 % too high.
+        """
         chis = np.concatenate([[0], self.chi])
         errors = np.concatenate([[self.total], self.error])
         k = int(np.searchsorted(chis, chi))
         if k >= len(chis) or chis[k] == chi:
             return float(errors[min(k, len(chis) - 1)])
-        t = (chi - chis[k - 1]) / (chis[k] - chis[k - 1])
+        low, high, at = (math.sqrt(value) for value in (chis[k - 1], chis[k], chi))
+        t = (at - low) / (high - low)
         low, high = errors[k], errors[k - 1]
         if low <= 1e-9 * self.total:
             return float(high + t * (low - high))
@@ -185,7 +189,7 @@ def factorize(n: int, sites: int) -> tuple[int, ...]:
     """The `sites` exact divisors of n with the smallest sum, descending: as equal as n allows, 1 where it has no more.
 
     >>> factorize(256, 3), factorize(11008, 3), factorize(50257, 2)
-    ((8, 8, 4), (43, 16, 16), (50257, 1))
+    ((8, 8, 4), (43, 16, 16), (1733, 29))
     """
     if sites == 1:
         return (n,)
@@ -199,7 +203,9 @@ def factorize(n: int, sites: int) -> tuple[int, ...]:
 
 
 def outside_in(factors: Sequence[int], mirrored: bool = False) -> tuple[int, ...]:
-    """Larger factors on the outer sites, whose cores have one bond only: first, last, second, …; `mirrored` the other way round.
+    """Larger factors on the outer sites, whose cores have one bond only: on the first, the last, the second, …
+
+    `mirrored` begins with the last, so that o_k · i_k is even where only one side has a large prime.
 
     >>> outside_in((8, 4, 2)), outside_in((8, 4, 2), mirrored=True)
     ((8, 2, 4), (4, 2, 8))
