@@ -226,8 +226,14 @@ def run(args, progress) -> dict:
         "--text",
         type=Path,
         metavar="FILE",
-        help="text to measure on; a quarter of it is calibrated on instead (default: the standard library's held-out "
-        "modules, calibrated on its calibration modules)",
+        help="text to measure on (default: the standard library's held-out modules)",
+    ),
+    option(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="text to calibrate on (default: a quarter of --text, which is then not measured on; without --text the "
+        "standard library's calibration modules)",
     ),
     *SCORING,
     DEVICE,
@@ -243,6 +249,7 @@ def sweep(args, progress) -> dict:
         rules=args.rules,
         out=args.out,
         text=args.text,
+        calibration=args.calibrate,
         scope=args.scope,
         device=args.device,
         progress=progress,
