@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
+from karipap_core.pareto import known, pareto
 
 
 @dataclass(frozen=True)
@@ -74,24 +75,22 @@ def tradeoff(
     Every marker's `customdata` is the point's id. On a logarithmic axis, numbers at or below the noise floor (a
     thousandth of a nat, or the smallest number of the scale) are drawn on the floor; hovering gives the true number.
     """
-    from karipap_core.tradeoff import pareto
-
     size, quality = SIZES[x], QUALITIES[y]
     log = quality.log if log is None else log
-    known = [point for point in points if _number(point, x) and _number(point, y)]
+    drawn = [point for point in points if known(point, x) and known(point, y)]
     figure = go.Figure()
     floor = 1e-3 if y in ("rise", "kl") else 1e-6
 
     def height(point: dict) -> float:
         return max(point[y], floor) if log else point[y]
 
-    front = pareto(known, x, y, maximize=(y,) if quality.more else ())
+    front = pareto(drawn, x, y, maximize=(y,) if quality.more else ())
     if len(front) > 1:
         figure.add_scatter(
             x=_array(point[x] for point in front), y=_array(map(height, front)), mode="lines", name="Pareto front",
             line=dict(color=GOLD, width=9), opacity=0.4, hoverinfo="skip",
         )  # fmt: skip
-    for name, members, style in _series(known):
+    for name, members, style in _series(drawn):
         members = sorted(members, key=lambda point: point[x])
         figure.add_scatter(
             x=_array(point[x] for point in members), y=_array(map(height, members)), name=name, mode="lines+markers",
@@ -101,13 +100,13 @@ def tradeoff(
             line=dict(width=2 if "open" in style["symbol"] else 0)), selected_marker_opacity=1,
             unselected_marker_opacity=1, selectedpoints=[i for i, p in enumerate(members) if p["id"] == selected],
         )  # fmt: skip
-    chosen = next((point for point in known if point["id"] == selected), None)
+    chosen = next((point for point in drawn if point["id"] == selected), None)
     if chosen:
         figure.add_scatter(
             x=_array([chosen[x]]), y=_array([height(chosen)]), mode="markers", hoverinfo="skip", showlegend=False,
             marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
         )  # fmt: skip
-    dense = next((p["dense"][y] for p in known if y in (p.get("dense") or {})), None)
+    dense = next((p["dense"][y] for p in drawn if y in (p.get("dense") or {})), None)
     if dense is not None:
         figure.add_hline(dense, line=dict(color=GREY, width=1, dash="dot"))
         figure.add_annotation(
@@ -123,7 +122,7 @@ def tradeoff(
     unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
     figure.update_yaxes(title_text=quality.label + unit, gridcolor=FAINT, zeroline=False, automargin=True)
     if log:
-        figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, known))))
+        figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, drawn))))
     return figure
 
 
@@ -148,8 +147,7 @@ def _series(points: Iterable[dict]):
             name, symbol, dash, color = RIVALS.get(method, (method, "circle-open", "dash", GREY))
             yield name, members, dict(color=color, symbol=symbol, dash=dash, width=1.2, size=10)
             continue
-        known = NETWORK_COLORS.get(method)
-        color = known or MORE_COLORS[others.index(method) % len(MORE_COLORS)]
+        color = NETWORK_COLORS.get(method) or MORE_COLORS[others.index(method) % len(MORE_COLORS)]
         number = rules[method] = rules.get(method, -1) + 1
         style = dict(color=color, symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
         yield f"{method}, {rule}", members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
@@ -158,7 +156,7 @@ def _series(points: Iterable[dict]):
 def _hover(point: dict, size: Axis) -> str:
     lines = [f"<b>{escape(point['label'])}</b>", f"{size.label.lower()} {point[size.key]:{size.form}}"]
     for axis in QUALITIES.values():
-        if _number(point, axis.key):
+        if known(point, axis.key):
             error = point.get("rise_error") if axis.key == "rise" else None
             more = f" ± {error:.2g}" if error else ""
             lines.append(f"{axis.label.lower()} {point[axis.key]:{axis.form}}{more}")
@@ -170,11 +168,11 @@ def _hover(point: dict, size: Axis) -> str:
 
 def predicted_against_measured(points: Sequence[dict], selected: str | None = None) -> go.Figure:
     """Predicted against measured rise in loss, nats a token, log-log; the band is ±15 % round equality."""
-    known = [p for p in points if _number(p, "rise") and (p.get("predicted") or {}).get("rise") is not None]
-    known = [p for p in known if p["rise"] > 0 and p["predicted"]["rise"] > 0]
+    shown = [p for p in points if known(p, "rise") and (p.get("predicted") or {}).get("rise") is not None]
+    shown = [p for p in shown if p["rise"] > 0 and p["predicted"]["rise"] > 0]
     figure = go.Figure()
-    if known:
-        values = [value for p in known for value in (p["rise"], p["predicted"]["rise"])]
+    if shown:
+        values = [value for p in shown for value in (p["rise"], p["predicted"]["rise"])]
         ends = np.array([min(values) / 1.6, max(values) * 1.6], np.float32)
         for factor, fill in ((1 / 1.15, None), (1.15, "tonexty")):
             figure.add_scatter(
@@ -185,12 +183,12 @@ def predicted_against_measured(points: Sequence[dict], selected: str | None = No
                            showlegend=False)  # fmt: skip
         hover = [
             f"<b>{escape(p['label'])}</b><br>predicted {p['predicted']['rise']:.4f}<br>measured {p['rise']:.4f}"
-            for p in known
+            for p in shown
         ]
-        mine = [p["id"] == selected for p in known]
+        mine = [p["id"] == selected for p in shown]
         figure.add_scatter(
-            x=_array(p["predicted"]["rise"] for p in known), y=_array(p["rise"] for p in known), mode="markers",
-            hovertext=hover, hovertemplate="%{hovertext}<extra></extra>", customdata=[p["id"] for p in known],
+            x=_array(p["predicted"]["rise"] for p in shown), y=_array(p["rise"] for p in shown), mode="markers",
+            hovertext=hover, hovertemplate="%{hovertext}<extra></extra>", customdata=[p["id"] for p in shown],
             showlegend=False, marker=dict(
                 size=[15 if own else 9 for own in mine], color=[ORANGE if own else BLUE for own in mine],
                 symbol=["diamond" if own else "circle" for own in mine],
@@ -198,7 +196,7 @@ def predicted_against_measured(points: Sequence[dict], selected: str | None = No
         )  # fmt: skip
     figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest")
     axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
-    axis |= log_ticks(*_ends([*(p["rise"] for p in known), *(p["predicted"]["rise"] for p in known)]))
+    axis |= log_ticks(*_ends([*(p["rise"] for p in shown), *(p["predicted"]["rise"] for p in shown)]))
     figure.update_xaxes(title_text="predicted rise, nats a token", **axis)
     figure.update_yaxes(title_text="measured rise, nats a token", **axis)
     return figure
@@ -214,11 +212,6 @@ def lost(weights: Iterable[dict], rows: Sequence[dict], field: str = "functional
     grid = SimpleNamespace(weights=[dict(weight, spectra={}) for weight in weights])
     label = {"functional_error": "error of the outputs", "weight_error": "error of the weights"}[field]
     return heatmap(grid, values=values, label=label, log=True, absent="dense")
-
-
-def _number(point: dict, key: str) -> bool:
-    value = point.get(key)
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _array(values: Iterable[float]) -> np.ndarray:

@@ -6,13 +6,14 @@ stopped. `bytes_kept` counts 16 bits for each number that is not quantized (base
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from karipap_core.baselines import baselines, measure_baseline, sizes
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
+from karipap_core.pareto import pareto
 from karipap_core.plan import Plan, model_entry
 from karipap_core.planning import Budget, Planner
 from karipap_core.progress import Progress, silent
@@ -25,24 +26,6 @@ MAX_TOKENS = 16384
 AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
 AUTO_KEPT = (0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 AUTO_KEPT += (0.07, 0.05, 0.03)
-
-
-def pareto(points: Iterable[dict], x="bytes_kept", y="loss", maximize: Sequence[str] = ()) -> list[dict]:
-    """The points that no other beats: none is as good in both x and y and better in one. Sorted from the best x on.
-
-    Less is better, but for the keys in `maximize`. Points without both numbers are passed over; equal points stay.
-    """
-    signs = {key: -1.0 if key in maximize else 1.0 for key in (x, y)}
-    ranked = sorted(
-        ((signs[x] * p[x], signs[y] * p[y], i, p) for i, p in enumerate(points) if _number(p, x) and _number(p, y)),
-        key=lambda item: item[:3],
-    )
-    front, best, best_x = [], math.inf, None
-    for at_x, at_y, _, point in ranked:
-        if at_y < best or (at_y == best and at_x == best_x):
-            front.append(point)
-            best, best_x = at_y, at_x
-    return front
 
 
 def sweep(
@@ -245,8 +228,3 @@ def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) ->
     from karipap_core.compress import compress
 
     compress(study, plan, folder, progress=progress)
-
-
-def _number(point: dict, key: str) -> bool:
-    value = point.get(key)
-    return isinstance(value, int | float) and math.isfinite(value)

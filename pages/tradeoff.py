@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core import figures_runs
+from karipap_core.pareto import pareto
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, runs, texts
 
@@ -127,8 +128,6 @@ def one_point(point: dict) -> None:
 
 def whole_table(points: list[dict], x: str, y: str) -> None:
     """Every point in a row, as on the chart; choosing a row is choosing its marker."""
-    from karipap_core.tradeoff import pareto
-
     more = figures_runs.QUALITIES[y].more
     front = {point["id"] for point in pareto(points, x, y, maximize=(y,) if more else ())}
     rows = [

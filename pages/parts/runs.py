@@ -7,6 +7,7 @@ import streamlit as st
 
 from karipap_core.errors import InputError
 from karipap_core.figures_runs import QUALITIES, SIZES
+from karipap_core.pareto import known
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import common
@@ -82,15 +83,15 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
     differences within the standard errors of both count as a tie.
     """
     quality, size = QUALITIES[y], SIZES[x].label.lower()
-    known = [point for point in points if _number(point, x) and _number(point, y)]
-    networks = [point for point in known if point["kind"] == "network"]
-    rivals = [point for point in known if point["kind"] == "baseline"]
+    measured = [point for point in points if known(point, x) and known(point, y)]
+    networks = [point for point in measured if point["kind"] == "network"]
+    rivals = [point for point in measured if point["kind"] == "baseline"]
     if not networks:
         return "No network has been measured on this text yet."
     if not rivals:
         return "No baseline has been measured on this text yet, so nothing can be said about who wins."
     rounds = []
-    for at in sorted({point[x] for point in known}):
+    for at in sorted({point[x] for point in measured}):
         ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], y) for side in (networks, rivals))
         if ours and theirs:
             rounds.append((_winner(ours, theirs, y), at, ours, theirs))
@@ -143,11 +144,6 @@ def _winner(ours: dict, theirs: dict, y: str) -> str:
 def _best(points: list[dict], y: str) -> dict | None:
     pick = max if QUALITIES[y].more else min
     return pick(points, key=lambda point: point[y], default=None)
-
-
-def _number(point: dict, key: str) -> bool:
-    value = point.get(key)
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def warn_of_text(run: dict) -> None:
