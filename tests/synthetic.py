@@ -70,4 +70,5 @@ def llama_model(vocabulary=32000, hidden=4096, dense_loss=1.633, error=0.04) -> 
         "dense_loss": dense_loss,
         "points": [(x, 1.58 * x**0.81) for x in (0.006, 0.1, 0.9)],
         "error": error,
+        "measure": "kl",
     }

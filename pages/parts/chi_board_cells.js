@@ -10,7 +10,7 @@ const HEAT_STEPS = 32;
 // also for colour-blind eyes, and darker (lighter in the dark theme) with the share. Ink stays readable on all.
 const HEAT = {
   light: [[0.865, 0.035, 245], [0.845, 0.075, 90], [0.7, 0.165, 42]],
-  dark: [[0.36, 0.035, 245], [0.45, 0.07, 85], [0.56, 0.155, 40]],
+  dark: [[0.35, 0.035, 245], [0.435, 0.07, 85], [0.515, 0.145, 40]],
 };
 const BLOCK = 12; // rows a canvas
 const TINT = 0.38; // how much of the fill's colour the empty part of a cell has
