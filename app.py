@@ -15,6 +15,7 @@ page = st.navigation(
         st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
+        st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),
     ],
     position="top",
 )

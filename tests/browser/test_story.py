@@ -58,7 +58,9 @@ def layers_of(checkpoint) -> int:
 
 def test_a_first_visit_profiles_the_model_by_itself_and_a_click_opens_a_weight(reader, place):
     _, workspace, checkpoint = place
-    page = reader.open("/?model=small")
+    page = reader.open("/tradeoff?model=small")  # a fresh server's first request may be for any page
+    page.get_by_text("Nothing has been measured").wait_for()
+    page = reader.go("Profile")
     page.wait_for_selector(".st-key-map .main-svg", timeout=180_000)
     reader.still()
     names = {(w.layer, w.role): w.name for w in checkpoint.weights}
@@ -86,7 +88,14 @@ def test_quantity_and_view_change_the_picture_and_the_url(reader):
     page.get_by_role("radio", name="Singular values").click()
     reader.still()
     assert "view=" not in page.url and "quantity=excess" in page.url
-    assert "edge of the bulk" in page.locator(".st-key-detail").inner_text()
+    chart = page.locator(".st-key-detail")
+    assert "edge of the bulk" in chart.inner_text()
+    chart.hover()
+    with page.expect_download() as download:
+        chart.locator("[data-title^='Download plot']").click()
+    assert download.value.suggested_filename.startswith("karipap-spectrum-")
+    assert download.value.suggested_filename.endswith(".svg")
+    assert "<svg" in download.value.path().read_text()[:200]
 
 
 @pytest.mark.parametrize("path", ["/", "/plan", "/run", "/tradeoff"])
