@@ -478,7 +478,7 @@ class Board {
     this.shown = figures(T, sum, bytes, memory, total);
     this.total = total;
     this.grid.draw(this, this.everything || this.aria);
-    this.tiles.draw(T, this.shown, this.budget);
+    this.tiles.draw(T, this.shown, this.budget, !this.hand.includes(1));
     this.plot.draw(this.shown, this.budget);
     this.drawStatus();
     if (this.everything || this.aria) {

@@ -27,7 +27,8 @@ export class Figures {
     write(this[key].note, note);
   }
 
-  draw(T, s, budget) {
+  /** `known`: whether the plan is one whose predictions' error has been observed (none of it by hand). */
+  draw(T, s, budget, known) {
     const { model } = T;
     const blocks = budget.scope === "blocks";
     const of = `${formatCount(s.parameters)} of ${formatCount(T.blockParameters + model.other_parameters)}`;
@@ -36,7 +37,8 @@ export class Figures {
     const whole = formatBytes(T.blockBytes + model.other_bytes);
     this.put("bytes", formatBytes(s.bytes), `${formatPercent(s.bytes_kept)} of ${whole}`);
     this.put("memory", formatBytes(s.memory), "when loaded, without activations");
-    const { dense_loss: dense, error, measure } = model;
+    const { dense_loss: dense, measure } = model;
+    const error = known ? model.error : null;
     write(this.loss.title, measure === "kl" ? "Predicted loss" : "Predicted output error");
     if (s.rise === null) {
       this.put("loss", "–", "not measured yet for this model");

@@ -152,7 +152,8 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         predicted |= {
             "measure": found.model["measure"], "sum": totals["damage"], "rise": totals["rise"],
             "dense_loss": found.calibration.dense_loss, "loss": found.calibration.dense_loss + totals["rise"],
-            "source": "curve", "error": found.model["error"], "fitted_plans": len(found.model["points"]),
+            "source": "curve", "error": None if draft.hand else found.model["error"],
+            "fitted_plans": len(found.model["points"]),
         }  # fmt: skip
     rule, more = draft.rule, {}
     if draft.origin:

@@ -205,7 +205,8 @@ def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str
         return label, f"{told['rise']:+.4f}", "nats, measured on calibration text with this very plan"
     if totals["rise"] is None:
         return label, "unknown", "nothing was measured on this model yet"
-    error = found.model["error"]
-    plans = len(found.model["points"])
+    unit, plans, error = "nats, " if causal else "", len(found.model["points"]), found.model["error"]
+    if now.rule != "calibrated" or now.hand:
+        return label, f"{totals['rise']:+.4f}", f"{unit}by the curve of calibrated plans: another choice costs more"
     off = f", off by up to {error:.0%} before" if error is not None else ""
-    return label, f"{totals['rise']:+.4f}", f"{'nats, ' if causal else ''}through {plans} measured plans{off}"
+    return label, f"{totals['rise']:+.4f}", f"{unit}through {plans} measured plans{off}"

@@ -148,7 +148,7 @@ def _tables(fingerprint, network, metric, rule, stamp, pinned, _view, _found: So
         if weight.name in special:
             _pin(row, *special[weight.name])
         rows.append(row)
-    model = _model(_view.checkpoint, weights, calibration)
+    model = _model(_view.checkpoint, weights, calibration, used)
     return Tables(network, metric, used, rules, rows, model, chi_board.board_data(rows, model, network), calibration)
 
 
@@ -195,15 +195,15 @@ def _multiply_adds(network: str, shape: tuple[int, int], chis: tuple[int, ...]) 
     return np.array([spec.with_chi(chi).multiply_adds(1) for chi in chis])
 
 
-def _model(checkpoint, weights, calibration: Calibration | None) -> dict:
-    """What no χ changes, and what predictions run through."""
+def _model(checkpoint, weights, calibration: Calibration | None, rule: str) -> dict:
+    """What no χ changes, and what predictions run through: the curve of calibrated plans, whose error is theirs."""
     causal = calibration is not None and calibration.measure == "kl"
     return {
         "other_parameters": checkpoint.parameters - sum(weight.parameters for weight in weights),
         "other_bytes": checkpoint.bytes - sum(weight.bytes for weight in weights),
         "dense_loss": calibration.dense_loss if causal else None,
         "points": calibration.points if calibration else None,
-        "error": calibration.error if calibration else None,
+        "error": calibration.error if calibration and rule == "calibrated" else None,
         "measure": calibration.measure if calibration else "kl",
     }
 

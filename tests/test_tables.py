@@ -1,0 +1,174 @@
+"""The board's tables from the workspace, and that plans made on the page are the command line's."""
+
+from types import SimpleNamespace
+
+import made_up
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from karipap_core.calibrate import Calibration
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.curves import build_curves, save_curves
+from karipap_core.errors import InputError
+from karipap_core.workspace import Workspace, write_json
+from pages.parts import chi_board, draft, tables
+
+TEXT = {"text": "made up", "path": None, "sha256": "0" * 64, "tokens": 900, "window": 16, "damping": 0.01}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    rng = np.random.default_rng(5)
+    weights = {f"{row['name']}.weight": rng.standard_normal(row["shape"]) for row in made_up.profile(2).weights}
+    save_file({name: array.astype(np.float32) for name, array in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    return open_checkpoint(folder)
+
+
+class Study:
+    """What the core's Planner asks of a study, from made-up measurements."""
+
+    def __init__(self, checkpoint, calibrated: bool = True) -> None:
+        self.checkpoint = checkpoint
+        self.weights = [weight for weight in checkpoint.weights if weight.compressible]
+        self.kept = made_up.profile(2, metrics=("weight", "functional", "loss"), fingerprint=checkpoint.fingerprint)
+        rng = np.random.default_rng(6)
+        levels = {}
+        for weight in self.weights:
+            curve = self.curves("lowrank", "loss")[weight.name]
+            picks = np.unique(np.linspace(0, len(curve.chi) - 1, 4).round().astype(int))
+            factor = rng.uniform(0.2, 2)
+            levels[weight.name] = [[int(curve.chi[k]), float(curve.error[k]), float(factor * curve.error[k] ** 0.9)]
+                                   for k in picks]  # fmt: skip
+        plans = [{"sum": x, "rise": 1.7 * x**0.8} for x in (1.0, 30.0, 900.0)]
+        self.found = Calibration("loss", "kl", TEXT, 2.5, levels, plans, 900) if calibrated else None
+
+    def curves(self, network, metric):
+        return build_curves(self.checkpoint, self.weights, network, metric, self.kept, None)
+
+    def calibration(self, metric):
+        return self.found
+
+    def has_calibration(self, metric):
+        return self.found is not None
+
+    def entropies(self, metric):
+        return {row["name"]: row["spectra"][metric]["entropy"] for row in self.kept.weights}
+
+    def calibration_entry(self):
+        return TEXT
+
+    def save(self) -> None:
+        """Into the workspace, where the page looks."""
+        fingerprint = self.checkpoint.fingerprint
+        home = Workspace().profile_dir(fingerprint, "made-up")
+        self.kept.save(home)
+        for metric in ("functional", "loss"):
+            save_curves(
+                home.parents[1] / "curves" / f"lowrank-{metric}-abc.safetensors", self.curves("lowrank", metric)
+            )
+        if self.found:
+            write_json(Workspace().calibration_file(fingerprint, "loss-abc"), self.found.to_json())
+
+
+@pytest.fixture
+def view(checkpoint):
+    Study(checkpoint).save()
+    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up")
+
+
+@pytest.mark.parametrize("rule", ["calibrated", "loss", "functional", "entropy", "uniform"])
+@pytest.mark.parametrize(("unit", "scope", "budget"), [("parameters", "blocks", 0.45), ("parameters", "model", 0.8),
+                                                       ("bytes", "model", 0.7)])  # fmt: skip
+def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, scope, budget):
+    from karipap_core.planning import Budget, Planner
+
+    study = Study(view.checkpoint)
+    limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget, scope=scope)
+    name = study.weights[3].name
+    lock = draft.entry("lowrank", tuple(study.weights[3].shape), 4)
+    planner = Planner(study, "lowrank", "loss", {name: lock})
+    wanted = planner.plan(planner._allocated(rule, *limits.limit(view.checkpoint)), rule, limits)
+    found = tables.tables(view, "lowrank", "loss", rule, {})
+    assert found.rule == rule
+    chi = tables.choose(found, budget, unit, scope, {name: 4}, (name,))
+    assert chi == {n: max(e.get("chi", [0])) for n, e in wanted.weights.items()}
+    totals = chi_board.totals(found.rows, found.model, chi)
+    for key in ("parameters", "bytes", "kept", "bytes_kept", "kept_blocks", "rise", "loss"):
+        assert totals[key] == pytest.approx(wanted.predicted[key], rel=1e-6), key
+    assert totals["damage"] == pytest.approx(wanted.predicted["sum"], rel=1e-6)
+    made = draft.Draft("lowrank", "loss", rule, chi, unit, scope, budget, locked=(name,))
+    plan = draft.to_plan(made, view.checkpoint, found, totals)
+    assert plan.weights == {n: wanted.weights[n] for n in plan.weights}
+    if rule != "calibrated":  # the observed error is that of calibrated plans
+        wanted.predicted["error"] = None
+    for key, value in wanted.predicted.items():
+        assert plan.predicted[key] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), key
+    assert (plan.budget, plan.budget_bytes, plan.rule) == (wanted.budget, wanted.budget_bytes, wanted.rule)
+
+
+def test_rules_are_those_whose_measurements_are_here(view, checkpoint):
+    assert tables.tables(view, "lowrank", "loss", None, {}).rules == (
+        "calibrated", "loss", "functional", "entropy", "uniform",
+    )  # fmt: skip
+    weight = tables.tables(view, "lowrank", "weight", "calibrated", {})
+    assert "calibrated" not in weight.rules and weight.rule == weight.rules[0]
+    assert weight.model["points"] is None, "nothing was measured under this metric, so nothing is predicted"
+    assert tables.metrics(view, "lowrank") == ["weight", "functional", "loss"]
+    assert tables.metrics(view, "mpo") == [] and tables.tables(view, "mpo", "loss", None, {}) is None
+
+
+def test_a_new_measurement_is_seen_at_once(view, checkpoint):
+    before = tables.tables(view, "lowrank", "loss", None, {})
+    document = Study(checkpoint).found.to_json()
+    document["plans"] = document["plans"][:1]
+    write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
+    after = tables.tables(view, "lowrank", "loss", None, {})
+    assert len(after.model["points"]) == 1 < len(before.model["points"])
+    assert after.table["id"] != before.table["id"]
+
+
+def test_half_a_calibration_is_none(view, checkpoint):
+    document = Study(checkpoint).found.to_json()
+    document["levels"].popitem()
+    write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
+    assert "calibrated" not in tables.tables(view, "lowrank", "loss", None, {}).rules
+
+
+def test_a_special_entry_is_its_weights_one_option(view, checkpoint):
+    plain = tables.tables(view, "lowrank", "loss", "calibrated", {})
+    name = plain.names[0]
+    special = {name: {"entry": {}, "chi": 7, "parameters": 100, "multiply_adds": 900}}
+    row = tables.tables(view, "lowrank", "loss", "calibrated", special).rows[0]
+    assert (list(row["chi"]), list(row["parameters"]), list(row["multiply_adds"])) == ([7], [100], [900])
+    low, high = np.searchsorted(plain.rows[0]["parameters"], 100) + np.array([-1, 0])
+    assert plain.rows[0]["damage"][high] <= row["damage"][0] <= plain.rows[0]["damage"][low]
+
+
+def test_what_cannot_be_kept_is_said(view):
+    found = tables.tables(view, "lowrank", "loss", "calibrated", {})
+    with pytest.raises(InputError, match=r"At least [\d.]+% must be kept"):
+        tables.choose(found, 0.01, "parameters", "model", {}, ())
+    every = {name: 0 for name in found.names}
+    assert tables.choose(found, 0.5, "parameters", "model", every, tuple(found.names)) == every
+
+
+def test_tables_need_no_torch(view, checkpoint):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = (
+        "import sys; sys.path[:0] = ['tests']; from types import SimpleNamespace as S; "
+        "from karipap_core.checkpoint import open_checkpoint; from pages.parts import tables, draft, chi_board; "
+        f"c = open_checkpoint({str(checkpoint.path)!r}); v = S(checkpoint=c); "
+        "t = tables.tables(v, 'lowrank', 'loss', None, {}); x = tables.choose(t, .5, 'parameters', 'blocks', {}, ()); "
+        "d = draft.Draft('lowrank', 'loss', t.rule, x); m = chi_board.totals(t.rows, t.model, x); "
+        "p = draft.to_plan(d, c, t, m); draft.from_plan(p, c, 'x'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120
+    )
+    assert done.stdout.strip() == "False", done.stderr[-2000:]
