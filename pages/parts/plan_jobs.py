@@ -25,17 +25,17 @@ def import_plan(view) -> None:
         if file is None:
             return
         mine = plan_session.state()
-        if mine.get("imported") == file.file_id:
-            if problem := mine.get("import_error"):
-                st.error(common.plain(problem))
-            return
-        mine["imported"], mine["import_error"] = file.file_id, None
-        try:
-            with st.spinner("Checking the plan …"):
-                plan_session.open_plan(view, Plan.parse(file.getvalue(), file.name), file.name)
-        except InputError as error:
-            mine["import_error"] = str(error)
-        st.rerun(scope="fragment" if mine["import_error"] else "app")
+        if mine.get("imported") != file.file_id:
+            mine["imported"], mine["import_error"] = file.file_id, None
+            try:
+                with st.spinner("Checking the plan …"):
+                    plan_session.open_plan(view, Plan.parse(file.getvalue(), file.name), file.name)
+            except InputError as error:
+                mine["import_error"] = str(error)
+            else:
+                st.rerun()
+        if problem := mine["import_error"]:
+            st.error(common.plain(problem))
 
 
 def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None:
