@@ -224,7 +224,7 @@ def spectrum(profile, name: str, metric: str = "weight", chi: int | None = None)
         edge = bulk_edge(sigma, shape)
         figure.add_hline(edge, line=dict(color=ORANGE, width=1.2, dash="dash"))
         figure.add_annotation(
-            x=1, xref="paper", y=math.log10(edge), text="edge of the bulk", showarrow=False, xanchor="right",
+            x=0.01, xref="paper", y=math.log10(edge), text="edge of the bulk", showarrow=False, xanchor="left",
             yanchor="bottom", font=dict(size=11, color=ORANGE),
         )  # fmt: skip
     _cut(figure, chi, shape, log=True)

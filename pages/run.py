@@ -57,14 +57,18 @@ def new_run(view, running) -> None:
     found = runs.plans(view)
     left, right = st.columns([3, 2], gap="large")
     with left:
+        if not found:
+            st.html('<p class="k-note">No plan for this model yet.</p>')
+            with st.container(horizontal=True, vertical_alignment="center"):
+                if st.button("Make one on the χ board", key="to_plan", type="primary", icon=":material/tune:"):
+                    st.switch_page("pages/plan.py", query_params={"model": view.alias})
+                if not import_plan(view):
+                    return
+            st.rerun()
         choice, upload = st.columns([5, 2], vertical_alignment="bottom")
         with upload:
             if import_plan(view):
                 found = runs.plans(view)
-        if not found:
-            st.info("No plan for this model yet.")
-            st.page_link("pages/plan.py", label="Make one on the χ board", icon=":material/tune:")
-            return
         name = common.choose(
             choice.selectbox, "Plan", list(found), "plan", next(iter(found)),
             format_func=lambda key: f"{key}: {runs.describe(found[key])}",
@@ -92,7 +96,7 @@ def new_run(view, running) -> None:
 
 def import_plan(view) -> str | None:
     """A plan from a file, checked field by field, kept in the workspace under its own name."""
-    with st.popover("Import", icon=":material/upload:", key="k-import", width="stretch"):
+    with st.popover("Import", icon=":material/upload:", key="k-import"):
         file = st.file_uploader("plan.json", type=["json"], key="plan_file")
         if file is None:
             return None

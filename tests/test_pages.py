@@ -433,6 +433,15 @@ def test_points_and_rivals_share_the_chart_and_the_sentence_says_who_wins(plan):
     assert list(app.dataframe[0].value["label"]) == ["run elsewhere"]
 
 
+def test_runs_that_ship_with_a_model_are_on_its_chart(plan, tiny):
+    keep_run(plan, "shipped")
+    (Workspace().runs_dir / "shipped").rename(tiny / "karipap-run")
+    (tiny / "karipap" / "runs").mkdir(parents=True)
+    (tiny / "karipap-run").rename(tiny / "karipap" / "runs" / "shipped")
+    app = sound(opened(page="tradeoff"))
+    assert list(app.dataframe[0].value["label"]) == ["run shipped"]
+
+
 def test_a_chosen_point_is_in_the_url_and_its_plan_goes_to_the_board(plan):
     keep_run(plan, "net")
     app = sound(opened(page="tradeoff", point="net", y="kl", x="kept"))

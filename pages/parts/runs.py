@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import streamlit as st
 
@@ -9,16 +10,20 @@ from karipap_core.errors import InputError
 from karipap_core.figures_runs import QUALITIES, SIZES
 from karipap_core.pareto import known
 from karipap_core.plan import Plan
-from karipap_core.workspace import Workspace
+from karipap_core.workspace import Workspace, read_runs
 from pages.parts import common
 
 STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text
 
 
 def of_model(view) -> list[dict]:
-    """The workspace's runs of this very checkpoint, oldest first, networks and baselines."""
+    """Runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and what ships with the
+    model as `karipap/runs` (see Workspace.adopt)."""
     fingerprint = view.checkpoint.fingerprint
-    return [run for run in Workspace().runs if run.get("model", {}).get("fingerprint") == fingerprint]
+    found = {run["id"]: run for run in read_runs(Path(view.source) / "karipap" / "runs") if "id" in run}
+    found |= {run["id"]: run for run in Workspace().runs if "id" in run}
+    mine = [run for run in found.values() if run.get("model", {}).get("fingerprint") == fingerprint]
+    return sorted(mine, key=lambda run: run.get("created", 0))
 
 
 def conditions(run: dict) -> tuple:
