@@ -68,7 +68,7 @@ def start(*argv: str, title="a job") -> jobs.Job:
     return jobs.start([*argv], title, program=(sys.executable, os.path.abspath("program.py")))
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -282,12 +282,23 @@ def test_many_resumes_at_once_start_one_process(work):
     assert len(pids()) == 2
 
 
-def test_time_left_follows_the_pace_of_the_present_stage(work):
-    job = start("sleep")
-    status = running(job)
-    wait_for(lambda: job.status()["progress"]["done"] == 20)
-    status = job.status()
-    assert 15.0 < status["eta_seconds"] <= 16.0, "80 left at 5 a second"
+def test_time_left_follows_the_pace_of_the_present_stage(work, monkeypatch):
+    folder = Workspace().jobs_dir / "0"
+    folder.mkdir(parents=True)
+    (folder / "job.log").touch()
+    written = (folder / "job.log").stat().st_mtime
+    monkeypatch.setattr(jobs.time, "time", lambda: written + 4)
+
+    def line(stage, done, seconds):
+        return {"stage": stage, "done": done, "total": 100, "item": "", "seconds": seconds, "message": ""}
+
+    eta = jobs.Job(folder)._eta
+    pace = [line("earlier", 0, 0), line("earlier", 90, 1), line("now", 10, 2.0), line("now", 20, 4.0)]
+    assert eta(pace) == pytest.approx(16 - 4), "80 left at 5 a second, 4 seconds of which have passed"
+    assert eta([*pace, line("now", 99, 5.0)]) == 0, "never less than nothing"
+    slower = [line("now", done, 10.0 * done) for done in range(50, 80)]
+    assert eta([*pace, *slower]) == pytest.approx(21 * 10 - 4), "the last lines count"
+    assert [eta(lines) for lines in ([], pace[:1], [*pace, line("next", 0, 5.0)], pace[-1:] * 2)] == [None] * 4
 
 
 def test_progress_of_an_earlier_start_is_not_shown_as_this_one(work):
