@@ -1,12 +1,15 @@
 import copy
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
+from karipap_core.evaluate import dense_model_of, evaluate_folder, pick_device
 from karipap_core.evaluate.fidelity import (
     EncoderSample,
     divergence,
@@ -18,6 +21,7 @@ from karipap_core.evaluate.fidelity import (
 from karipap_core.evaluate.perplexity import Sample, perplexity
 from karipap_core.evaluate.speed import measure_memory, measure_speed, weights_bytes
 from karipap_core.text import Text
+from tests.architectures import make
 
 TEXT = Text("text", ("a line of text, " * 20, "and another one " * 15))
 
@@ -141,3 +145,70 @@ def test_speed_takes_turns_and_memory_counts_shared_weights_once():
     assert before - weights_bytes(dense) == 4 * 256 * 32
     memory = measure_memory(dense, 32, 4)
     assert memory["peak_bytes"] >= memory["weights_bytes"] == weights_bytes(dense)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A causal model, the same with other weights as if compressed (its config names a plan), and an encoder."""
+    root = tmp_path_factory.mktemp("folders")
+    model = make("llama", root / "model")
+    other = make("llama", root / "other", seed=1)
+    return root, model, other, make("bert", root / "encoder")
+
+
+def plan_in(folder, fingerprint, source=None):
+    """Let a folder's files say that it was made from the checkpoint with this fingerprint."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"plan": {"model": {"name": "somewhere/else", "fingerprint": fingerprint}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "karipap.json").write_text(json.dumps({"source": source} if source else {}))
+
+
+def test_folder_without_a_plan_is_measured_alone(folders):
+    _, model, _, _ = folders
+    found = evaluate_folder(model, text=TEXT, window=32, stride=16, device="cpu", speed=False)
+    assert found["dense"] is None and found["kl"] is None and "names no dense model" in found["notes"][0]
+    live = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    alone = perplexity(live, AutoTokenizer.from_pretrained(model), TEXT, 32, 16)
+    assert {key: found[key] for key in alone} == pytest.approx(alone)
+    assert found["text"] == {"name": "text", "sha256": TEXT.sha256} and found["dtype"] == "float32"
+    assert found["memory"]["compressed"]["disk_bytes"] == (model / "model.safetensors").stat().st_size
+    json.dumps(found, allow_nan=False)
+
+
+def test_folder_against_another_model(folders):
+    _, model, other, _ = folders
+    found = evaluate_folder(other, model, TEXT, 200, 32, 32, device="cpu")
+    a, b = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (model, other))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    expected = measure(b, Sample.of(b, tokenizer, TEXT, 32, 32, 200), a)
+    for key in ("loss", "kl", "rise", "top1_agreement"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-6)
+    assert found["speed"].keys() == found["memory"].keys() == {"compressed", "dense"}
+    assert found["notes"] == []
+
+
+def test_the_dense_model_is_found_where_the_folder_says_and_only_if_it_is_the_same(folders, tmp_path):
+    _, model, other, _ = folders
+    same, wrong = open_checkpoint(model).fingerprint, "0" * 64
+    plan_in(other, same, str(model))
+    notes = []
+    assert dense_model_of(other, None, notes) == str(model) and notes == []
+    plan_in(other, wrong, str(model))
+    assert dense_model_of(other, None, notes) is None and "not found here unchanged" in notes[0]
+    assert dense_model_of(other, model, notes) == model and "fingerprints differ" in notes[1]
+    plan_in(other, same)
+    assert dense_model_of(other, None, []) is None
+
+
+def test_encoders_and_what_is_not_there(folders):
+    _, model, _, encoder = folders
+    found = evaluate_folder(encoder, encoder, TEXT, window=34, device="cpu", speed=False)
+    assert found["fidelity"]["relative_error"] == 0.0 and found["fidelity"]["cosine"] == pytest.approx(1.0)
+    assert found["loss"] is None and found["kind"] == "encoder"
+    with pytest.raises(InputError, match="--against"):
+        evaluate_folder(encoder, text=TEXT, device="cpu", speed=False)
+    with pytest.raises(InputError, match="dtype"):
+        evaluate_folder(model, text=TEXT, dtype="int3")
+    with pytest.raises(InputError, match="not here"):
+        pick_device("tpu")

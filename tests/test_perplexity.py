@@ -101,7 +101,7 @@ def test_uniform_model_has_the_analytic_loss(tokenizer):
     found = perplexity(model, tokenizer, STORY, window=16, stride=16)
     text_bytes = sum(len(document.encode()) for document in STORY.documents)
     # The first token is an opener, so nothing of the text goes unscored.
-    assert found["bytes"] == text_bytes
+    assert found["text_bytes"] == text_bytes
     assert found["loss"] == pytest.approx(math.log(300), rel=1e-6)
     assert found["perplexity"] == pytest.approx(300, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(math.log2(300) * found["tokens"] / text_bytes, rel=1e-6)

@@ -34,7 +34,7 @@ def evaluate_folder(
     nothing is compared and "notes" says so. text: default the standard library's held-out modules; max_tokens: scored
     at most, in windows spread evenly over the text (None: all of it); window and stride: see `perplexity.Sample`.
 
-    Returns {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "dense": {the same} | None, "rise",
+    Returns {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense": {the same} | None, "rise",
     "rise_error", "kl", "top1_agreement", "speed": {"compressed", "dense"} | None, "memory": {"compressed", "dense"},
     "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes", "environment"}. Nats a token; see
     `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys are None
@@ -80,7 +80,7 @@ def evaluate_folder(
 def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes) -> dict:
     """The part of the result that says how good the model is; every key is there for causal models and encoders."""
     empty = dict.fromkeys(
-        ("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "dense", "rise", "rise_error", "kl")
+        ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl")
         + ("top1_agreement", "fidelity")
     )
     if is_causal(model):
@@ -129,7 +129,8 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     if not recorded:
         notes.append("Nothing is compared: the folder names no dense model. Name one with --against.")
         return None
-    for source in filter(None, (config["quantization_config"].get("source"), recorded.get("name"))):
+    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
+    for source in filter(None, (report.get("source"), recorded.get("name"))):
         try:
             if open_checkpoint(source).fingerprint == recorded.get("fingerprint"):
                 return source

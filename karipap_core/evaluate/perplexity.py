@@ -70,7 +70,7 @@ class Sample:
         return torch.cat([torch.arange(w.start + w.skip, w.start + w.length) for w in self.windows]) + 1
 
     def summary(self, losses: torch.Tensor) -> dict:
-        """{"loss", "perplexity", "bits_per_byte", "tokens", "bytes"} from the losses at `positions`, openers left out.
+        """{"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes"} of the losses at `positions`, without openers.
 
         loss = mean of −ln p(token | context) in nats a token; perplexity = e^loss; bits_per_byte = Σ loss / (ln 2 ·
         bytes), which does not depend on the tokenizer.
@@ -87,7 +87,7 @@ class Sample:
             "perplexity": math.exp(min(loss, 700.0)),
             "bits_per_byte": kept.sum().item() / math.log(2) / max(n_bytes, 1),
             "tokens": len(kept),
-            "bytes": n_bytes,
+            "text_bytes": n_bytes,
         }
 
 
@@ -236,7 +236,7 @@ def losses(model, sample: Sample, progress: Progress = silent) -> torch.Tensor:
 def perplexity(
     model, tokenizer, text: Text, window=None, stride=None, max_tokens=None, progress: Progress = silent
 ) -> dict:
-    """Loss of `model` on `text`: {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "window", "stride"}.
+    """Loss of `model` on `text`: {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "window", "stride"}.
 
     Runs where the model is. window: default min(the model's positions, 512); stride: default half of it; max_tokens:
     default the whole text. Units as in `Sample.summary`, windows as in `cut`, tokens as in `tokenize`.
