@@ -70,7 +70,7 @@ class Sample:
         return torch.cat([torch.arange(w.start + w.skip, w.start + w.length) for w in self.windows]) + 1
 
     def summary(self, losses: torch.Tensor) -> dict:
-        """{"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes"} of the losses at `positions`, without openers.
+        """{"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes"} of the losses at `positions`, save openers.
 
         loss = mean of −ln p(token | context) in nats a token; perplexity = e^loss; bits_per_byte = Σ loss / (ln 2 ·
         bytes), which does not depend on the tokenizer.
