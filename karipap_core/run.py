@@ -61,4 +61,5 @@ def run(
         "seconds": {"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
     }  # fmt: skip
     write_json(folder / "run.json", point)
+    pipeline.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
     return point

@@ -8,7 +8,7 @@ import streamlit as st
 from karipap_core import figures_runs
 from karipap_core.pareto import pareto
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, runs, texts
+from pages.parts import common, job, model, runs, texts, winner
 
 COLUMNS = {
     "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
@@ -60,7 +60,7 @@ def chart(points: list[dict]) -> None:
             format_func=lambda key: figures_runs.QUALITIES[key].label,
         )  # fmt: skip
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
-    st.html(f'<p class="k-verdict">{html.escape(runs.verdict(points, x, y))}</p>')
+    st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
     runs.warn_of_text(points[0])
     log = {"auto": None, "linear": False, "log": True}[scale]
     picture(points, x, y, log)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from karipap_core import figures_runs
-from pages.parts import runs
+from pages.parts import winner
 
 
 def point(name, kind, method, bytes_kept, rise, rule="calibrated", **more) -> dict:
@@ -90,36 +90,35 @@ def test_what_each_weight_lost_is_at_its_place():
 # ---- the sentence -----------------------------------------------------------------------------------------------
 
 
-def test_the_sentence_names_the_winner_at_each_size(points):
-    said = runs.verdict(points)
-    assert said.startswith("By rise in loss, ")
-    assert "a baseline is better (int4: 0.2000; net-3: 0.5000)" in said
-    assert "a network is better (net-6: 0.1000; int4: 0.2000)" in said
-    assert "a baseline is better (int8: 0.0500; net-6: 0.1000)" in said
-    assert "Below 40.0% no baseline was measured." in said
+def test_what_holds_at_most_sizes_is_said_first(points):
+    said = winner.verdict(points)
+    assert said.startswith("By rise in loss, a baseline is better at 2 of 4 sizes, such as 80.0% (int8: 0.0500; net-6")
+    assert "A network is better at 60.0%, 90.0% bytes kept, such as 90.0% (net-9: -0.0004; int8: 0.0500)." in said
+    assert "Losing at most 0.01 nats, the smallest network takes 90.0% (net-9), the smallest baseline no size" in said
+    assert said.endswith("Below 40.0% no baseline was measured.")
 
 
 def test_it_says_when_a_baseline_wins_everywhere(points):
     points.append(point("int2", "baseline", "gptq", 0.2, -0.5))
-    said = runs.verdict(points)
-    assert "at every size that both reach" in said and "a baseline is better" in said
-    assert "network is better" not in said
+    said = winner.verdict(points)
+    assert "a baseline is better at every size that both reach (bytes kept 30.0% to 90.0%)" in said
+    assert "network is better" not in said and "the smallest baseline 20.0% (int2)" in said
 
 
 def test_differences_within_the_error_are_a_tie():
     pair = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "baseline", "svd", 0.5, 0.1012)]
-    assert "tie within the error" in runs.verdict(pair)
+    assert "tie within the error" in winner.verdict(pair)
     pair[1]["rise"] = 0.11
-    assert "a network is better" in runs.verdict(pair)
+    assert "a network is better" in winner.verdict(pair)
 
 
 def test_more_is_better_where_it_is(points):
-    assert "a network is better (net-6" in runs.verdict(points, y="top1_agreement")
+    assert "such as 90.0% (net-9" in winner.verdict(points, y="top1_agreement")
 
 
 def test_without_one_side_there_is_no_winner(points):
     networks = [p for p in points if p["kind"] == "network"]
-    assert "No baseline" in runs.verdict(networks)
-    assert "No network" in runs.verdict([p for p in points if p["kind"] == "baseline"])
+    assert "No baseline" in winner.verdict(networks)
+    assert "No network" in winner.verdict([p for p in points if p["kind"] == "baseline"])
     apart = [point("a", "network", "lowrank", 0.5, 0.1), {**point("b", "baseline", "svd", 0.5, 0.1), "rise": None}]
-    assert "No baseline" in runs.verdict(apart)
+    assert "No baseline" in winner.verdict(apart)

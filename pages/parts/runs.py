@@ -7,8 +7,6 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.errors import InputError
-from karipap_core.figures_runs import QUALITIES, SIZES
-from karipap_core.pareto import known
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace, read_runs
 from pages.parts import common
@@ -78,77 +76,7 @@ def describe(plan: Plan) -> str:
     return ", ".join(words)
 
 
-# ---- what the numbers support -----------------------------------------------------------------------------------
-
-
-def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
-    """Who is better at which size, in sentences that the points support.
-
-    At every measured size the best network that is no larger stands against the best baseline that is no larger;
-    differences within the standard errors of both count as a tie.
-    """
-    quality, size = QUALITIES[y], SIZES[x].label.lower()
-    measured = [point for point in points if known(point, x) and known(point, y)]
-    networks = [point for point in measured if point["kind"] == "network"]
-    rivals = [point for point in measured if point["kind"] == "baseline"]
-    if not networks:
-        return "No network has been measured on this text yet."
-    if not rivals:
-        return "No baseline has been measured on this text yet, so nothing can be said about who wins."
-    rounds = []
-    for at in sorted({point[x] for point in measured}):
-        ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], y) for side in (networks, rivals))
-        if ours and theirs:
-            rounds.append((_winner(ours, theirs, y), at, ours, theirs))
-    if not rounds:
-        return "No network is as small as a baseline here, or the other way round: sizes do not overlap."
-    spans: list[list] = []
-    for entry in rounds:
-        if spans and spans[-1][-1][0] == entry[0]:
-            spans[-1].append(entry)
-        else:
-            spans.append([entry])
-    single = len(spans) == 1
-    sentences = [_sentence(span, single, i == 0, i == len(spans) - 1, size, x, y) for i, span in enumerate(spans)]
-    smallest = min(point[x] for point in networks), min(point[x] for point in rivals)
-    if smallest[0] < smallest[1] - 1e-9:
-        sentences.append(f"Below {smallest[1]:.1%} no baseline was measured.")
-    return f"By {quality.label.lower()}, {sentences[0][0].lower()}{sentences[0][1:]} {' '.join(sentences[1:5])}".strip()
-
-
-def _sentence(span: list, single: bool, first: bool, last: bool, size: str, x: str, y: str) -> str:
-    winner, _, ours, theirs = max(span, key=lambda entry: abs(entry[2][y] - entry[3][y]))
-    low, high = span[0][1], span[-1][1]
-    if single:
-        where = f"at every size that both reach ({size} {low:.1%} to {high:.1%})"
-    elif last:
-        where = f"from {low:.1%} {size} on"
-    elif first:
-        where = f"up to {high:.1%} {size}" if high > low else f"at {low:.1%} {size}"
-    else:
-        where = f"from {low:.1%} to {high:.1%}" if high > low else f"at {low:.1%}"
-    best, other = (ours, theirs) if winner != "baseline" else (theirs, ours)
-    form = QUALITIES[y].form
-    numbers = f"{best['label']}: {best[y]:{form}}; {other['label']}: {other[y]:{form}}"
-    if winner == "tie":
-        return f"{where[0].upper()}{where[1:]} they tie within the error of measuring ({numbers})."
-    who = "a network" if winner == "network" else "a baseline"
-    return f"{where[0].upper()}{where[1:]} {who} is better ({numbers})."
-
-
-def _winner(ours: dict, theirs: dict, y: str) -> str:
-    better = ours[y] - theirs[y] if QUALITIES[y].more else theirs[y] - ours[y]
-    noise = 0.0
-    if y in ("rise", "loss"):
-        noise = math.hypot(*(point.get("rise_error") or 0.0 for point in (ours, theirs)))
-    if abs(better) <= noise:
-        return "tie"
-    return "network" if better > 0 else "baseline"
-
-
-def _best(points: list[dict], y: str) -> dict | None:
-    pick = max if QUALITIES[y].more else min
-    return pick(points, key=lambda point: point[y], default=None)
+# ---- one run in words -------------------------------------------------------------------------------------------
 
 
 def warn_of_text(run: dict) -> None:
@@ -159,9 +87,6 @@ def warn_of_text(run: dict) -> None:
             f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not made for it, and "
             "what is lost on it says little. Measure on a text of the model's own kind."
         )
-
-
-# ---- one point in words -----------------------------------------------------------------------------------------
 
 
 def facts(run: dict) -> None:

@@ -1,0 +1,104 @@
+"""Who is better at which size: sentences that measured points support. Nothing here draws."""
+
+import math
+from collections import Counter
+
+from karipap_core.figures_runs import QUALITIES, SIZES
+from karipap_core.pareto import known
+
+ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
+WORDS = {
+    "network": "a network is better", "baseline": "a baseline is better",
+    "tie": "both tie within the error of measuring",
+}  # fmt: skip
+
+
+def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
+    """Networks against baselines, in a few sentences.
+
+    At every measured size the best network that is no larger stands against the best baseline that is no larger;
+    differences within the standard errors of both count as a tie. What holds at most sizes is said first. Then: how
+    small each side gets while losing little.
+    """
+    measured = [point for point in points if known(point, x) and known(point, y)]
+    networks = [point for point in measured if point["kind"] == "network"]
+    rivals = [point for point in measured if point["kind"] == "baseline"]
+    if not networks:
+        return "No network has been measured on this text yet."
+    if not rivals:
+        return "No baseline has been measured on this text yet, so nothing can be said about who wins."
+    rounds = []
+    for at in sorted({point[x] for point in measured}):
+        ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], y) for side in (networks, rivals))
+        if ours and theirs:
+            rounds.append((_winner(ours, theirs, y), at, ours, theirs))
+    size = SIZES[x].label.lower()
+    ranked = [winner for winner, _ in Counter(entry[0] for entry in rounds).most_common()]
+    sentences = []
+    for winner in ranked:
+        mine = [entry for entry in rounds if entry[0] == winner]
+        if len(ranked) == 1:
+            where = f"at every size that both reach ({size} {rounds[0][1]:.1%} to {rounds[-1][1]:.1%})"
+        elif winner == ranked[0]:
+            where = f"at {len(mine)} of {len(rounds)} sizes"
+        else:
+            where = f"at {_spans(rounds, winner)} {size}"
+        such = f", such as {mine[len(mine) // 2][1]:.1%}" if len(mine) > 1 else ""
+        sentences.append(f"{WORDS[winner]} {where}{such} {_example(mine[len(mine) // 2], y)}.")
+    sentences += _little_lost(networks, rivals, x, y)
+    smallest = min(point[x] for point in networks), min(point[x] for point in rivals)
+    if smallest[0] < smallest[1] - 1e-9:
+        sentences.append(f"below {smallest[1]:.1%} no baseline was measured.")
+    said = " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])
+    return f"By {QUALITIES[y].label.lower()}, {sentences[0]} {said}".strip()
+
+
+def _example(entry: tuple, y: str) -> str:
+    """Both sides' best at one size: the winner first."""
+    winner, _, ours, theirs = entry
+    best, other = (theirs, ours) if winner == "baseline" else (ours, theirs)
+    form = QUALITIES[y].form
+    return f"({best['label']}: {best[y]:{form}}; {other['label']}: {other[y]:{form}})"
+
+
+def _spans(rounds: list, winner: str) -> str:
+    """The sizes at which `winner` wins, neighbours joined; at most three."""
+    spans: list[list[float]] = []
+    before = None
+    for who, at, *_ in rounds:
+        if who == winner:
+            if before == winner:
+                spans[-1].append(at)
+            else:
+                spans.append([at])
+        before = who
+    words = [f"{span[0]:.1%} to {span[-1]:.1%}" if len(span) > 1 else f"{span[0]:.1%}" for span in spans]
+    return ", ".join(words[:3]) + (" and elsewhere" if len(words) > 3 else "")
+
+
+def _little_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
+    """The smallest model of each side that loses no more than a bound that somebody meets."""
+    for bound in ALLOWED.get(y, ()):
+        small = [
+            min((p for p in side if p[y] <= bound), key=lambda p: p[x], default=None) for side in (networks, rivals)
+        ]
+        if any(small):
+            words = [f"{p[x]:.1%} ({p['label']})" if p else "no size measured" for p in small]
+            what = f"losing at most {bound:g} nats, the smallest network takes"
+            return [f"{what} {words[0]}, the smallest baseline {words[1]}."]
+    return []
+
+
+def _winner(ours: dict, theirs: dict, y: str) -> str:
+    better = ours[y] - theirs[y] if QUALITIES[y].more else theirs[y] - ours[y]
+    noise = 0.0
+    if y in ("rise", "loss"):
+        noise = math.hypot(*(point.get("rise_error") or 0.0 for point in (ours, theirs)))
+    if abs(better) <= noise:
+        return "tie"
+    return "network" if better > 0 else "baseline"
+
+
+def _best(points: list[dict], y: str) -> dict | None:
+    pick = max if QUALITIES[y].more else min
+    return pick(points, key=lambda point: point[y], default=None)
