@@ -1,5 +1,7 @@
 """Plan: the χ board, a table and the spectrum beside it, and what leads on from them."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from karipap_core.plan import METRICS
@@ -14,6 +16,7 @@ def page() -> None:
     if history is None:
         plan_jobs.nothing_yet(view)
         return
+    st.html(Path(plan_side.__file__).with_name("plan.css"))
     workbench(view)
 
 
@@ -30,7 +33,8 @@ def workbench(view) -> None:
         actions(view, history, found, totals)
         if error := mine.pop("error", None):
             st.error(common.plain(error))
-        left, right = st.columns([13, 8], gap="large")
+        with st.container(key="k-plan-columns"):
+            left, right = st.columns([13, 8], gap="large")
         with left:
             board(history, found)
             plan_side.outcome(now, found, totals)
@@ -84,9 +88,10 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
     """Undo, redo, reset, locks; the file in and out; and on to the measured run."""
     now = history.now
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="k-plan-actions"):
-        st.button("Undo", icon=":material/undo:", key="undo", on_click=history.undo, disabled=history.at == 0)
-        last = history.at + 1 == len(history.drafts)
-        st.button("Redo", icon=":material/redo:", key="redo", on_click=history.redo, disabled=last)
+        first, last = history.at == 0, history.at + 1 == len(history.drafts)
+        quiet = {"type": "tertiary", "width": "content"}
+        st.button("Undo", icon=":material/undo:", key="undo", on_click=history.undo, disabled=first, **quiet)
+        st.button("Redo", icon=":material/redo:", key="redo", on_click=history.redo, disabled=last, **quiet)
         st.button(
             "Reset", icon=":material/restart_alt:", key="reset", on_click=plan_session.reset, args=(found,),
             help="Every χ by the rule at the budget last asked for; locks and choices by hand go.",

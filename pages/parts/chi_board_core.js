@@ -191,10 +191,10 @@ const scaled = (x, units) => {
   return `${k === 0 ? Math.round(x) : x.toPrecision(3)} ${units[k]}`.trim();
 };
 /** 4710000000 → "4.71 B" (thousands, millions, billions of parameters). */
-export const formatCount = (x) => scaled(x, ["", "K", "M", "B", "T"]);
+export const formatCount = (x) => scaled(x, ["", "k", "M", "B", "T"]);
 /** Bytes in decimal units: 9430000000 → "9.43 GB". */
 export const formatBytes = (x) => scaled(x, ["B", "kB", "MB", "GB", "TB"]);
-/** 0.7 → "70.0 %". */
-export const formatPercent = (x, digits = 1) => `${(100 * x).toFixed(digits)} %`;
+/** 0.7 → "70.0%". */
+export const formatPercent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 /** A loss in nats with three decimals; small rises keep two significant digits: 0.00042 → "0.00042". */
 export const formatNats = (x) => (x !== 0 && Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(3));

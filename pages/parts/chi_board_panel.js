@@ -144,10 +144,10 @@ export class BudgetPlot {
 export function legend(parent) {
   const box = element("div", "legend", parent);
   const colours = element("span", "key", box);
-  element("span", "", colours, "share of the predicted damage: ⅛");
+  element("span", "", colours, "share of the damage: ⅛");
   const ramp = element("i", "ramp", colours);
-  element("span", "", colours, "8 × the average");
-  for (const [name, text] of [["level", "fill: parameters against dense"], ["dense", "dense"], ["locked", "locked"],
+  element("span", "", colours, "8 × average");
+  for (const [name, text] of [["level", "fill: part kept"], ["dense", "dense"], ["locked", "locked"],
     ["hand", "set by hand"]]) {
     const key = element("span", "key", box);
     element("i", `sample ${name}`, key);

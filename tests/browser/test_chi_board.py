@@ -86,7 +86,7 @@ def name_of(layer: int, role: str) -> str:
 
 
 def test_the_budget_allocates_while_it_is_dragged_and_python_agrees(board):
-    assert board.figure("kept") == "100.0 %"
+    assert board.figure("kept") == "100.0%"
     x, y = board.press_at("budget", 0.95)
     seen = set()
     for dx in range(0, -400, -40):
@@ -96,7 +96,7 @@ def test_the_budget_allocates_while_it_is_dragged_and_python_agrees(board):
     assert len(seen) >= 8, "the figures move with the pointer"
     told = board.release(board.page.mouse.up)
     assert told["cause"] == "budget" and told["hand"] == []
-    assert board.figure("kept") == f"{100 * told['figures']['kept']:.1f} %"
+    assert board.figure("kept") == f"{100 * told['figures']['kept']:.1f}%"
     assert board.figure("loss") == f"{told['figures']['loss']:.3f}"
     assert abs(told["budget"] - told["figures"]["kept"]) < 0.01
     chis = told["chi"]

@@ -247,7 +247,7 @@ test("numbers as words", () => {
   assert.equal(formatCount(999), "999");
   assert.equal(formatCount(999700), "1.00 M");
   assert.equal(formatBytes(13476831232), "13.5 GB");
-  assert.equal(formatPercent(0.7004), "70.0 %");
+  assert.equal(formatPercent(0.7004), "70.0%");
   assert.equal(formatNats(0.00042), "0.00042");
   assert.equal(formatNats(1.6331), "1.633");
 });
