@@ -105,6 +105,7 @@ class TensorNetworkLinear(nn.Module):
             return y if self.bias is None else y + self.bias
         return nn.functional.linear(x, self._formed_weight(), self.bias)
 
+    @torch.compiler.disable  # which core has changed is no matter for a graph
     def _formed_weight(self) -> torch.Tensor:
         if torch.is_grad_enabled() and any(core.requires_grad for core in self.cores):
             return self.weight
