@@ -15,6 +15,7 @@ FORMAT, VERSION = "karipap-calibration", 1
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
 SLOPES = (0.3, 3.0)  # of log damage against log error; outside lies noise or saturation
 FLOOR = 1e-12
+WORTH_CHECKING = 0.01  # rises below this are within the noise of a few thousand tokens
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Calibration:
     levels: dict[str, list[list[float]]]
     plans: list[dict] = field(default_factory=list)
     tokens: int = 0
+    checks: list[dict] = field(default_factory=list)  # {"predicted", "measured", "text"} of evaluated plans
 
     def damage(self, name: str, error) -> np.ndarray:
         """Predicted divergence of truncating one weight alone to an absolute metric error (array in, array out).
@@ -72,14 +74,22 @@ class Calibration:
 
     @property
     def error(self) -> float | None:
-        """How far predictions were off: the largest |predicted / measured − 1| over the inner measured plans, each
-        predicted from the others. None with fewer than three."""
+        """How far predictions were off, the largest |predicted / measured − 1|: over the inner measured plans, each
+        predicted from the others, and over the plans that were evaluated since, on whatever text. None where there is
+        nothing to go by."""
         points = self.points
-        off = [
-            abs(predicted_rise(points[:i] + points[i + 1 :], points[i][0]) / points[i][1] - 1)
+        pairs = [
+            (predicted_rise(points[:i] + points[i + 1 :], points[i][0]), points[i][1])
             for i in range(1, len(points) - 1)
         ]
-        return max(off) if off else None
+        pairs += [(check["predicted"], check["measured"]) for check in self.checks]
+        return max((abs(p / m - 1) for p, m in pairs if m >= WORTH_CHECKING), default=None)
+
+    def check(self, predicted: float, measured: float, text: str) -> None:
+        """Remember what an evaluated plan was predicted to cost and what it did cost; once for the same figures."""
+        entry = {"predicted": predicted, "measured": measured, "text": text}
+        if entry not in self.checks:
+            self.checks.append(entry)
 
     def to_json(self) -> dict:
         return {"format": FORMAT, "version": VERSION} | self.__dict__

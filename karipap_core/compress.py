@@ -37,6 +37,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     document = plan.to_json()
     identity = settings_key({"plan": document, "fingerprint": checkpoint.fingerprint})
     if _finished(out, identity):
+        shutil.rmtree(out / ".parts", ignore_errors=True)  # of a run killed while it tidied up
         return json.loads((out / REPORT).read_text())["result"] | {"seconds": 0.0}
     parts = out / ".parts" / identity
     if out.exists() and not parts.exists() and any(path.name != ".parts" for path in out.iterdir()):

@@ -32,15 +32,19 @@ def make_plan(model, budget=None, budget_bytes=None, scope="model", network="low
 
 def compress(model, plan: Plan | str | Path, out, force=False, device="auto", progress: Progress = silent) -> dict:
     """Write the compressed model (see compress.py), with activations from the text that the plan names."""
-    from karipap_core.activations import CalibrationSettings
     from karipap_core.compress import compress as write
 
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-    calibration = plan.calibration or {}
+    return write(study_of(model, plan, device, progress), plan, out, force, progress)
+
+
+def study_of(model, plan: Plan, device="auto", progress: Progress = silent) -> Study:
+    """The study that a plan was made in: its model, calibration text and settings."""
+    from karipap_core.activations import CalibrationSettings
+
     known = {field.name for field in fields(CalibrationSettings)}
-    settings = {key: value for key, value in calibration.items() if key in known}
-    study = Study(model, calibration_text(plan), CalibrationSettings(**settings), device, progress=progress)
-    return write(study, plan, out, force, progress)
+    settings = {key: value for key, value in (plan.calibration or {}).items() if key in known}
+    return Study(model, calibration_text(plan), CalibrationSettings(**settings), device, progress=progress)
 
 
 def calibration_text(plan: Plan):

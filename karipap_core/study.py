@@ -228,6 +228,14 @@ class Study:
         chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
         return [sums[total] for total in sorted(chosen)]
 
+    def check_prediction(self, plan, measured: dict, text: str) -> None:
+        """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both."""
+        predicted = plan.predicted or {}
+        if predicted.get("source") == "curve" and measured.get("rise") is not None:
+            calibration = self.calibration(plan.metric)
+            calibration.check(predicted["rise"], measured["rise"], text)
+            write_json(self.calibration_file(plan.metric), calibration.to_json())
+
     def learn(self, metric: str, measured: dict) -> None:
         """Add a measured whole plan to the calibration's fit and keep it."""
         calibration = self._calibrations[metric]

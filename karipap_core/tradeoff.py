@@ -152,7 +152,9 @@ class Points:
             return size | self.bench.measure(matrices, self.progress)
 
         label = f"{network}, {plan.rule}, kept {plan.budget:g}"
-        return self._point("network", network, label, settings, plan, cores, figures, seconds)
+        point = self._point("network", network, label, settings, plan, cores, figures, seconds)
+        self.study.check_prediction(plan, point, self.text.name)
+        return point
 
     def of_baseline(self, baseline) -> dict:
         """The point of a baseline (baselines.py)."""

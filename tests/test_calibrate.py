@@ -50,6 +50,16 @@ def test_error_is_that_of_leaving_a_measured_plan_out():
     assert calibration([[1, 1.0, 1.0]], plans[:2]).error is None
 
 
+def test_error_counts_what_evaluated_plans_were_predicted_to_cost():
+    plans = [{"sum": s, "rise": r} for s, r in [(0.1, 0.1), (1.0, 1.0), (10.0, 10.0)]]
+    found = calibration([[1, 1.0, 1.0]], plans)
+    assert found.error == pytest.approx(0, abs=1e-9)
+    for _ in range(2):
+        found.check(0.3, 0.4, "held out")
+    found.check(0.001, 0.009, "too small to tell")
+    assert len(found.checks) == 2 and found.error == pytest.approx(0.25)
+
+
 def test_plans_that_contradict_each_other_leave_a_rising_curve():
     plans = [{"sum": s, "rise": r} for s, r in [(1.0, 1.0), (1.01, 0.5), (2.0, 0.9), (3.0, 2.0), (0.5, -0.1)]]
     assert calibration([[1, 1.0, 1.0]], plans).points == [(1.0, 1.0), (3.0, 2.0)]
