@@ -171,7 +171,10 @@ def test_lowrank_is_the_optimum_and_the_tail_is_its_loss(measure, shape):
 # ---- matrix product operator
 
 
-@pytest.mark.parametrize("n, sites, expected", [(11008, 2, (128, 86)), (50257, 2, (1733, 29)), (509, 2, (509, 1)), (4096, 3, (16, 16, 16))])
+FACTORED = [(11008, 2, (128, 86)), (50257, 2, (1733, 29)), (509, 2, (509, 1)), (4096, 3, (16, 16, 16))]
+
+
+@pytest.mark.parametrize("n, sites, expected", FACTORED)
 def test_factors_are_exact_and_balanced(n, sites, expected):
     assert factorize(n, sites) == expected and math.prod(expected) == n
 
