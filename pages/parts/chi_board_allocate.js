@@ -64,17 +64,20 @@ export class Allocator {
     }
     if (this.kind !== "lagrangian") return this;
     const all = this.all;
-    const keep = [];
-    for (let i = 0; i < all.weight.length; i++) if (!locked[all.weight[i]]) keep.push(i);
-    this.segmentWeight = Int32Array.from(keep, (i) => all.weight[i]);
-    this.segmentOption = Int32Array.from(keep, (i) => all.option[i]);
-    this.reach = new Float64Array(keep.length);
-    this.damage = new Float64Array(keep.length);
-    keep.forEach((i, k) => {
+    let count = 0;
+    for (let i = 0; i < all.weight.length; i++) if (!locked[all.weight[i]]) count++;
+    this.segmentWeight = new Int32Array(count);
+    this.segmentOption = new Int32Array(count);
+    this.reach = new Float64Array(count); // cost of all up to here
+    this.damage = new Float64Array(count);
+    for (let i = 0, k = 0; k < count; i++) {
+      if (locked[all.weight[i]]) continue;
+      this.segmentWeight[k] = all.weight[i];
+      this.segmentOption[k] = all.option[i];
       this.reach[k] = cost += all.cost[i];
       this.damage[k] = damage += all.damage[i];
-    });
-    this.fixedCost = cost;
+      k++;
+    }
     return this;
   }
 
@@ -190,34 +193,60 @@ export class Allocator {
 }
 
 /** Per weight the lower convex hull of (cost, objective) over its options, as steps; all of them by falling gain. */
-function hullSegments(allocator) {
-  const { T, last } = allocator;
-  const weight = [], option = [], cost = [], damage = [], gain = [];
+function hullSegments({ T, last, perCore, denseCost }) {
+  const most = last.reduce((sum, k) => sum + k + 1, 0);
+  const weight = new Int32Array(most), option = new Int32Array(most);
+  const cost = new Float64Array(most), damage = new Float64Array(most), gain = new Float64Array(most);
+  let n = 0;
   for (let w = 0; w < T.n; w++) {
-    const hull = [];
+    const { parameters } = T.grids[T.grid[w]];
+    const at = (k) => T.start[w] + k;
+    const first = n;
+    // The hull's corners stand in option[first … n − 1], their costs and objectives in `cost` and `gain` for now.
     for (let k = 0; k <= last[w]; k++) {
-      const c = allocator.optionCost(w, k), o = allocator.optionObjective(w, k);
-      if (hull.length && o >= hull[hull.length - 1].o) continue;
-      while (hull.length > 1) {
-        const p = hull[hull.length - 2], q = hull[hull.length - 1];
-        if ((p.o - q.o) * (c - q.c) > (q.o - o) * (q.c - p.c)) break;
-        hull.pop();
+      const dense = k === last[w];
+      const c = dense ? denseCost[w] : parameters[k] * perCore[w], o = dense ? 0 : T.objective[at(k)];
+      if (n > first && o >= gain[n - 1]) continue;
+      while (n - first > 1) {
+        const [before, here] = [gain[n - 2] - gain[n - 1], gain[n - 1] - o];
+        if (before * (c - cost[n - 1]) > here * (cost[n - 1] - cost[n - 2])) break;
+        n--;
       }
-      hull.push({ c, o, k, d: k >= last[w] ? 0 : T.damage[T.start[w] + k] });
+      weight[n] = w;
+      option[n] = k;
+      cost[n] = c;
+      gain[n++] = o;
     }
-    hull.forEach((q, i) => {
-      const p = i ? hull[i - 1] : { c: 0, d: 0 };
-      weight.push(w);
-      option.push(q.k);
-      cost.push(q.c - p.c);
-      damage.push(q.d - p.d);
-      gain.push(i ? (p.o - q.o) / (q.c - p.c) : Infinity);
-    });
+    for (let i = n - 1; i >= first; i--) {
+      const of = (k) => (k === last[w] ? 0 : T.damage[at(k)]);
+      damage[i] = of(option[i]) - (i > first ? of(option[i - 1]) : 0);
+      if (i > first) {
+        cost[i] -= cost[i - 1];
+        gain[i] = (gain[i - 1] - gain[i]) / cost[i];
+      } else gain[i] = Infinity;
+    }
   }
-  const order = Uint32Array.from(gain.keys()).sort((i, j) => (gain[j] > gain[i] ? 1 : gain[j] < gain[i] ? -1 : i - j));
-  const pick = (kind, values) => kind.from(order, (i) => values[i]);
-  return {
-    weight: pick(Int32Array, weight), option: pick(Int32Array, option),
-    cost: pick(Float64Array, cost), damage: pick(Float64Array, damage),
+  const order = byFallingGain(gain.subarray(0, n));
+  const pick = (values) => {
+    const out = new values.constructor(n);
+    for (let i = 0; i < n; i++) out[i] = values[order[i]];
+    return out;
   };
+  return { weight: pick(weight), option: pick(option), cost: pick(cost), damage: pick(damage) };
+}
+
+/**
+ * Indices by falling gain ≥ 0, equal ones in order. A number holds the gain's float32 bits and the index, so that the
+ * native sort of numbers does it: five times as fast as a comparison for the 260,000 steps of 700 weights.
+ */
+function byFallingGain(gain) {
+  const places = 2 ** 22;
+  if (gain.length > places) return Uint32Array.from(gain.keys()).sort((i, j) => gain[j] - gain[i] || i - j);
+  const bits = new Uint32Array(new Float32Array(gain).buffer);
+  const keys = new Float64Array(gain.length);
+  for (let i = 0; i < keys.length; i++) keys[i] = (0x7f800000 - bits[i]) * places + i;
+  keys.sort();
+  const order = new Uint32Array(keys.length);
+  for (let i = 0; i < keys.length; i++) order[i] = keys[i] % places;
+  return order;
 }
