@@ -58,7 +58,8 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     }  # fmt: skip
     # What is there already is our own, from a run killed after the folder and before its report were written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
-    write_json(out / REPORT, {"format": "karipap-report", "version": 1, "identity": identity, "result": result})
+    report = {"format": "karipap-report", "version": 1, "identity": identity, "source": str(checkpoint.path.resolve())}
+    write_json(out / REPORT, report | {"result": result})
     shutil.rmtree(out / ".parts")
     return result | {"seconds": round(time.monotonic() - began, 3)}
 
