@@ -102,8 +102,9 @@ def damage_figure(row: dict) -> go.Figure:
         mode="lines", line=dict(color=figures.BLUE, width=2), hovertemplate="χ %{x}: %{y:.3g}<extra></extra>",
         showlegend=False,
     )  # fmt: skip
-    fig.update_yaxes(type="log", title_text="damage", exponentformat="power", automargin=True)
-    fig.update_xaxes(title_text="χ", automargin=True)
+    grid = dict(gridcolor=figures.FAINT, zeroline=False, automargin=True)
+    fig.update_yaxes(type="log", dtick=1, exponentformat="power", title_text="damage of this weight alone", **grid)
+    fig.update_xaxes(title_text="χ", **grid)
     return fig.update_layout(margin=dict(l=8, r=12, t=28, b=8), uirevision="keep")
 
 
