@@ -10,7 +10,6 @@ import streamlit as st
 from karipap_core import figures_ising, ising
 from pages.parts import common
 
-INK = {"light": "#1d2328", "dark": "#e4e8ea"}
 STEPS = {
     "trg": "One step of TRG: four sites; each split in two by SVD, χ states kept; the inner four halves contracted.",
     "hotrg": "One step of HOTRG: two neighbours; projectors keep χ states of their doubled bonds; one tensor. Then "
@@ -121,9 +120,13 @@ def verdict(document: dict) -> str:
     """The outcome in a sentence, as HTML."""
     name, chi, error = figures_ising.NAMES[document["method"]], document["chi"], document["relative_error"]
     digits = min(15, int(-math.log10(max(error, 1e-16))))
-    agrees = f"agrees with the exact answer to <b>{digits} digits</b>" if digits > 1 else "is far from the exact answer"
+    agrees = (
+        f"agrees with the exact answer to <b>{digits} digits</b>"
+        if digits > 1
+        else f"is {error:.1%} off the exact answer"
+    )
     return (
-        f"{name} with χ = {chi} {agrees}, in {document['seconds']:.2g} s; the sum it takes the place of has "
+        f"{name} with χ = {chi} {agrees}, after {document['seconds']:.2g} s; the sum it takes the place of has "
         "2<sup>1,073,741,824</sup> terms."
     )
 
@@ -190,7 +193,8 @@ A network without open legs is a number. For the magnet it is the partition func
 configurations; for a PEPS it is the norm ⟨Ŵ|Ŵ⟩ that its fit divides by. One function computes both, and here the right
 answer is known from elsewhere:
 
-1. **The number is exact.** Onsager's integral knows nothing of tensors; the engine sees only one 2 × 2 × 2 × 2 tensor.
+1. **The number is exact.** Onsager's integral knows nothing of tensors; the engine sees one tensor of
+   sixteen numbers.
 2. **It converges.** The error falls by orders of magnitude as χ grows. It is largest near $T_c$, where correlations
    reach across the whole lattice, as theory says it must be.
 3. **It renormalizes.** The tensors on the way carry the physics of each scale, as the flow shows.
@@ -198,9 +202,8 @@ answer is known from elsewhere:
 
 
 def diagram(method: str) -> None:
-    """One step of the method, drawn in the colour of the text (Streamlit takes pictures, but no inline SVG)."""
-    drawn = (DIAGRAMS / f"{method}.svg").read_text().replace("currentColor", INK[st.context.theme.type or "light"])
-    source = base64.b64encode(drawn.encode()).decode()
+    """One step of the method, in colours for light and dark alike; as a picture, since Streamlit drops inline SVG."""
+    source = base64.b64encode((DIAGRAMS / f"{method}.svg").read_bytes()).decode()
     alt = html.escape(STEPS[method], quote=True)
     st.html(f'<img src="data:image/svg+xml;base64,{source}" alt="{alt}" style="width:100%;max-width:570px">')
     note(STEPS[method])
@@ -241,10 +244,10 @@ def table(documents: list[dict], chosen: dict) -> None:
 
 
 def command(document: dict) -> str:
-    return (
-        f"python -m karipap_core ising --method {document['method']} --temperature {document['temperature']:g} "
-        f"--chi {document['chi']}"
-    )
+    """The same from a terminal; the critical temperature is the verb's own default, to the last digit."""
+    critical = document["temperature"] == ising.CRITICAL
+    temperature = "" if critical else f" --temperature {document['temperature']:g}"
+    return f"python -m karipap_core ising --method {document['method']}{temperature} --chi {document['chi']}"
 
 
 with common.plain_errors("checking the physics"):
