@@ -346,23 +346,23 @@ function paintCell(brush, { x, y, width, height }, look, palette) {
   brush.fillText(look.text, x + width - (look.locked ? 24 : 8), middle + 1);
   brush.fillStyle = palette.ink;
   if (look.folded) for (const dot of [7, 11, 15]) brush.fillRect(x + dot, middle - 1, 2, 2);
-  if (look.hand) {
-    brush.beginPath();
-    brush.moveTo(x, y);
-    brush.lineTo(x + 9, y);
-    brush.lineTo(x, y + 9);
-    brush.fill();
-  }
   if (look.locked) {
     brush.save();
     brush.translate(x + width - 20, middle - 7);
     brush.fill(LOCK, "evenodd");
     brush.restore();
   }
-  if (!look.locked && !look.selected) return;
-  brush.strokeStyle = look.selected ? palette.accent : palette.ink;
-  brush.lineWidth = look.selected ? 2 : 1.5;
+  if (look.locked || look.selected) {
+    brush.strokeStyle = look.selected ? palette.accent : palette.ink;
+    brush.lineWidth = look.selected ? 2 : 1.5;
+    brush.beginPath();
+    brush.roundRect(x + 1, y + 1, width - 2, height - 2, 3.5);
+    brush.stroke();
+  }
+  if (!look.hand) return;
   brush.beginPath();
-  brush.roundRect(x + 1, y + 1, width - 2, height - 2, 3.5);
-  brush.stroke();
+  brush.moveTo(x, y);
+  brush.lineTo(x + 10, y);
+  brush.lineTo(x, y + 10);
+  brush.fill();
 }
