@@ -46,7 +46,11 @@ def main(address: str, chromium: str = "/usr/bin/chromium") -> None:
                     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
                     page.set_viewport_size({"width": width, "height": height + 10})
                     still(page)
-                    picture = Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(256, dither=0)
+                    picture = (
+                        Image.open(BytesIO(page.screenshot()))
+                        .convert("RGB")
+                        .quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=0)
+                    )
                     picture.save(HERE / f"{title}-{scheme}-{name}.png", optimize=True)
                 context.close()
         browser.close()
