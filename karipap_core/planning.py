@@ -17,6 +17,8 @@ from karipap_core.progress import Progress, silent
 from karipap_core.sensitivity import apply_plan, marginals, whole_plan
 
 REFINE_ROUNDS = 5
+# A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
+RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,8 @@ class Planner:
         """Every rule at this budget by its measured rise in loss on the check windows (by divergence for rises that
         differ by less than 0.002 nats, which is noise); the winner is kept."""
         candidates, tried = [], []
-        rules = [rule for rule in RULES if rule != "best" and not (rule == "loss" and self.metric != "loss")]
+        rules = RULES[:-1] if self.network == "lowrank" else RULES_WHEN_FITTED
+        rules = [rule for rule in rules if not (rule == "loss" and self.metric != "loss")]
         for number, rule in enumerate(rules):
             self.progress("rules", number, len(rules), rule)
             if rule == "refined":
