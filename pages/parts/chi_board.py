@@ -251,7 +251,7 @@ def read_release(value, rows: Sequence[Mapping]) -> Release | None:
 @cache
 def script() -> str:
     """The component's one module: its files in order of dependence, without the imports that join them on disk."""
-    names = ("_core", "_allocate", "_cells", "_panel", "")
+    names = ("_core", "_allocate", "_cells", "_panel", "_keys", "")
     text = "\n".join((HERE / f"chi_board{name}.js").read_text(encoding="utf-8") for name in names)
     return re.sub(r"^import\b[^;]*;\n", "", text, flags=re.MULTILINE)
 

@@ -155,3 +155,25 @@ export function legend(parent) {
   }
   return ramp;
 }
+
+/** What a cell or a heading is and what it keeps and costs, in a line. */
+export function describe(it, board) {
+  const { T } = board;
+  let damage = 0, parameters = 0, dense = 0, locked = 0;
+  for (const w of it.weights) {
+    damage += board.damage[w];
+    parameters += board.parameters[w];
+    dense += T.dense[w];
+    locked += board.locked[w];
+  }
+  const w = it.weights[0];
+  const share = board.total > 0 ? formatPercent(damage / board.total) : "none";
+  const parts = [it.label];
+  if (it.weights.length === 1) {
+    parts.push(`${T.out[w]} × ${T.in[w]}`);
+    parts.push(board.chi[w] === 0 ? "dense" : `χ ${board.chi[w]} of ${Math.floor(T.breakEven[w])} at break-even`);
+  } else parts.push(`${it.weights.length} weights`);
+  parts.push(`keeps ${formatPercent(parameters / dense)}`, `${share} of the damage`);
+  if (locked) parts.push(locked === it.weights.length ? "locked" : `${locked} locked`);
+  return parts.join(" · ");
+}
