@@ -99,7 +99,7 @@ def explore(profile: Profile, view, quantity: str, metric: str, error: float, fi
 
 
 def _explore(profile: Profile, view, quantity: str, metric: str, error: float, fixed: bool) -> None:
-    chosen = selected(profile)
+    chosen = selected(profile, metric)
     left, right = st.columns([10, 9], gap="large")
     with left:
         extra = {}
@@ -138,12 +138,11 @@ def clicked() -> None:
         st.session_state.weight = points[0]["customdata"][0]
 
 
-def selected(profile: Profile) -> dict:
+def selected(profile: Profile, metric: str) -> dict:
     """The weight in view, from this session or the URL; the one with the most structure to begin with."""
     known = {row["name"] for row in profile.weights}
     name = st.session_state.get("weight") or st.query_params.get("weight")
     if name not in known:
-        metric = profile.settings["metrics"][0]
         rows = [row for row in profile.weights if row["compressible"] and metric in row["spectra"]] or profile.weights
         name = max(rows, key=lambda row: row["spectra"].get(metric, {}).get("excess", -9))["name"]
     st.session_state.weight = name

@@ -366,7 +366,13 @@ def test_a_finished_run_shows_prediction_beside_measurement(plan):
     keep_run(plan, "two", rise=0.3)
     app = sound(opened(page="run", run="one"))
     said = words(app)
-    assert "run one" in said and "+0.0120 ± 0.001" in said and "0.0100 was predicted" in said and "dense 7.400" in said
+    assert (
+        "run one" in said
+        and "+0.0120" in said
+        and "± 0.001 nats a token" in said
+        and "0.0100 was predicted" in said
+        and "dense 7.400" in said
+    )
     assert len(app.get("plotly_chart")) == 2
     assert list(app.dataframe[0].value["label"]) == ["run two", "run one"]
 

@@ -97,10 +97,10 @@ def facts(run: dict) -> None:
         ("Bytes kept", f"{run['bytes_kept']:.1%}", "16 bits a number where nothing is quantized"),
     ]
     if run.get("rise") is not None:
-        error = f" ± {run['rise_error']:.2g}" if run.get("rise_error") else ""
+        error = f"± {run['rise_error']:.2g} " if run.get("rise_error") else ""
         predicted = (run.get("predicted") or {}).get("rise")
         told = f"{predicted:.4f} was predicted" if predicted is not None else "nothing was predicted"
-        items.append(("Rise in loss", f"{run['rise']:+.4f}{error}", f"nats a token; {told}"))
+        items.append(("Rise in loss", f"{run['rise']:+.4f}", f"{error}nats a token; {told}"))
         items.append(("Perplexity", f"{run['perplexity']:.3f}", f"dense {dense.get('perplexity', math.nan):.3f}"))
         items.append(
             ("Bits per byte", f"{run['bits_per_byte']:.3f}", f"dense {dense.get('bits_per_byte', math.nan):.3f}")
