@@ -296,7 +296,17 @@ def log_ticks(low: float, high: float) -> dict:
     steps = (1, 2, 5) if high / low < 1e3 else (1,)
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     values = [step * 10.0**decade for decade in decades for step in steps]
-    return dict(tickvals=values, ticktext=[f"{value:,.6g}" for value in values])
+    return dict(tickvals=values, ticktext=[tick(value) for value in values])
+
+
+def tick(value: float) -> str:
+    """1234 → '1,234', 0.001 → '0.001', 1e-7 → '10⁻⁷', 2e-7 → '2·10⁻⁷'."""
+    if 1e-4 < value < 1e7:
+        return f"{value:,.6g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    head = round(value / 10.0**exponent)
+    return power if head == 1 else f"{head}·{power}"
 
 
 def _cut(figure, chi, shape, log: bool = False) -> None:

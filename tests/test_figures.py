@@ -141,6 +141,11 @@ def test_strange_spectra_are_drawn(sigma):
         assert draw(profile, "model.layers.0.k_proj").to_json()
 
 
+def test_ticks_are_short_words():
+    words = {1234: "1,234", 0.5: "0.5", 0.001: "0.001", 1e-4: "10⁻⁴", 2e-7: "2·10⁻⁷", 5e8: "5·10⁸"}
+    assert {value: figures.tick(value) for value in words} == words
+
+
 def test_drawing_needs_neither_torch_nor_streamlit():
     code = "import sys, karipap_core.figures as f; print(sorted({'torch', 'streamlit'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
