@@ -73,13 +73,14 @@ def tradeoff(
     """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
 
     Every marker's `customdata` is the point's id. On a logarithmic axis, numbers at or below the noise floor (a
-    thousandth of a nat, or the smallest number of the scale) are drawn on the floor; hovering gives the true number.
+    ten-thousandth of a nat, or the smallest number of the scale) are drawn on the floor, which then says so; hovering
+    gives the true number.
     """
     size, quality = SIZES[x], QUALITIES[y]
     log = quality.log if log is None else log
     drawn = [point for point in points if known(point, x) and known(point, y)]
     figure = go.Figure()
-    floor = 1e-3 if y in ("rise", "kl") else 1e-6
+    floor = 1e-4 if y in ("rise", "kl") else 1e-6
 
     def height(point: dict) -> float:
         return max(point[y], floor) if log else point[y]
@@ -121,6 +122,11 @@ def tradeoff(
     figure.update_xaxes(title_text=size.label, tickformat=".0%", gridcolor=FAINT, zeroline=False, automargin=True)
     unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
     figure.update_yaxes(title_text=quality.label + unit, gridcolor=FAINT, zeroline=False, automargin=True)
+    if log and any(point[y] < floor for point in drawn):
+        figure.add_annotation(
+            x=1, xref="paper", y=math.log10(floor), text=f"at or below {floor:g}", showarrow=False, xanchor="right",
+            yanchor="top", font=dict(size=11, color=GREY),
+        )  # fmt: skip
     if log:
         figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, drawn))))
     return figure

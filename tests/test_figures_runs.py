@@ -50,7 +50,7 @@ def test_the_front_holds_exactly_the_points_that_nothing_beats(points):
 
 def test_a_rise_below_the_floor_is_drawn_on_it_and_told_truly(points):
     trace = lines(figures_runs.tradeoff(points))["lowrank, calibrated"]
-    assert trace.y[-1] == pytest.approx(1e-3) and "-0.0004" in trace.hovertext[-1]
+    assert trace.y[-1] == pytest.approx(1e-4) and "-0.0004" in trace.hovertext[-1]
     assert lines(figures_runs.tradeoff(points, log=False))["lowrank, calibrated"].y[-1] < 0
 
 
