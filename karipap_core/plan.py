@@ -15,7 +15,6 @@ from karipap_core.errors import InputError
 
 FORMAT, VERSION = "karipap-plan", 1
 RULES = ("uniform", "entropy", "functional", "loss", "calibrated", "refined", "best")
-METRICS = ("weight", "functional", "loss")
 DENSE = {"network": "dense"}
 MAX_FILE = 64 * 1024 * 1024
 

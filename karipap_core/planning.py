@@ -12,9 +12,10 @@ import numpy as np
 from karipap_core.allocate import allocate, by_entropy, uniform
 from karipap_core.curves import option_table
 from karipap_core.errors import InputError
-from karipap_core.plan import DENSE, METRICS, RULES, Plan, model_entry
+from karipap_core.plan import DENSE, RULES, Plan, model_entry
 from karipap_core.progress import Progress, silent
 from karipap_core.sensitivity import apply_plan, marginals, whole_plan
+from karipap_core.spectrum import METRICS
 
 REFINE_ROUNDS = 5
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.

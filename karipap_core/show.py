@@ -100,9 +100,9 @@ def plan(document: dict) -> str:
         **_size(predicted),
     }
     if predicted.get("rise") is not None:
-        measure = predicted.get("measure") or "loss"
+        what = "output error" if predicted.get("measure") == "output error" else "loss"
         error = f", {predicted['error']:.0%} off where it was measured" if predicted.get("error") else ""
-        facts["predicted"] = f"{measure} rises by {value(predicted['rise'])}{error}"
+        facts["predicted"] = f"{what} rises by {value(predicted['rise'])}{error}"
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {_inline(entry)}" for entry in document.get("tried", ())]
     return _page(facts, grid(head, rows), tried)

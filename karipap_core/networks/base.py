@@ -18,8 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.spectrum import METRICS
 
-METRICS = ("weight", "functional", "loss")
 LARGEST_DAMPING = 1e4  # past this the damped moment is a multiple of the identity: nothing left to raise
 
 # The factor of a second moment, kept as long as its tensor lives: q, k and v are given the same C and share it.

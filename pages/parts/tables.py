@@ -14,7 +14,7 @@ from karipap_core import allocate
 from karipap_core.calibrate import Calibration
 from karipap_core.curves import WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
-from karipap_core.plan import METRICS
+from karipap_core.spectrum import METRICS
 from karipap_core.workspace import Workspace, read_json
 from pages.parts import chi_board, profiles
 
