@@ -128,9 +128,7 @@ def definition(view, quantity: str, metric: str, error: float) -> str:
         says += f" Here the left-out part is at most {error:.1%}."
     if quantity == "excess" and metric != "weight":
         says += " In this metric it also counts structure of the inputs and gradients."
-    # The null stays that of a plain Gaussian matrix, which activations alone can be far from.
-    null = "" if metric == "weight" else " Excess over noise here holds how uneven the activations are, not only W."
-    return f"{says} Spectrum {METRIC_SAYS[metric]}{null} Click a cell to open the weight."
+    return f"{says} Spectrum {METRIC_SAYS[metric]} Click a cell to open the weight."
 
 
 def clicked() -> None:
