@@ -11,6 +11,7 @@ from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.folder import densify, write_compressed
 from karipap_core.modules import Site, observe, replaced, sites
+from karipap_core.spectrum import pick_device
 
 __all__ = [
     "Site",
@@ -42,8 +43,7 @@ def load_model(
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(device)
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
     with _quiet(), _explained(checkpoint.name):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -36,7 +36,7 @@ def pick_device(device: str = "auto") -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise InputError(f"device: {device!r} is not a device; use auto, cpu or cuda.") from None
+        raise InputError(f"device: {device!r} is not here, it is not a device; use auto, cpu or cuda.") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device: torch sees no CUDA here, so {device!r} cannot be used; use auto or cpu.")
     return device

@@ -65,3 +65,18 @@ def stories() -> Path:
     if not folder.is_dir():
         pytest.skip("../shared/models/stories260K is not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Folders of the architectures, each made once; read only."""
+    from tests.architectures import make
+
+    folders = {}
+
+    def of(name: str) -> Path:
+        if name not in folders:
+            folders[name] = make(name, tmp_path_factory.mktemp("models") / name)
+        return folders[name]
+
+    return of

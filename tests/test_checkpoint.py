@@ -27,19 +27,6 @@ BLOCK_ROLES = {
 LLAMA_ROLES = ["q", "k", "v", "o", "gate", "up", "down"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Folders of the architectures, each made once."""
-    folders = {}
-
-    def of(name: str) -> Path:
-        if name not in folders:
-            folders[name] = make(name, tmp_path_factory.mktemp("models") / name)
-        return folders[name]
-
-    return of
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_has_its_roles_layers_and_shapes(made, name):
     checkpoint = open_checkpoint(made(name))

@@ -23,19 +23,6 @@ TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Folders of the architectures, each made once; read only."""
-    folders = {}
-
-    def of(name: str) -> Path:
-        if name not in folders:
-            folders[name] = make(name, tmp_path_factory.mktemp("models") / name)
-        return folders[name]
-
-    return of
-
-
 @torch.no_grad()
 def outputs(model) -> torch.Tensor:
     """Logits, or an encoder's last hidden state."""

@@ -9,6 +9,7 @@ from karipap_core.evaluate.fidelity import EncoderSample, measure, output_fideli
 from karipap_core.evaluate.perplexity import Sample, tokenize
 from karipap_core.evaluate.speed import measure_memory, measure_speed
 from karipap_core.progress import Progress, silent
+from karipap_core.spectrum import pick_device
 from karipap_core.text import Text, standard_library
 from karipap_core.workspace import environment, read_json
 
@@ -99,17 +100,6 @@ def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress
 def is_causal(model) -> bool:
     """Whether the model predicts the next token (it has a language-model head and no bidirectional masking)."""
     return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
-
-
-def pick_device(device: str) -> str:
-    """ "auto" → "cuda" where there is one, else "cpu". InputError for a device that is not here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
-        raise InputError(
-            f"Device {device!r} is not here: use cpu" + (" or cuda." if torch.cuda.is_available() else ".")
-        )
-    return device
 
 
 def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -> str | Path | None:
