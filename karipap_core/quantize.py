@@ -4,6 +4,7 @@ Codes are integers 0 … 2^bits − 1 in groups of neighbouring inputs of one ro
 integer zero point of `bits` bits:  Ŵ = scale · (code − zero).  The byte ledger counts all three, packed without gaps.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,37 @@ from karipap_core.errors import InputError
 BITS = (2, 3, 4, 8)
 SHRINKS = 40  # ranges tried for each group, from the whole one down to SMALLEST of it
 SMALLEST = 0.3
+GROUPS = {8: None, 4: 64, 3: 64, 2: 32}  # inputs that share a scale where a format does not say; None: the whole row
+FORMAT = re.compile(r"int([2348])(?:g(\d+))?")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How numbers are stored: `int8`, `int4`, `int3`, `int2` (groups of `GROUPS`, or `int4g128` …), or `fp8` (e4m3 with
+    one 16-bit scale a row)."""
+
+    name: str
+    bits: int
+    group: int | None
+    floating: bool = False
+
+    @classmethod
+    def parse(cls, name: str) -> "Format":
+        """Raises InputError for a name that is none of the formats."""
+        if name == "fp8":
+            return cls(name, 8, None, True)
+        found = FORMAT.fullmatch(name) if isinstance(name, str) else None
+        if found is None or found[2] == "0":
+            raise InputError(f"Format {name!r} is not one of int8, int4, int3, int2 (int4g128 sets the group) or fp8.")
+        bits = int(found[1])
+        return cls(name, bits, int(found[2]) if found[2] else GROUPS[bits])
+
+    def bytes(self, rows: int, columns: int) -> int:
+        """Bytes on disk of a matrix: packed codes, packed zero points and 16-bit scales (`Quantized.bytes`)."""
+        if self.floating:
+            return rows * columns + 2 * rows
+        groups = rows * -(-columns // min(self.group or columns, columns))
+        return -(-rows * columns * self.bits // 8) + -(-groups * self.bits // 8) + 2 * groups
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_rank_deficient_weights(W):
 
 def test_spec_counts_itself():
     spec = LowRank.for_shape(256, 1024, 100)
-    assert spec.to_json() == {"network": "lowrank", "out": [256], "in": [1024], "chi": [100]}
+    assert spec.to_json() == {"network": "lowrank", "out": [256], "in": [1024], "chi": [100], "quantize": None}
     assert spec_from_json(spec.to_json() | {"quantize": None, "locked": True}) == spec
     assert (spec.n_out, spec.n_in, spec.max_chi, spec.parameters) == (256, 1024, 256, 128000)
     assert spec.multiply_adds(3) == 3 * 128000

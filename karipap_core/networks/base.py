@@ -18,8 +18,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.quantize import Format
 from karipap_core.spectrum import METRICS
 
+SHORTEST_ROW = 32  # entries of a core that share a scale at least
 LARGEST_DAMPING = 1e4  # past this the damped moment is a multiple of the identity: nothing left to raise
 
 # The factor of a second moment, kept as long as its tensor lives: q, k and v are given the same C and share it.
@@ -235,18 +237,23 @@ class Spec:
     """The sizes of one weight as one network; as JSON, the weight's entry in a plan.
 
     out, in_ : factors of the weight's two sides (JSON `out`, `in`), Π out = n_out, Π in_ = n_in.
-    chi : bond dimensions, in the order the network's file states. A subclass may add fields (with defaults): they
-    join the JSON under their own names. Validated when made; raises InputError naming the field.
+    chi : bond dimensions, in the order the network's file states.
+    quantize : the format its cores are stored in (`quantize.Format`: int8, int4g64, fp8 …), None for the weight's own
+    dtype. A subclass may add fields (with defaults): they join the JSON under their own names. Validated when made;
+    raises InputError naming the field.
     """
 
     out: tuple[int, ...]
     in_: tuple[int, ...]
     chi: tuple[int, ...]
+    quantize: str | None = None
     network: ClassVar[str]
 
     def __post_init__(self) -> None:
         for name in ("out", "in_", "chi"):
             object.__setattr__(self, name, sizes(getattr(self, name), name.rstrip("_")))
+        if self.quantize is not None:
+            Format.parse(self.quantize)
         self.validate()
 
     def validate(self) -> None:
@@ -290,6 +297,36 @@ class Spec:
         """Error and parameters over χ; `levels` chooses the χ that are measured where each one costs."""
         raise NotImplementedError
 
+    # What a network overrides where it is not like the others.
+
+    @property
+    def owned(self) -> list[bool]:
+        """Whether each core is stored with this weight; False where another member of its group stores it."""
+        return [True] * len(self.core_shapes)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the weights that share cores with this one, itself among them; () where it stands alone."""
+        return ()
+
+    @property
+    def formats(self) -> list[str | None]:
+        """How each core is stored: a `quantize.Format`, "index" (integers, as int32), or None (the weight's dtype)."""
+        return [self.quantize] * len(self.core_shapes)
+
+    def core_matrix(self, index: int) -> tuple[int, int]:
+        """(rows, columns) that a core's numbers are quantized as: groups run along a row, the shortest run of
+        trailing legs with `SHORTEST_ROW` entries or more."""
+        shape = self.core_shapes[index]
+        columns, legs = 1, list(shape)
+        while legs and columns < SHORTEST_ROW:
+            columns *= legs.pop()
+        return math.prod(legs), columns
+
+    def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Rows of Ŵ (…, n_in) at `indices` (…) (int64): a table that is looked up in, without forming it."""
+        raise InputError(f"A {self.network!r} cannot be looked up in row by row: it is no network for an embedding.")
+
     # What all share.
 
     @property
@@ -302,8 +339,28 @@ class Spec:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the cores, known before any is allocated."""
-        return sum(math.prod(shape) for shape in self.core_shapes)
+        """Numbers in the cores that this weight stores, known before any is allocated (indices are counted too)."""
+        return sum(math.prod(shape) for shape, own in zip(self.core_shapes, self.owned, strict=True) if own)
+
+    def bytes(self, itemsize: int) -> int:
+        """Bytes on disk of the cores that this weight stores; `itemsize` is the weight's own dtype's."""
+        plain, packed = self.stored
+        return plain * itemsize + packed
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """(numbers stored in the weight's own dtype, bytes of everything else: packed cores, their scales, indices)."""
+        plain = packed = 0
+        for index, (shape, form, own) in enumerate(zip(self.core_shapes, self.formats, self.owned, strict=True)):
+            if not own:
+                continue
+            if form is None:
+                plain += math.prod(shape)
+            elif form == "index":
+                packed += 4 * math.prod(shape)
+            else:
+                packed += Format.parse(form).bytes(*self.core_matrix(index))
+        return plain, packed
 
     def with_chi(self, chi: int) -> "Spec":
         """The same factorization and options at another χ."""
@@ -325,7 +382,8 @@ class Spec:
     def describe(self) -> str:
         """One line for people: the factorization and the bonds."""
         out, in_ = ("·".join(map(str, side)) for side in (self.out, self.in_))
-        return f"{self.network} {out} × {in_}, χ {'·'.join(map(str, self.chi))}, {self.parameters:,} parameters"
+        stored = f", {self.quantize}" if self.quantize else ""
+        return f"{self.network} {out} × {in_}, χ {'·'.join(map(str, self.chi))}, {self.parameters:,} parameters{stored}"
 
     def to_json(self) -> dict[str, Any]:
         """The plan's entry."""
@@ -337,7 +395,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "Spec":
-        """Reads its own fields from the plan's entry and leaves the plan's (`quantize`, `locked`) alone.
+        """Reads its own fields from the plan's entry and leaves the plan's (`locked`, `by`) alone.
 
         Raises InputError naming a field that is missing or wrong.
         """

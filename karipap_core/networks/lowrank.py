@@ -30,8 +30,8 @@ class LowRank(Spec):
             raise InputError(f"Field 'chi' is {self.chi[0]}: this weight has no more than {self.max_chi}.")
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None) -> "LowRank":
-        return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),))
+    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None) -> "LowRank":
+        return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),), quantize)
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:
@@ -68,11 +68,14 @@ class LowRank(Spec):
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         return cores[0] @ cores[1]
 
+    def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        return cores[0][indices] @ cores[1]
+
     def multiply_adds(self, batch: int = 1) -> int:
         return batch * self.parameters
 
     @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None) -> Curve:
+    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
         """Exact: the tails Σ_{i>χ} σ² of the whitened weight, every χ from 1 to full rank (`levels` is not needed)."""
         Y = (metric or Metric("weight")).whiten(W)
         gram = Y @ Y.T if Y.shape[0] <= Y.shape[1] else Y.T @ Y

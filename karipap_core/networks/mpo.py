@@ -52,7 +52,9 @@ class Mpo(Spec):
                                  f"{self.in_[k]} let neither be over {legs[k]} times the other.")  # fmt: skip
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, sites: int | None = None) -> "Mpo":
+    def for_shape(
+        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, sites: int | None = None
+    ) -> "Mpo":
         """The default factorization (see `SPLIT`) of any two integers, or balanced ones on `sites` sites (exact
         divisors as equal as the numbers allow, the larger outside), or those given in `out` and `in_`.
 
@@ -70,7 +72,7 @@ class Mpo(Spec):
                 raise InputError(f"Field {name!r} is {list(factors)}, whose product is not the weight's {size}.")
         if len(out) != len(in_):
             raise InputError(f"Fields 'out' and 'in' have {len(out)} and {len(in_)} factors: they must have as many.")
-        return cls(out, in_, tuple(max(1, min(int(chi), most)) for most in attainable(out, in_)))
+        return cls(out, in_, tuple(max(1, min(int(chi), most)) for most in attainable(out, in_)), quantize)
 
     @property
     def legs(self) -> tuple[int, ...]:
@@ -127,7 +129,14 @@ class Mpo(Spec):
 
     @classmethod
     def curve(
-        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, sites: int | None = None
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels=None,
+        out=None,
+        in_=None,
+        sites: int | None = None,
+        **_,
     ) -> Curve:
         """Estimated at `levels` (default: 6 up to break-even, even in √χ) from a quarter of the work of `decompose`.
 
