@@ -6,8 +6,10 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
+from karipap_core.networks.tt_embedding import TtEmbedding
 
 NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo)}
+EMBEDDING_NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, TtEmbedding)}
 
 
 def spec_from_json(entry: dict[str, Any]) -> Spec:
@@ -17,9 +19,10 @@ def spec_from_json(entry: dict[str, Any]) -> Spec:
     has no spec.
     """
     name = entry.get("network") if isinstance(entry, dict) else None
-    if name not in NETWORKS:
-        raise InputError(f"Field 'network' is {name!r}: it must be one of {', '.join(NETWORKS)}.")
-    return NETWORKS[name].from_json(entry)
+    kinds = NETWORKS | EMBEDDING_NETWORKS
+    if name not in kinds:
+        raise InputError(f"Field 'network' is {name!r}: it must be one of {', '.join(kinds)}.")
+    return kinds[name].from_json(entry)
 
 
-__all__ = ["NETWORKS", "Curve", "Metric", "Spec", "spec_from_json"]
+__all__ = ["EMBEDDING_NETWORKS", "NETWORKS", "Curve", "Metric", "Spec", "spec_from_json"]
