@@ -1,9 +1,11 @@
-"""A weight in 2, 3, 4 or 8 bits: rounded to nearest with a searched clip, or calibrated (GPTQ).
+"""A matrix in 2, 3, 4 or 8 bits: rounded to nearest with a searched clip, calibrated (GPTQ), or as 8-bit floats.
 
 Codes are integers 0 … 2^bits − 1 in groups of neighbouring inputs of one row, each group with a 16-bit scale and an
 integer zero point of `bits` bits:  Ŵ = scale · (code − zero).  The byte ledger counts all three, packed without gaps.
+`fp8` is e4m3 with one 16-bit scale a row:  Ŵ = scale · code.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ SHRINKS = 40  # ranges tried for each group, from the whole one down to SMALLEST
 SMALLEST = 0.3
 GROUPS = {8: None, 4: 64, 3: 64, 2: 32}  # inputs that share a scale where a format does not say; None: the whole row
 FORMAT = re.compile(r"int([2348])(?:g(\d+))?")
+LARGEST_FP8 = torch.finfo(torch.float8_e4m3fn).max  # 448
+FP8_SCALES = 8  # scales tried for each row, over one octave
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,69 @@ class Quantized:
         spread = [t.float().repeat_interleave(self.group, 1)[:, :n_in] for t in (self.scales, self.zeros)]
         return spread[0] * (self.codes.float() - spread[1])
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored: `codes` and `zeros` packed (1-D uint8), `scales` float16 (out, groups)."""
+        return {
+            "codes": pack(self.codes, self.bits),
+            "scales": self.scales.contiguous(),
+            "zeros": pack(self.zeros, self.bits),
+        }
+
+
+@dataclass(frozen=True)
+class Float8:
+    """codes (out, in) float8_e4m3fn; scales (out, 1) float16."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk: one for each code, two for each row."""
+        return self.codes.numel() + 2 * self.scales.numel()
+
+    def dense(self) -> torch.Tensor:
+        """Ŵ (out, in) float32."""
+        return self.scales.float() * self.codes.float()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored: `codes` float8_e4m3fn (out, in), `scales` float16 (out, 1)."""
+        return {"codes": self.codes.contiguous(), "scales": self.scales.contiguous()}
+
+
+def stored_shapes(name: str, rows: int, columns: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """{tensor: (shape, dtype)} of what a matrix (rows, columns) is stored as in the format `name`."""
+    form = Format.parse(name)
+    if form.floating:
+        return {"codes": ((rows, columns), torch.float8_e4m3fn), "scales": ((rows, 1), torch.float16)}
+    groups = -(-columns // min(form.group or columns, columns))
+    return {
+        "codes": ((-(-rows * columns * form.bits // 8),), torch.uint8),
+        "scales": ((rows, groups), torch.float16),
+        "zeros": ((-(-rows * groups * form.bits // 8),), torch.uint8),
+    }
+
+
+def from_tensors(name: str, rows: int, columns: int, tensors: dict[str, torch.Tensor]) -> Quantized | Float8:
+    """The matrix (rows, columns) of the format `name` that `tensors()` was stored from, on the tensors' device.
+
+    Raises InputError naming a tensor that is missing or of another shape or dtype than the format's.
+    """
+    for key, (shape, dtype) in stored_shapes(name, rows, columns).items():
+        if key not in tensors:
+            raise InputError(f"Tensor {key!r} of a {name} matrix is missing.")
+        if tuple(tensors[key].shape) != shape or tensors[key].dtype != dtype:
+            raise InputError(
+                f"Tensor {key!r} of a {name} matrix {rows} × {columns} is {tuple(tensors[key].shape)} "
+                f"{tensors[key].dtype}: it must be {shape} {dtype}."
+            )
+    form = Format.parse(name)
+    if form.floating:
+        return Float8(tensors["codes"], tensors["scales"])
+    codes = unpack(tensors["codes"], form.bits, (rows, columns))
+    zeros = unpack(tensors["zeros"], form.bits, tuple(tensors["scales"].shape))
+    return Quantized(codes, tensors["scales"], zeros, form.bits, min(form.group or columns, columns))
+
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes < 2^bits (any shape, uint8), one behind the other without gaps, most significant bit first: (n,) uint8."""
@@ -79,10 +146,78 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The codes that `pack` was given, as uint8 of `shape`."""
-    count = int(np.prod(shape))
-    flat = np.unpackbits(packed.cpu().numpy(), count=count * bits).reshape(count, bits)
-    return torch.from_numpy(np.packbits(flat, axis=1)[:, 0] >> (8 - bits)).reshape(shape)
+    """The codes that `pack` was given, as uint8 of `shape`, on the device of `packed`.
+
+    A word is the fewest whole bytes that hold whole codes: one, or three where a code has 3 bits.
+    """
+    width = 3 if bits == 3 else 1
+    words = functional.pad(packed, (0, -packed.numel() % width)).reshape(-1, width)
+    word = words[:, 0] if width == 1 else sum(words[:, k].int() << 8 * (width - 1 - k) for k in range(width))
+    shifts = range(8 * width - bits, -1, -bits)
+    codes = torch.stack([((word >> shift) & (2**bits - 1)).to(torch.uint8) for shift in shifts], 1)
+    return codes.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+
+def quantize_rounding(W: torch.Tensor, name: str) -> Quantized | Float8:
+    """W (out, in) in the format `name`, rounded to nearest: `quantize_rtn` or `quantize_fp8`."""
+    form = Format.parse(name)
+    return quantize_fp8(W) if form.floating else quantize_rtn(W, form.bits, form.group)
+
+
+def quantize_fp8(W: torch.Tensor) -> Float8:
+    """e4m3 with one 16-bit scale a row, W (out, in) of any float dtype.
+
+    Where in its octave a row's largest entry falls matters to how all are rounded: of `FP8_SCALES` scales from
+    max|w| / 448 to twice that the one with the least squared error of the row is kept.
+    """
+    W, _ = _checked(W, 8, None)
+    limits = torch.finfo(torch.float16)
+    best = None
+    for step in range(FP8_SCALES):
+        scale = W.abs().amax(1, keepdim=True) / LARGEST_FP8 * 2 ** (step / FP8_SCALES)
+        scale = scale.clamp(limits.smallest_normal, limits.max).half()
+        codes = (W / scale.double()).clamp(-LARGEST_FP8, LARGEST_FP8).float().to(torch.float8_e4m3fn)
+        error = (scale.double() * codes.double() - W).square().sum(1, keepdim=True)
+        if best is None:
+            best = error, scale, codes
+        else:
+            better = error < best[0]
+            codes = torch.where(better, codes.view(torch.uint8), best[2].view(torch.uint8)).view(codes.dtype)
+            best = torch.where(better, error, best[0]), torch.where(better, scale, best[1]), codes
+    return Float8(best[2], best[1])
+
+
+def on_grid(W: torch.Tensor, name: str) -> Quantized | None:
+    """W (out, in) without any loss in the integer format `name`, None where it is not on such a grid.
+
+    Values scale · (code − zero) of a 16-bit scale and up to 8 bits are exact in float32, so that a dequantized matrix
+    tells its grid: its largest magnitude in a group is k · scale for one k < 2^bits, and all others are multiples too.
+    Finds the matrix again that `Quantized.dense` gave (up to the choice among scales that say the same).
+    """
+    form = Format.parse(name)
+    if form.floating:
+        return None
+    W, group = _checked(W, form.bits, form.group)
+    blocks, steps = _blocks(W, group)[0], 2**form.bits - 1
+    shape, blocks = blocks.shape, blocks.flatten(0, 1)  # (groups, group)
+    largest = blocks.abs().amax(1)
+    scales, zeros = torch.ones_like(largest), torch.zeros_like(largest)
+    missing = largest > 0
+    for k in range(1, steps + 1):
+        scale = (largest / k).half().double()
+        # Few k divide so well that what they give is a 16-bit number: only those groups are looked at as a whole.
+        (at,) = torch.nonzero(missing & (scale * k == largest), as_tuple=True)
+        whole = blocks[at] / scale[at, None]
+        zero = (-whole.amin(1)).clamp(min=0)
+        fits = (whole == whole.round()).all(1) & (zero + whole.amax(1).clamp(min=0) <= steps)
+        at = at[fits]
+        scales[at], zeros[at], missing[at] = scale[at], zero[fits], False
+    if missing.any():
+        return None
+    codes = _round(blocks, scales[:, None], zeros[:, None], form.bits)
+    codes = codes.reshape(len(W), -1)[:, : W.shape[1]].to(torch.uint8)
+    scales, zeros = (each.reshape(shape[:2]) for each in (scales, zeros))
+    return Quantized(codes, scales.half(), zeros.to(torch.uint8), form.bits, group)
 
 
 def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool = True) -> Quantized:

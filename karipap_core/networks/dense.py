@@ -1,0 +1,67 @@
+"""`dense`: the weight itself as its only core, there so that it can be stored in fewer bits. Not a network to choose:
+a plan's entry {"network": "dense"} without `quantize` leaves its weight alone and has no spec."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Curve, Metric, Spec
+from karipap_core.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Dense(Spec):
+    """JSON: {"network": "dense", "out": [n_out], "in": [n_in], "chi": [], "quantize": "int4"}."""
+
+    network: ClassVar[str] = "dense"
+
+    def validate(self) -> None:
+        for name in ("out", "in_"):
+            if len(getattr(self, name)) != 1:
+                raise InputError(f"Field {name.rstrip('_')!r} of a 'dense' entry must hold one number.")
+        if self.chi:
+            raise InputError(f"Field 'chi' is {list(self.chi)}: a 'dense' entry has no bonds, it must be [].")
+
+    @classmethod
+    def for_shape(cls, n_out: int, n_in: int, chi: int = 0, out=None, in_=None, quantize=None) -> "Dense":
+        return cls(out or (n_out,), in_ or (n_in,), (), quantize)
+
+    @property
+    def core_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.n_out, self.n_in)]
+
+    def core_matrix(self, index: int) -> tuple[int, int]:
+        return self.n_out, self.n_in
+
+    @property
+    def max_chi(self) -> int:
+        return 0
+
+    @property
+    def break_even_chi(self) -> int:
+        return 0
+
+    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
+        return [W]
+
+    def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        return x @ cores[0].T
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        return cores[0]
+
+    def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        return cores[0][indices]
+
+    def multiply_adds(self, batch: int = 1) -> int:
+        return batch * self.parameters
+
+    @classmethod
+    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
+        """No bonds, so nothing to list."""
+        total = (metric or Metric("weight")).absolute(W)
+        return Curve(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), total, exact=True)

@@ -1,0 +1,188 @@
+"""`qlr`: a quantized weight and a low-rank repair of it, W ≈ Q + L R.
+
+Cores Q (n_out, n_in) on the grid of `bits`, L (n_out, χ), R (χ, n_in): L R is the truncated SVD, in the metric, of what
+Q leaves, and Q is rounded (GPTQ) from what L R leaves, in turns (QERA, arXiv:2410.06040; CALDERA, arXiv:2405.18886).
+It has more numbers than the dense weight, in fewer bytes: judge it by bytes alone.
+
+Q is not fitted at χ but at the ranks of a ladder up to χ, each of which gives a Q with a whole spectrum behind it; at
+any χ the best of them is taken. So the error falls with χ by construction, and a few fits tell the whole curve.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Curve, Metric, Spec, tails
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.progress import Progress, silent
+from karipap_core.quantize import Format, quantize_gptq, quantize_rounding
+
+LADDER = (64, 16, 4)  # ranks at which Q is fitted, as parts of the full rank
+TURNS = 2
+LEVELS = 6
+
+
+@dataclass(frozen=True)
+class Qlr(Spec):
+    """JSON: {"network": "qlr", "out": [n_out], "in": [n_in], "chi": [χ], "quantize": null, "bits": "int3"}.
+
+    bits : format of Q, integers.  quantize : format of L and R.
+    """
+
+    bits: str = "int3"
+    network: ClassVar[str] = "qlr"
+
+    def validate(self) -> None:
+        for name in ("out", "in_", "chi"):
+            if len(getattr(self, name)) != 1:
+                raise InputError(f"Field {name.rstrip('_')!r} of a 'qlr' entry must hold one number.")
+        if self.chi[0] > self.max_chi:
+            raise InputError(f"Field 'chi' is {self.chi[0]}: this weight has no more than {self.max_chi}.")
+        if Format.parse(self.bits).floating:
+            raise InputError(
+                f"Field 'bits' is {self.bits!r}: it must be a format of integers (int8, int4, int3, int2)."
+            )
+
+    @classmethod
+    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, bits="int3") -> "Qlr":
+        return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),), quantize, bits)
+
+    @property
+    def core_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.n_out, self.n_in), *self.low_rank.core_shapes]
+
+    @property
+    def formats(self) -> list[str | None]:
+        return [self.bits, self.quantize, self.quantize]
+
+    def core_matrix(self, index: int) -> tuple[int, int]:
+        return self.core_shapes[index]
+
+    @property
+    def low_rank(self) -> LowRank:
+        """The spec of L R."""
+        return LowRank(self.out, self.in_, self.chi, self.quantize)
+
+    @property
+    def max_chi(self) -> int:
+        return min(self.n_out, self.n_in)
+
+    @property
+    def break_even_chi(self) -> int:
+        """The largest χ with fewer bytes than the dense weight in 16 bits, L and R unquantized in 16 bits too; 0 where
+        none has."""
+        low, high = 0, self.max_chi + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.with_chi(middle).bytes(2) < 2 * self.n_out * self.n_in:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
+        """Q dequantized, L and R: of the Qs of the ladder up to χ the one with the least tail beyond χ.
+
+        Q = Q(W) alone is among them and its L R is the optimum of what it leaves: never worse than quantization alone.
+        Cost: one GPTQ and one eigenvalue problem for each candidate.
+        """
+        chi = self.chi[0]
+        best = None
+        for count, (rank, Q, squares) in enumerate(candidates(W, metric, self.bits, chi)):
+            error = squares[chi:].sum().item()
+            progress("qlr", count, len(_ladder(W)) * TURNS + 1, message=f"Q at rank {rank}")
+            if best is None or error < best[0]:
+                best = error, Q
+        return [best[1], *self.low_rank.fit(W - best[1], metric)]
+
+    def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        Q, left, right = cores
+        return x @ Q.T + x @ right.T @ left.T
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        Q, left, right = cores
+        return Q + left @ right
+
+    def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        Q, left, right = cores
+        return Q[indices] + left[indices] @ right
+
+    def multiply_adds(self, batch: int = 1) -> int:
+        return batch * self.parameters
+
+    def random_cores(self, seed: int | None = None, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        """Independent normal cores; Q and L R each give half of the variance that `Spec.random_cores` keeps."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        spreads = [(2 * self.n_in) ** -0.5] + [(2 * self.n_in * self.chi[0]) ** -0.25] * 2
+        return [
+            torch.randn(shape, generator=generator, dtype=dtype) * spread
+            for shape, spread in zip(self.core_shapes, spreads, strict=True)
+        ]
+
+    @classmethod
+    def curve(
+        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, quantize=None, bits="int3"
+    ) -> Curve:
+        """With L and R unquantized exact, every χ (`levels` is not needed): the least tail over the candidates. With
+        `quantize` the stored cores are made and measured at `levels` (default: `LEVELS` up to the break-even χ);
+        a level that came out worse than a smaller one counts as that one."""
+        metric, W = metric or Metric("weight"), W.detach().double()
+        full = cls.for_shape(*W.shape, min(W.shape), out, in_, quantize, bits)
+        total = metric.absolute(W)
+        error = np.full(full.max_chi, np.inf)
+        for rank, _, squares in candidates(W, metric, bits, full.max_chi):
+            first = max(rank, 1) - 1
+            error[first:] = np.minimum(error[first:], tails(squares)[first:])
+        chi = np.arange(1, full.max_chi + 1)
+        if quantize is not None:
+            from karipap_core.quantize_cores import quantize_cores, values
+
+            top = max(full.break_even_chi, 1)
+            chi = np.unique(levels or np.geomspace(1, top, min(LEVELS, top)).round().astype(np.int64))
+            error = np.zeros(len(chi))
+            for at, level in enumerate(chi):
+                spec = full.with_chi(int(level))
+                stored = quantize_cores(spec, [core.float() for core in spec.fit(W, metric)], W, metric)
+                error[at] = metric.absolute(W - spec.dense(values(spec, stored, torch.float64)))
+        error = np.minimum.accumulate(error)
+        parameters = np.array([full.with_chi(int(level)).parameters for level in chi])
+        return Curve(chi, parameters, error, total, exact=quantize is None)
+
+
+def candidates(
+    W: torch.Tensor, metric: Metric, bits: str, chi: int
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(rank, Q, σ² of A (W − Q) B descending) of W rounded alone (rank 0) and, for each rank of the ladder up to χ, of
+    `TURNS` turns of Q ← GPTQ(W − L R) and L R ← SVD_rank(W − Q), the first L R being that of W itself."""
+    C = metric.damped("C", W.device)
+    Q = _round(W, bits, C)
+    yield 0, Q, _squares(W - Q, metric)
+    for rank in _ladder(W):
+        if rank > chi:
+            break
+        low_rank, left = LowRank.for_shape(*W.shape, rank), W
+        for _ in range(TURNS):
+            Q = _round(W - low_rank.dense(low_rank.fit(left, metric)), bits, C)
+            left = W - Q
+            yield rank, Q, _squares(left, metric)
+
+
+def _ladder(W: torch.Tensor) -> list[int]:
+    return sorted({max(1, min(W.shape) // part) for part in LADDER})
+
+
+def _round(W: torch.Tensor, bits: str, C: torch.Tensor | None) -> torch.Tensor:
+    form = Format.parse(bits)
+    if C is None or form.bits == 8:
+        return quantize_rounding(W, bits).dense().double()
+    return quantize_gptq(W, form.bits, form.group, C, damping=0).dense().double()
+
+
+def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:
+    Y = metric.whiten(D)
+    gram = Y @ Y.T if Y.shape[0] <= Y.shape[1] else Y.T @ Y
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)

@@ -1,0 +1,169 @@
+"""The cores of a network in their stored formats, calibrated: each rounded with the second moments of what flows into
+it, the others refitted to what it has become before the next one is.
+
+For `lowrank`, W ≈ L R: R by GPTQ with H = C, L refitted by least squares under C, L by GPTQ with H = R̂ C R̂ᵀ; for
+`qlr` the same on what Q leaves. Any other network: H of a core is the Gauss-Newton block of its columns, estimated with
+random probes through autograd, and the refit is a few rounds of L-BFGS (networks/refine.py).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Metric, Spec
+from karipap_core.networks.dense import Dense
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.refine import refine
+from karipap_core.quantize import Float8, Format, Quantized, on_grid, quantize_gptq, quantize_rounding
+
+PROBES, MOST_PROBES = 32, 256
+REFIT_ROUNDS = 2
+METHODS = ("gptq", "rtn")
+DAMPING = 1e-6  # of an exact H: it is made of moments that are damped already, this is against cores with empty rows
+PROBED_DAMPING = 0.01  # of an estimated one
+
+Stored = Quantized | Float8 | torch.Tensor
+
+
+@torch.no_grad()
+def quantize_cores(
+    spec: Spec, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric | None = None, method: str = "gptq"
+) -> list[Stored]:
+    """`cores` (float, as `spec.decompose` gives them) in `spec.formats`; W (out, in) is what they stand for.
+
+    A `Quantized` or `Float8` for each core with a format, viewed as `spec.core_matrix`; the other cores as tensors, in
+    float32 where they were refitted, integer ones as they are. method "rtn" only rounds to nearest; "gptq" is the
+    better of both in `metric` (default: weight): never worse than rounding. Cores shared by a group (`spec.members`)
+    are rounded to nearest: no single member may refit what the others use. A core that is on the grid of its format
+    already (it was dequantized from it) comes back as it was. Arithmetic in float64, on W's device.
+    Raises InputError for an unknown method or cores of other shapes than the spec's.
+    """
+    if method not in METHODS:
+        raise InputError(f"Method {method!r} is not one of {', '.join(METHODS)}.")
+    if [tuple(core.shape) for core in cores] != [tuple(shape) for shape in spec.core_shapes]:
+        raise InputError(f"Cores are {[tuple(c.shape) for c in cores]}, the spec says {spec.core_shapes}.")
+    metric, W = metric or Metric("weight"), W.detach().double()
+    cores = [core.detach().to(W.device) for core in cores]
+    rounded = [_rounded(spec, index, core) for index, core in enumerate(cores)]
+    calibrate = any(form not in (None, "index") and not Format.parse(form).floating for form in spec.formats)
+    if method == "rtn" or spec.members or not calibrate:
+        return rounded
+    if isinstance(spec, Dense):
+        calibrated = [_gptq(cores[0].double(), spec.quantize, metric.damped("C", W.device))]
+    elif isinstance(spec, LowRank):
+        calibrated = _lowrank(spec, cores, W, metric)
+    elif isinstance(spec, Qlr):
+        calibrated = _qlr(spec, cores, W, metric)
+    else:
+        calibrated = _generic(spec, cores, W, metric)
+    candidates = calibrated, rounded
+    return min(candidates, key=lambda stored: metric.absolute(W - spec.dense(values(spec, stored, torch.float64))))
+
+
+def values(spec: Spec, stored: Sequence[Stored], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """The cores that `stored` (of `quantize_cores`) stands for, in the spec's shapes; integer cores stay integers."""
+    cores = []
+    for shape, core in zip(spec.core_shapes, stored, strict=True):
+        tensor = core if isinstance(core, torch.Tensor) else core.dense()
+        cores.append((tensor.to(dtype) if tensor.is_floating_point() else tensor).reshape(shape))
+    return cores
+
+
+def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
+    form = spec.formats[index]
+    if form in (None, "index"):
+        return core
+    matrix = core.reshape(spec.core_matrix(index))
+    return on_grid(matrix, form) or quantize_rounding(matrix, form)
+
+
+def _gptq(matrix: torch.Tensor, name: str, H: torch.Tensor | None, damping: float = DAMPING) -> Quantized | Float8:
+    """By GPTQ under H (None: the identity); 8-bit formats are rounded: calibration has nothing left to win there."""
+    form = Format.parse(name)
+    if form.bits == 8:
+        return quantize_rounding(matrix, name)
+    if H is None:
+        return on_grid(matrix, name) or quantize_rounding(matrix, name)
+    return on_grid(matrix, name) or quantize_gptq(matrix, form.bits, form.group, H, damping)
+
+
+def _lowrank(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
+    C = metric.damped("C", W.device)
+    left, right = (core.double() for core in cores)
+    right_stored = _gptq(right, spec.formats[1], C) if spec.formats[1] else right
+    right = values(spec, [left, right_stored], torch.float64)[1]
+    flow = right if C is None else right @ C
+    H = flow @ right.T
+    # The optimum for any G: rows of L do not mix in the normal equations. Pseudo-inverse: rounding may empty a row.
+    left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
+    left_stored = _gptq(left, spec.formats[0], H) if spec.formats[0] else left.float()
+    return [left_stored, right_stored if spec.formats[1] else right.float()]
+
+
+def _qlr(spec: Qlr, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
+    """Q as it is where `fit` made it; a Q that was changed since is rounded anew and L R refitted to what it leaves."""
+    Q = _gptq(cores[0], spec.bits, metric.damped("C", W.device))
+    kept, rest = torch.equal(Q.dense(), cores[0].float()), W - Q.dense().double()
+    low_rank = cores[1:] if kept else spec.low_rank.fit(rest, metric)
+    return [Q, *_lowrank(spec.low_rank, low_rank, rest, metric)] if spec.quantize else [Q, *low_rank]
+
+
+def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
+    """Cores from the last to the first (the input side of a weight comes last); what is still float is refitted."""
+    current = [core.double() if core.is_floating_point() else core for core in cores]
+    stored: list[Stored | None] = [None] * len(cores)
+    free = [index for index, core in enumerate(cores) if core.is_floating_point()]
+    for index in [index for index in reversed(free) if spec.formats[index] is not None]:
+        H = column_moment(spec, current, index, metric)
+        matrix = current[index].reshape(spec.core_matrix(index))
+        stored[index] = _gptq(matrix, spec.formats[index], H, PROBED_DAMPING)
+        current[index] = stored[index].dense().double().reshape(spec.core_shapes[index])
+        free.remove(index)
+        if free:
+            fixed = list(current)
+
+            def dense(moving, free=tuple(free), fixed=fixed):
+                every = [core.to(moving[0].dtype) if core.is_floating_point() else core for core in fixed]
+                for position, core in zip(free, moving, strict=True):
+                    every[position] = core
+                return spec.dense(every)
+
+            moved, _ = refine(dense, [current[k] for k in free], W, metric, rounds=REFIT_ROUNDS)
+            for position, core in zip(free, moved, strict=True):
+                current[position] = core
+    return [
+        (core.float() if core.is_floating_point() else core) if kept is None else kept
+        for kept, core in zip(stored, current, strict=True)
+    ]
+
+
+def column_moment(
+    spec: Spec, cores: Sequence[torch.Tensor], index: int, metric: Metric, probes: int | None = None, seed: int = 0
+) -> torch.Tensor:
+    """H (columns, columns) of one core as quantized, float64: E[J_zᵀ J_z], J_z (rows, columns) the gradient of
+    ⟨Z, A Ŵ B⟩ with respect to the core, Z of independent standard normal entries.
+
+    It is the Gauss-Newton Hessian of ‖A (W − Ŵ) B‖² / 2 in the columns, summed over rows: what GPTQ needs when rows are
+    rounded independently. For `lowrank` it is tr(Lᵀ G L) · C for R and tr(G) · R C Rᵀ for L. Averaged over `probes`
+    draws of Z (default: enough to fill H four times over, `PROBES` at least).
+    """
+    cores = [core.detach().double() if core.is_floating_point() else core for core in cores]
+    cores[index].requires_grad_()
+    with torch.enable_grad():
+        W_hat = spec.dense(cores)
+    device = W_hat.device
+    G, C = metric.factor("G", device), metric.factor("C", device)
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = spec.core_matrix(index)
+    probes = probes or min(max(PROBES, -(-4 * columns // rows)), MOST_PROBES)
+    H = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+    for _ in range(probes):
+        Z = torch.randn(W_hat.shape, generator=generator, dtype=torch.float64).to(device)
+        Z = Z if G is None else G @ Z  # Aᵀ Z Bᵀ
+        Z = Z if C is None else Z @ C.T
+        (gradient,) = torch.autograd.grad(W_hat, cores[index], Z, retain_graph=True)
+        gradient = gradient.reshape(rows, columns)
+        H += gradient.T @ gradient
+    return H / probes
