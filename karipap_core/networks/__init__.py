@@ -4,11 +4,13 @@ from typing import Any
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec
+from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
+from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.tt_embedding import TtEmbedding
 
-NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo)}
+NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr)}
 EMBEDDING_NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, TtEmbedding)}
 
 
@@ -16,9 +18,11 @@ def spec_from_json(entry: dict[str, Any]) -> Spec:
     """The `Spec` of a plan's entry {"network": …, "out": […], "in": […], "chi": […]}.
 
     Raises InputError naming the field that is missing or wrong. `dense` is the plan's word for no network at all and
-    has no spec.
+    has a spec only where `quantize` says how the weight is stored.
     """
     name = entry.get("network") if isinstance(entry, dict) else None
+    if name == Dense.network and entry.get("quantize") is not None:
+        return Dense.from_json(entry)
     kinds = NETWORKS | EMBEDDING_NETWORKS
     if name not in kinds:
         raise InputError(f"Field 'network' is {name!r}: it must be one of {', '.join(kinds)}.")
