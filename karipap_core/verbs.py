@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from karipap_core import show as tables
+from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.ising import table as ising_table
 
@@ -294,3 +295,18 @@ def ising(args, progress) -> dict:
 )
 def show(args, progress) -> dict:
     return tables.find(args.path)
+
+
+@verb(
+    "what papers claim beside what this model shows: the nearest honest experiment to each claim",
+    "assets/demo_model --claim whitening",
+    claim_table,
+    MODEL,
+    option("--claim", metavar="NAME", help="the claim to check (default: list them)"),
+    text_option("calibrate and measure on", "calibration modules"),
+    DEVICE,
+)
+def claims(args, progress) -> dict:
+    from karipap_core.claims import check, listing
+
+    return check(args.model, args.claim, args.text, args.device, progress) if args.claim else listing()
