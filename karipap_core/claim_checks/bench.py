@@ -1,0 +1,175 @@
+"""What all checks share: the dense model in memory with some weights replaced, a few measures, and plain charts."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from karipap_core.activations import CalibrationSettings
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Spec
+from karipap_core.networks.mpo import Mpo
+from karipap_core.progress import Progress, silent
+from karipap_core.quantize import quantize_rtn
+from karipap_core.study import Study
+
+# Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
+SETTINGS = CalibrationSettings(tokens=8192, probe_windows=1, check_windows=8)
+MPO_SITES = 3  # CompactifAI's only worked example: 216×216 as three sites of 6·6
+EXACT_PERMUTATIONS, DRAWS = 7, 20_000
+NO_LOSS = "An encoder has no next-token loss: damage is the relative squared error of its output."
+
+
+def study_of(model, text=None, device: str = "auto", progress: Progress = silent) -> Study:
+    """The study that checks run in."""
+    return Study(model, text, SETTINGS, device, progress=progress)
+
+
+class Bench:
+    """The dense model of a study on text that was not calibrated on; `cut` measures what replaced weights do to it."""
+
+    def __init__(self, study: Study, progress: Progress) -> None:
+        self.study, self.probe, self.progress = study, study.check, progress
+        self.causal = study.checkpoint.kind == "causal"
+
+    def cut(self, matrices: Iterable[tuple[str, torch.Tensor]], layer: int | None = None) -> dict[str, float]:
+        """{"damage", "rise"} with these weights (name, Ŵ) in place; as before when it returns or raises. `layer`: none
+        before it is touched."""
+        try:
+            for name, matrix in matrices:
+                self.probe.replace(name, matrix)
+            return self.measure(layer)
+        finally:
+            self.probe.restore()
+
+    def measure(self, layer: int | None = None) -> dict[str, float]:
+        """The same for the model as it is now."""
+        found = self.probe.measure(layer)
+        rise = found.loss - self.probe.dense.loss if self.causal else found.divergence
+        return {"damage": found.divergence, "rise": rise}
+
+    def words(self, found: dict[str, float]) -> str:
+        """A measured change in words."""
+        if not self.causal:
+            return f"output error {found['damage']:.3g}"
+        before = self.probe.dense.loss
+        after = [f"{math.exp(min(loss, 700)):,.2f}" for loss in (before, before + found["rise"])]
+        return f"perplexity {after[0]} → {after[1]}, KL {found['damage']:.3g}"
+
+    @property
+    def unit(self) -> str:
+        return "KL divergence, nats a token" if self.causal else "relative squared error of the output"
+
+    def document(self, verdict: str, measured: dict, figures: dict, table: dict, charts: list[dict], notes=()) -> dict:
+        """The part of a claim's document that its experiment fills."""
+        text = self.study.text
+        return {
+            "text": {"name": text.name, "sha256": text.sha256},
+            "tokens": self.probe.tokens,
+            "measure": "kl" if self.causal else "output error",
+            "dense_loss": self.probe.dense.loss if self.causal else None,
+            "verdict": verdict,
+            "measured": measured,
+            "figures": figures,
+            "table": table,
+            "charts": charts,
+            "notes": [*notes, *([] if self.causal else [NO_LOSS])],
+        }
+
+
+def matrix_of(study: Study, name: str) -> torch.Tensor:
+    """W (out, in), float64."""
+    return study.checkpoint.read(name).double()
+
+
+def kept_chi(shape: Sequence[int], kept: float) -> int:
+    """χ of two factors that keep this share of a weight's parameters, at least 1."""
+    n_out, n_in = shape
+    return max(1, int(kept * n_out * n_in / (n_out + n_in)))
+
+
+def fitting(spec: Spec, limit: float, size: Callable[[Spec], float]) -> Spec:
+    """The spec at the largest χ whose size stays within the limit; χ = 1 where none does."""
+    low, high = 1, spec.max_chi + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(spec.with_chi(middle)) <= limit else (low, middle)
+    return spec.with_chi(low)
+
+
+def published_mpo(W: torch.Tensor, limit: float, size: Callable[[Spec], float], quantize=None) -> torch.Tensor:
+    """Ŵ by sequential SVDs on three balanced sites, as CompactifAI describes, within a size; cores rounded to nearest
+    where `quantize` names a format of whole rows."""
+    spec = fitting(Mpo.for_shape(*W.shape, 1, sites=MPO_SITES, quantize=quantize), limit, size)
+    cores = spec.start(W)
+    if quantize:
+        rounded = [
+            quantize_rtn(core.reshape(spec.core_matrix(k)), 8, None).dense().reshape(core.shape)
+            for k, core in enumerate(cores)
+        ]
+        cores = [core.double() for core in rounded]
+    return spec.dense(cores)
+
+
+def layers_of(study: Study) -> list[int]:
+    return sorted({weight.layer for weight in study.weights if weight.layer is not None})
+
+
+def middle(study: Study) -> list:
+    """The attention weights of the layer in the middle; all weights of that layer where none is attention's."""
+    layers = layers_of(study)
+    if not layers:
+        raise InputError(f"{study.checkpoint.name} has no layer whose weights can be compressed.")
+    weights = [weight for weight in study.weights if weight.layer == layers[len(layers) // 2]]
+    return [weight for weight in weights if weight.role in ("q", "k", "v", "o", "qkv")] or weights
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 1, equal values sharing their mean."""
+    values = np.asarray(values, dtype=np.float64)
+    below = (values[:, None] > values).sum(1)
+    equal = (values[:, None] == values).sum(1)
+    return below + (equal + 1) / 2
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float | None]:
+    """(ρ, two-sided p by permutation): Pearson's correlation of the ranks. (None, None) for fewer than three pairs or
+    where one side does not vary. All permutations up to seven pairs, else 20,000 draws with a fixed seed."""
+    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (a, b))
+    scale = math.sqrt((x @ x) * (y @ y))
+    if len(x) < 3 or scale == 0:
+        return None, None
+    rho = float(x @ y / scale)
+    if len(x) <= EXACT_PERMUTATIONS:
+        shuffled = np.array(list(permutations(y)))
+    else:
+        rng = np.random.default_rng(0)
+        shuffled = np.array([rng.permutation(y) for _ in range(DRAWS)])
+    p = float((np.abs(shuffled @ x) / scale >= abs(rho) - 1e-12).mean())
+    return rho, max(p, 1 / len(shuffled))
+
+
+def correlation(pair: tuple[float | None, float | None], n: int) -> str:
+    return "too few to say" if pair[0] is None else f"ρ = {pair[0]:+.2f} (p = {pair[1]:.2g}, {n} points)"
+
+
+def factor(of: float, over: float) -> str:
+    """3.2 times, and words for what has no number."""
+    return f"{of / over:.3g} times" if over > 0 else "no damage to compare with"
+
+
+def lines(title: str, x: str, y: str, series: list[tuple[str, list, list]], log: bool = False, points=False) -> dict:
+    """A chart: lines (or points) of (name, x, y)."""
+    rows = [{"name": name, "x": list(xs), "y": [float(v) for v in ys]} for name, xs, ys in series]
+    return {"kind": "points" if points else "lines", "title": title, "x": x, "y": y, "log": log, "series": rows}
+
+
+def bars(title: str, y: str, names: list[str], values: list[float], log: bool = False) -> dict:
+    series = [{"name": y, "x": names, "y": [float(v) for v in values]}]
+    return {"kind": "bars", "title": title, "x": "", "y": y, "log": log, "series": series}
+
+
+def grid(columns: list[str], rows: Iterable[Iterable]) -> dict:
+    return {"columns": columns, "rows": [list(row) for row in rows]}
