@@ -2,7 +2,8 @@
 
 A folder is the original's (config, tokenizer, generation settings, every tensor byte for byte), but that the tensor
 `<weight>.weight` of a compressed weight is replaced by `<weight>.cores.0`, `<weight>.cores.1` … and config.json
-carries the plan. The same inputs give the same bytes.
+carries the plan. A core in a format of few bits is `<weight>.cores.0.codes`, `.scales` and `.zeros`; cores that a
+group shares are stored with its first member. The same inputs give the same bytes.
 """
 
 import json
@@ -19,7 +20,9 @@ from karipap_core.progress import Progress, silent
 from karipap_core.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
 
 SHARD_BYTES = 4_000_000_000
-CORE = re.compile(r"(.+)\.cores\.(\d+)")
+CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.(?:codes|scales|zeros))?")
+TABLES = ("embed", "head")  # roles outside the blocks that may become networks
+TIED = ("contract", "untie")
 KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
 
@@ -36,20 +39,24 @@ def write_compressed(
 ) -> Path:
     """Writes the folder of `checkpoint` compressed by `plan` and returns it.
 
-    `plan` is the plan's JSON form; `core_files` gives, for every weight that the plan does not leave dense, a
-    safetensors file with tensors "cores.0", "cores.1" … in the shapes that the plan's entry states. Cores are stored
-    as `cores_dtype` ("bfloat16" …), by default as the weight was. Everything is written beside `out` under another
-    name, then renamed. Raises InputError where plan, cores and checkpoint do not fit, or `out` exists (unless
-    `overwrite`).
+    `plan` is the plan's JSON form; `core_files` gives, for every weight that the plan does not leave as it is, a
+    safetensors file with the cores that the weight stores under the names that they have on disk ("cores.0",
+    "cores.1" …, "cores.0.codes" …), in the shapes that the plan's entry states. Plain cores are stored as
+    `cores_dtype` ("bfloat16" …), by default as the weight was; packed ones and indices as they are. Everything is
+    written beside `out` under another name, then renamed. The head of an embedding that the model ties to it is
+    contracted with the same cores; with `plan["embedding"] = {"tied": "untie"}` it stays dense and is stored. Raises
+    InputError where plan, cores and checkpoint do not fit, or `out` exists (unless `overwrite`).
     """
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
-    entries = {name: entry for name, entry in plan["weights"].items() if entry["network"] != "dense"}
+    entries = {
+        name: entry for name, entry in plan["weights"].items() if entry["network"] != "dense" or entry.get("quantize")
+    }
     lacking = sorted(entries.keys() ^ core_files.keys())
     if lacking:
         raise InputError(f"Weight {lacking[0]} is in one of plan and cores but not in the other.")
     weights = [checkpoint.weight(name) for name in entries]
-    cores = {weight.name: _cores(weight, entries[weight.name], core_files[weight.name]) for weight in weights}
+    cores = {weight.name: _cores(weight, entries, core_files[weight.name]) for weight in weights}
     stacks = {weight.tensor: weight.transposed for weight in checkpoint.weights if weight.index is not None}
     stacks = stacks if any(weight.index is not None for weight in weights) else {}
     compressed = {weight.tensor: weight for weight in weights if weight.index is None}
@@ -64,8 +71,17 @@ def write_compressed(
             pieces += _core_pieces(compressed[tensor], cores[compressed[tensor].name], cores_dtype)
         elif tensor not in checkpoint.tied:
             pieces.append(copied(tensor, info))
-    settings = {"quant_method": "karipap", "plan": plan, "original": _original(weights, stacks)}
     config = {key: value for key, value in checkpoint.config.items() if key != "transformers_weights"}
+    untied = _untied(checkpoint, plan, weights)
+    pieces += [copied(f"{head}.weight", checkpoint.tensors[table]) for head, table in untied.items()]
+    if untied or _stored_heads(checkpoint, weights):
+        config |= {"tie_word_embeddings": False}
+    original = _original(weights, stacks)
+    if "dtype" not in config and "torch_dtype" not in config and original["dtype"]:
+        # Without it transformers would take the dtype of the first floating tensor, which may be a scale.
+        config |= {"dtype": original["dtype"]}
+        original |= {"config": ["dtype"]}
+    settings = {"quant_method": "karipap", "plan": plan, "original": original}
     source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     with _new_folder(out, source, overwrite) as folder:
         _write(
@@ -92,6 +108,7 @@ def densify(
     if settings.get("quant_method") != "karipap":
         raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
     original = settings["original"]
+    disk = {_entry(core[1], settings)[0]: core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
     slices = {}  # name of a slice of a stack → the stack's tensor
     pieces: dict[str, Piece] = {}
     for tensor, info in _natural(checkpoint.tensors):
@@ -101,12 +118,15 @@ def densify(
         if stack:
             slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = (name, tensor)
         elif core:
-            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings)
+            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings, disk)
         else:
             pieces[tensor] = copied(tensor, info)
     for stack, members in slices.items():
-        pieces[stack] = _stack_piece(checkpoint, stack, [members[index][0] for index in sorted(members)], settings)
-    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+        pieces[stack] = _stack_piece(
+            checkpoint, stack, [members[index][0] for index in sorted(members)], settings, disk
+        )
+    added = {"quantization_config", *original.get("config", ())}
+    config = {key: value for key, value in checkpoint.config.items() if key not in added}
     with _new_folder(out, checkpoint.path, overwrite) as target:
         _write(target, checkpoint.path, config, _told(list(pieces.values()), progress, "densify"), shard_bytes)
     dense = open_checkpoint(out)
@@ -114,25 +134,69 @@ def densify(
     return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
 
 
-def _cores(weight: Weight, entry: dict, file: Path) -> dict[str, TensorInfo]:
+def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, TensorInfo]:
     """The cores in a weight's file, checked against its entry in the plan."""
     from karipap_core.networks import spec_from_json
+    from karipap_core.networks.cores import stored_tensors
+    from karipap_core.networks.embedding import looked_up
 
-    if not weight.compressible:
-        raise InputError(f"Plan, weight {weight.name}: a weight of role {weight.role} stays dense.")
-    found, spec = read_header(Path(file)), spec_from_json(entry)
-    shapes = {f"cores.{k}": tuple(shape) for k, shape in enumerate(spec.core_shapes)}
-    if (spec.n_out, spec.n_in) != weight.shape or {name: info.shape for name, info in found.items()} != shapes:
-        raise InputError(f"Plan, weight {weight.name}: the cores in {file} are not those of {spec.describe()}.")
+    complaint = f"Plan, weight {weight.name}:"
+    if not weight.compressible and weight.role not in TABLES:
+        raise InputError(f"{complaint} a weight of role {weight.role} stays dense.")
+    found, spec = read_header(Path(file)), spec_from_json(entries[weight.name])
+    if weight.role == "embed" and not looked_up(spec):
+        raise InputError(f"{complaint} a {spec.network!r} cannot be looked up in row by row: choose another.")
+    if not all(spec.owned) and spec.members[0] not in entries:
+        raise InputError(f"{complaint} it shares cores with {spec.members[0]}, which has no entry.")
+    wanted = stored_tensors(spec)
+    fits = found.keys() == wanted.keys() and all(
+        info.shape == wanted[name][0] and info.dtype in _words(wanted[name][1]) for name, info in found.items()
+    )
+    if (spec.n_out, spec.n_in) != weight.shape or not fits:
+        raise InputError(f"{complaint} the cores in {file} are not those of {spec.describe()}.")
     return dict(_natural(found))
 
 
+def _words(dtype) -> set[str]:
+    """The words of safetensors for a torch dtype; None is any that a weight may have."""
+    import torch
+
+    if dtype is None:
+        return {*FLOATS, "F64"}
+    kept = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
+    return {kept[dtype]}
+
+
 def _core_pieces(weight: Weight, cores: dict[str, TensorInfo], dtype: str | None) -> list[Piece]:
+    """A weight's cores as stored: plain numbers cast to `dtype` (default: the weight's), all else byte for byte."""
     word = WORDS[dtype or weight.dtype]
-    return [
-        Piece(f"{weight.name}.{core}", word, info.shape, _cast(info, core, FLOATS[word]))
-        for core, info in cores.items()
-    ]
+    pieces = []
+    for core, info in cores.items():
+        name = f"{weight.name}.{core}"
+        plain = core.count(".") == 1 and info.dtype in _words(None)
+        pieces.append(Piece(name, word, info.shape, _cast(info, core, FLOATS[word])) if plain else copied(name, info))
+    return pieces
+
+
+def _untied(checkpoint: Checkpoint, plan: dict, weights: list[Weight]) -> dict[str, str]:
+    """Heads to be stored dense beside a compressed embedding that the model ties them to: head → the table's tensor."""
+    wanted = (plan.get("embedding") or {}).get("tied", TIED[0])
+    if wanted not in TIED:
+        raise InputError(f"Plan, field embedding.tied is {wanted!r}: it must be one of {', '.join(TIED)}.")
+    tables = [weight for weight in weights if weight.role in TABLES]
+    if not tables or wanted != "untie":
+        return {}
+    from karipap_core.hf import tied_tables
+
+    tied = tied_tables(checkpoint)
+    heads = {head: weight.tensor for weight in tables for head in tied.get(weight.name, ())}
+    return heads
+
+
+def _stored_heads(checkpoint: Checkpoint, weights: list[Weight]) -> bool:
+    """Whether embedding and head are two weights, one of them compressed: a config that ties them would be wrong."""
+    roles = {weight.role for weight in checkpoint.weights}
+    return {"embed", "head"} <= roles and any(weight.role in TABLES for weight in weights)
 
 
 def _cast(info: TensorInfo, name: str, dtype: str):
@@ -171,6 +235,7 @@ def _original(weights: list[Weight], stacks: dict[str, bool]) -> dict:
         "dtypes": {weight.name: weight.dtype for weight in weights if weight.dtype != usual},
         "transposed": any(weight.transposed and weight.index is None for weight in weights),
         "stacks": stacks,
+        "tables": [weight.name for weight in weights if weight.role in TABLES],
     }
 
 
@@ -184,8 +249,11 @@ def _entry(name: str, settings: dict) -> tuple[str, dict]:
     raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
 
 
-def _dense(checkpoint: Checkpoint, name: str, settings: dict):
-    """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype."""
+def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]):
+    """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype.
+
+    `disk` gives the names that the plan's weights have in the folder.
+    """
     import torch
 
     from karipap_core.networks import spec_from_json
@@ -193,23 +261,42 @@ def _dense(checkpoint: Checkpoint, name: str, settings: dict):
     if f"{name}.weight" in checkpoint.tensors:
         return checkpoint.read_tensor(f"{name}.weight")
     known, entry = _entry(name, settings)
-    spec = spec_from_json(entry)
-    cores = [checkpoint.read_tensor(f"{name}.cores.{k}").double() for k in range(len(spec.core_shapes))]
+    spec, cores = spec_from_json(entry), []
+    for k, own in enumerate(spec.owned):
+        if not own and spec.members[0] not in disk:
+            raise InputError(f"The folder lacks the cores of {spec.members[0]}, which {name} shares: write it anew.")
+        cores.append(_core(checkpoint, name if own else disk[spec.members[0]], spec, k))
     dtype = settings["original"]["dtypes"].get(known, settings["original"]["dtype"])
     return spec.dense(cores).to(getattr(torch, dtype))
 
 
-def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict) -> Piece:
+def _core(checkpoint: Checkpoint, name: str, spec, k: int):
+    """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
+    from karipap_core.networks.cores import INDEX, dequantized
+    from karipap_core.quantize import stored_shapes
+
+    form, core = spec.formats[k], f"{name}.cores.{k}"
+    if form == INDEX:
+        return checkpoint.read_tensor(core)
+    if form is None:
+        return checkpoint.read_tensor(core).double()
+    matrix = spec.core_matrix(k)
+    parts = {part: checkpoint.read_tensor(f"{core}.{part}") for part in stored_shapes(form, *matrix)}
+    return dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k])
+
+
+def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> Piece:
     from karipap_core.networks import spec_from_json
 
     known, entry = _entry(name, settings)
     spec, original = spec_from_json(entry), settings["original"]
     word = WORDS[original["dtypes"].get(known, original["dtype"])]
-    shape = (spec.n_in, spec.n_out) if original["transposed"] else (spec.n_out, spec.n_in)
+    transposed = original["transposed"] and known not in original.get("tables", ())
+    shape = (spec.n_in, spec.n_out) if transposed else (spec.n_out, spec.n_in)
 
     def write(file) -> None:
-        W = _dense(checkpoint, name, settings)
-        file.write(_bytes(W.T if original["transposed"] else W))
+        W = _dense(checkpoint, name, settings, disk)
+        file.write(_bytes(W.T if transposed else W))
 
     return Piece(f"{name}.weight", word, shape, write)
 
@@ -223,13 +310,13 @@ def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:
     return None
 
 
-def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings: dict) -> Piece:
-    first = _dense(checkpoint, names[0], settings)
+def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings: dict, disk: dict[str, str]) -> Piece:
+    first = _dense(checkpoint, names[0], settings, disk)
     transposed = settings["original"]["stacks"][stack]
 
     def write(file) -> None:
         for name in names:
-            W = _dense(checkpoint, name, settings)
+            W = _dense(checkpoint, name, settings, disk)
             file.write(_bytes(W.T if transposed else W))
 
     shape = (len(names), *(first.shape[::-1] if transposed else first.shape))

@@ -10,7 +10,7 @@ from torch import nn
 from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.folder import densify, write_compressed
-from karipap_core.modules import Site, observe, replaced, sites
+from karipap_core.modules import TABLES, Names, Site, observe, partners, replaced, sites
 from karipap_core.spectrum import pick_device
 
 __all__ = [
@@ -73,18 +73,39 @@ def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     return any(side * dtype.itemsize % 16 for side in sides)
 
 
-def reachable(checkpoint: Checkpoint) -> set[str]:
+def reachable(checkpoint: Checkpoint, tables: bool = False) -> set[str]:
     """Names of the compressible weights that the model computes with as linear layers of their own, from an empty
-    model on the meta device: the others must stay dense. Without a config.json nothing can be said: all of them."""
+    model on the meta device: the others must stay dense. With `tables`, also of the embedding and the head, where they
+    can be networks. Without a config.json nothing can be said: all of them."""
+    if checkpoint.kind is None:
+        return {
+            weight.name for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)
+        }
+    return set(sites(_empty_model(checkpoint), checkpoint, tables))
+
+
+def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """What the model ties to each stored embedding or head: name → names of the weights that are not stored."""
+    if checkpoint.kind is None:
+        return {}
+    model = _empty_model(checkpoint)
+    names = Names(model)
+    stored = {weight.name for weight in checkpoint.weights}
+    return {
+        weight.name: [path for path in partners(model, names.path(weight.name)) if path not in stored]
+        for weight in checkpoint.weights
+        if weight.role in TABLES
+    }
+
+
+def _empty_model(checkpoint: Checkpoint) -> nn.Module:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    if checkpoint.kind is None:
-        return {weight.name for weight in checkpoint.weights if weight.compressible}
     folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
     with _quiet(), _explained(checkpoint.name), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return set(sites(auto.from_config(config), checkpoint))
+        return auto.from_config(config)
 
 
 def load_tokenizer(folder: str | Path):

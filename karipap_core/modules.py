@@ -19,8 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from karipap_core.errors import InputError
 from karipap_core.experts import stacked_experts, unstack
+from karipap_core.networks import Spec
+from karipap_core.networks.cores import Cores, CoresModule
+from karipap_core.networks.embedding import TensorNetworkEmbedding, is_table
 from karipap_core.networks.linear import TensorNetworkLinear
 
+TABLES = ("embed", "head")  # roles outside the blocks that may become networks
 PART = re.compile(r"\*\.(\w+)\.weight$")
 
 
@@ -82,6 +86,88 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D | TensorNetworkLinear)
 
 
+def is_embedding(module: nn.Module) -> bool:
+    """Whether a module only looks rows of W up (and scales them): an `nn.Embedding` or one of Karipap's."""
+    return is_table(module) or isinstance(module, TensorNetworkEmbedding)
+
+
+def partners(model: nn.Module, path: str) -> list[str]:
+    """Paths of the modules that the model ties to the weight of the module at `path` (an embedding's head, a head's
+    embedding), as transformers' own mapping says."""
+    mine, found = f"{path}.weight", []
+    for target, source in model.all_tied_weights_keys.items():
+        found += [source] if target == mine else [target] if source == mine else []
+    return [name.removesuffix(".weight") for name in found]
+
+
+def table_problem(model: nn.Module, path: str) -> str | None:
+    """Why the embedding or head at `path` cannot become a network, in one sentence, or None where it can."""
+    module, tied = model.get_submodule(path), partners(model, path)
+    if not is_embedding(module) and not is_linear(module):
+        return f"a {type(module).__name__} does more than look rows up: leave it dense."
+    for other in tied:
+        partner = model.get_submodule(other)
+        if type(partner) is not nn.Linear and not (is_linear(module) and is_embedding(partner)):
+            return f"the model uses the same table as {other}, a {type(partner).__name__}: leave it dense."
+    holders = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is module.weight]
+    if len(holders) > 1 + len(tied):
+        return f"the model holds the same table as {', '.join(holders)}: leave it dense."
+    return None
+
+
+def place(model: nn.Module, path: str, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
+    """Puts an uninitialized network in place of the module at `path` and, where the model ties the two, of the head of
+    an embedding too (or the embedding of a head): that one borrows all cores, so that they are held once.
+
+    Raises InputError where the module is none that can be replaced, or has another shape.
+    """
+    module = model.get_submodule(path)
+    shape = _shape(module)
+    if shape != (spec.n_out, spec.n_in):
+        raise InputError(f"the network is {spec.n_out} x {spec.n_in}, the layer {shape}.")
+    tied = partners(model, path)
+    if (isinstance(module, nn.Embedding) or tied) and (problem := table_problem(model, path)):
+        raise InputError(problem)
+    network = _network(module, spec, borrowed)
+    model.set_submodule(path, network)
+    for other in tied:
+        lent = dict.fromkeys(range(len(network.cores)), network.cores)
+        model.set_submodule(other, _network(model.get_submodule(other), spec, lent))
+    _untie(model, {f"{name}.weight" for name in (path, *tied)})
+    return network
+
+
+def _network(module: nn.Module, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
+    if isinstance(module, nn.Embedding):
+        return TensorNetworkEmbedding.like(module, spec, borrowed)
+    bias = getattr(module, "bias", None) is not None
+    return TensorNetworkLinear(spec, bias, module.weight.device, module.weight.dtype, borrowed=borrowed)
+
+
+def _shape(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a linear layer or (rows, columns) of an embedding, None of anything else."""
+    if not is_linear(module) and not isinstance(module, nn.Embedding):
+        return None
+    return tuple(module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape)
+
+
+def _untie(model: nn.Module, gone: set[str]) -> None:
+    """Makes transformers forget that it ties parameters which are no longer there, for this model alone."""
+    for prefix, part in model.named_modules():
+        mapping = getattr(part, "_tied_weights_keys", None)
+        if isinstance(mapping, dict):
+            base = f"{prefix}." if prefix else ""
+            mine = [name.removeprefix(base) for name in gone if name.startswith(base)]
+            part._tied_weights_keys = {
+                target: source
+                for target, source in mapping.items()
+                if not any(re.match(pattern, name) for pattern in (target, source) for name in mine)
+            }
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if {target, source} & gone:
+            del model.all_tied_weights_keys[target]
+
+
 @dataclass
 class Site:
     """One weight of a checkpoint in a live model."""
@@ -101,7 +187,7 @@ class Site:
 
         Raises InputError for a W of another shape, and for a module that is a tensor network already.
         """
-        if not isinstance(self.module, nn.Linear | Conv1D):
+        if not isinstance(self.module, nn.Linear | Conv1D | nn.Embedding):
             raise InputError(f"Weight {self.name} is a {type(self.module).__name__} and cannot be replaced.")
         if tuple(W.shape) != tuple(self.get().shape):
             raise InputError(f"Weight {self.name} is {tuple(self.get().shape)}, not {tuple(W.shape)}.")
@@ -114,13 +200,14 @@ class Site:
             parameter.data = kept
 
 
-def sites(model: nn.Module, checkpoint) -> dict[str, Site]:
+def sites(model: nn.Module, checkpoint, tables: bool = False) -> dict[str, Site]:
     """The compressible weights of `checkpoint` in `model` (loaded from it, dense or compressed), by name.
 
     Stacked experts are unstacked in place (no copy; the same function). A weight that the model does not compute
-    with as one linear layer is left out.
+    with as one linear layer is left out. With `tables`, also the embedding as (vocabulary, width) and the head; a head
+    tied to the embedding is one weight with it, under the embedding's name.
     """
-    weights = [weight for weight in checkpoint.weights if weight.compressible]
+    weights = [weight for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)]
     names = Names(model)
     names.unstack(any(weight.index is not None for weight in weights))
     found = {}
@@ -130,7 +217,7 @@ def sites(model: nn.Module, checkpoint) -> dict[str, Site]:
         except InputError:
             continue
         module = model.get_submodule(path)
-        if is_linear(module):
+        if is_linear(module) if weight.compressible else table_problem(model, path) is None:
             found[weight.name] = Site(weight.name, path, module)
     return found
 
@@ -153,14 +240,15 @@ def observe(
     """Within the context, every pass of every site is reported.
 
     `inputs(name, x)` with x (tokens, in) in the forward pass, `gradients(name, g)` with g (tokens, out) = ∂/∂(W x) in
-    the backward pass, row for row the same tokens; for an expert, those routed to it. Gradients come only where the
-    output requires one (a parameter before it, or its own, does). Detached, in the model's dtype; keep copies.
+    the backward pass, row for row the same tokens; for an expert, those routed to it; for an embedding x are the ids
+    (tokens,). Gradients come only where the output requires one (a parameter before it, or its own, does). Detached,
+    in the model's dtype; keep copies.
     """
 
     def seen(name, module, arguments, output):
         if inputs is not None:
             x = arguments[0].detach()
-            inputs(name, x.reshape(-1, x.shape[-1]))
+            inputs(name, x.flatten() if is_embedding(module) else x.reshape(-1, x.shape[-1]))
         if gradients is not None and output.requires_grad:
             output.register_hook(lambda g: gradients(name, g.detach().reshape(-1, g.shape[-1])))
 

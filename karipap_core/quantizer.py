@@ -5,6 +5,8 @@ Registered when transformers' own registry is imported (see `karipap_core/__init
 at the top: this runs while transformers itself is still being imported.
 """
 
+import re
+
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -16,13 +18,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from karipap_core.errors import InputError
 
 METHOD = "karipap"
+PACKED = re.compile(r"cores\\?\.\d+\\?\.(?:codes|scales|zeros)$")
 
 
 class KaripapConfig(QuantizationConfigMixin):
     """`quantization_config` of a compressed folder.
 
     `plan` is the plan (its JSON form); `original` says how the weights were stored: {"dtype", "dtypes" (of weights with
-    another one), "transposed", "stacks" (stacked expert tensors: name → whether its slices are (in, out))}.
+    another one), "transposed", "stacks" (stacked expert tensors: name → whether its slices are (in, out)), "tables"
+    (embeddings and heads, which are never transposed), "config" (settings that writing the folder added)}.
     """
 
     def __init__(self, plan: dict | None = None, original: dict | None = None, **unused):
@@ -39,28 +43,33 @@ class KaripapQuantizer(HfQuantizer):
     unstacked = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        from karipap_core.modules import Names
-        from karipap_core.networks import spec_from_json
-        from karipap_core.networks.linear import TensorNetworkLinear
+        from karipap_core.modules import Names, place
 
-        entries = self.quantization_config.plan["weights"]
-        entries = {name: entry for name, entry in entries.items() if entry.get("network") != "dense"}
+        specs = _specs(self.quantization_config.plan["weights"])
         names = Names(model)
-        if any(".experts." in name for name in entries) or self.quantization_config.original.get("stacks"):
+        if any(".experts." in name for name in specs) or self.quantization_config.original.get("stacks"):
             names.unstack(bool(self.quantization_config.original.get("stacks")))
             self.unstacked = True
-        for name, entry in entries.items():
-            path = names.path(name)
-            module = model.get_submodule(path)
+        paths = {name: names.path(name) for name in specs}
+        placed = {}
+        for name in sorted(specs, key=lambda name: not all(specs[name].owned)):  # lenders before borrowers
+            spec, borrowed = specs[name], {}
+            if not all(spec.owned):
+                if spec.members[0] not in placed:
+                    raise InputError(
+                        f"Plan, weight {name}: it shares cores with {spec.members[0]}, which has no entry."
+                    )
+                lender = placed[spec.members[0]].cores
+                borrowed = {k: lender for k, own in enumerate(spec.owned) if not own}
             try:
-                spec = spec_from_json(entry)
+                placed[name] = place(model, paths[name], spec, borrowed)
             except InputError as error:
                 raise InputError(f"Plan, weight {name}: {error}") from None
-            shape = _shape(module)
-            if shape != (spec.n_out, spec.n_in):
-                raise InputError(f"Plan, weight {name}: the network is {spec.n_out} x {spec.n_in}, the layer {shape}.")
-            weight, bias = module.weight, getattr(module, "bias", None) is not None
-            model.set_submodule(path, TensorNetworkLinear(spec, bias, weight.device, weight.dtype))
+
+    def get_new_dtype(self, converter, param, dtype):
+        """Packed cores keep their types, whatever dtype the model is loaded in."""
+        packed = any(PACKED.search(str(name)) for name in getattr(converter, "target_patterns", ()))
+        return None if packed else super().get_new_dtype(converter, param, dtype)
 
     def update_weight_conversions(self, weight_conversions, model):
         from karipap_core.modules import merges_experts
@@ -77,13 +86,18 @@ class KaripapQuantizer(HfQuantizer):
         return True
 
 
-def _shape(module) -> tuple[int, int] | None:
-    """(out, in) of a linear layer, None of anything else."""
-    from karipap_core.modules import Conv1D, is_linear
+def _specs(entries: dict) -> dict:
+    """The networks of a plan's entries by name; a plain dense weight is none."""
+    from karipap_core.networks import spec_from_json
 
-    if not is_linear(module):
-        return None
-    return tuple(module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape)
+    found = {}
+    for name, entry in entries.items():
+        if entry.get("network") != "dense" or entry.get("quantize"):
+            try:
+                found[name] = spec_from_json(entry)
+            except InputError as error:
+                raise InputError(f"Plan, weight {name}: {error}") from None
+    return found
 
 
 def register() -> None:

@@ -321,14 +321,15 @@ def test_plans_cores_and_checkpoints_that_do_not_fit(made, tmp_path):
     unknown = plan | {"weights": plan["weights"] | {"ghost": plan["weights"][name]}}
     with pytest.raises(InputError, match="no weight named ghost"):
         write_compressed(checkpoint, unknown, files | {"ghost": files[name]}, out)
-    table = {"network": "lowrank", "out": [263], "in": [48], "chi": [5]}
-    with pytest.raises(InputError, match="a weight of role embed stays dense"):
-        write_compressed(
-            checkpoint,
-            plan | {"weights": {"model.embed_tokens": table}},
-            {"model.embed_tokens": files[name]},
-            out,
-        )
+    for model, table, said in (
+        ("llama", "model.embed_tokens", "a 'mpo' cannot be looked up in"),
+        ("gpt2", "transformer.wpe", "a weight of role position stays dense"),
+    ):
+        entry = NETWORKS["mpo"].for_shape(263, 48, 5).to_json()
+        with pytest.raises(InputError, match=f"{table}: {said}"):
+            write_compressed(
+                open_checkpoint(made(model)), plan | {"weights": {table: entry}}, {table: files[name]}, out
+            )
     shutil.copy(made("llama") / "model.safetensors", tmp_path / "alone.safetensors")
     for act in (load_model, lambda model: write_compressed(model, plan, files, out)):
         with pytest.raises(InputError, match=r"alone has no config\.json"):

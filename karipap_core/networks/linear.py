@@ -5,6 +5,7 @@ layer = TensorNetworkLinear.from_spec(spec, bias=True, seed=0)       # train a n
 print(layer.report())
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch import nn
 
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS, Metric, Spec
-
-RUNTIMES = ("cores", "dense")
+from karipap_core.networks.cores import Cores, CoresModule, as_stored
 
 
 def effective_weight(linear: nn.Module) -> torch.Tensor:
@@ -25,8 +25,11 @@ def effective_weight(linear: nn.Module) -> torch.Tensor:
     raise InputError(f"A {type(linear).__name__} is not a linear layer: give an nn.Linear or a Conv1D.")
 
 
-class TensorNetworkLinear(nn.Module):
-    """y = Ŵ x + b for x (…, n_in), Ŵ held as the cores of `spec` (parameters `cores.0`, `cores.1`, …; `bias`).
+class TensorNetworkLinear(CoresModule):
+    """y = Ŵ x + b for x (…, n_in), Ŵ held as the cores of `spec` (`cores.0`, `cores.1`, … as on disk; `bias`).
+
+    A core is a parameter or, where `spec.formats` says so, integers in a few bits or fp8, which are dequantized to the
+    dtype of x in every pass; casting the layer leaves them as they are.
 
     runtime "cores" contracts x with the cores and never forms Ŵ. runtime "dense" forms Ŵ once and keeps it beside the
     cores: as fast as the dense layer, `n_out · n_in` numbers more memory (see `report`), rebuilt whenever a core has
@@ -41,32 +44,23 @@ class TensorNetworkLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         runtime: str = "cores",
+        borrowed: Mapping[int, Cores] | None = None,
     ) -> None:
-        """Uninitialized cores (`from_linear`, `from_spec` or a state dict fill them)."""
-        super().__init__()
-        self.spec = spec
+        """Uninitialized cores (`from_linear`, `from_spec` or a state dict fill them).
+
+        `borrowed` gives, by number, cores that another module holds (see `Cores`); without it a member of a group
+        holds those that it shares itself.
+        """
+        super().__init__(spec, device, dtype, runtime, borrowed)
         self.in_features, self.out_features = spec.n_in, spec.n_out
-        make = {"device": device, "dtype": dtype}
-        self.cores = nn.ParameterList(nn.Parameter(torch.empty(shape, **make)) for shape in spec.core_shapes)
-        self.bias = nn.Parameter(torch.zeros(spec.n_out, **make)) if bias else None
-        self.register_buffer("formed", None, persistent=False)
-        self._formed_from: tuple = ()
-        self.runtime = runtime
-
-    @property
-    def runtime(self) -> str:
-        return self._runtime
-
-    @runtime.setter
-    def runtime(self, value: str) -> None:
-        if value not in RUNTIMES:
-            raise InputError(f"Runtime {value!r} is not one of {', '.join(RUNTIMES)}.")
-        self._runtime = value
-        self.formed = None
+        self.bias = nn.Parameter(torch.zeros(spec.n_out, device=device, dtype=dtype)) if bias else None
 
     @classmethod
     def from_linear(cls, linear: nn.Module, spec: Spec, metric: Metric | None = None) -> "TensorNetworkLinear":
-        """The layer `linear` with its weight decomposed in `metric` (default: weight); dtype, device and bias kept."""
+        """The layer `linear` with its weight decomposed in `metric` (default: weight); dtype, device and bias kept.
+
+        Cores in a format are rounded to its nearest numbers.
+        """
         weight = effective_weight(linear)
         layer = cls(spec, linear.bias is not None, weight.device, weight.dtype)
         layer.set_cores(spec.decompose(weight.detach(), metric))
@@ -88,54 +82,23 @@ class TensorNetworkLinear(nn.Module):
         layer.set_cores(spec.random_cores(seed))
         return layer
 
-    @torch.no_grad()
-    def set_cores(self, cores: list[torch.Tensor]) -> None:
-        """Copies new values into the cores, in their dtype and on their device."""
-        for core, values in zip(self.cores, cores, strict=True):
-            core.copy_(values)
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """Ŵ (out, in), formed anew from the cores."""
-        return self.spec.dense(list(self.cores))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._runtime == "cores":
-            y = self.spec.apply(x, list(self.cores))
+            y = self.spec.apply(x, self.cores.tensors(x.dtype))
             return y if self.bias is None else y + self.bias
         return nn.functional.linear(x, self._formed_weight(), self.bias)
-
-    @torch.compiler.disable  # which core has changed is no matter for a graph
-    def _formed_weight(self) -> torch.Tensor:
-        if torch.is_grad_enabled() and any(core.requires_grad for core in self.cores):
-            return self.weight
-        # A core may be written to (optimizer, load_state_dict) or replaced by another tensor (from_pretrained).
-        made_from = tuple((id(core), core._version) for core in self.cores)
-        if self.formed is None or self._formed_from != made_from:
-            self.formed, self._formed_from = self.weight.detach(), made_from
-        return self.formed
 
     def report(self, batch: int = 1) -> dict[str, Any]:
         """Numbers to judge the layer by, the bias left out on both sides.
 
-        `parameters` and `bytes` of the cores now and of the dense weight in the same dtype, `kept` = their quotient,
-        `memory_bytes` held while running (cores, and Ŵ where the runtime keeps it), and the multiply-adds for
-        `batch` input vectors: of the runtime chosen, and dense.
+        `parameters` of the cores and of the dense weight; `kept` = their quotient; `bytes` of the cores now as they
+        would be saved (packed codes, scales and all; borrowed cores are their lender's) and of the dense weight in the
+        layer's dtype; `memory_bytes` held while running (cores, and Ŵ where the runtime keeps it); and the
+        multiply-adds for `batch` input vectors: of the runtime chosen, and dense.
         """
-        cores = list(self.cores)
         dense = self.spec.n_out * self.spec.n_in
-        stored = sum(core.numel() * core.element_size() for core in cores)
-        dense_bytes = dense * cores[0].element_size()
         keeps = self._runtime == "dense"
-        return {
-            "spec": self.spec.describe(),
-            "runtime": self._runtime,
-            "parameters": self.spec.parameters,
-            "dense_parameters": dense,
-            "kept": self.spec.parameters / dense,
-            "bytes": stored,
-            "dense_bytes": dense_bytes,
-            "memory_bytes": stored + dense_bytes * keeps,
+        return self._sizes() | {
             "multiply_adds": dense * batch if keeps else self.spec.multiply_adds(batch),
             "dense_multiply_adds": dense * batch,
         }
@@ -168,7 +131,8 @@ def check_layer(
     rows = []
     for chi in chis:
         spec = NETWORKS[network].for_shape(*W.shape, chi, **options)
-        difference = W - spec.dense([core.double() for core in spec.decompose(W, measured_in)])
+        stored = as_stored(spec, spec.decompose(W, measured_in))
+        difference = W - spec.dense([core.double() if core.is_floating_point() else core for core in stored])
         rows.append(
             {
                 "chi": chi,

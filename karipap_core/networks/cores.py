@@ -1,0 +1,219 @@
+"""The cores of one weight as they are stored, in a module: numbers, integers, or packed in a few bits.
+
+Names in the state dict are those on disk: a plain core k is `cores.k`, a packed one `cores.k.codes`, `cores.k.scales`
+and, but for fp8, `cores.k.zeros` (see `stored_tensors`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Spec
+from karipap_core.quantize import from_tensors, quantize_rounding, stored_shapes
+
+RUNTIMES = ("cores", "dense")
+INDEX = "index"
+
+
+def stored_tensors(spec: Spec) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
+    """The tensors that hold a weight's own cores on disk: name → (shape, dtype), dtype None for the weight's own.
+
+    Integers are packed without gaps: `codes` and `zeros` are one-dimensional uint8, `scales` (rows, groups) float16;
+    fp8 has `codes` (rows, columns) float8_e4m3fn and `scales` (rows, 1) float16. Integer cores are int32.
+    """
+    found: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {}
+    for k, (shape, form, own) in enumerate(zip(spec.core_shapes, spec.formats, spec.owned, strict=True)):
+        if not own:
+            continue
+        if form is None or form == INDEX:
+            found[f"cores.{k}"] = (tuple(shape), None if form is None else torch.int32)
+        else:
+            parts = stored_shapes(form, *spec.core_matrix(k))
+            found |= {f"cores.{k}.{part}": kind for part, kind in parts.items()}
+    return found
+
+
+def dequantized(form: str, matrix: tuple[int, int], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The matrix (rows, columns) that packed tensors stand for: float32, in which every scale · (code − zero) and every
+    scale · code is exact."""
+    return from_tensors(form, *matrix, tensors).dense()
+
+
+class Packed(nn.Module):
+    """One core in a `quantize.Format`, held as on disk and dequantized whenever it is asked for.
+
+    Casting the module (`.to(dtype)`) changes the dtype that it is dequantized to, never what is stored.
+    """
+
+    def __init__(self, shape: Sequence[int], matrix: tuple[int, int], form: str, device=None, dtype=None) -> None:
+        super().__init__()
+        self.shape, self.matrix, self.form = tuple(shape), matrix, form
+        for name, (size, kind) in stored_shapes(form, *matrix).items():
+            self.register_buffer(name, torch.zeros(size, dtype=kind, device=device))
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):
+        for name, buffer in self._buffers.items():
+            moved = fn(buffer)
+            keep = name != "like" and moved.dtype != buffer.dtype
+            self._buffers[name] = buffer.to(moved.device) if keep else moved
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.like.dtype
+
+    def tensor(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The core in its own shape, in `dtype` (default: the one that the module was cast to)."""
+        return dequantized(self.form, self.matrix, self._buffers).reshape(self.shape).to(dtype or self.dtype)
+
+    @torch.no_grad()
+    def set(self, values: torch.Tensor) -> None:
+        """Rounds new values to the format's nearest."""
+        for name, tensor in quantize_rounding(values.reshape(self.matrix), self.form).tensors().items():
+            self._buffers[name].copy_(tensor)
+
+
+class Cores(nn.Module):
+    """The cores of one weight in order: `cores[k]` is core k as a tensor, dequantized where it is packed.
+
+    `borrowed` names cores that live in another weight's `Cores` (those that a group shares, those of a tied head):
+    they are the same tensors, are no state of this module, and are saved and trained once.
+    """
+
+    def __init__(self, spec: Spec, device=None, dtype=None, borrowed: Mapping[int, "Cores"] | None = None) -> None:
+        super().__init__()
+        self.forms = list(spec.formats)
+        self.__dict__["lenders"] = dict(borrowed or {})  # no children: what they hold is not ours to save or move
+        for k, (shape, form) in enumerate(zip(spec.core_shapes, self.forms, strict=True)):
+            if k in self.lenders:
+                continue
+            if form is None:
+                self.register_parameter(str(k), nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            elif form == INDEX:
+                self.register_buffer(str(k), torch.zeros(shape, device=device, dtype=torch.int32))
+            else:
+                self.add_module(str(k), Packed(shape, spec.core_matrix(k), form, device, dtype))
+
+    def __len__(self) -> int:
+        return len(self.forms)
+
+    def held(self, k: int) -> torch.Tensor | Packed:
+        """Core k as it is held: a parameter, a buffer of integers, or a `Packed`."""
+        k = range(len(self))[k]
+        return self.lenders[k].held(k) if k in self.lenders else getattr(self, str(k))
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        held = self.held(k)
+        return held.tensor() if isinstance(held, Packed) else held
+
+    def __setitem__(self, k: int, value: torch.Tensor | Packed) -> None:
+        k = range(len(self))[k]
+        if k in self.lenders:
+            self.lenders[k][k] = value
+        else:
+            setattr(self, str(k), value)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self[k] for k in range(len(self)))
+
+    def tensors(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        """What a network computes with: packed cores dequantized to `dtype`, the others as they are."""
+        held = [self.held(k) for k in range(len(self))]
+        return [core.tensor(dtype) if isinstance(core, Packed) else core for core in held]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the cores give when nobody asks for one."""
+        held = [self.held(k) for k, form in enumerate(self.forms) if form != INDEX]
+        return held[0].dtype
+
+    def raw(self) -> Iterator[torch.Tensor]:
+        """Every tensor that the cores are made of, borrowed ones too."""
+        for k in range(len(self)):
+            held = self.held(k)
+            if isinstance(held, Packed):
+                yield from (tensor for name, tensor in held.named_buffers() if name != "like")
+            else:
+                yield held
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this module's own tensors: those on disk, were it saved now."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+    @torch.no_grad()
+    def set(self, cores: Sequence[torch.Tensor]) -> None:
+        """Copies new values in, rounded to each core's dtype or format."""
+        for k, values in zip(range(len(self)), cores, strict=True):
+            held = self.held(k)
+            held.set(values) if isinstance(held, Packed) else held.copy_(values)
+
+
+def as_stored(spec: Spec, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Cores as they come back from disk: those in a format rounded to it (float32), the others as given."""
+    found = []
+    for k, (core, form) in enumerate(zip(cores, spec.formats, strict=True)):
+        if form is not None and form != INDEX:
+            core = quantize_rounding(core.reshape(spec.core_matrix(k)), form).dense().reshape(core.shape)
+        found.append(core)
+    return found
+
+
+class CoresModule(nn.Module):
+    """What a linear layer and an embedding have in common: Ŵ held as the cores of `spec`, formed or not."""
+
+    def __init__(self, spec: Spec, device, dtype, runtime: str, borrowed: Mapping[int, Cores] | None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.cores = Cores(spec, device, dtype, borrowed)
+        self.register_buffer("formed", None, persistent=False)
+        self._formed_from: tuple = ()
+        self.runtime = runtime
+
+    @property
+    def runtime(self) -> str:
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, value: str) -> None:
+        if value not in RUNTIMES:
+            raise InputError(f"Runtime {value!r} is not one of {', '.join(RUNTIMES)}.")
+        self._runtime = value
+        self.formed = None
+
+    def set_cores(self, cores: Sequence[torch.Tensor]) -> None:
+        """Copies new values into the cores, in their dtype or format and on their device."""
+        self.cores.set(cores)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Ŵ (out, in), formed anew from the cores."""
+        return self.spec.dense(self.cores.tensors())
+
+    @torch.compiler.disable  # which core has changed is no matter for a graph
+    def _formed_weight(self) -> torch.Tensor:
+        if torch.is_grad_enabled() and any(core.requires_grad for core in self.cores.raw()):
+            return self.weight
+        # A core may be written to (optimizer, load_state_dict) or replaced by another tensor (from_pretrained).
+        made_from = tuple((id(tensor), tensor._version) for tensor in self.cores.raw())
+        if self.formed is None or self._formed_from != made_from:
+            self.formed, self._formed_from = self.weight.detach(), made_from
+        return self.formed
+
+    def _sizes(self) -> dict[str, int | float | str]:
+        """What `report` says of a layer and of an embedding alike."""
+        dense, stored = self.spec.n_out * self.spec.n_in, self.cores.nbytes
+        dense_bytes = dense * self.cores.dtype.itemsize
+        return {
+            "spec": self.spec.describe(),
+            "runtime": self._runtime,
+            "parameters": self.spec.parameters,
+            "dense_parameters": dense,
+            "kept": self.spec.parameters / dense,
+            "bytes": stored,
+            "dense_bytes": dense_bytes,
+            "memory_bytes": stored + dense_bytes * (self._runtime == "dense"),
+        }
