@@ -7,10 +7,11 @@ from karipap_core.networks.base import Curve, Metric, Spec
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
+from karipap_core.networks.peps import Peps
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.tt_embedding import TtEmbedding
 
-NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr)}
+NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr, Peps)}
 EMBEDDING_NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, TtEmbedding)}
 
 

@@ -1,0 +1,214 @@
+"""`peps`: a projected entangled pair operator, the weight's index digits on the sites of a square lattice.
+
+The rows are split into digits o_1 … o_n, the columns into i_1 … i_n, one pair for each site of a grid of R × C, row by
+row. Site k has a core A_k[up, down, left, right, o_k, i_k]; neighbours share a bond, legs without a neighbour are of
+size 1, and W[o, i] is the product of all cores summed over all bonds. A 2 × 2 grid is a ring of four.
+Bonds are in this order: the horizontal ones row by row, (r, c) to (r, c + 1), then the vertical ones row by row, (r, c)
+to (r + 1, c). `periodic` closes every side of three sites or more upon itself (the wrapping bond of a row follows the
+row's others, the wrapping bonds downwards come last); on a side of two the two sites are neighbours already.
+`tied`: one core on every site of a torus. That is what translation invariance asks for; it is here to show what it
+costs, and cannot in general be exact.
+Verstraete and Cirac, arXiv:cond-mat/0407066; Lubasch, Cirac and Bañuls, PRB 90, 064425 (2014) for the fit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Curve, Metric, Spec, factorize, sizes
+from karipap_core.networks.contraction import Legs, contract, follow, order
+from karipap_core.networks.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
+from karipap_core.networks.peps_fit import fit
+from karipap_core.progress import Progress, silent
+
+LEVELS = 6  # χ at which a curve is measured
+
+
+@dataclass(frozen=True)
+class Peps(Spec):
+    """JSON: {"network": "peps", "out": [o_1, …], "in": [i_1, …], "chi": [D_1, …], "grid": [R, C], "periodic": false,
+    "tied": false}, a factor a site and a χ a bond (tied: a horizontal and a vertical one)."""
+
+    grid: tuple[int, int] = (2, 2)
+    periodic: bool = False
+    tied: bool = False
+    network: ClassVar[str] = "peps"
+
+    def validate(self) -> None:
+        object.__setattr__(self, "grid", checked_grid(self.grid))
+        for name in ("periodic", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"Field {name!r} is {getattr(self, name)!r}: it must be true or false.")
+        for name, factors in (("out", self.out), ("in", self.in_)):
+            if len(factors) != self.sites:
+                raise InputError(f"Field {name!r} has {len(factors)} factors: a grid of {self.grid[0]} × "
+                                 f"{self.grid[1]} has {self.sites} sites.")  # fmt: skip
+        wanted = 2 if self.tied else len(self.bonds)
+        if len(self.chi) != wanted:
+            raise InputError(f"Field 'chi' has {len(self.chi)} bonds: this grid has {wanted}.")
+        if self.tied and (len(set(self.out)) > 1 or len(set(self.in_)) > 1):
+            raise InputError("Field 'tied' needs the same factors of 'out' and of 'in' on every site.")
+
+    @classmethod
+    def for_shape(
+        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None,
+        grid: Sequence[int] = (2, 2), periodic: bool = False, tied: bool = False,
+    ) -> "Peps":  # fmt: skip
+        """Every bond min(χ, attainable): see `attainable`. Default factors: exact divisors as equal as the numbers
+        allow, the larger on the sites with fewer bonds, and those of the columns in the opposite order.
+
+        Nothing is padded: a prime leaves factors of 1. Raises InputError where `tied` has no equal factors.
+        """
+        rows, columns = grid = checked_grid(grid)
+        n = rows * columns
+        if tied:
+            roots = {name: round(size ** (1 / n)) for name, size in (("out", n_out), ("in", n_in))}
+            if roots["out"] ** n != n_out or roots["in"] ** n != n_in:
+                raise InputError(f"Field 'tied' needs equal factors: {n_out} × {n_in} has none on {n} sites.")
+            out, in_ = out or (roots["out"],) * n, in_ or (roots["in"],) * n
+        bonds = lattice(rows, columns, periodic, tied)
+        out = tuple(out or placed(factorize(n_out, n), bonds))
+        in_ = tuple(in_ or placed(factorize(n_in, n), bonds, mirrored=True))
+        for name, factors, size in (("out", out, n_out), ("in", in_, n_in)):
+            if math.prod(factors) != size:
+                raise InputError(f"Field {name!r} is {list(factors)}, whose product is not the weight's {size}.")
+            if len(factors) != n:
+                raise InputError(f"Field {name!r} has {len(factors)} factors: this grid has {n} sites.")
+        legs = tuple(o * i for o, i in zip(out, in_, strict=True))
+        if tied:
+            dims = tuple(max(1, min(int(chi), math.isqrt(n_out * n_in))) if side > 1 else 1 for side in (columns, rows))
+        else:
+            dims = attainable(legs, grid, periodic, max(1, int(chi)))
+        return cls(out, in_, dims, quantize, grid, periodic, tied)
+
+    @property
+    def sites(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def bonds(self) -> tuple[Bond, ...]:
+        return lattice(*self.grid, self.periodic, self.tied)
+
+    @property
+    def lattice(self) -> Sites:
+        return Sites(self.bonds, self.dims, self.legs)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimension of each of `bonds`."""
+        if not self.tied:
+            return self.chi
+        return tuple(self.chi[0 if bond.direction == "horizontal" else 1] for bond in self.bonds)
+
+    @property
+    def legs(self) -> tuple[int, ...]:
+        """o_k · i_k of each site."""
+        return tuple(o * i for o, i in zip(self.out, self.in_, strict=True))
+
+    @property
+    def core_shapes(self) -> list[tuple[int, ...]]:
+        shapes = [[1, 1, 1, 1, o, i] for o, i in zip(self.out, self.in_, strict=True)]
+        for bond, dim in zip(self.bonds, self.dims, strict=True):
+            shapes[bond.site][bond.leg] = shapes[bond.other][bond.other_leg] = dim
+        return [tuple(shape) for shape in shapes[: 1 if self.tied else None]]
+
+    def shaped(self, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Merged cores (see `Sites`) in their shapes here."""
+        return [core.reshape(shape) for core, shape in zip(cores, self.core_shapes, strict=True)]
+
+    @property
+    def max_chi(self) -> int:
+        return max(self.with_chi(self.n_out * self.n_in).chi, default=1)
+
+    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
+        return fit(self, W, metric, progress)
+
+    @classmethod
+    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **options) -> Curve:
+        """Estimated at `levels` (default: 6 up to break-even, even in √χ) from a part of the work of `decompose`."""
+        metric, W = metric or Metric("weight"), W.detach().double()
+        spec = cls.for_shape(*W.shape, 1, out, in_, **options)
+        if levels is None:
+            top = max(spec.break_even_chi, 1)
+            levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
+        specs = [spec.with_chi(chi) for chi in sorted(levels)]
+        errors = [metric.absolute(W - at.dense(fit(at, W, metric, rounds=2))) for at in specs]
+        return Curve(
+            np.array(sorted(levels)),
+            np.array([at.parameters for at in specs]),
+            np.minimum.accumulate(errors),
+            metric.absolute(W),
+            exact=False,
+        )
+
+    def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        """y = Ŵ x by contractions of two tensors at a time, in the order that costs least for this batch.
+
+        The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
+        """
+        batch = x.shape[:-1].numel()
+        tensors = [x.reshape(batch, *self.in_), *squeezed(self, cores)]
+        # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
+        y = follow(apply_steps(self, 64 if torch.compiler.is_compiling() else batch), tensors)
+        return y.reshape(*x.shape[:-1], self.n_out)
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self.sites == 1:
+            return cores[0].reshape(self.n_out, self.n_in)
+        legs = site_legs(self)
+        output = tuple(outs(self)) + tuple(ins(self))
+        return contract(squeezed(self, cores), legs, output).reshape(self.n_out, self.n_in)
+
+    def multiply_adds(self, batch: int = 1) -> int:
+        return apply_order(self, max(batch, 1))[0]
+
+
+def checked_grid(grid) -> tuple[int, int]:
+    grid = sizes(grid, "grid")
+    if len(grid) != 2:
+        raise InputError(f"Field 'grid' is {list(grid)}: it must be two numbers, rows and columns.")
+    return grid
+
+
+# Legs of the contractions: bond b is b, then o_k and i_k of every site, then the batch.
+
+
+def outs(spec: Peps) -> range:
+    return range(len(spec.bonds), len(spec.bonds) + spec.sites)
+
+
+def ins(spec: Peps) -> range:
+    return range(len(spec.bonds) + spec.sites, len(spec.bonds) + 2 * spec.sites)
+
+
+def site_legs(spec: Peps) -> list[Legs]:
+    return [
+        (*site_bonds(spec.bonds, k), o, i) for k, o, i in zip(range(spec.sites), outs(spec), ins(spec), strict=True)
+    ]
+
+
+def squeezed(spec: Peps, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A core for each site, without the legs where it has no neighbour."""
+    cores = list(cores) * (spec.sites if spec.tied else 1)
+    return [
+        core.reshape(*(spec.dims[b] for b in site_bonds(spec.bonds, k)), o, i)
+        for k, (core, o, i) in enumerate(zip(cores, spec.out, spec.in_, strict=True))
+    ]
+
+
+@lru_cache(maxsize=1024)
+def apply_order(spec: Peps, batch: int) -> tuple[int, tuple]:
+    x = 2 * spec.sites + len(spec.bonds)
+    size = dict(enumerate((*spec.dims, *spec.out, *spec.in_, batch)))
+    return order(((x, *ins(spec)), *site_legs(spec)), tuple(size.items()), (x, *outs(spec)), apart=0)
+
+
+@torch.compiler.assume_constant_result  # torch.compile takes the order as given, it does not trace the search
+def apply_steps(spec: Peps, batch: int) -> tuple:
+    return apply_order(spec, max(batch, 1))[1]
