@@ -5,13 +5,14 @@ from typing import Any
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec
 from karipap_core.networks.dense import Dense
+from karipap_core.networks.disentangled import Disentangled
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.peps import Peps
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.tt_embedding import TtEmbedding
 
-NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr, Peps)}
+NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr, Peps, Disentangled)}
 EMBEDDING_NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, TtEmbedding)}
 
 

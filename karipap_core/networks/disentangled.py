@@ -1,0 +1,400 @@
+"""`disentangled`: an MPO between two circuits of orthogonal gates, W ≈ Q_L Ŵ Q_Rᵀ.
+
+Ŵ is an `mpo` on digits of 16 at most where the shape allows. Q_L = G_1 G_2 … G_L acts on the digits of the rows, Q_R
+likewise on those of the columns; a layer G_l is a brickwork of gates on neighbouring digits (a, b), pairs (1 2)(3 4) …
+in odd layers and (2 3)(4 5) … in even ones. A gate is a rotation exp(K) of a·b dimensions, K skew; it is stored as
+the ab(ab − 1)/2 numbers above K's diagonal. Without layers (L = 0) the network is `mpo` itself.
+
+Aizpurua, Jahromi, Singh, Orús, arXiv:2410.17397; environments and polar updates: Evenbly, Vidal, PRB 79, 144108 (2009).
+There one gate spans all digits of a side: the circuits are then the full U and V of the SVD and hold more numbers than
+the weight. Here every angle is counted, and `veto` says before any run where it cannot pay.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.base import Curve, Metric, Spec, factorize, outside_in
+from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance
+from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
+from karipap_core.progress import Progress, silent
+
+LARGEST_LEG = 16  # a gate on two of them has 32,640 angles already
+MOST_SITES = 6
+LAYERS = 2
+SWEEPS = 30  # over all gates; they end where one gains less than GAIN of the error
+GAIN = 1e-3
+RESTARTS = 3  # the first grows layer by layer from identity gates, the others start at random gates
+MULTIPLY_ADDS_OF_EXP = 8  # times n³: the matrix products in the exponential of an n×n matrix
+
+Circuit = list[list[torch.Tensor]]  # gates of each layer, the weight's side first
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gate acts: `size` = a·b dimensions, `before` the product of the digits to its left."""
+
+    before: int
+    size: int
+
+    @property
+    def angles(self) -> int:
+        return angle_count(self.size)
+
+
+@dataclass(frozen=True)
+class Disentangled(Spec):
+    """JSON: the fields of an `mpo` and "layers": L, the layers of each circuit."""
+
+    layers: int = LAYERS
+    network: ClassVar[str] = "disentangled"
+
+    def validate(self) -> None:
+        if not isinstance(self.layers, int) or isinstance(self.layers, bool) or not 0 <= self.layers <= 64:
+            raise InputError(f"Field 'layers' is {self.layers!r}: it must be a whole number from 0 to 64.")
+        try:
+            Mpo(self.out, self.in_, self.chi)
+        except InputError as error:
+            raise InputError(str(error).replace("'mpo'", "'disentangled'")) from None
+
+    @classmethod
+    def for_shape(
+        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, layers: int = LAYERS
+    ) -> "Disentangled":
+        """Digits of `LARGEST_LEG` at most where the numbers have such divisors, on as few sites as that takes, three
+        or more.
+
+        A prime keeps its one large digit, and a digit larger than `LARGEST_LEG` or of 1 has no gates.
+        """
+        if not (out or in_):
+            sites = max(3, fewest_digits(n_out), fewest_digits(n_in))
+            out, in_ = outside_in(factorize(n_out, sites)), outside_in(factorize(n_in, sites), mirrored=True)
+        mpo = Mpo.for_shape(n_out, n_in, chi, out, in_)
+        return cls(mpo.out, mpo.in_, mpo.chi, quantize, layers)
+
+    @cached_property
+    def mpo(self) -> Mpo:
+        """The network between the circuits."""
+        return Mpo(self.out, self.in_, self.chi)
+
+    @cached_property
+    def places(self) -> tuple[list[list[Place]], list[list[Place]]]:
+        """Gates of each layer of the left circuit and of the right one."""
+        return brickwork(self.out, self.layers), brickwork(self.in_, self.layers)
+
+    @property
+    def gate_parameters(self) -> int:
+        """Angles of both circuits."""
+        return sum(place.angles for side in self.places for layer in side for place in layer)
+
+    @property
+    def core_shapes(self) -> list[tuple[int, ...]]:
+        """The MPO's cores, then the angles of each layer that has gates: left circuit, right circuit."""
+        layers = [layer for side in self.places for layer in side if layer]
+        return self.mpo.core_shapes + [(sum(place.angles for place in layer),) for layer in layers]
+
+    @property
+    def max_chi(self) -> int:
+        return max(attainable(self.out, self.in_))
+
+    def circuits(self, cores: Sequence[torch.Tensor]) -> tuple[Circuit, Circuit]:
+        """The gates (n, n) of both circuits from the cores' angles."""
+        flat = iter(cores[len(self.out) :])
+        left, right = ([gates_of(layer, next(flat)) if layer else [] for layer in side] for side in self.places)
+        return left, right
+
+    def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        """y = Q_L Ŵ Q_Rᵀ x: the gates act on x and y, digit pair by digit pair, and Ŵ as `Mpo.apply` does."""
+        (left, right), (on_out, on_in) = self.circuits(cores), self.places
+        batch = x.shape[:-1].numel()
+        x = turn(x, batch, right, on_in, inverse=True)
+        y = self.mpo.apply(x, cores[: len(self.out)])
+        return turn(y, batch, left, on_out)
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.between(self.mpo.dense(cores[: len(self.out)]), *self.circuits(cores))
+
+    def between(self, M: torch.Tensor, left: Circuit, right: Circuit) -> torch.Tensor:
+        """Q_L M Q_Rᵀ for M (n_out, n_in)."""
+        return turn(turn(M, 1, left, self.places[0]), self.n_out, right, self.places[1])
+
+    def multiply_adds(self, batch: int = 1) -> int:
+        """The MPO's, a gate's n for each entry it turns, and the forming of each gate from its angles."""
+        gates = 0
+        for side, width in zip(self.places, (self.n_out, self.n_in), strict=True):
+            for place in (place for layer in side for place in layer):
+                gates += batch * width * place.size + MULTIPLY_ADDS_OF_EXP * place.size**3
+        return self.mpo.multiply_adds(batch) + gates
+
+    def random_cores(self, seed: int | None = None, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+        """The MPO's random cores, which keep the variance, and normal angles: rotations keep it too."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        angles = [torch.randn(shape, generator=generator, dtype=dtype) for shape in self.core_shapes[len(self.out) :]]
+        return self.mpo.random_cores(seed, dtype) + [core / math.sqrt(max(1, core.numel())) for core in angles]
+
+    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
+        """Sweeps of polar updates in the weight metric, then `refine` over cores and angles in the metric asked for.
+
+        The start of `refine` is the better one of what the sweeps found and the MPO's own start between identity
+        gates, so no fit is worse than that MPO's start.
+        """
+        if not self.gate_parameters:
+            return self.mpo.fit(W, metric, progress)
+        return self.balanced(refine(self.dense, self.start(W, metric), W, metric, progress=progress)[0])
+
+    def start(
+        self, W: torch.Tensor, metric: Metric, sweeps: int = SWEEPS, restarts: int = RESTARTS
+    ) -> list[torch.Tensor]:
+        """Cores and angles from `disentangle`, or the plain MPO's start where the metric finds that one better."""
+        plain = [*self.mpo.start(W), *(W.new_zeros(shape) for shape in self.core_shapes[len(self.out) :])]
+        if not self.gate_parameters or metric.absolute(W - self.dense(plain)) <= ENOUGH * metric.absolute(W):
+            return plain
+        cores, left, right, _ = disentangle(self, W, sweeps, restarts)
+        swept = [*cores, *(angles_of(layer) for side in (left, right) for layer in side if layer)]
+        return min((plain, swept), key=lambda start: metric.absolute(W - self.dense(start)))
+
+    def balanced(self, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [*balance(cores[: len(self.out)]), *cores[len(self.out) :]]
+
+    @classmethod
+    def curve(
+        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None,
+        layers: int = LAYERS, **_,
+    ) -> Curve:  # fmt: skip
+        """Estimated at `levels` (default: 6 up to break-even, even in √χ) from less work than `decompose` does."""
+        metric, W = metric or Metric("weight"), W.detach().double()
+        spec = cls.for_shape(*W.shape, 1, out, in_, layers=layers)
+        if levels is None:
+            top = max(spec.break_even_chi, 1)
+            levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
+        specs = [spec.with_chi(chi) for chi in sorted(levels)]
+        errors = [estimated_error(spec, W, metric) for spec in specs]
+        return Curve(
+            np.array(sorted(levels)),
+            np.array([spec.parameters for spec in specs]),
+            np.minimum.accumulate(errors),
+            metric.absolute(W),
+            exact=False,
+        )
+
+
+# Gates.
+
+
+def angle_count(size: int) -> int:
+    """Numbers that a rotation of `size` dimensions has."""
+    return size * (size - 1) // 2
+
+
+def fewest_digits(n: int) -> int:
+    """The fewest digits of n that are all `LARGEST_LEG` or less, or as small as its largest prime leaves them."""
+    for sites in range(1, MOST_SITES):
+        largest = factorize(n, sites)[0]
+        if largest <= LARGEST_LEG or largest == factorize(n, sites + 1)[0]:
+            return sites
+    return MOST_SITES
+
+
+def brickwork(digits: Sequence[int], layers: int) -> list[list[Place]]:
+    """Places of the gates of each layer: neighbouring digits of 2 … `LARGEST_LEG`, digits of 1 passed over.
+
+    Left out are a gate that follows another on the same digits with nothing between, for it is part of that one, and
+    a gate on all there is (two digits): it would be the SVD's own factor, with about as many numbers as the weight.
+    """
+    legs = [digit for digit in digits if digit > 1]
+    fits = [max(pair) <= LARGEST_LEG and len(legs) > 2 for pair in zip(legs, legs[1:], strict=False)]
+    present: list[set[int]] = []
+    for layer in range(layers):
+        pairs = {k for k in range(layer % 2, len(fits), 2) if fits[k]}
+        if layer >= 2:
+            pairs = {k for k in pairs if present[-1] & {k - 1, k + 1}}
+        present.append(pairs)
+    return [[Place(math.prod(legs[:k]), legs[k] * legs[k + 1]) for k in sorted(pairs)] for pairs in present]
+
+
+def gates_of(places: Sequence[Place], angles: torch.Tensor) -> list[torch.Tensor]:
+    """Rotations (n, n) = exp(K) of one layer, K's upper triangles one after the other in `angles`.
+
+    In the dtype of `angles`; half precision is exponentiated in float32.
+    """
+    exact = angles.float() if angles.dtype in (torch.float16, torch.bfloat16) else angles
+    gates, at = [], 0
+    for place in places:
+        row, column = torch.triu_indices(place.size, place.size, 1, device=angles.device)
+        K = exact.new_zeros(place.size, place.size).index_put((row, column), exact[at : at + place.angles])
+        gates.append(torch.linalg.matrix_exp(K - K.T).to(angles.dtype))
+        at += place.angles
+    return gates
+
+
+def angles_of(gates: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The inverse of `gates_of`: upper triangles of the principal logarithms, one after the other."""
+    return torch.cat([rotation_log(gate)[tuple(torch.triu_indices(*gate.shape, 1))] for gate in gates])
+
+
+def rotation_log(Q: torch.Tensor) -> torch.Tensor:
+    """The skew K with exp(K) = Q and eigenvalues within ±iπ, of a rotation Q (n, n), float64.
+
+    S = (Q + Qᵀ)/2 has the cosines of Q's angles θ and K = (Q − Qᵀ)/2 · θ/sin θ, a function of S. Near half turns that
+    is 0/0: there −Q = exp(K′) is taken instead and half a turn J (J² = −1, J commutes with K′) is added. S is split
+    where its spectrum has its widest gap under 0.
+    """
+    cosines, basis = torch.linalg.eigh((Q + Q.T) / 2)
+    edges = torch.cat([cosines.new_tensor([-1.0]), cosines, cosines.new_tensor([1.0])])
+    gaps = torch.where(edges[:-1] < 0, edges.diff(), -1)
+    half = int(gaps.argmax())
+    near, far = basis[:, half:], basis[:, :half]
+    K = near @ _small_log(near.T @ Q @ near) @ near.T
+    if half:
+        K = K + far @ _half_turned(_small_log(-far.T @ Q @ far)) @ far.T
+    return (K - K.T) / 2
+
+
+def _small_log(Q: torch.Tensor) -> torch.Tensor:
+    """log of a rotation without half turns: (Q − Qᵀ)/2 · θ/sin θ."""
+    cosines, basis = torch.linalg.eigh((Q + Q.T) / 2)
+    theta = torch.arccos(cosines.clamp(-1, 1))
+    ratio = torch.where(theta > 1e-4, theta / theta.sin().clamp(min=1e-12), 1 + theta.square() / 6)
+    return basis * ratio @ basis.T @ (Q - Q.T) / 2
+
+
+def _half_turned(K: torch.Tensor) -> torch.Tensor:
+    """K − πJ with J = K/|K|: half a turn back in the plane of each of K's angles; any planes in K's kernel."""
+    values, vectors = torch.linalg.eigh(1j * K)
+    if len(values) % 2:
+        raise InputError("A gate is no rotation: its determinant is −1.")
+    kernel = values.abs() < 1e-8
+    J = (-1j * (vectors[:, ~kernel] * values[~kernel].sign()) @ vectors[:, ~kernel].mH).real
+    if count := int(kernel.sum()):
+        planes = torch.linalg.eigh((vectors[:, kernel] @ vectors[:, kernel].mH).real).eigenvectors[:, -count:]
+        one, other = planes[:, 0::2], planes[:, 1::2]
+        J = J + one @ other.T - other @ one.T
+    return K - math.pi * J
+
+
+def turn(
+    tensor: torch.Tensor, batch: int, circuit: Circuit, places: Sequence[Sequence[Place]], inverse: bool = False
+) -> torch.Tensor:
+    """Q (or Qᵀ) applied to one index of `tensor`, which `batch` entries stand before; the shape stays."""
+    shape = tensor.shape
+    steps = list(zip(circuit, places, strict=True))
+    for layer, where in steps if inverse else reversed(steps):
+        for gate, place in zip(layer, where, strict=True):
+            tensor = (gate.mT if inverse else gate) @ _around(tensor, batch, place)
+    return tensor.reshape(shape)
+
+
+def _around(tensor: torch.Tensor, batch: int, place: Place) -> torch.Tensor:
+    """(…) → (all before the gate's digits, the digits, all after)."""
+    before = batch * place.before
+    return tensor.reshape(before, place.size, tensor.numel() // max(before * place.size, 1))
+
+
+# The fit.
+
+
+def nearest_rotation(E: torch.Tensor) -> torch.Tensor:
+    """The rotation g that maximizes tr(gᵀE): X Yᵀ of E = X Σ Yᵀ, its weakest direction turned where det is −1."""
+    X, _, Yt = torch.linalg.svd(E)
+    if torch.linalg.det(X) * torch.linalg.det(Yt) < 0:
+        X = torch.cat([X[:, :-1], -X[:, -1:]], 1)
+    return X @ Yt
+
+
+def sweep_gates(
+    A: torch.Tensor, B: torch.Tensor, batch: int, circuit: Circuit, places: Sequence[Sequence[Place]]
+) -> Circuit:
+    """One pass over the gates of Q that raises ⟨A, Q B⟩ with each: A, B of one shape, Q on the index after `batch`.
+
+    A gate's environment is E = Σ Ã B̃ᵀ, Ã with the gates outside it undone, B̃ with those inside it done.
+    """
+    inner = [B]  # B with the gates from each on inwards done, the innermost first
+    order = [(layer, k) for layer in range(len(circuit)) for k in range(len(circuit[layer]))]
+    for layer, k in reversed(order):
+        inner.append(circuit[layer][k] @ _around(inner[-1], batch, places[layer][k]))
+    circuit = [list(layer) for layer in circuit]
+    for step, (layer, k) in enumerate(order):
+        place = places[layer][k]
+        A, B = _around(A, batch, place), _around(inner[len(order) - 1 - step], batch, place)
+        circuit[layer][k] = nearest_rotation(torch.einsum("pxq,pyq->xy", A, B))
+        A = circuit[layer][k].mT @ A
+    return circuit
+
+
+def sweep(
+    spec: Disentangled, W: torch.Tensor, cores: list[torch.Tensor], left: Circuit, right: Circuit
+) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
+    """All gates once and then the MPO: (cores, left, right, ‖W − Q_L Ŵ Q_Rᵀ‖²), which never rises.
+
+    Given Q the MPO is the TT-SVD of Q_Lᵀ W Q_R; on three sites and more that is near the best, not the best, so the
+    cores before it stay where they are better.
+    """
+    M = spec.mpo.dense(cores)
+    if any(left):
+        target = turn(M, spec.n_out, right, spec.places[1])
+        left = sweep_gates(W, target, 1, left, spec.places[0])
+    seen = turn(W, 1, left, spec.places[0], inverse=True)
+    if any(right):
+        right = sweep_gates(seen, M, spec.n_out, right, spec.places[1])
+    seen = turn(seen, spec.n_out, right, spec.places[1], inverse=True)
+    fresh = spec.mpo.start(seen)
+    options = [(candidate, (seen - spec.mpo.dense(candidate)).square().sum().item()) for candidate in (fresh, cores)]
+    cores, error = min(options, key=lambda option: option[1])
+    return cores, left, right, error
+
+
+def disentangle(
+    spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int = RESTARTS
+) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
+    """Cores, circuits and squared error of the best of `restarts` starts, in the weight metric (W float64).
+
+    The first start has identity gates and is given its layers one at a time, `sweeps` over the depths together; the
+    others start at random rotations (fixed seeds).
+    """
+    total, best = W.square().sum().item(), None
+    for attempt in range(max(1, restarts)):
+        if attempt == 0:
+            circuits = [[[torch.eye(p.size).to(W) for p in layer] for layer in side] for side in spec.places]
+            depths = range(1, spec.layers + 1)
+        else:
+            generator = torch.Generator().manual_seed(attempt)
+            circuits = [[[_random_rotation(p.size, generator).to(W) for p in layer] for layer in side]
+                        for side in spec.places]  # fmt: skip
+            depths = [spec.layers]
+        left, right = circuits
+        seen = turn(turn(W, 1, left, spec.places[0], inverse=True), spec.n_out, right, spec.places[1], inverse=True)
+        cores = spec.mpo.start(seen)
+        error = (seen - spec.mpo.dense(cores)).square().sum().item()
+        for depth in depths:
+            part = replace(spec, layers=depth)
+            for _ in range(max(1, sweeps // len(depths))):
+                before = error
+                cores, grown_left, grown_right, error = sweep(part, W, cores, left[:depth], right[:depth])
+                left, right = grown_left + left[depth:], grown_right + right[depth:]
+                if error > (1 - GAIN) * before or error <= ENOUGH * total:
+                    break
+        if best is None or error < best[3]:
+            best = cores, left, right, error
+    return best
+
+
+def _random_rotation(size: int, generator: torch.Generator) -> torch.Tensor:
+    """Of Haar measure, float64."""
+    Q, R = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    return nearest_rotation(Q * R.diagonal().sign())
+
+
+def estimated_error(spec: Disentangled, W: torch.Tensor, metric: Metric) -> float:
+    """The error that `fit` will reach: one start, fewer sweeps, two rounds of `refine`, the rest extrapolated as in
+    `mpo.estimated_error`."""
+    errors = refine(spec.dense, spec.start(W, metric, sweeps=SWEEPS // 3, restarts=1), W, metric, rounds=2)[1]
+    if len(errors) < 3:
+        return errors[-1]
+    gain = (errors[1] - errors[2]) / (1 - 2**-1.5)
+    return max(errors[2] - gain * (2**-1.5 - ROUNDS**-1.5), 0.4 * errors[2])
