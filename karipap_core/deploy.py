@@ -198,7 +198,9 @@ def cache_node(case: Case, places: list[kv.Placement], served: str) -> dict:
             "and nothing is fetched back. Measure the quality at that retention, or say that the attention is sparse."
         )
     chosen = next((place for place in places if place.available), None)
-    if places:
+    if places and chosen is None:
+        reasons.append(f"Beside {served} the GPU has no room left for a cache: make the weights smaller first.")
+    elif places:
         reasons.append(f"Places beside {served}:")
         reasons += [f"{place.name}: {place.why}" for place in places if place.available or place.name == kv.NAMES[3]]
     return node | {"answer": chosen.name if chosen else "unknown" if not places else "nowhere", "reasons": reasons}

@@ -265,7 +265,7 @@ class Case:
         """Not even the quantized weights fit."""
         budget = self.usable - self.activations - self.cache_bytes
         count = math.ceil(quantized["total_bytes"] / self.usable)
-        gpus = f"{count} such GPUs hold the quantized model"
+        gpus = f"{count} such GPUs together would hold the quantized model"
         if budget <= 0 or budget < 0.02 * self.foot.bytes:
             return "none", f"One {self.card.name} is too small for this model at any compression: {gpus}.", []
         need = f"a plan of at most {size(budget)} is needed: --budget-bytes {budget / self.foot.bytes:.2f}"
@@ -277,6 +277,12 @@ class Case:
                 "A smaller dense model: the checkpoint is not fixed, and quantization alone is not enough.",
                 [],
             )
+        low = {name: self.quantized(name) for name in ("int3", "int2")}
+        rivals = [
+            f"Its rival is {name} on every weight, {size(low[name])}, which fits as well: measure both."
+            for name in low
+            if self.fits(low[name])
+        ][:1]
         network = f"The full pipeline: {'the plan fits' if pipeline['fits'] else need}."
         if pipeline["fits"]:
             run = self._run_of(pipeline, runs)
@@ -291,7 +297,7 @@ class Case:
                 "Quantization alone does not fit. If the checkpoint is not fixed, take a smaller dense model; if "
             )
             return "ask", f"{sentence}it is, {network[0].lower()}{network[1:]}", []
-        return "pipeline", network + ("" if pipeline["fits"] else f" {gpus.capitalize()}, the other way out."), []
+        return "pipeline", network + ("" if pipeline["fits"] else f" Or more GPUs: {gpus}."), rivals
 
     @staticmethod
     def _run_of(pipeline: dict, runs: list[dict]) -> dict | None:

@@ -10,6 +10,7 @@ from karipap_core import show as tables
 from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.ising import table as ising_table
+from karipap_core.show_deploy import table as deploy_table
 
 
 def fraction(text: str) -> float:
@@ -310,3 +311,48 @@ def claims(args, progress) -> dict:
     from karipap_core.claims import check, listing
 
     return check(args.model, args.claim, args.text, args.device, progress) if args.claim else listing()
+
+
+def above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+@verb(
+    "whether a model fits a GPU with its KV cache, and which of four ways to serve it is right",
+    "config.json --tokens 8192 --batch 4 --gpu A100 --kv-dtype fp8",
+    deploy_table,
+    option("model", metavar="MODEL|config.json", help="a model, or its config.json alone"),
+    option("--plan", type=Path, metavar="FILE", help="a plan: its bytes are counted, and it is the full pipeline"),
+    option("--tokens", type=positive, required=True, metavar="N", help="tokens of each sequence"),
+    option("--batch", type=positive, required=True, metavar="B", help="sequences served at once"),
+    option("--gpu", default="auto", metavar="NAME", help="such as A100, L40S, H100 (default: this machine's)"),
+    option("--kv-dtype", choices=("fp16", "fp8", "int8", "int4"), default="fp16", help="of the cache (default: fp16)"),
+    option("--kv-keep", type=fraction, default=1.0, metavar="KEPT", help="fraction of the tokens that stay cached"),
+    option("--sparse-attention", action="store_true", help="something says which tokens matter in each step"),
+    option("--price", type=above_zero, metavar="$", help="of the GPU for an hour"),
+    option("--throughput", type=above_zero, metavar="T", help="tokens a second, measured: $ a million tokens follow"),
+    option(
+        "--fixed-checkpoint",
+        action=argparse.BooleanOptionalAction,
+        help="licence, data residency, a fine-tune with no smaller twin, or hardware on site allow no other model",
+    ),
+    option("--fp8-benchmarked", action="store_true", help="fp8 was benchmarked on this Ada card"),
+    option("--fp4-validated", action="store_true", help="fp4 was validated on this model"),
+    option("--host-memory", type=above_zero, metavar="GB", help="memory of the host for a cache that does not fit"),
+    option("--smaller", metavar="MODEL|config.json", help="the smaller dense model to compare with"),
+    option("--tolerance", type=fraction, default=0.05, metavar="E", help="functional error that is small (0.05)"),
+    FORCE,
+)
+def deploy(args, progress) -> dict:
+    from karipap_core.deploy import deploy as decide
+
+    wanted = ("plan", "tokens", "batch", "gpu", "kv_dtype", "kv_keep", "sparse_attention", "price", "throughput")
+    wanted += ("fp8_benchmarked", "fp4_validated", "host_memory", "smaller", "tolerance", "force")
+    values = {name: getattr(args, name) for name in wanted}
+    return decide(args.model, fixed=args.fixed_checkpoint, progress=progress, **values)

@@ -14,7 +14,7 @@ from karipap_core import cli, jobs, show, verbs  # noqa: F401  (verbs fills cli.
 from karipap_core.errors import Cancelled, InputError
 
 REPOSITORY = Path(cli.__file__).parent.parent
-VERBS = ("profile", "plan", "compress", "evaluate", "run", "sweep", "densify", "ising", "show")
+VERBS = ("profile", "plan", "compress", "evaluate", "run", "sweep", "densify", "ising", "show", "deploy")
 
 # A program with one more verb, `noisy`, that writes everywhere and then waits if asked to.
 NOISY = """
