@@ -14,16 +14,18 @@ from karipap_core.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """What one weight can become. Arrays of one length, sorted by rising cost; the last option is dense.
+    """What one weight, or one group of weights, can become. Arrays of one length, sorted by rising cost.
 
     chi: bond dimension, 0 for dense; cost: parameters or bytes; damage: what the option adds to the sum that a rule
-    makes small (nats a token for the calibrated rules), 0 for dense, never rising with cost.
+    makes small (nats a token for the calibrated rules), 0 for dense, never rising with cost; kind: which network each
+    option is of (an index that whoever made the table knows), None where there is but one.
     """
 
     name: str
     chi: np.ndarray
     cost: np.ndarray
     damage: np.ndarray
+    kind: np.ndarray | None = None
 
 
 def options(name: str, chi, cost, damage, dense_cost: float) -> Options:
@@ -36,6 +38,49 @@ def options(name: str, chi, cost, damage, dense_cost: float) -> Options:
         np.append(cost[cheaper], float(dense_cost)),
         np.append(np.minimum.accumulate(np.maximum(damage[cheaper], 0)), 0.0),
     )
+
+
+def merged(name: str, tables: list[Options], kinds: list[int] | None = None) -> Options:
+    """One table of several for the same weight: options that cost more and damage no less than another fall away.
+
+    `kinds` numbers the tables whose own options have no kind.
+    """
+    kind = [
+        np.full(len(table.chi), kinds[index] if kinds else index) if table.kind is None else table.kind
+        for index, table in enumerate(tables)
+    ]
+    chi, cost, damage = (np.concatenate([getattr(table, key) for table in tables]) for key in ("chi", "cost", "damage"))
+    kind = np.concatenate(kind)
+    order = np.lexsort((damage, cost))
+    best = np.concatenate([[np.inf], np.minimum.accumulate(damage[order])[:-1]])
+    keep = order[damage[order] < best]
+    return Options(name, chi[keep], cost[keep], damage[keep], kind[keep])
+
+
+def together(name: str, tables: list[Options]) -> tuple[Options, list[dict[str, int]]]:
+    """Several weights as one: the choices that are best at some price of cost, and which option each weight has in it.
+
+    The lower convex hull of the sum: from every weight's smallest option, the step that saves most damage per cost,
+    again and again. (`chi` of the result only counts.)
+    """
+    steps, at = [], {}
+    for table in tables:
+        index, at[table.name] = 0, 0
+        while index + 1 < len(table.cost):
+            slope = (table.damage[index] - table.damage[index + 1 :]) / (table.cost[index + 1 :] - table.cost[index])
+            best = int(len(slope) - 1 - slope[::-1].argmax())
+            if slope[best] <= 0:
+                break
+            steps.append((-slope[best], table.name, index, index + 1 + best))
+            index += 1 + best
+    by_name = {table.name: table for table in tables}
+    picks = [dict(at)]
+    for _, member, _, to in sorted(steps):
+        at[member] = to
+        picks.append(dict(at))
+    cost = [sum(by_name[member].cost[index] for member, index in pick.items()) for pick in picks]
+    damage = [sum(by_name[member].damage[index] for member, index in pick.items()) for pick in picks]
+    return Options(name, np.arange(len(picks)), np.array(cost, float), np.array(damage, float)), picks
 
 
 def smallest(tables: list[Options]) -> float:

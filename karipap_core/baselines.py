@@ -79,19 +79,26 @@ def measure_baseline(baseline: Baseline, bench: InPlace, checkpoint, progress: P
     return sizes(checkpoint, n_bytes, parameters) | measured
 
 
-def sizes(checkpoint, block_bytes: int, block_parameters: int) -> dict:
+def sizes(checkpoint, block_bytes: int, block_parameters: int, saved: int = 0, saved_bytes: int = 0) -> dict:
     """{"parameters", "bytes", "kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks"} of a model whose compressible
-    weights take so many bytes and numbers; what is left (embeddings, head, norms) counts 2 bytes a number, and so does
-    the dense model that fractions are of, whatever it is stored in."""
+    weights take so many bytes and numbers; what is left (embeddings, head, norms) counts 2 bytes a number less what was
+    saved there, and so does the dense model that fractions are of, whatever it is stored in."""
     rest = checkpoint.parameters - checkpoint.block_parameters
     return {
-        "parameters": rest + block_parameters,
-        "bytes": 2 * rest + block_bytes,
-        "kept": (rest + block_parameters) / checkpoint.parameters,
-        "bytes_kept": (2 * rest + block_bytes) / (2 * checkpoint.parameters),
+        "parameters": rest - saved + block_parameters,
+        "bytes": 2 * rest - saved_bytes + block_bytes,
+        "kept": (rest - saved + block_parameters) / checkpoint.parameters,
+        "bytes_kept": (2 * rest - saved_bytes + block_bytes) / (2 * checkpoint.parameters),
         "kept_blocks": block_parameters / checkpoint.block_parameters,
         "bytes_kept_blocks": block_bytes / (2 * checkpoint.block_parameters),
     }
+
+
+def plan_sizes(checkpoint, ledger) -> dict:
+    """`sizes` of a plan, from its ledger."""
+    saved = checkpoint.parameters - checkpoint.block_parameters - (ledger.parameters - ledger.block_parameters)
+    saved_bytes = ledger.table_bytes_dense - ledger.table_bytes
+    return sizes(checkpoint, ledger.block_bytes, ledger.block_parameters, saved, saved_bytes)
 
 
 def prune(W: torch.Tensor, share: float) -> tuple[torch.Tensor, int]:

@@ -13,9 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from karipap_core.decompositions import floats
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.quantize import Quantized
 from karipap_core.workspace import settings_key, whole_file, write_json
 
 REPORT = "karipap.json"
@@ -24,11 +26,11 @@ REPORT = "karipap.json"
 def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:
     """Write the compressed model of `plan` for the study's checkpoint into the folder `out`.
 
-    Returns {"kept", "bytes_kept", "parameters", "bytes", "weights": [{"name", "network", "chi", "parameters",
-    "weight_error", "functional_error"}], "seconds"}; errors are relative squared: ‖W−Ŵ‖²/‖W‖² and, where the plan's
-    metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are stored in the weight's own dtype and the
-    errors are those of the stored cores. Raises InputError where the plan is not this checkpoint's (`force` overrides
-    a fingerprint that differs) or `out` holds something else.
+    Returns {"kept", "bytes_kept", "parameters", "bytes", "weights": [{"name", "network", "chi", "quantize",
+    "parameters", "weight_error", "functional_error"}], "seconds"}; errors are relative squared: ‖W−Ŵ‖²/‖W‖² and, where
+    the plan's metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are stored in the weight's own dtype
+    or in the plan's format, and the errors are those of the stored cores. Raises InputError where the plan is not this
+    checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
     from karipap_core.hf import write_compressed
 
@@ -71,21 +73,24 @@ def _finished(out: Path, identity: str) -> bool:
 
 
 def _decompose(study, plan: Plan, weight, file: Path) -> None:
-    """Cores of one weight, rounded to its dtype, with what they lose, as one file."""
+    """The cores of one weight as they are stored, with what they lose, as one file."""
     spec, decompositions = plan.spec(weight.name), study.decompositions(plan.metric)
-    dtype = getattr(torch, weight.dtype)
-    cores = [core.to(dtype).contiguous() for core in decompositions.cores(weight.name, spec)]
+    cores = decompositions.stored(weight.name, spec)
     dense = study.checkpoint.read(weight.name).double()
-    stored = spec.dense([core.float() for core in cores]).double()
+    stored = spec.dense(floats(spec, cores)).double()
     row = {
-        "name": weight.name, "network": spec.network, "chi": list(spec.chi), "parameters": spec.parameters,
-        "weight_error": _relative((dense - stored), dense),
-        "functional_error": None,
+        "name": weight.name, "network": spec.network, "chi": list(spec.chi), "quantize": spec.quantize,
+        "parameters": spec.parameters, "weight_error": _relative((dense - stored), dense), "functional_error": None,
     }  # fmt: skip
-    if plan.metric != "weight":
+    if plan.metric != "weight" and weight.compressible:
         row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
+    tensors = {}
+    for index, (core, own) in enumerate(zip(cores, spec.owned, strict=True)):
+        if own and isinstance(core, Quantized):
+            tensors |= {f"cores.{index}.{key}": tensor.contiguous() for key, tensor in core.tensors().items()}
+        elif own:
+            tensors[f"cores.{index}"] = core.contiguous()
     with whole_file(file) as temporary:
-        tensors = {f"cores.{index}": core for index, core in enumerate(cores)}
         save_file(tensors, temporary, metadata={"row": json.dumps(row)})
 
 

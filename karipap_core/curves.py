@@ -4,51 +4,180 @@ Kept in the workspace as safetensors (NumPy), so that the dashboard reads them w
 metric error ‖A(W−Ŵ)B‖² (see networks/base.py); for `lowrank` it is the tail of the profile's spectrum, exactly.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from karipap_core.allocate import Options, options
 from karipap_core.progress import Progress, silent
 
 MOST_LEVELS = 256  # options of one weight: finer steps change no plan by more than 0.4 % of a weight
+BETWEEN = 6  # sizes of a group put between two that were fitted
+QUANTIZED_LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the break-even χ: where the error of quantized cores is measured
 
 
 @dataclass(frozen=True)
 class WeightCurve:
-    """chi ascending, `parameters` of the network and `error` at each; total: the error of dropping the weight."""
+    """chi ascending, `parameters` of the network and `error` at each; total: the error of dropping the weight.
+
+    packed : bytes of what is not stored in the weight's own dtype (quantized cores, indices), 0 where everything is;
+    plain : numbers that are stored in it.  With them `cost` counts bytes.
+    """
 
     chi: np.ndarray
     parameters: np.ndarray
     error: np.ndarray
     total: float
+    plain: np.ndarray | None = None
+    packed: np.ndarray | None = None
+
+    def bytes(self, itemsize: int) -> np.ndarray:
+        if self.packed is None:
+            return self.parameters * itemsize
+        return self.plain * itemsize + self.packed
 
 
-def build_curves(checkpoint, weights, network: str, metric: str, profile, moments, progress: Progress = silent):
-    """{weight name: WeightCurve} of `weights`. `profile` gives the spectra (`lowrank` needs no more);
-    other networks are decomposed at a few χ each, errors in between interpolated."""
-    if network == "lowrank":
+@dataclass(frozen=True)
+class GroupCurve:
+    """A group of weights that share cores: entries[k][member] at ascending `parameters`, error[k, member] absolute,
+    total[member]; plain and packed as in `WeightCurve`."""
+
+    members: tuple[str, ...]
+    entries: list[dict[str, dict]]
+    parameters: np.ndarray
+    error: np.ndarray
+    total: np.ndarray
+    plain: np.ndarray | None = None
+    packed: np.ndarray | None = None
+
+    bytes = WeightCurve.bytes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One thing that a weight can become: a network, the format of its cores, and the network's own options as
+    (name, value); the network "dense" is the weight itself in a format."""
+
+    network: str
+    quantize: str | None = None
+    options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Names the kind in files and on screen: "lowrank", "lowrank int4", "qlr bits=int3 int4"."""
+        words = [self.network, *(f"{key}={value}" for key, value in self.options), self.quantize or ""]
+        return " ".join(filter(None, words))
+
+    def spec(self, shape: tuple[int, int], chi: int):
+        """The `Spec` of a weight (out, in) at χ; of "dense" at χ = 0. None is the weight as it is."""
+        from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
+        from karipap_core.networks.dense import Dense
+
+        if self.network == "dense":
+            return None if self.quantize is None else Dense((shape[0],), (shape[1],), (), self.quantize)
+        network = NETWORKS.get(self.network) or EMBEDDING_NETWORKS[self.network]
+        return network.for_shape(*shape, chi, quantize=self.quantize, **dict(self.options))
+
+
+def build_curves(checkpoint, weights, kind: Kind, metric: str, profile, decompositions, progress: Progress = silent):
+    """{weight name: WeightCurve} of `weights`. `profile` gives the spectra (plain `lowrank` needs no more); other
+    networks are decomposed at a few χ each, errors in between interpolated."""
+    if kind == Kind("lowrank") and profile is not None:
         return {weight.name: _from_spectrum(weight, profile.sigma(weight.name, metric)) for weight in weights}
-    from karipap_core.networks import NETWORKS
-    from karipap_core.networks.base import Metric
-
     curves = {}
     for index, weight in enumerate(weights):
-        progress(f"curves of {network}", index, len(weights), weight.name)
-        measure = Metric("weight") if metric == "weight" else moments.metric(weight.name, metric)
-        kind = NETWORKS[network]
-        curve = kind.curve(checkpoint.read(weight.name), measure)
-        spec = kind.for_shape(*weight.shape, 1)
-        chi = _levels(1, max(1, min(int(curve.chi[-1]), spec.break_even_chi)))
-        curves[weight.name] = WeightCurve(
-            chi,
-            np.array([spec.with_chi(int(c)).parameters for c in chi]),
-            np.array([curve.at(int(c)) for c in chi]),
-            curve.total,
-        )
-    progress(f"curves of {network}", len(weights), len(weights))
+        progress(f"curves of {kind.label}", index, len(weights), weight.name)
+        curves[weight.name] = _measured(checkpoint, weight, kind, decompositions)
+    progress(f"curves of {kind.label}", len(weights), len(weights))
     return curves
+
+
+def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
+    """The curve of one weight in any network, from a few decompositions."""
+    from karipap_core.networks.base import Curve
+
+    W, metric = checkpoint.read(weight.name), decompositions.metric_of(weight.name)
+    if kind.network == "dense":
+        spec = kind.spec(weight.shape, 0)
+        return _listed([0], [spec], [_error(weight, spec, W, metric, decompositions)], metric.absolute(W.double()))
+    spec = kind.spec(weight.shape, 1)
+    top = max(1, spec.break_even_chi)
+    if kind.quantize is None or kind.network == "qlr":
+        curve = type(spec).curve(W, metric, quantize=kind.quantize, **dict(kind.options))
+        top = max(1, min(int(curve.chi[-1]), top))
+    else:
+        chis = sorted({max(1, round(top * level)) for level in QUANTIZED_LEVELS})
+        specs = [spec.with_chi(chi) for chi in chis]
+        errors = [_error(weight, spec, W, metric, decompositions) for spec in specs]
+        total = metric.absolute(W.double())
+        parameters = np.array([spec.parameters for spec in specs])
+        curve = Curve(np.array(chis), parameters, np.minimum.accumulate(errors), total, exact=False)
+    chi = _levels(1, top)
+    return _listed(chi, [spec.with_chi(int(c)) for c in chi], [curve.at(int(c)) for c in chi], curve.total)
+
+
+def _error(weight, spec, W, metric, decompositions) -> float:
+    return metric.absolute(W.double() - decompositions.matrix(weight.name, spec).double().to(W.device))
+
+
+def _listed(chi, specs, errors, total: float) -> WeightCurve:
+    plain, packed = np.array([spec.stored for spec in specs], dtype=np.int64).T
+    parameters = np.array([spec.parameters for spec in specs])
+    plain, packed = (plain, packed) if packed.any() else (None, None)
+    return WeightCurve(np.array(chi, dtype=np.int64), parameters, np.array(errors), float(total), plain, packed)
+
+
+def build_group_curves(checkpoint, weights, kind: Kind, decompositions, progress: Progress = silent):
+    """[GroupCurve] of `tree`: one for each group of weights that share cores, quantized where the kind says so."""
+    from karipap_core.networks.tree import group_curve, group_names
+
+    groups, curves = group_names(weights), []
+    for index, members in enumerate(groups):
+        progress(f"curves of {kind.label}", index, len(groups), ", ".join(members))
+        matrices = [checkpoint.read(name) for name in members]
+        metrics = [decompositions.metric_of(name) for name in members]
+        found = group_curve(members, matrices, metrics)
+        levels, errors = found.specs, found.error
+        if kind.quantize is not None:
+            levels = [[replace(spec, quantize=kind.quantize) for spec in specs] for specs in levels]
+            errors = np.array([_member_errors(members, s, matrices, metrics, decompositions) for s in levels])
+        curves.append(_between(members, levels, errors, np.asarray(found.total, dtype=float)))
+    progress(f"curves of {kind.label}", len(groups), len(groups))
+    return curves
+
+
+def _member_errors(members, specs, matrices, metrics, decompositions) -> list[float]:
+    return [
+        metric.absolute(W.double() - decompositions.matrix(name, spec).double())
+        for name, spec, W, metric in zip(members, specs, matrices, metrics, strict=True)
+    ]
+
+
+def _between(members, levels, level_errors, total) -> GroupCurve:
+    """The fitted sizes of a group and some between them: bonds in between, log error linear in parameters."""
+    entries, sizes, errors, stored = [], [], [], []
+    floor = 1e-12 * total
+    fitted = [sum(spec.parameters for spec in specs) for specs in levels]
+    for k, specs in enumerate(levels):
+        for step in range(BETWEEN if k + 1 < len(levels) else 1):
+            share, chi = step / BETWEEN, np.array(specs[0].chi, dtype=float)
+            if step:
+                chi = np.round((1 - share) * chi + share * np.array(levels[k + 1][0].chi, dtype=float))
+            made = [replace(spec, chi=tuple(int(c) for c in chi)) for spec in specs]
+            size = sum(spec.parameters for spec in made)
+            if sizes and size <= sizes[-1]:
+                continue
+            low = np.log(np.maximum(level_errors[k], floor))
+            if step:
+                part = (size - fitted[k]) / max(1, fitted[k + 1] - fitted[k])
+                low = low + np.clip(part, 0, 1) * (np.log(np.maximum(level_errors[k + 1], floor)) - low)
+            entries.append({name: spec.to_json() for name, spec in zip(members, made, strict=True)})
+            sizes.append(size)
+            stored.append(np.sum([spec.stored for spec in made], axis=0))
+            errors.append(np.exp(low))
+    plain, packed = np.array(stored, dtype=np.int64).T
+    plain, packed = (plain, packed) if packed.any() else (None, None)
+    return GroupCurve(tuple(members), entries, np.array(sizes), np.array(errors), total, plain, packed)
 
 
 def _levels(first: int, last: int) -> np.ndarray:
@@ -63,41 +192,49 @@ def _from_spectrum(weight, sigma: np.ndarray) -> WeightCurve:
     return WeightCurve(chi, chi * (out + n_in), tail[chi], float(tail[0]))
 
 
-def save_curves(file: Path, curves: dict[str, WeightCurve]) -> None:
+def save_curves(file, curves: dict[str, WeightCurve] | list[GroupCurve]) -> None:
     from safetensors.numpy import save_file
 
     from karipap_core.workspace import whole_file
 
-    arrays = {}
-    for name, curve in curves.items():
-        arrays[f"{name}|chi"] = curve.chi.astype(np.int64)
-        arrays[f"{name}|parameters"] = curve.parameters.astype(np.int64)
-        arrays[f"{name}|error"] = np.append(curve.error, curve.total)
+    arrays, metadata = {}, None
+    if isinstance(curves, list):
+        metadata = {"groups": json.dumps([[curve.members, curve.entries] for curve in curves])}
+        for index, curve in enumerate(curves):
+            arrays[f"{index}|parameters"] = curve.parameters.astype(np.int64)
+            arrays[f"{index}|error"] = np.vstack([curve.error, curve.total])
+            if curve.packed is not None:
+                arrays[f"{index}|stored"] = np.stack([curve.plain, curve.packed]).astype(np.int64)
+    else:
+        for name, curve in curves.items():
+            arrays[f"{name}|chi"] = curve.chi.astype(np.int64)
+            arrays[f"{name}|parameters"] = curve.parameters.astype(np.int64)
+            arrays[f"{name}|error"] = np.append(curve.error, curve.total)
+            if curve.packed is not None:
+                arrays[f"{name}|stored"] = np.stack([curve.plain, curve.packed]).astype(np.int64)
     with whole_file(file) as temporary:
-        save_file(arrays, temporary)
+        save_file(arrays, temporary, metadata=metadata)
 
 
-def load_curves(file: Path) -> dict[str, WeightCurve]:
-    from safetensors.numpy import load_file
+def load_curves(file) -> dict[str, WeightCurve] | list[GroupCurve]:
+    from safetensors import safe_open
 
-    arrays = load_file(file)
+    with safe_open(file, framework="numpy") as handle:
+        arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+        groups = json.loads((handle.metadata() or {}).get("groups", "null"))
+    if groups is not None:
+        return [
+            GroupCurve(
+                tuple(members), entries, arrays[f"{index}|parameters"], arrays[f"{index}|error"][:-1],
+                arrays[f"{index}|error"][-1], *arrays.get(f"{index}|stored", (None, None)),
+            )
+            for index, (members, entries) in enumerate(groups)
+        ]  # fmt: skip
     names = [key.removesuffix("|chi") for key in arrays if key.endswith("|chi")]
     return {
         name: WeightCurve(
             arrays[f"{name}|chi"], arrays[f"{name}|parameters"], arrays[f"{name}|error"][:-1],
-            float(arrays[f"{name}|error"][-1]),
+            float(arrays[f"{name}|error"][-1]), *arrays.get(f"{name}|stored", (None, None)),
         )
         for name in names
     }  # fmt: skip
-
-
-def option_table(weights, curves: dict[str, WeightCurve], damage, unit: str = "parameters") -> list[Options]:
-    """Option tables for `allocate`: `damage(name, curve)` gives the damage at each χ; cost in parameters or in bytes
-    of the weights' stored dtype."""
-    tables = []
-    for weight in weights:
-        curve = curves[weight.name]
-        factor = weight.bytes // weight.parameters if unit == "bytes" else 1
-        cost, dense = curve.parameters * factor, weight.parameters * factor
-        tables.append(options(weight.name, curve.chi, cost, damage(weight.name, curve), dense))
-    return tables

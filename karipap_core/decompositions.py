@@ -2,12 +2,15 @@
 all take theirs from here.
 
 For `lowrank` one decomposition at the break-even rank holds every smaller χ in its leading columns and rows; any other
-network is kept for each of its specs. Kept in memory up to a bound, and on disk in the workspace.
+network is kept for each of its specs, a group of weights that share cores (`tree`) for all its members at once. Kept in
+memory up to a bound, and on disk in the workspace.
 """
 
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,55 +22,148 @@ from karipap_core.workspace import whole_file
 
 
 class Decompositions:
-    """checkpoint, moments (None for the `weight` metric alone), metric name, and the folder to keep cores in."""
+    """checkpoint, moments (None for the `weight` metric alone), metric name, and the folder to keep cores in.
 
-    def __init__(self, checkpoint, moments, metric: str, folder: Path, memory_bytes: int = 2 << 30) -> None:
-        self.checkpoint, self.moments, self.metric = checkpoint, moments, metric
+    table_metric(name): the metric of an embedding table or a head, whose inputs are tokens (see study.py).
+    """
+
+    def __init__(
+        self, checkpoint, moments, metric: str, folder: Path, memory_bytes: int = 2 << 30,
+        table_metric: Callable | None = None,
+    ) -> None:  # fmt: skip
+        self.checkpoint, self.moments, self.metric, self.table_metric = checkpoint, moments, metric, table_metric
         source = moments.folder.name if metric != "weight" else "none"
         self.folder = Path(folder) / f"cores-{metric}-{source}"
         self.memory_bytes = memory_bytes
-        self._memory: OrderedDict[str, list[torch.Tensor]] = OrderedDict()
+        self._memory: OrderedDict[str, list] = OrderedDict()
 
     def metric_of(self, name: str):
         from karipap_core.networks.base import Metric
 
-        return Metric("weight") if self.metric == "weight" else self.moments.metric(name, self.metric)
+        if self.metric == "weight":
+            return Metric("weight")
+        if not self.checkpoint.weight(name).compressible:
+            return self.table_metric(name)
+        return self.moments.metric(name, self.metric)
 
     def cores(self, name: str, spec, progress=None) -> list[torch.Tensor]:
-        """float32 cores of a weight in a network."""
+        """float32 cores of a weight in a network, before they are quantized."""
         from karipap_core.networks.lowrank import LowRank
 
-        if not isinstance(spec, LowRank):
-            return self._kept(name, spec, progress)
+        spec = replace(spec, quantize=None)
+        if type(spec) is not LowRank:
+            return self._fitted(name, spec, progress)
         chi = spec.chi[0]
         full = LowRank.for_shape(spec.n_out, spec.n_in, max(1, spec.break_even_chi))
         if chi > full.chi[0]:
-            return self._kept(name, spec, progress)
-        left, right = self._kept(name, full, progress)
+            return self._fitted(name, spec, progress)
+        left, right = self._fitted(name, full, progress)
         return [left[:, :chi].contiguous(), right[:chi].contiguous()]
 
-    def matrix(self, name: str, spec, dtype: str | None = None) -> torch.Tensor:
-        """Ŵ (out, in) in float32, of cores rounded to the dtype they are stored in (default: the weight's own)."""
+    def stored(self, name: str, spec, dtype: str | None = None, progress=None) -> list:
+        """The cores as they are stored: in `dtype` (default: the weight's own), `quantize.Quantized` where the spec's
+        `formats` say so, integers for indices."""
         dtype = getattr(torch, dtype or self.checkpoint.weight(name).dtype)
-        return spec.dense([core.to(dtype).float() for core in self.cores(name, spec)])
+        cores = self.cores(name, spec, progress)
+        if all(form is None for form in spec.formats):
+            return [core.to(dtype) for core in cores]
+        if any(form not in (None, "index") for form in spec.formats):
+            cores = self._quantized(name, spec, cores, progress)
+        plain = [form is None for form in spec.formats]
+        return [core.to(dtype) if is_plain else core for core, is_plain in zip(cores, plain, strict=True)]
 
-    def _kept(self, name: str, spec, progress) -> list[torch.Tensor]:
-        key = f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}"
+    def matrix(self, name: str, spec, dtype: str | None = None) -> torch.Tensor:
+        """Ŵ (out, in) in float32, of the cores as they are stored."""
+        return spec.dense(floats(spec, self.stored(name, spec, dtype)))
+
+    def _fitted(self, name: str, spec, progress) -> list[torch.Tensor]:
+        read, metric_of = self.checkpoint.read, self.metric_of
+        if not spec.members:
+            return self._kept(
+                _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress or silent))
+            )
+        from karipap_core.networks.tree import fit_group
+
+        mates = [replace(spec, at=index) for index in range(len(spec.members))]
+        if not self._has(_key(name, spec)):
+            weights = [read(member) for member in spec.members]
+            found = fit_group(mates, weights, [metric_of(member) for member in spec.members], progress or silent)
+            for member, mate, cores in zip(spec.members, mates, found, strict=True):
+                self._kept(_key(member, mate), lambda cores=cores: _floats32(cores))
+        return self._kept(_key(name, spec), lambda: [])
+
+    def _quantized(self, name: str, spec, cores, progress) -> list:
+        from karipap_core.quantize import Format, Quantized
+        from karipap_core.quantize_cores import quantize_cores
+
+        def make() -> dict[str, torch.Tensor]:
+            found = quantize_cores(spec, cores, self.checkpoint.read(name), self.metric_of(name))
+            tensors = {}
+            for index, core in enumerate(found):
+                for key, tensor in core.tensors().items() if isinstance(core, Quantized) else [("", core)]:
+                    tensors[f"{index}.{key}"] = tensor.cpu().contiguous()
+            return tensors
+
+        tensors = self._kept_tensors(_key(name, spec), make)
+        found = []
+        for index, form in enumerate(spec.formats):
+            mine = {key.partition(".")[2]: t for key, t in tensors.items() if key.startswith(f"{index}.")}
+            if form in (None, "index"):
+                found.append(mine[""])
+            else:
+                found.append(Quantized.from_tensors(Format.parse(form), *spec.core_matrix(index), mine))
+        return found
+
+    # The cache: files named by weight and spec, and as much in memory as is allowed.
+
+    def _kept(self, key: str, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+        tensors = self._kept_tensors(key, lambda: {str(index): core for index, core in enumerate(make())})
+        return [tensors[str(index)] for index in range(len(tensors))]
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+    def _has(self, key: str) -> bool:
+        return key in self._memory or self._file(key).exists()
+
+    def _kept_tensors(self, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
-        file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        file = self._file(key)
         if file.exists():
             with safe_open(file, framework="pt") as handle:
-                cores = [handle.get_tensor(str(index)) for index in range(len(spec.core_shapes))]
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
         else:
-            cores = spec.decompose(self.checkpoint.read(name), self.metric_of(name), progress or silent)
-            cores = [core.float().contiguous() for core in cores]
+            tensors = make()
             with whole_file(file) as temporary:
-                save_file({str(index): core for index, core in enumerate(cores)}, temporary, metadata={"weight": name})
-        self._memory[key] = cores
-        while len(self._memory) > 1 and sum(4 * c.numel() for kept in self._memory.values() for c in kept) > (
-            self.memory_bytes
-        ):
+                save_file(tensors, temporary, metadata={"weight": key.partition("|")[0]})
+        self._memory[key] = tensors
+        while len(self._memory) > 1 and sum(map(_size, self._memory.values())) > self.memory_bytes:
             self._memory.popitem(last=False)
-        return cores
+        return tensors
+
+
+def floats(spec, stored: list) -> list[torch.Tensor]:
+    """Stored cores as `Spec.dense` takes them: float32 in the cores' shapes, indices as they are."""
+    from karipap_core.quantize import Quantized
+
+    found = []
+    for shape, form, core in zip(spec.core_shapes, spec.formats, stored, strict=True):
+        if isinstance(core, Quantized):
+            found.append(core.dense().reshape(shape))
+        else:
+            found.append(core if form == "index" else core.float())
+    return found
+
+
+def _key(name: str, spec) -> str:
+    return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}"
+
+
+def _floats32(cores) -> list[torch.Tensor]:
+    return [core.float().contiguous().cpu() if core.is_floating_point() else core.cpu() for core in cores]
+
+
+def _size(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

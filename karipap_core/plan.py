@@ -7,7 +7,7 @@ stays dense. Nothing here imports torch until a network has to be checked.
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,8 @@ class Ledger:
     """What a plan leaves of a model. Parameters and bytes count everything, tied tensors once.
 
     kept = parameters / parameters of the dense model; `kept_blocks` the same over the compressible weights alone;
-    bytes_kept = bytes / bytes of the checkpoint as stored.
+    bytes_kept = bytes / bytes of the checkpoint as stored. block_bytes: of the compressible weights with 2 bytes for
+    each number that is not quantized, whatever it is stored in; bytes_kept_blocks: over those of the dense ones.
     """
 
     parameters: int
@@ -33,6 +34,10 @@ class Ledger:
     bytes_kept: float
     block_parameters: int
     kept_blocks: float
+    block_bytes: int
+    bytes_kept_blocks: float
+    table_bytes: int = 0  # the same of embedding tables and heads that the plan changes, and of what they were
+    table_bytes_dense: int = 0
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Plan:
     predicted: dict | None = None
     tried: list[dict] = field(default_factory=list)
     chosen_rule: str | None = None
+    embedding: dict | None = None
 
     def to_json(self) -> dict:
         document = {"format": FORMAT, "version": VERSION, "model": self.model, "metric": self.metric}
@@ -57,6 +63,8 @@ class Plan:
             document["chosen_rule"] = self.chosen_rule
         if self.tried:
             document["tried"] = self.tried
+        if self.embedding:
+            document["embedding"] = self.embedding
         return document
 
     @classmethod
@@ -64,7 +72,7 @@ class Plan:
         """A plan from its JSON form. Raises InputError that names the source and the field."""
         _check_schema(document, source)
         keys = ("model", "metric", "weights", "rule", "scope", "budget", "budget_bytes", "calibration", "predicted")
-        keys += ("tried", "chosen_rule")
+        keys += ("tried", "chosen_rule", "embedding")
         return cls(**{key: document[key] for key in keys if key in document})
 
     @classmethod
@@ -94,7 +102,7 @@ class Plan:
     def spec(self, name: str):
         """The network of one weight as its Spec, or None where the weight stays dense."""
         entry = self.weights.get(name, DENSE)
-        if entry["network"] == "dense":
+        if entry["network"] == "dense" and not entry.get("quantize"):
             return None
         from karipap_core.networks import spec_from_json
 
@@ -123,31 +131,69 @@ class Plan:
                 raise InputError(f"Plan, weight {name}: {checkpoint.name} has no weight of that name.")
             if spec is None:
                 continue
-            if not weight.compressible:
+            if not weight.compressible and weight.role not in ("embed", "head"):
                 raise InputError(f"Plan, weight {name}: a weight of role {weight.role} stays dense.")
+            if weight.role == "embed" and not spec.looked_up:
+                raise InputError(f"Plan, weight {name}: an embedding is looked up in, which a {spec.network!r} is not.")
             if (spec.n_out, spec.n_in) != tuple(weight.shape):
                 raise InputError(
                     f"Plan, weight {name}: out {list(spec.out)} and in {list(spec.in_)} multiply to "
                     f"{spec.n_out} x {spec.n_in}, the weight is {weight.shape[0]} x {weight.shape[1]}."
                 )
+            self._check_group(name, spec)
+
+    def _check_group(self, name: str, spec) -> None:
+        """The weights that share cores must all be there, each in its place, or the cores are stored nowhere."""
+        for index, member in enumerate(spec.members):
+            mate = self.spec(member) if member in self.weights else None
+            if mate != replace(spec, at=index):
+                raise InputError(
+                    f"Plan, weight {name}: it shares cores with {member}, whose entry is missing or another one."
+                )
 
     def ledger(self, checkpoint) -> Ledger:
         """Parameters and bytes of the model under this plan: sums of the cores' sizes in the weight's stored dtype."""
-        saved, saved_bytes = 0, 0
+        blocks, block_bytes = checkpoint.block_parameters, 2 * checkpoint.block_parameters
+        parameters, n_bytes, table_bytes, table_bytes_dense = checkpoint.parameters, checkpoint.bytes, 0, 0
         for weight in checkpoint.weights:
             spec = self.spec(weight.name) if weight.name in self.weights else None
-            if spec is not None:
-                saved += weight.parameters - spec.parameters
-                saved_bytes += weight.bytes - spec.parameters * (weight.bytes // weight.parameters)
-        blocks = checkpoint.block_parameters
+            if spec is None:
+                continue
+            parameters += spec.parameters - weight.parameters
+            n_bytes += spec.bytes(weight.bytes // weight.parameters) - weight.bytes
+            if weight.compressible:
+                blocks += spec.parameters - weight.parameters
+                block_bytes += spec.bytes(2) - 2 * weight.parameters
+            else:
+                table_bytes += spec.bytes(2)
+                table_bytes_dense += 2 * weight.parameters
+        if self.unties(checkpoint):  # the head is written out on its own
+            table = checkpoint.weight(next(iter(self.tables(checkpoint))))
+            parameters, n_bytes = parameters + table.parameters, n_bytes + table.bytes
+            table_bytes += 2 * table.parameters
+        whole = checkpoint.block_parameters
         return Ledger(
-            parameters=checkpoint.parameters - saved,
-            bytes=checkpoint.bytes - saved_bytes,
-            kept=(checkpoint.parameters - saved) / checkpoint.parameters,
-            bytes_kept=(checkpoint.bytes - saved_bytes) / checkpoint.bytes,
-            block_parameters=blocks - saved,
-            kept_blocks=(blocks - saved) / blocks if blocks else 1.0,
+            parameters=parameters,
+            bytes=n_bytes,
+            kept=parameters / checkpoint.parameters,
+            bytes_kept=n_bytes / checkpoint.bytes,
+            block_parameters=blocks,
+            kept_blocks=blocks / whole if whole else 1.0,
+            block_bytes=block_bytes,
+            bytes_kept_blocks=block_bytes / (2 * whole) if whole else 1.0,
+            table_bytes=table_bytes,
+            table_bytes_dense=table_bytes_dense,
         )
+
+    def tables(self, checkpoint) -> list[str]:
+        """Names of the embedding tables and heads that the plan changes."""
+        return [
+            name for name in self.weights if self.spec(name) is not None and not checkpoint.weight(name).compressible
+        ]
+
+    def unties(self, checkpoint) -> bool:
+        """Whether a head that is tied to the embedding stays dense while the embedding changes."""
+        return bool(checkpoint.tied and self.tables(checkpoint)) and (self.embedding or {}).get("tied") == "untie"
 
 
 def model_entry(checkpoint) -> dict:
@@ -182,7 +228,7 @@ def _check_schema(document, source: str) -> None:
         where = ".".join(str(part) for part in error.absolute_path) or "the document"
         raise InputError(f"{source}: field {where}: {error.message[:300]}.")
     for name, entry in document["weights"].items():
-        if entry["network"] != "dense" and not {"out", "in", "chi"} <= entry.keys():
+        if (entry["network"] != "dense" or entry.get("quantize")) and not {"out", "in", "chi"} <= entry.keys():
             raise InputError(f"{source}: field weights.{name}: a network needs out, in and chi.")
     predicted = document.get("predicted") or {}
     if any(isinstance(value, float) and not math.isfinite(value) for value in predicted.values()):

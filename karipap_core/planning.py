@@ -5,12 +5,13 @@
 not calibrated on.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from karipap_core.allocate import allocate, by_entropy, uniform
-from karipap_core.curves import option_table
+from karipap_core.allocate import Options, allocate, by_entropy, merged, together, uniform
+from karipap_core.curves import Kind
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, RULES, Plan, model_entry
 from karipap_core.progress import Progress, silent
@@ -18,6 +19,14 @@ from karipap_core.sensitivity import apply_plan, marginals, whole_plan
 from karipap_core.spectrum import METRICS
 
 REFINE_ROUNDS = 5
+EMBEDDINGS = ("dense", "lowrank", "tt")
+WHOLE = Kind("dense")  # the weight as it is
+FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
+CORE_FORMATS = (None, "int8", "int4")  # three-bit cores lost to four-bit ones with fewer parameters kept, everywhere
+QLR_BITS = ("int4", "int3", "int2")
+QLR_FACTORS = "int4"  # the format of the correction's two factors where none is asked for
+SINGLES_CHECKED = 2
+COUNTED = ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks")
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
 
@@ -31,8 +40,9 @@ class Budget:
     kept_bytes: float | None = None
     scope: str = "model"
 
-    def limit(self, checkpoint) -> tuple[float, str]:
-        """(what the compressible weights may cost, its unit). InputError where the rest alone exceeds the budget."""
+    def limit(self, checkpoint, tables=()) -> tuple[float, str]:
+        """(what the compressible weights and `tables` may cost, its unit). InputError where the rest alone exceeds the
+        budget."""
         if (self.kept is None) == (self.kept_bytes is None):
             raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
         value = self.kept if self.kept is not None else self.kept_bytes
@@ -40,9 +50,10 @@ class Budget:
             raise InputError(f"Budget {value} is not a fraction: it must be above 0 and at most 1.")
         if self.scope not in ("model", "blocks"):
             raise InputError(f"Scope {self.scope!r} is not `model` or `blocks`.")
-        blocks, whole, unit = checkpoint.block_parameters, checkpoint.parameters, "parameters"
+        blocks = checkpoint.block_parameters + sum(weight.parameters for weight in tables)
+        whole, unit = checkpoint.parameters, "parameters"
         if self.kept is None:
-            blocks = sum(weight.bytes for weight in checkpoint.weights if weight.compressible)
+            blocks = sum(w.bytes for w in checkpoint.weights if w.compressible) + sum(w.bytes for w in tables)
             whole, unit = checkpoint.bytes, "bytes"
         elif self.scope == "blocks":
             return value * blocks, unit
@@ -57,24 +68,34 @@ class Budget:
 
 
 class Planner:
-    """Makes plans of one study (study.py) in one network under one metric. locks: {weight: plan entry} pinned."""
+    """Makes plans of one study (study.py) in one network, or in the mix `auto`, under one metric.
 
-    def __init__(self, study, network: str, metric: str, locks: dict[str, dict] | None = None, progress=silent) -> None:
-        from karipap_core.networks import NETWORKS
+    locks: {weight: plan entry} pinned.  quantize: the format of all cores and of weights that stay whole (`auto`: any
+    of `FORMATS`, whichever pays).  embedding: `dense`, `lowrank` or `tt`: what the tables of tokens may become.
+    """
 
-        if network not in NETWORKS:
-            raise InputError(f"Network {network!r} is not one of {', '.join(NETWORKS)}.")
+    def __init__(self, study, network: str, metric: str, locks: dict[str, dict] | None = None, progress=silent,
+                 quantize: str | None = None, embedding: str = "dense") -> None:  # fmt: skip
         if metric not in METRICS:
             raise InputError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
+        if embedding not in EMBEDDINGS:
+            raise InputError(f"Embedding {embedding!r} is not one of {', '.join(EMBEDDINGS)}.")
         self.study, self.network, self.metric, self.progress = study, network, metric, progress
-        self.checkpoint = study.checkpoint
+        self.quantize, self.embedding, self.checkpoint = quantize, embedding, study.checkpoint
+        self.kinds = kinds_of(network, quantize)
+        self.table_kinds = table_kinds_of(embedding, quantize)
+        self.tables = study.tables if embedding != "dense" else []
+        self.weights = [*study.weights, *self.tables]
         if not study.weights:
             raise InputError(f"{self.checkpoint.name} has no weight that can be compressed.")
-        self.curves = study.curves(network, metric)
         self.locks = {name: entry | {"locked": True} for name, entry in (locks or {}).items()}
         for name in self.locks:
             self.checkpoint.weight(name)
         self.scale = {weight.name: 1.0 for weight in self.checkpoint.weights}
+        for kind in self.kinds:
+            self._curves(kind)
+        for kind in self.table_kinds:
+            self._curves(kind, tables=True)
 
     # One plan.
 
@@ -83,7 +104,7 @@ class Planner:
         self.progress = progress or self.progress
         if rule not in RULES:
             raise InputError(f"Rule {rule!r} is not one of {', '.join(RULES)}.")
-        limit, unit = budget.limit(self.checkpoint)
+        limit, unit = budget.limit(self.checkpoint, self.tables)
         if rule == "best":
             return self._best(budget, limit, unit)
         tried: list[dict] = []
@@ -96,38 +117,109 @@ class Planner:
         # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
         return self.plan(weights, rule, budget, measured=self.measure(weights))
 
-    def _tables(self, rule: str, unit: str) -> list:
+    def _curves(self, kind: Kind, metric: str | None = None, tables: bool = False):
+        """The curves of a kind, of the blocks' weights or of the tables: {name: WeightCurve}, a list of GroupCurve for
+        `tree`, {} for the weight as it is."""
+        if kind == WHOLE:
+            return {}
+        return self.study.curves(kind, metric or self.metric, *([self.tables] if tables else []))
+
+    def _is_table(self, name: str) -> bool:
+        return any(weight.name == name for weight in self.tables)
+
+    def _damage(self, rule: str) -> Callable[[Kind, str, np.ndarray, np.ndarray, float], np.ndarray]:
+        """The damage of errors of one weight in a kind: f(kind, name, parameters, error, total)."""
         if rule in ("calibrated", "refined"):
-            calibration = self.study.calibration(self.metric)
+            calibration = self.study.calibration(self.metric, self.tables)
+            return lambda kind, name, parameters, error, total: calibration.damage(name, error) * self.scale[name]
+        if rule == "functional":
+            return self._functional
+        return lambda kind, name, parameters, error, total: 0.5 * error
 
-            def damage(name, curve):
-                return calibration.damage(name, curve.error) * self.scale[name]
-        elif rule == "functional":
-            functional = self.curves if self.metric == "functional" else self.study.curves(self.network, "functional")
+    def _functional(self, kind, name, parameters, error, total) -> np.ndarray:
+        """The relative functional error at these sizes."""
+        if self.metric != "functional":
+            sizes, error, total = _one_curve(self._curves(kind, "functional", self._is_table(name)), name)
+            error = np.interp(parameters, sizes, error)
+        return error / max(total, np.finfo(float).tiny)
 
-            def damage(name, curve):
-                return functional[name].error / max(functional[name].total, np.finfo(float).tiny)
-        else:
+    def _options(self, rule: str, unit: str) -> list[Options]:
+        """The table of every weight, or of every group of weights where `tree` is among the kinds; `_picks` says what
+        an option of a group is."""
+        damage = self._damage(rule)
+        self._picks: dict[str, list[dict[str, tuple[int, int] | dict]]] = {}
+        self._alone: dict[str, dict[str, Options]] = {}  # by kind: the table of each weight or group, for `_say_why`
+        singles = {weight.name: self._single(weight, damage, unit) for weight in self.weights}
+        tree = next((index for index, kind in enumerate(self.kinds) if kind.network == "tree"), None)
+        if tree is None:
+            return list(singles.values())
+        tables = []
+        for group in self._curves(self.kinds[tree]):
+            mine = [singles.pop(name) for name in group.members]
+            if any(name in self.locks for name in group.members):
+                tables += mine
+            else:
+                tables.append(self._group(group, self.kinds[tree], mine, damage, unit))
+        return [*tables, *singles.values()]
 
-            def damage(name, curve):
-                return 0.5 * curve.error
+    def _cost(self, curve, weight, unit: str) -> np.ndarray:
+        """In bytes as stored, or in numbers of 16 bits: a quantized number counts as its bits / 16."""
+        if unit == "bytes":
+            return curve.bytes(weight.bytes // weight.parameters)
+        return curve.bytes(2) / 2
 
-        return option_table(self.study.weights, self.curves, damage, unit)
+    def _single(self, weight, damage, unit: str) -> Options:
+        kinds = self.table_kinds if weight in self.tables else self.kinds
+        whole = weight.bytes if unit == "bytes" else weight.parameters
+        tables = []
+        for index, kind in enumerate(kinds):
+            if kind == WHOLE:
+                tables.append(Options(weight.name, np.zeros(1, np.int64), np.array([float(whole)]), np.zeros(1)))
+            elif kind.network == "tree":  # its options are those of a whole group
+                tables.append(Options(weight.name, *(np.empty(0) for _ in range(3))))
+                continue
+            else:
+                curve = self._curves(kind, tables=weight in self.tables)[weight.name]
+                cost, chi = self._cost(curve, weight, unit).astype(float), curve.chi
+                lost = damage(kind, weight.name, curve.parameters, curve.error, curve.total)
+                cheaper = cost < whole
+                tables.append(Options(weight.name, chi[cheaper], cost[cheaper], np.maximum(lost, 0)[cheaper]))
+            self._alone.setdefault(kind.label, {})[weight.name] = tables[index]
+            tables[index] = replace(tables[index], kind=np.full(len(tables[index].chi), index))
+        return merged(weight.name, tables)
+
+    def _group(self, group, kind: Kind, singles: list[Options], damage, unit: str) -> Options:
+        """The sizes of a group's tree, beside what its weights can be one by one."""
+        name = "+".join(group.members)
+        first = self.checkpoint.weight(group.members[0])
+        lost = sum(
+            damage(kind, member, group.parameters, group.error[:, column], group.total[column])
+            for column, member in enumerate(group.members)
+        )
+        tree = Options(name, np.arange(len(group.entries)), self._cost(group, first, unit).astype(float), lost)
+        self._alone.setdefault(kind.label, {})[name] = tree
+        alone, picks = together(name, singles)
+        table = merged(name, [tree, alone])
+        resolved = [
+            {
+                single.name: (int(single.kind[pick[single.name]]), int(single.chi[pick[single.name]]))
+                for single in singles
+            }
+            for pick in picks
+        ]
+        self._picks[name] = [
+            group.entries[at] if which == 0 else resolved[at]
+            for at, which in zip(table.chi.tolist(), table.kind.tolist(), strict=True)
+        ]
+        return table
 
     def _allocated(self, rule: str, limit: float, unit: str) -> dict[str, dict]:
         if rule == "loss" and self.metric != "loss":
             raise InputError(f"Rule `loss` sorts by the loss metric; this plan's metric is `{self.metric}`.")
-        tables = self._tables(rule, unit)
-        fixed_cost = 0.0
-        free = []
-        for table in tables:
+        fixed_cost, free = 0.0, []
+        for table in self._options(rule, unit):
             if table.name in self.locks:
-                spec = self._spec(self.locks[table.name])
-                cost = table.cost[-1]
-                if spec is not None:
-                    factor = table.cost[-1] / self.checkpoint.weight(table.name).parameters
-                    cost = spec.parameters * factor
-                fixed_cost += cost
+                fixed_cost += self._entry_cost(table.name, self.locks[table.name], unit)
             else:
                 free.append(table)
         room = limit - fixed_cost
@@ -136,24 +228,73 @@ class Planner:
         if rule == "uniform":
             chosen = uniform(free, room)
         elif rule == "entropy":
-            chosen = by_entropy(free, room, self.study.entropies(self.metric))
+            chosen = by_entropy(free, room, self._entropies(free))
         else:
             chosen = allocate(free, room)
-        chis = {table.name: int(table.chi[chosen[table.name]]) for table in free}
-        return {name: self.entry(name, chi) for name, chi in chis.items()} | self.locks
+        weights = {}
+        for table in free:
+            index = chosen[table.name]
+            pick = {table.name: (int(table.kind[index]), int(table.chi[index]))}
+            if table.name in self._picks:
+                pick = self._picks[table.name][index]
+            for name, made in pick.items():
+                weights[name] = made if isinstance(made, dict) else self._made(name, *made)
+        if self.network == "auto":
+            self._say_why(weights, unit)
+        return weights | self.locks
+
+    def _entry_cost(self, name: str, entry: dict, unit: str) -> float:
+        weight, spec = self.checkpoint.weight(name), self._spec(entry)
+        itemsize = weight.bytes // weight.parameters if unit == "bytes" else 2
+        size = weight.parameters * itemsize if spec is None else spec.bytes(itemsize)
+        return size if unit == "bytes" else size / 2
+
+    def _entropies(self, tables: list[Options]) -> dict[str, float]:
+        """The entropy of every table's weight; of a group that of its weights' effective ranks together."""
+        known, found = self.study.entropies(self.metric), {}
+        for table in tables:
+            members = list(self._picks[table.name][0]) if table.name in self._picks else [table.name]
+            found[table.name] = float(np.log(sum(np.exp(known[name]) for name in members)))
+        return found
+
+    def _made(self, name: str, kind: int, chi: int) -> dict:
+        weight = self.checkpoint.weight(name)
+        spec = (self.table_kinds if weight in self.tables else self.kinds)[kind].spec(weight.shape, chi)
+        return dict(DENSE) if spec is None else spec.to_json()
 
     def entry(self, name: str, chi: int) -> dict:
         """A plan entry: χ in this network's default factorization, dense for 0."""
-        if chi == 0:
-            return dict(DENSE)
-        from karipap_core.networks import NETWORKS
+        spec = self.kinds[0].spec(self.checkpoint.weight(name).shape, chi) if chi else None
+        return dict(DENSE) if spec is None else spec.to_json()
 
-        return NETWORKS[self.network].for_shape(*self.checkpoint.weight(name).shape, chi).to_json() | {"quantize": None}
+    def _say_why(self, weights: dict[str, dict], unit: str) -> None:
+        """Gives each entry of a mixed plan its `why`: the least damage of every kind at no more than its size."""
+        for name, entry in weights.items():
+            members = entry.get("members") or [name]
+            share = sum(self._entry_cost(m, weights[m], unit) for m in members) / self._dense_cost(members, unit)
+            rivals = []
+            for label, tables in self._alone.items():
+                names = ["+".join(members)] if label.startswith("tree") else members
+                if all(one in tables for one in names):
+                    least = sum(self._least(tables[one], share * self._dense_cost(members, unit) / len(names))
+                                for one in names)  # fmt: skip
+                    rivals.append((least, label))
+            told = ", ".join(f"{label} {lost:.3g}" for lost, label in sorted(rivals) if np.isfinite(lost))
+            weights[name] = entry | {"why": f"Predicted damage in nats at {share:.1%} of its size or less: {told}."}
+
+    @staticmethod
+    def _least(table: Options, room: float) -> float:
+        return float(min(table.damage[table.cost <= room * (1 + 1e-9)], default=np.inf))
+
+    def _dense_cost(self, members: list[str], unit: str) -> float:
+        weights = [self.checkpoint.weight(name) for name in members]
+        return float(sum(weight.bytes if unit == "bytes" else weight.parameters for weight in weights))
 
     def _spec(self, entry: dict):
         from karipap_core.networks import spec_from_json
 
-        return None if entry["network"] == "dense" else spec_from_json(entry)
+        dense = entry["network"] == "dense" and not entry.get("quantize")
+        return None if dense else spec_from_json(entry)
 
     def _specs(self, weights: dict[str, dict]) -> dict:
         return {name: self._spec(entry) for name, entry in weights.items()}
@@ -176,7 +317,7 @@ class Planner:
     def _refined(self, limit: float, unit: str, tried: list[dict]) -> tuple[dict[str, dict], dict]:
         """Calibrated, then: measure every weight's marginal at the plan, scale its curve by √(measured / predicted)
         (clamped to 0.2–5), allocate again; the plan with the least divergence on the check windows wins."""
-        calibration = self.study.calibration(self.metric)
+        calibration = self.study.calibration(self.metric, self.tables)
         decompositions, probe = self.study.decompositions(self.metric), self.study.probe
         best = weights = self._allocated("calibrated", limit, unit)
         best_found = self.measure(weights, learn=True)
@@ -184,7 +325,7 @@ class Planner:
         for round_ in range(1, REFINE_ROUNDS + 1):
             specs = self._specs(weights)
             apply_plan(probe, decompositions, specs)
-            found = marginals(probe, decompositions, self.study.weights, specs, self.progress)
+            found = marginals(probe, decompositions, self.weights, specs, self.progress)
             probe.restore()
             for name, (spec, change) in found.items():
                 error = self._error(name, spec)
@@ -203,40 +344,80 @@ class Planner:
 
     def _best(self, budget: Budget, limit: float, unit: str) -> Plan:
         """Every rule at this budget by its measured rise in loss on the check windows (by divergence for rises that
-        differ by less than 0.002 nats, which is noise); the winner is kept."""
+        differ by less than 0.002 nats, which is noise); the winner is kept. For `auto` the mix is held against the
+        single networks that are predicted best, by the calibrated rule."""
         candidates, tried = [], []
-        rules = RULES[:-1] if self.network == "lowrank" else RULES_WHEN_FITTED
+        for label, weights in self._candidates(limit, unit):
+            weights, found = weights if isinstance(weights, tuple) else (weights, self.measure(weights))
+            tried.append(label | found)
+            candidates.append((round(found["rise"] / 0.002), found["divergence"], len(candidates), weights))
+        _, _, winner, weights = min(candidates, key=lambda candidate: candidate[:3])
+        plan = self.plan(weights, "best", budget, tried, tried[winner])
+        plan.chosen_rule = tried[winner]["rule"]
+        return plan
+
+    def _candidates(self, limit: float, unit: str) -> Iterator[tuple[dict, dict | tuple[dict, dict]]]:
+        """({"rule", …}, weights or (weights, what was measured of them)) of all that `best` compares."""
+        if self.network == "auto":
+            yield {"rule": "calibrated"}, self._allocated("calibrated", limit, unit)
+            for planner in self._singles(limit, unit):
+                yield (
+                    {"rule": f"calibrated, {planner.network} alone"}, planner._allocated("calibrated", limit, unit)
+                )  # fmt: skip
+            return
+        rules = RULES[:-1] if self.network == "lowrank" and self.quantize is None else RULES_WHEN_FITTED
         rules = [rule for rule in rules if not (rule == "loss" and self.metric != "loss")]
+        if self.tables:  # rules of spectra alone do not say what a table of tokens is worth
+            rules = [rule for rule in rules if rule in ("uniform", "calibrated", "refined")]
         for number, rule in enumerate(rules):
             self.progress("rules", number, len(rules), rule)
             if rule == "refined":
-                weights, found = self._refined(limit, unit, [])
+                yield {"rule": rule}, self._refined(limit, unit, [])
             else:
-                weights = self._allocated(rule, limit, unit)
-                found = self.measure(weights)
-            tried.append({"rule": rule} | found)
-            candidates.append((round(found["rise"] / 0.002), found["divergence"], number, weights))
+                yield {"rule": rule}, self._allocated(rule, limit, unit)
         self.progress("rules", len(rules), len(rules))
-        _, _, winner, weights = min(candidates, key=lambda candidate: candidate[:3])
-        plan = self.plan(weights, "best", budget, tried, tried[winner])
-        plan.chosen_rule = rules[winner]
-        return plan
+
+    def _singles(self, limit: float, unit: str) -> list["Planner"]:
+        """Planners of the `SINGLES_CHECKED` networks whose plan alone is predicted to lose least at this budget."""
+        found = []
+        for network in dict.fromkeys(kind.network for kind in self.kinds):
+            if network != "dense":
+                alone = Planner(self.study, network, self.metric, self.locks, self.progress, self.quantize,
+                                self.embedding)  # fmt: skip
+                try:
+                    found.append((alone.damage_sum(alone._allocated("calibrated", limit, unit)), network, alone))
+                except InputError:
+                    continue  # this network alone cannot be as small as the budget asks
+        return [alone for _, _, alone in sorted(found, key=lambda row: row[:2])[:SINGLES_CHECKED]]
 
     # What a plan costs and is predicted to do.
 
     def _error(self, name: str, spec) -> float:
-        """Metric error of a spec, read from its curve (of `lowrank` for a spec of another network than the plan's)."""
-        same = spec.network == self.network
-        curve = self.curves[name] if same else self.study.curves(spec.network, self.metric)[name]
+        """Metric error of a spec, read from the curve of its kind."""
+        kinds = [*self.kinds, *self.table_kinds, Kind(spec.network, spec.quantize, _own_options(spec))]
+        kind = next(kind for kind in kinds if _is_of(spec, kind))
+        curves = self._curves(kind, tables=self._is_table(name))
+        if isinstance(curves, list):
+            group = next((group for group in curves if set(group.members) == set(spec.members)), None)
+            if group is None:
+                raise InputError(
+                    f"Plan, weight {name}: its group of {len(spec.members)} is none of this model's groups."
+                )
+            column = group.members.index(name)
+            size = sum(replace(spec, at=index).parameters for index in range(len(spec.members)))
+            return _read_at(size, group.parameters, group.error[:, column])
+        curve = curves[name]
+        if not spec.chi:
+            return float(curve.error[0])
         chi = max(spec.chi)
-        if chi >= curve.chi[-1]:
-            known = np.append(curve.chi, spec.max_chi)
+        if chi > curve.chi[-1] and curve.packed is None:
+            known = np.append(curve.chi, max(spec.max_chi, chi))
             return float(np.interp(chi, known, np.append(curve.error, 0.0)))
-        return float(np.exp(np.interp(chi, curve.chi, np.log(np.maximum(curve.error, 1e-300)))))
+        return _read_at(chi, curve.chi, curve.error)
 
     def damage_sum(self, weights: dict[str, dict]) -> float:
         """Σ over weights of the calibrated damage of its entry alone."""
-        calibration = self.study.calibration(self.metric)
+        calibration = self.study.calibration(self.metric, self.tables)
         specs = self._specs(weights)
         return sum(float(calibration.damage(n, self._error(n, s))) for n, s in specs.items() if s is not None)
 
@@ -251,7 +432,7 @@ class Planner:
             model=model_entry(self.checkpoint), metric=self.metric, weights={name: weights[name] for name in order},
             rule=rule, scope=budget.scope if budget else "model", budget=budget.kept if budget else None,
             budget_bytes=budget.kept_bytes if budget else None, calibration=self.study.calibration_entry(),
-            tried=list(tried),
+            tried=list(tried), embedding={"kind": self.embedding, "tied": "contract"} if self.tables else None,
         )  # fmt: skip
         plan.predicted = self.predict(plan, measured)
         return plan
@@ -259,7 +440,10 @@ class Planner:
     def predict(self, plan: Plan, measured: dict | None = None) -> dict:
         """Size (exact) and, where this model has been calibrated, the predicted rise in loss: from the curve through
         measured plans, with its error so far, or where this very plan was measured on calibration text, from that."""
-        predicted = dict(plan.ledger(self.checkpoint).__dict__)
+        ledger = plan.ledger(self.checkpoint)
+        predicted = {key: getattr(ledger, key) for key in COUNTED}
+        if ledger.bytes_kept_blocks != ledger.kept_blocks:
+            predicted["bytes_kept_blocks"] = ledger.bytes_kept_blocks
         calibration = None
         if self.study.has_calibration(self.metric):
             calibration = self.study.calibration(self.metric)
@@ -279,3 +463,65 @@ class Planner:
                 "fitted_plans": len(calibration.points),
             }  # fmt: skip
         return predicted
+
+
+def kinds_of(network: str, quantize: str | None) -> list[Kind]:
+    """What a weight of a block can become under these choices; the network itself comes first."""
+    from karipap_core.networks import NETWORKS
+    from karipap_core.quantize import Format
+
+    if network not in (*NETWORKS, "auto"):
+        raise InputError(f"Network {network!r} is not one of {', '.join(NETWORKS)}, auto.")
+    if quantize not in (None, "auto"):
+        Format.parse(quantize)
+    kinds = []
+    for name in NETWORKS if network == "auto" else [network]:
+        if name == "qlr":
+            kinds += [kind for bits in QLR_BITS for kind in _qlr_kinds(bits, quantize)]
+        else:
+            kinds += [Kind(name, form) for form in (CORE_FORMATS if quantize == "auto" else (quantize,))]
+    return list(dict.fromkeys([*kinds, *_whole_kinds(quantize)]))
+
+
+def _qlr_kinds(bits: str, quantize: str | None) -> list[Kind]:
+    """Q in `bits` with a correction, and without one (rank 0)."""
+    factors = QLR_FACTORS if quantize in (None, "auto") else quantize
+    return [Kind("qlr", factors, (("bits", bits),)), Kind("dense", bits)]
+
+
+def _whole_kinds(quantize: str | None) -> list[Kind]:
+    if quantize == "auto":
+        return [*(Kind("dense", form) for form in FORMATS), WHOLE]
+    return [WHOLE if quantize is None else Kind("dense", quantize)]
+
+
+def table_kinds_of(embedding: str, quantize: str | None) -> list[Kind]:
+    """What a table of tokens can become."""
+    kinds = {
+        "dense": [],
+        "lowrank": [Kind("lowrank", None if quantize == "auto" else quantize)],
+        "tt": [Kind("tt_embedding", None if quantize == "auto" else quantize, (("form", "table"),))],
+    }[embedding]
+    return [*kinds, *_whole_kinds(quantize)] if kinds else []
+
+
+def _own_options(spec) -> tuple[tuple[str, object], ...]:
+    return (("bits", spec.bits),) if spec.network == "qlr" else ()
+
+
+def _is_of(spec, kind: Kind) -> bool:
+    options = all(getattr(spec, key) == value for key, value in kind.options)
+    return (spec.network, spec.quantize) == (kind.network, kind.quantize) and options
+
+
+def _read_at(point: float, points: np.ndarray, errors: np.ndarray) -> float:
+    return float(np.exp(np.interp(point, points, np.log(np.maximum(errors, 1e-300)))))
+
+
+def _one_curve(curves, name: str):
+    """(parameters, error, total) of one weight in the curves of a kind."""
+    if isinstance(curves, dict):
+        return curves[name].parameters, curves[name].error, curves[name].total
+    group = next(group for group in curves if name in group.members)
+    column = group.members.index(name)
+    return group.parameters, group.error[:, column], group.total[column]

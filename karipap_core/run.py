@@ -29,7 +29,7 @@ def run(
     as `tradeoff.Points` describes it, with "speed", "memory", "folder" and "weights" (the rows of `compress`) besides.
     """
     from karipap_core import pipeline
-    from karipap_core.baselines import sizes
+    from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint import open_checkpoint
     from karipap_core.evaluate import evaluate_folder
     from karipap_core.tradeoff import MAX_TOKENS
@@ -48,9 +48,9 @@ def run(
     report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
     compressed = time.monotonic()
     found = evaluate_folder(folder / "model", against=model, text=text, device=device, progress=progress, **cut)
-    networks = sorted({entry["network"] for entry in plan.weights.values()} - {"dense"}) or ["dense"]
+    networks = sorted({_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"]
     ledger = plan.ledger(checkpoint)
-    point = found | sizes(checkpoint, 2 * ledger.block_parameters, ledger.block_parameters)
+    point = found | plan_sizes(checkpoint, ledger)
     point |= {
         "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": "network",
         "method": " + ".join(networks), "label": f"{' + '.join(networks)}, {plan.rule}, kept {ledger.kept:.3g}",
@@ -63,3 +63,7 @@ def run(
     write_json(folder / "run.json", point)
     pipeline.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
     return point
+
+
+def _label(entry: dict) -> str:
+    return " ".join(filter(None, (entry["network"], entry.get("quantize"))))

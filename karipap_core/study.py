@@ -9,7 +9,7 @@ from pathlib import Path
 
 from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint import open_checkpoint
-from karipap_core.curves import build_curves, load_curves, save_curves
+from karipap_core.curves import Kind, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.errors import InputError
 from karipap_core.profile import Profile, build_profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
@@ -110,6 +110,28 @@ class Study:
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
     @cached_property
+    def tables(self) -> list:
+        """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
+        from karipap_core.hf import reachable
+
+        file = self.folder / "tables.json"
+        if not file.exists():
+            found = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
+            write_json(file, {"weights": sorted(found)})
+        names = set(read_json(file)["weights"])
+        return [weight for weight in self.checkpoint.weights if weight.name in names]
+
+    def table_metric(self, name: str):
+        """The metric of a table of tokens: each row weighs as often as its token comes in the calibration text."""
+        import torch
+
+        from karipap_core.networks.tt_embedding import frequency_metric
+
+        rows, width = self.checkpoint.weight(name).shape
+        counts = torch.bincount(self.windows.moments.flatten(), minlength=rows)
+        return frequency_metric(counts[:rows], width, self.settings.damping)
+
+    @cached_property
     def model(self):
         from karipap_core.hf import load_model
 
@@ -149,20 +171,30 @@ class Study:
         folder = self.workspace.profile_dir(self.checkpoint.fingerprint, profile_key(settings))
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
 
-    def curves(self, network: str, metric: str) -> dict:
-        """curves.build_curves of a network under a metric."""
-        if (network, metric) not in self._curves:
-            key = "none" if metric == "weight" else self.key
-            file = self.folder / "curves" / f"{network}-{metric}-{key}.safetensors"
+    def curves(self, kind: Kind | str, metric: str, weights: list | None = None):
+        """The curves (curves.py) of a kind of network under a metric, of the blocks' weights or of `weights`."""
+        kind = Kind(kind) if isinstance(kind, str) else kind
+        weights = self.weights if weights is None else weights
+        blocks = weights == self.weights
+        key = (kind, metric, blocks)
+        if key not in self._curves:
+            what = kind.label.replace(" ", "-") + ("" if blocks else "-tables")
+            source = "none" if metric == "weight" else self.key
+            file = self.folder / "curves" / f"{what}-{metric}-{source}.safetensors"
             if file.exists():
-                self._curves[network, metric] = load_curves(file)
+                self._curves[key] = load_curves(file)
             else:
-                profile = self.profile() if network == "lowrank" else None
-                moments = None if metric == "weight" else self.moments
-                curves = build_curves(self.checkpoint, self.weights, network, metric, profile, moments, self.progress)
-                save_curves(file, curves)
-                self._curves[network, metric] = curves
-        return self._curves[network, metric]
+                decompositions = self.decompositions(metric)
+                if kind.network == "tree":
+                    found = build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
+                else:
+                    profile = self.profile() if blocks and kind == Kind("lowrank") else None
+                    found = build_curves(
+                        self.checkpoint, weights, kind, metric, profile, decompositions, self.progress
+                    )  # fmt: skip
+                save_curves(file, found)
+                self._curves[key] = found
+        return self._curves[key]
 
     def entropies(self, metric: str) -> dict[str, float]:
         rows = self.profile().weights
@@ -173,7 +205,9 @@ class Study:
 
         if metric not in self._decompositions:
             moments = None if metric == "weight" else self.moments
-            self._decompositions[metric] = Decompositions(self.checkpoint, moments, metric, self.folder / "cores")
+            self._decompositions[metric] = Decompositions(
+                self.checkpoint, moments, metric, self.folder / "cores", table_metric=self.table_metric
+            )
         return self._decompositions[metric]
 
     # The calibration.
@@ -184,14 +218,22 @@ class Study:
     def has_calibration(self, metric: str) -> bool:
         return metric in self._calibrations or self.calibration_file(metric).exists()
 
-    def calibration(self, metric: str) -> Calibration:
-        """The measured sensitivity of every weight under a metric, and the fit through whole plans."""
+    def calibration(self, metric: str, tables=()) -> Calibration:
+        """The measured sensitivity of every weight (and of these tables) under a metric, and the fit through whole
+        plans."""
         if metric not in self._calibrations:
             file = self.calibration_file(metric)
             if not file.exists():
                 self._calibrate(metric, file)
             self._calibrations[metric] = Calibration.from_json(read_json(file))
-        return self._calibrations[metric]
+        found = self._calibrations[metric]
+        missing = [weight for weight in tables if weight.name not in found.levels]
+        if missing:
+            from karipap_core.sensitivity import measure_levels
+
+            found.levels |= measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress)
+            write_json(self.calibration_file(metric), found.to_json())
+        return found
 
     def _calibrate(self, metric: str, file: Path) -> None:
         from karipap_core.planning import Planner

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from karipap_core.baselines import baselines, measure_baseline, sizes
+from karipap_core.baselines import baselines, measure_baseline, plan_sizes
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.pareto import pareto
@@ -44,15 +44,19 @@ def sweep(
     device: str = "auto",
     with_baselines: bool = True,
     write: bool = False,
+    quantize: str | None = None,
+    embedding: str = "dense",
     progress: Progress = silent,
 ) -> dict:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
-    model: folder, file, hub id, or a Study. budgets: fractions of parameters kept (of `scope`), or "auto": where this
-    model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured on (default: the standard
-    library's held-out modules); plans are calibrated on `calibration` (default: the standard library's calibration
-    modules, or a quarter of `text`, which is then not measured on). out: a folder (default: the workspace). With
-    `write` every plan's model is also written to `<out>/models/<id>`. Models are measured in memory (InPlace).
+    model: folder, file, hub id, or a Study. networks: by name, `auto` (the mix) and `all` among them; quantize and
+    embedding as in `Planner`. budgets: fractions of parameters kept (of `scope`; a quantized number counts as its
+    bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured
+    on (default: the standard library's held-out modules); plans are calibrated on `calibration` (default: the standard
+    library's calibration modules, or a quarter of `text`, which is then not measured on). out: a folder (default: the
+    workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are measured in memory
+    (InPlace).
 
     Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
@@ -62,7 +66,10 @@ def sweep(
     out = Path(out) if out is not None else study.workspace.root
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
     points = Points(study, text, out, window, stride, max_tokens, progress)
-    planners = {network: Planner(study, network, metric, progress=progress) for network in dict.fromkeys(networks)}
+    planners = {
+        network: Planner(study, network, metric, progress=progress, quantize=quantize, embedding=embedding)
+        for network in every(networks)
+    }
     if budgets == "auto":
         budgets = auto_budgets(next(iter(planners.values())), scope)
         notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
@@ -94,6 +101,13 @@ def sweep(
     write_json(out / "sweep.json", document)
     progress("sweep", len(todo), len(todo))
     return document
+
+
+def every(networks: Sequence[str]) -> list[str]:
+    """These networks, each once; `all` stands for each that there is, and the mix."""
+    from karipap_core.networks import NETWORKS
+
+    return list(dict.fromkeys(name for one in networks for name in ([*NETWORKS, "auto"] if one == "all" else [one])))
 
 
 def auto_budgets(planner: Planner, scope: str) -> list[float]:
@@ -142,8 +156,10 @@ class Points:
             "network": network, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "metric": plan.metric,
             "budget": plan.budget, "scope": plan.scope,
         }  # fmt: skip
-        ledger = plan.ledger(self.study.checkpoint)
-        size = sizes(self.study.checkpoint, 2 * ledger.block_parameters, ledger.block_parameters)
+        formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
+        settings |= {"quantize": ", ".join(formats)} if formats and network != "qlr" else {}
+        settings |= {"embedding": plan.embedding["kind"]} if plan.embedding else {}
+        size = plan_sizes(self.study.checkpoint, plan.ledger(self.study.checkpoint))
         specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
         source = self.study.decompositions(plan.metric)
 
@@ -151,7 +167,7 @@ class Points:
             matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
             return size | self.bench.measure(matrices, self.progress)
 
-        label = f"{network}, {plan.rule}, kept {plan.budget:g}"
+        label = f"{network}{' quantized' if 'quantize' in settings else ''}, {plan.rule}, kept {plan.budget:g}"
         point = self._point("network", network, label, settings, plan, cores, figures, seconds)
         self.study.check_prediction(plan, point, self.text.name)
         return point
@@ -200,6 +216,8 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
     wanted = {"network": planner.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
     wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
+    if planner.quantize or planner.tables:
+        wanted |= {"quantize": planner.quantize, "embedding": planner.embedding}
     file = out / "plans" / f"{planner.network}-{rule}-{settings_key(wanted)}.json"
     if file.exists():
         return Plan.load(file), 0.0

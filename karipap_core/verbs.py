@@ -47,7 +47,23 @@ MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors file or 
 PLAN = option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard")
 FORCE = option("--force", action="store_true", help="use the plan although it was made for another checkpoint")
 DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-NETWORK = option("--network", default="lowrank", help="lowrank or mpo (default: lowrank)")
+NETWORK = option(
+    "--network",
+    default="lowrank",
+    help="lowrank, mpo, tree, peps, disentangled, qlr, or auto: whichever pays for each weight (default: lowrank)",
+)
+QUANTIZE = option(
+    "--quantize",
+    metavar="FORMAT",
+    help="store the cores, and weights that stay whole, in int8, int4, int3, int2 or fp8; auto: in what pays for each "
+    "(a quantized number counts as its bits / 16 in --budget)",
+)
+EMBEDDING = option(
+    "--embedding",
+    choices=("dense", "lowrank", "tt"),
+    default="dense",
+    help="what the tables of tokens may become; a tied head contracts with the same cores (default: dense)",
+)
 SCOPE = option(
     "--scope",
     choices=("model", "blocks"),
@@ -118,6 +134,8 @@ def profile(args, progress) -> dict:
         help="uniform, entropy, functional, loss, calibrated, refined, or best of them (default: best)",
     ),
     option("--metric", default="loss", help="weight, functional or loss (default: loss)"),
+    QUANTIZE,
+    EMBEDDING,
     CALIBRATION,
     DEVICE,
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
@@ -134,6 +152,8 @@ def plan(args, progress) -> dict:
         rule=args.rule,
         metric=args.metric,
         text=args.text,
+        quantize=args.quantize,
+        embedding=args.embedding,
         device=args.device,
         progress=progress,
     )
@@ -214,7 +234,13 @@ def run(args, progress) -> dict:
     "assets/demo_model --networks lowrank,mpo --budgets 0.9,0.7,0.5 --out sweep/",
     tables.sweep,
     MODEL,
-    option("--networks", type=names, default=["lowrank"], metavar="A,B", help="lowrank, mpo (default: lowrank)"),
+    option(
+        "--networks",
+        type=names,
+        default=["lowrank"],
+        metavar="A,B",
+        help="as --network of `plan`, or all (default: lowrank)",
+    ),
     option(
         "--budgets",
         type=budgets,
@@ -224,6 +250,8 @@ def run(args, progress) -> dict:
     ),
     option("--rules", type=names, default=["best"], metavar="A,B", help="as --rule of `plan` (default: best)"),
     SCOPE,
+    QUANTIZE,
+    EMBEDDING,
     option(
         "--text",
         type=Path,
@@ -253,6 +281,8 @@ def sweep(args, progress) -> dict:
         text=args.text,
         calibration=args.calibrate,
         scope=args.scope,
+        quantize=args.quantize,
+        embedding=args.embedding,
         device=args.device,
         progress=progress,
         **_given(args),

@@ -140,10 +140,12 @@ def test_the_predicted_figures_are_the_boards(start, checkpoint, found):
 def test_sizes_of_a_plan_are_the_cores(start, checkpoint, found):
     plan = exported(start, checkpoint, found)
     ledger_weights = [
-        SimpleNamespace(name=row["name"], parameters=row["parameters_dense"], bytes=2 * row["parameters_dense"])
+        SimpleNamespace(
+            name=row["name"], parameters=row["parameters_dense"], bytes=2 * row["parameters_dense"], compressible=True
+        )
         for row in found.rows
     ]
-    ledger = plan.ledger(SimpleNamespace(**vars(checkpoint) | {"weights": ledger_weights}))
+    ledger = plan.ledger(SimpleNamespace(**vars(checkpoint) | {"weights": ledger_weights, "tied": {}}))
     for key in ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks"):
         assert plan.predicted[key] == pytest.approx(getattr(ledger, key), rel=1e-6), key
 

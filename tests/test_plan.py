@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
+from karipap_core.networks.mpo import Mpo
 from karipap_core.plan import Plan, model_entry, schema
 from tests.architectures import make
 
@@ -98,11 +99,12 @@ def test_another_checkpoints_plan_is_refused_unless_forced(checkpoint):
 
 def test_entries_are_held_against_the_weights(checkpoint):
     name = next(w.name for w in checkpoint.weights if w.compressible)
+    embed = next(w for w in checkpoint.weights if w.role == "embed")
     cases = [
         ({"no.such.weight": {"network": "dense"}}, "no.such.weight"),
         ({name: {"network": "lowrank", "out": [7], "in": [7], "chi": [2]}}, name),
         ({name: {"network": "nonsense", "out": [7], "in": [7], "chi": [2]}}, name),
-        ({next(w.name for w in checkpoint.weights if w.role == "embed"): lowrank(checkpoint.weights[0], 2)}, "dense"),
+        ({embed.name: Mpo.for_shape(*embed.shape, 2).to_json()}, "looked up"),
     ]
     for weights, words in cases:
         with pytest.raises(InputError, match=words):

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint import open_checkpoint
-from karipap_core.curves import build_curves, save_curves
+from karipap_core.curves import Kind, build_curves, save_curves
 from karipap_core.errors import InputError
 from karipap_core.workspace import Workspace, write_json
 from pages.parts import chi_board, draft, tables
@@ -45,10 +45,11 @@ class Study:
         plans = [{"sum": x, "rise": 1.7 * x**0.8} for x in (1.0, 30.0, 900.0)]
         self.found = Calibration("loss", "kl", TEXT, 2.5, levels, plans, 900) if calibrated else None
 
-    def curves(self, network, metric):
-        return build_curves(self.checkpoint, self.weights, network, metric, self.kept, None)
+    def curves(self, kind, metric, weights=None):
+        kind = Kind(kind) if isinstance(kind, str) else kind
+        return build_curves(self.checkpoint, self.weights, kind, metric, self.kept, None)
 
-    def calibration(self, metric):
+    def calibration(self, metric, tables=()):
         return self.found
 
     def has_calibration(self, metric):

@@ -330,6 +330,11 @@ class Spec:
     # What all share.
 
     @property
+    def looked_up(self) -> bool:
+        """Whether `rows` is there: the network can be an embedding."""
+        return type(self).rows is not Spec.rows
+
+    @property
     def n_out(self) -> int:
         return math.prod(self.out)
 

@@ -12,7 +12,7 @@ import streamlit as st
 
 from karipap_core import allocate
 from karipap_core.calibrate import Calibration
-from karipap_core.curves import WeightCurve, build_curves, load_curves
+from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
 from karipap_core.spectrum import METRICS
 from karipap_core.workspace import Workspace, read_json
@@ -155,7 +155,7 @@ def _tables(fingerprint, network, metric, rule, stamp, pinned, _view, _found: So
 def _curves(view, weights, network, metric, file: Path | None, profile) -> dict[str, WeightCurve] | None:
     curves = load_curves(file) if file else None
     if curves is None and network == "lowrank" and profile:
-        curves = build_curves(view.checkpoint, weights, network, metric, profile, None)
+        curves = build_curves(view.checkpoint, weights, Kind(network), metric, profile, None)
     return curves if curves and all(weight.name in curves for weight in weights) else None
 
 
