@@ -10,9 +10,12 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.peps import Peps
 from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.tree import Tree
 from karipap_core.networks.tt_embedding import TtEmbedding
 
-NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, Mpo, Qlr, Peps, Disentangled)}
+NETWORKS: dict[str, type[Spec]] = {
+    network.network: network for network in (LowRank, Mpo, Qlr, Peps, Disentangled, Tree)
+}
 EMBEDDING_NETWORKS: dict[str, type[Spec]] = {network.network: network for network in (LowRank, TtEmbedding)}
 
 
