@@ -1,0 +1,130 @@
+"""Claims: what papers say, what their public text allows to reproduce, and what this model shows when asked."""
+
+import html
+import time
+
+import pandas as pd
+import streamlit as st
+
+from karipap_core import figures_claims
+from karipap_core.claims import CLAIMS, Claim, results
+from pages.parts import common, docs, job, model, texts
+
+NOT_YET = "not checked yet"
+
+
+def page() -> None:
+    view = model.current()
+    common.title(
+        "Claims",
+        "Headlines of the papers behind this tool, and one press that runs the nearest honest experiment on the model "
+        "in view. Published figures are theirs, on their models; measured figures are from this machine.",
+    )
+    docs.style()
+    with common.plain_errors("reading the results"):
+        found = results(view.checkpoint.fingerprint)
+    name = common.choose(
+        st.segmented_control, "Claim", list(CLAIMS), "claim", next(iter(CLAIMS)), required=True,
+        format_func=lambda each: f"{LABELS[each]} ✓" if each in found else LABELS[each], label_visibility="collapsed",
+    )  # fmt: skip
+    one(view, CLAIMS[name], found.get(name))
+    overview(found)
+
+
+LABELS = {
+    "depth": "Deeper layers",
+    "headline": "70 % gone",
+    "sensitivity": "Early layers, down",
+    "bytes": "MPO per byte",
+    "embedding": "Embedding",
+    "disentanglers": "36 numbers",
+    "structure": "Trained or random",
+    "whitening": "Whitening",
+}
+
+
+def one(view, claim: Claim, document: dict | None) -> None:
+    """One claim: the paper's side, the button, and both columns."""
+    st.subheader(claim.title, anchor=False)
+    number = claim.origin.removeprefix("arXiv:")
+    st.html(f'<p class="k-note"><a href="https://arxiv.org/abs/{number}">{html.escape(claim.paper)}</a></p>')
+    st.html(f'<p class="k-headline">{html.escape(claim.headline)}</p>')
+    left, right = st.columns(2, gap="large")
+    left.markdown(f"**What its public text allows**\n\n{common.plain(claim.allows)}")
+    right.markdown(f"**What is run here**\n\n{common.plain(claim.check)}")
+    press(view, claim, document)
+    if document:
+        st.html(f'<p class="k-verdict"><b>Measured here.</b> {html.escape(document["verdict"])}</p>')
+    beside(claim, document)
+    if document:
+        details(claim, document)
+
+
+def press(view, claim: Claim, document: dict | None) -> None:
+    """The button, the text, and the job while it runs."""
+    running = job.followed("claim_job")
+    busy = running is not None and running.status()["state"] not in job.ENDED
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        with st.popover("Text", icon=":material/article:", key="k-claim-text"):
+            text = texts.choose("claim", "calibration")
+        argv = ["claims", view.source, "--claim", claim.name, *(text or [])]
+        again = "Check it again" if document else "Check it here"
+        pressed = st.button(
+            again, type="secondary" if document else "primary", key="check", icon=":material/science:",
+            disabled=busy or text is None, help="Runs in a process of its own; a minute or less on the demo model.",
+        )  # fmt: skip
+        if document:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(document["created"]))
+            words = f"{when}, {document['tokens']:,} tokens of {document['text']['name']}, {document['seconds']:.0f} s"
+            st.html(f'<p class="k-note">{html.escape(words)}</p>')
+    if pressed:
+        job.start(argv, f"{claim.title}: {view.checkpoint.name}", "claim_job")
+        st.rerun()
+    if running is not None:
+        job.panel(running, "claim_job")
+    st.code(f"python -m karipap_core {' '.join(['claims', view.source, '--claim', claim.name])}", language="bash")
+
+
+def beside(claim: Claim, document: dict | None) -> None:
+    """Published and measured in columns of their own."""
+    head = ("Figure", "Published", "Where", "Measured here")
+    rows = []
+    for row in claim.published:
+        measured = (document or {}).get("measured", {}).get(row.key)
+        published = row.value if row.value else ("not published", "k-none")
+        mine = (measured, "k-measured") if measured else (NOT_YET, "k-none")
+        rows.append([row.what, published, (row.source or "–", "k-source"), mine])
+    docs.table(head, rows)
+
+
+def details(claim: Claim, document: dict) -> None:
+    """Charts, notes and every measured number."""
+    charts = document["charts"]
+    for number, (column, chart) in enumerate(zip(st.columns(len(charts), gap="large"), charts, strict=True)):
+        with column:
+            common.figure(
+                figures_claims.chart(chart), f"claim_chart_{number}",
+                f"{chart['title']}; the numbers are in the table below.", f"karipap-claim-{claim.name}-{number}",
+            )  # fmt: skip
+    for note in document["notes"]:
+        st.html(f'<p class="k-note">{html.escape(note)}</p>')
+    table = pd.DataFrame(document["table"]["rows"], columns=document["table"]["columns"])
+    head, button = st.columns([5, 1], vertical_alignment="bottom")
+    head.subheader("Every number measured here", anchor=False)
+    with button.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(table, f"karipap-claim-{claim.name}", "claim_csv")
+    st.dataframe(table, hide_index=True, key="claim_table", alt=f"What was measured for: {claim.title}")
+
+
+def overview(found: dict[str, dict]) -> None:
+    """All claims in a table, with what this model said."""
+    st.subheader("All claims on this model", anchor=False)
+    rows = [
+        (claim.title, (claim.origin, "k-source"), found[name]["verdict"] if name in found else (NOT_YET, "k-none"))
+        for name, claim in CLAIMS.items()
+    ]
+    docs.table(("Claim", "Paper", "Measured here"), rows)
+
+
+with common.plain_errors("drawing the claims"):
+    page()
