@@ -17,6 +17,7 @@ from karipap_core.errors import InputError
 from karipap_core.footprint import Footprint, footprint
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.roles import compressible, place, role_of
 from karipap_core.show_deploy import size
 from karipap_core.workspace import Workspace
 
@@ -129,12 +130,19 @@ class _Unread:
 
     def __init__(self, plan: Plan, foot: Footprint) -> None:
         self.parameters, self.bytes, self.block_parameters = foot.parameters, foot.bytes, foot.block_parameters
-        specs = ((name, plan.spec(name)) for name in plan.weights)
-        self.weights = [
-            Weight(name, f"{name}.weight", None, "other", (spec.n_out, spec.n_in), foot.dtype, False, None, None, True)
-            for name, spec in specs
-            if spec is not None
-        ]
+        tied = getattr(foot.config.get_text_config(decoder=True), "tie_word_embeddings", False)
+        self.tied = {"head": "embed"} if tied else {}
+        mixture = any(matrix.expert for matrix in foot.matrices)
+        self.weights = []
+        for name in plan.weights:
+            spec, role, (layer, expert) = plan.spec(name), role_of(name, mixture), place(name)
+            if spec is not None:
+                shape, ready = (spec.n_out, spec.n_in), compressible(layer, role)
+                weight = Weight(name, f"{name}.weight", layer, role, shape, foot.dtype, False, expert, None, ready)
+                self.weights.append(weight)
+
+    def weight(self, name: str) -> Weight:
+        return next(weight for weight in self.weights if weight.name == name)
 
 
 def functional_node(foot: Footprint, plan: Plan | None, tolerance: float, workspace: Workspace | None) -> dict:

@@ -142,11 +142,13 @@ class Case:
         ]  # fmt: skip
 
     def _quantized(self, runs: list[dict], format_name: str) -> dict:
-        """In the format of node 2; in int4 where only that fits."""
+        """In the format of node 2; in int4 where only that fits, or where the format's weights alone do not."""
         sizes = {name: self.quantized(name) for name in dict.fromkeys((format_name, "int4"))}
         chosen = format_name
         if self.usable is not None and not self.fits(sizes[format_name]):
-            chosen = min(sizes, key=sizes.get)
+            alone = sizes[format_name] + self.activations < self.usable
+            if self.fits(sizes["int4"]) or not alone:
+                chosen = min(sizes, key=sizes.get)
         note = f"{chosen} on the blocks' weights, all else as it is"
         if chosen != format_name:
             note += f"; {format_name} ({size(sizes[format_name])}) does not fit"
@@ -248,7 +250,7 @@ class Case:
         """The weights would fit: it is the cache that does not."""
         weights, load = quantized["weights_bytes"], self.load
         reasons = [f"The KV cache is the larger part: smaller weights alone do not bring {size(self.cache_bytes)} in."]
-        for dtype in ("fp8", "int8", "int4"):
+        for dtype in ("fp8" if self.card.fp8 else "int8", "int4"):
             lighter = replace(self, load=replace(load, kv_dtype=dtype))
             if lighter.cache_bytes < self.cache_bytes and lighter.fits(weights):
                 how = f"{quantized['quantize']} weights and a KV cache in {dtype}: {size(lighter.total(weights))}"

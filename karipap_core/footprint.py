@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.kv import GENERATIVE
+from karipap_core.kv import GENERATIVE, cache_of
 from karipap_core.roles import compressible, place, role_of
 from karipap_core.workspace import read_json
 
@@ -117,6 +117,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     from transformers import AutoModel, AutoModelForCausalLM
 
     config = config_of(document, name)
+    cache_of(config)  # refuses what no cache can be told of, before anything is built
     names = config.architectures or ["CausalLM"]
     auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
     with _explained(name), torch.device("meta"):
