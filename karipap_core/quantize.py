@@ -125,10 +125,10 @@ def from_tensors(name: str, rows: int, columns: int, tensors: dict[str, torch.Te
     """
     for key, (shape, dtype) in stored_shapes(name, rows, columns).items():
         if key not in tensors:
-            raise InputError(f"Tensor {key!r} of a {name} matrix is missing.")
+            raise InputError(f"Tensor {key!r} of a matrix in {name} is missing.")
         if tuple(tensors[key].shape) != shape or tensors[key].dtype != dtype:
             raise InputError(
-                f"Tensor {key!r} of a {name} matrix {rows} × {columns} is {tuple(tensors[key].shape)} "
+                f"Tensor {key!r} of a matrix {rows} × {columns} in {name} is {tuple(tensors[key].shape)} "
                 f"{tensors[key].dtype}: it must be {shape} {dtype}."
             )
     form = Format.parse(name)
@@ -246,36 +246,56 @@ def quantize_gptq(
     and groups keep their place and the scales of the uncorrected weights, so that nothing more has to be stored.
     Arithmetic in float64. Raises InputError for a C of another shape.
     """
-    W, group = _checked(W, bits, group)
-    n_out, n_in = W.shape
+    W, _ = _checked(W, bits, group)
+    n_in = W.shape[1]
     if C.shape != (n_in, n_in):
         raise InputError(f"C has shape {tuple(C.shape)}, the weight has {n_in} inputs: it must be ({n_in}, {n_in}).")
-    U = _inverse_factor(C.to(W), damping, permutation := _permutation(C, n_in, order, W.device))
-    W, home = W[:, permutation], permutation // group
+    C = C.to(W)
+    if not order:
+        return quantize_by_factor(W, bits, group, inverse_factor(C, damping), clip)
+    permutation = C.diagonal().argsort(descending=True)
+    U = inverse_factor(C[permutation][:, permutation], damping)
+    return quantize_by_factor(W, bits, group, U, clip, permutation)
+
+
+def quantize_by_factor(
+    W: torch.Tensor,
+    bits: int,
+    group: int | None,
+    U: torch.Tensor,
+    clip: bool = True,
+    permutation: torch.Tensor | None = None,
+) -> Quantized:
+    """`quantize_gptq` with U = `inverse_factor(C, damping)`, for those who round several matrices under one C; with
+    `permutation` its columns go in that order and U is that of the permuted C."""
+    W, group = _checked(W, bits, group)
+    n_out, n_in = W.shape
+    order = permutation is not None
+    permutation = permutation if order else torch.arange(n_in, device=W.device)
+    rows, home = W[:, permutation].T.contiguous(), (permutation // group).tolist()  # an input is a row: in one piece
     groups = -(-n_in // group)
-    scales, zeros = W.new_zeros(n_out, groups), W.new_zeros(n_out, groups)
+    scales, zeros = W.new_zeros(groups, n_out), W.new_zeros(groups, n_out)
     if order:
-        blocks, used = _blocks(W[:, permutation.argsort()], group)
-        scales, zeros = _search(blocks, used, bits, clip)
-    codes = W.new_zeros(n_out, n_in)
-    homes = home.tolist()
+        blocks, used = _blocks(W, group)
+        scales, zeros = (each.T.contiguous() for each in _search(blocks, used, bits, clip))
+    codes = torch.empty_like(rows)
     for start in range(0, n_in, group):
         stop = min(start + group, n_in)
-        block = W[:, start:stop].clone()
+        block = rows[start:stop]
         if not order:
-            whole, used = _blocks(block, stop - start)
+            whole, used = _blocks(block.T, stop - start)
             found = _search(whole, used, bits, clip)
-            scales[:, start // group], zeros[:, start // group] = found[0][:, 0], found[1][:, 0]
+            scales[start // group], zeros[start // group] = found[0][:, 0], found[1][:, 0]
         errors = torch.empty_like(block)
         for j in range(stop - start):
-            scale, zero = scales[:, homes[start + j]], zeros[:, homes[start + j]]
-            code = _round(block[:, j], scale, zero, bits)
-            codes[:, start + j] = code
-            errors[:, j] = (block[:, j] - scale * (code - zero)) / U[start + j, start + j]
-            block[:, j + 1 :] -= torch.outer(errors[:, j], U[start + j, start + j + 1 : stop])
-        W[:, stop:] -= errors @ U[start:stop, stop:]
-    codes = codes[:, permutation.argsort()].to(torch.uint8)
-    return Quantized(codes, scales.half(), zeros.to(torch.uint8), bits, group)
+            scale, zero = scales[home[start + j]], zeros[home[start + j]]
+            codes[start + j] = _round(block[j], scale, zero, bits)
+            errors[j] = (block[j] - scale * (codes[start + j] - zero)) / U[start + j, start + j]
+            block[j + 1 :].addr_(U[start + j, start + j + 1 : stop], errors[j], alpha=-1)
+        rows[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
+    codes = codes.T[:, permutation.argsort()].to(torch.uint8).contiguous()
+    scales, zeros = scales.T.half().contiguous(), zeros.T.to(torch.uint8).contiguous()
+    return Quantized(codes, scales, zeros, bits, group)
 
 
 def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:
@@ -288,17 +308,15 @@ def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tenso
     return W.detach().double(), min(group or W.shape[1], W.shape[1])
 
 
-def _permutation(C: torch.Tensor, n_in: int, order: bool, device) -> torch.Tensor:
-    return C.diagonal().argsort(descending=True).to(device) if order else torch.arange(n_in, device=device)
+def inverse_factor(C: torch.Tensor, damping: float) -> torch.Tensor:
+    """U upper triangular with UᵀU = (C + damping · mean(diag C) · 1)⁻¹.
 
-
-def _inverse_factor(C: torch.Tensor, damping: float, permutation: torch.Tensor) -> torch.Tensor:
-    """U upper triangular with UᵀU = (C + damping · mean(diag C) · 1)⁻¹, rows and columns permuted."""
-    C = C[permutation][:, permutation]
+    U⁻¹ is the upper factor of C itself, which is the lower one of C with rows and columns in reverse.
+    """
     mean = C.diagonal().mean()
-    C = C + (damping * mean if mean > 0 else 1.0) * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(C))
-    return torch.linalg.cholesky(inverse, upper=True)
+    unit = torch.eye(len(C), dtype=C.dtype, device=C.device)
+    lower = torch.linalg.cholesky((C + (damping * mean if mean > 0 else 1.0) * unit).flip(0, 1))
+    return torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)
 
 
 def _blocks(W: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,13 @@
 """The cores of a network in their stored formats, calibrated: each rounded with the second moments of what flows into
 it, the others refitted to what it has become before the next one is.
 
-For `lowrank`, W ≈ L R: R by GPTQ with H = C, L refitted by least squares under C, L by GPTQ with H = R̂ C R̂ᵀ; for
-`qlr` the same on what Q leaves. Any other network: H of a core is the Gauss-Newton block of its columns, estimated with
-random probes through autograd, and the refit is a few rounds of L-BFGS (networks/refine.py).
+For `lowrank`, W ≈ L R: R by GPTQ with H = C, L refitted by least squares under C, L by GPTQ with H = R̂ C R̂ᵀ. `qlr`
+is fitted as it is stored (networks/qlr.py). Any other network: H of a core is the Gauss-Newton block of its columns,
+estimated with random probes through autograd, and the refit is a few rounds of L-BFGS (networks/refine.py).
 """
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -16,13 +17,24 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.refine import refine
-from karipap_core.quantize import Float8, Format, Quantized, on_grid, quantize_gptq, quantize_rounding
+from karipap_core.quantize import (
+    Float8,
+    Format,
+    Quantized,
+    inverse_factor,
+    on_grid,
+    quantize_by_factor,
+    quantize_rounding,
+)
 
 PROBES, MOST_PROBES = 32, 256
 REFIT_ROUNDS = 2
 METHODS = ("gptq", "rtn")
 DAMPING = 1e-6  # of an exact H: it is made of moments that are damped already, this is against cores with empty rows
 PROBED_DAMPING = 0.01  # of an estimated one
+
+# All Qs and Rs of one weight are rounded under one C.
+_input_factors: WeakKeyDictionary[Metric, dict[str, torch.Tensor | None]] = WeakKeyDictionary()
 
 Stored = Quantized | Float8 | torch.Tensor
 
@@ -31,7 +43,8 @@ Stored = Quantized | Float8 | torch.Tensor
 def quantize_cores(
     spec: Spec, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric | None = None, method: str = "gptq"
 ) -> list[Stored]:
-    """`cores` (float, as `spec.decompose` gives them) in `spec.formats`; W (out, in) is what they stand for.
+    """`cores` (float, as `spec.decompose` gives them) in `spec.formats`; W (out, in) is what they stand for, and what
+    is refitted to: of cores that were trained since, `spec.dense(cores)`.
 
     A `Quantized` or `Float8` for each core with a format, viewed as `spec.core_matrix`; the other cores as tensors, in
     float32 where they were refitted, integer ones as they are. method "rtn" only rounds to nearest; "gptq" is the
@@ -48,14 +61,14 @@ def quantize_cores(
     cores = [core.detach().to(W.device) for core in cores]
     rounded = [_rounded(spec, index, core) for index, core in enumerate(cores)]
     calibrate = any(form not in (None, "index") and not Format.parse(form).floating for form in spec.formats)
-    if method == "rtn" or spec.members or not calibrate:
+    if method == "rtn" or spec.members or not calibrate or _same(spec, rounded, cores):
         return rounded
     if isinstance(spec, Dense):
-        calibrated = [_gptq(cores[0].double(), spec.quantize, metric.damped("C", W.device))]
+        calibrated = [gptq(cores[0].double(), spec.quantize, input_factor(metric, W.device))]
     elif isinstance(spec, LowRank):
         calibrated = _lowrank(spec, cores, W, metric)
     elif isinstance(spec, Qlr):
-        calibrated = _qlr(spec, cores, W, metric)
+        calibrated = [_rounded(spec, index, core) for index, core in enumerate(spec.fit(W, metric))]
     else:
         calibrated = _generic(spec, cores, W, metric)
     candidates = calibrated, rounded
@@ -71,6 +84,19 @@ def values(spec: Spec, stored: Sequence[Stored], dtype: torch.dtype = torch.floa
     return cores
 
 
+def _same(spec: Spec, stored: Sequence[Stored], cores: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b.to(a.dtype)) for a, b in zip(values(spec, stored), cores, strict=True))
+
+
+def input_factor(metric: Metric, device: torch.device) -> torch.Tensor | None:
+    """`quantize.inverse_factor` of the damped C, kept as long as the metric lives; None is the identity."""
+    kept = _input_factors.setdefault(metric, {})
+    if str(device) not in kept:
+        C = metric.damped("C", device)
+        kept[str(device)] = None if C is None else inverse_factor(C, 0)
+    return kept[str(device)]
+
+
 def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
     form = spec.formats[index]
     if form in (None, "index"):
@@ -79,35 +105,27 @@ def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
     return on_grid(matrix, form) or quantize_rounding(matrix, form)
 
 
-def _gptq(matrix: torch.Tensor, name: str, H: torch.Tensor | None, damping: float = DAMPING) -> Quantized | Float8:
-    """By GPTQ under H (None: the identity); 8-bit formats are rounded: calibration has nothing left to win there."""
+def gptq(matrix: torch.Tensor, name: str, U: torch.Tensor | None) -> Quantized | Float8:
+    """Calibrated under the H that U is the `inverse_factor` of (None: the identity). 8 bits are rounded to nearest:
+    calibration has nothing left to win there. What is on the grid already stays."""
     form = Format.parse(name)
-    if form.bits == 8:
-        return quantize_rounding(matrix, name)
-    if H is None:
-        return on_grid(matrix, name) or quantize_rounding(matrix, name)
-    return on_grid(matrix, name) or quantize_gptq(matrix, form.bits, form.group, H, damping)
+    kept = on_grid(matrix, name)
+    if kept is None and U is not None and form.bits < 8:
+        kept = quantize_by_factor(matrix, form.bits, form.group, U)
+    return kept or quantize_rounding(matrix, name)
 
 
 def _lowrank(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
     C = metric.damped("C", W.device)
     left, right = (core.double() for core in cores)
-    right_stored = _gptq(right, spec.formats[1], C) if spec.formats[1] else right
+    right_stored = gptq(right, spec.formats[1], input_factor(metric, W.device)) if spec.formats[1] else right
     right = values(spec, [left, right_stored], torch.float64)[1]
     flow = right if C is None else right @ C
     H = flow @ right.T
     # The optimum for any G: rows of L do not mix in the normal equations. Pseudo-inverse: rounding may empty a row.
     left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
-    left_stored = _gptq(left, spec.formats[0], H) if spec.formats[0] else left.float()
+    left_stored = gptq(left, spec.formats[0], inverse_factor(H, DAMPING)) if spec.formats[0] else left.float()
     return [left_stored, right_stored if spec.formats[1] else right.float()]
-
-
-def _qlr(spec: Qlr, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
-    """Q as it is where `fit` made it; a Q that was changed since is rounded anew and L R refitted to what it leaves."""
-    Q = _gptq(cores[0], spec.bits, metric.damped("C", W.device))
-    kept, rest = torch.equal(Q.dense(), cores[0].float()), W - Q.dense().double()
-    low_rank = cores[1:] if kept else spec.low_rank.fit(rest, metric)
-    return [Q, *_lowrank(spec.low_rank, low_rank, rest, metric)] if spec.quantize else [Q, *low_rank]
 
 
 def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
@@ -118,7 +136,7 @@ def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Met
     for index in [index for index in reversed(free) if spec.formats[index] is not None]:
         H = column_moment(spec, current, index, metric)
         matrix = current[index].reshape(spec.core_matrix(index))
-        stored[index] = _gptq(matrix, spec.formats[index], H, PROBED_DAMPING)
+        stored[index] = gptq(matrix, spec.formats[index], inverse_factor(H, PROBED_DAMPING))
         current[index] = stored[index].dense().double().reshape(spec.core_shapes[index])
         free.remove(index)
         if free:

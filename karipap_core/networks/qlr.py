@@ -1,14 +1,16 @@
 """`qlr`: a quantized weight and a low-rank repair of it, W ≈ Q + L R.
 
 Cores Q (n_out, n_in) on the grid of `bits`, L (n_out, χ), R (χ, n_in): L R is the truncated SVD, in the metric, of what
-Q leaves, and Q is rounded (GPTQ) from what L R leaves, in turns (QERA, arXiv:2410.06040; CALDERA, arXiv:2405.18886).
-It has more numbers than the dense weight, in fewer bytes: judge it by bytes alone.
+Q leaves, and Q is rounded (GPTQ) from what L R leaves, in turns, the first L R being that of W itself (QERA,
+arXiv:2410.06040; CALDERA, arXiv:2405.18886). It has more numbers than the dense weight, in fewer bytes: judge it by
+bytes alone.
 
-Q is not fitted at χ but at the ranks of a ladder up to χ, each of which gives a Q with a whole spectrum behind it; at
-any χ the best of them is taken. So the error falls with χ by construction, and a few fits tell the whole curve.
+L and R unquantized: Q is not fitted at χ but at the ranks of a ladder up to χ, each of which gives Qs with a whole
+spectrum behind them; at any χ the best of them is taken. So the error falls with χ by construction, and a few fits tell
+the whole curve. L and R in a format: they are rounded in every turn, and Q, rounded last, makes their error good.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,11 +21,12 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec, tails
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize import Format, quantize_gptq, quantize_rounding
+from karipap_core.quantize import Format
 
-LADDER = (64, 16, 4)  # ranks at which Q is fitted, as parts of the full rank
+LADDER = (64, 32, 16, 8, 4)  # ranks at which Q is fitted, as parts of the full rank
 TURNS = 2
-LEVELS = 6
+STORED_TURNS = 2
+STORED_LADDER = (64, 16, 4)  # ranks at which a curve of stored cores is measured
 
 
 @dataclass(frozen=True)
@@ -85,19 +88,48 @@ class Qlr(Spec):
         return low
 
     def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
-        """Q dequantized, L and R: of the Qs of the ladder up to χ the one with the least tail beyond χ.
+        """Q, L and R, those with a format as they are when dequantized: storing them again loses nothing (fp8: little).
 
-        Q = Q(W) alone is among them and its L R is the optimum of what it leaves: never worse than quantization alone.
+        Without `quantize`: of the Qs of the ladder up to χ the one with the least tail beyond χ, and the L R that is
+        the optimum of what it leaves. With it: the best of `STORED_TURNS` turns, the error measured with L and R as
+        stored. Q rounded alone is among the candidates: never worse than quantization alone.
         Cost: one GPTQ and one eigenvalue problem for each candidate.
         """
-        chi = self.chi[0]
+        tries = self._stored(W, metric) if self.quantize else self._tails(W, metric)
         best = None
-        for count, (rank, Q, squares) in enumerate(candidates(W, metric, self.bits, chi)):
-            error = squares[chi:].sum().item()
-            progress("qlr", count, len(_ladder(W)) * TURNS + 1, message=f"Q at rank {rank}")
+        for count, (error, cores) in enumerate(tries):
+            progress("qlr", count, None)
             if best is None or error < best[0]:
-                best = error, Q
-        return [best[1], *self.low_rank.fit(W - best[1], metric)]
+                best = error, cores
+        Q, *low_rank = best[1]
+        return [Q, *(low_rank or self.low_rank.fit(W - Q, metric))]
+
+    def _tails(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
+        for _, Q, squares in candidates(W, metric, self.bits, self.chi[0]):
+            yield squares[self.chi[0] :].sum().item(), [Q]
+
+    def _stored(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
+        from karipap_core.quantize_cores import quantize_cores, values  # which knows this network
+
+        rounded, low_rank = _rounder(metric, self.bits, W.device), self.low_rank
+
+        def repair(left: torch.Tensor) -> list[torch.Tensor]:
+            stored = quantize_cores(low_rank, low_rank.fit(left, metric), left, metric)
+            return values(low_rank, stored, torch.float64)
+
+        def judged(Q: torch.Tensor, L: torch.Tensor, R: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+            return metric.absolute(W - Q - L @ R), [Q, L, R]
+
+        Q = rounded(W)
+        L, R = repair(W - Q)
+        yield judged(Q, torch.zeros_like(L), torch.zeros_like(R))
+        yield judged(Q, L, R)
+        Q = torch.zeros_like(W)
+        for _ in range(STORED_TURNS):
+            L, R = repair(W - Q)
+            yield judged(Q, L, R)
+            Q = rounded(W - L @ R)
+            yield judged(Q, L, R)
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         Q, left, right = cores
@@ -128,26 +160,20 @@ class Qlr(Spec):
         cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, quantize=None, bits="int3"
     ) -> Curve:
         """With L and R unquantized exact, every χ (`levels` is not needed): the least tail over the candidates. With
-        `quantize` the stored cores are made and measured at `levels` (default: `LEVELS` up to the break-even χ);
-        a level that came out worse than a smaller one counts as that one."""
+        `quantize` the cores as stored are measured at `levels` (default: 1 and the `STORED_LADDER`); a level
+        that came out worse than a smaller one counts as that one."""
         metric, W = metric or Metric("weight"), W.detach().double()
         full = cls.for_shape(*W.shape, min(W.shape), out, in_, quantize, bits)
         total = metric.absolute(W)
-        error = np.full(full.max_chi, np.inf)
-        for rank, _, squares in candidates(W, metric, bits, full.max_chi):
-            first = max(rank, 1) - 1
-            error[first:] = np.minimum(error[first:], tails(squares)[first:])
-        chi = np.arange(1, full.max_chi + 1)
         if quantize is not None:
-            from karipap_core.quantize_cores import quantize_cores, values
-
-            top = max(full.break_even_chi, 1)
-            chi = np.unique(levels or np.geomspace(1, top, min(LEVELS, top)).round().astype(np.int64))
-            error = np.zeros(len(chi))
-            for at, level in enumerate(chi):
-                spec = full.with_chi(int(level))
-                stored = quantize_cores(spec, [core.float() for core in spec.fit(W, metric)], W, metric)
-                error[at] = metric.absolute(W - spec.dense(values(spec, stored, torch.float64)))
+            chi = np.unique(levels or [1, *(max(1, full.max_chi // part) for part in STORED_LADDER)])
+            specs = [full.with_chi(int(level)) for level in chi]
+            error = np.array([metric.absolute(W - spec.dense(spec.fit(W, metric))) for spec in specs])
+        else:
+            chi, error = np.arange(1, full.max_chi + 1), np.full(full.max_chi, np.inf)
+            for rank, _, squares in candidates(W, metric, bits, full.max_chi):
+                first = max(rank, 1) - 1
+                error[first:] = np.minimum(error[first:], tails(squares)[first:])
         error = np.minimum.accumulate(error)
         parameters = np.array([full.with_chi(int(level)).parameters for level in chi])
         return Curve(chi, parameters, error, total, exact=quantize is None)
@@ -158,15 +184,15 @@ def candidates(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(rank, Q, σ² of A (W − Q) B descending) of W rounded alone (rank 0) and, for each rank of the ladder up to χ, of
     `TURNS` turns of Q ← GPTQ(W − L R) and L R ← SVD_rank(W − Q), the first L R being that of W itself."""
-    C = metric.damped("C", W.device)
-    Q = _round(W, bits, C)
+    rounded = _rounder(metric, bits, W.device)
+    Q = rounded(W)
     yield 0, Q, _squares(W - Q, metric)
     for rank in _ladder(W):
         if rank > chi:
             break
         low_rank, left = LowRank.for_shape(*W.shape, rank), W
         for _ in range(TURNS):
-            Q = _round(W - low_rank.dense(low_rank.fit(left, metric)), bits, C)
+            Q = rounded(W - low_rank.dense(low_rank.fit(left, metric)))
             left = W - Q
             yield rank, Q, _squares(left, metric)
 
@@ -175,11 +201,12 @@ def _ladder(W: torch.Tensor) -> list[int]:
     return sorted({max(1, min(W.shape) // part) for part in LADDER})
 
 
-def _round(W: torch.Tensor, bits: str, C: torch.Tensor | None) -> torch.Tensor:
-    form = Format.parse(bits)
-    if C is None or form.bits == 8:
-        return quantize_rounding(W, bits).dense().double()
-    return quantize_gptq(W, form.bits, form.group, C, damping=0).dense().double()
+def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Matrix (out, in) → Q dequantized, float64, by GPTQ under the damped C."""
+    from karipap_core.quantize_cores import gptq, input_factor
+
+    U = input_factor(metric, device)
+    return lambda matrix: gptq(matrix, bits, U).dense().double()
 
 
 def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:
