@@ -48,12 +48,10 @@ def chart(document: dict) -> go.Figure:
     return figure
 
 
-def size_curve(chi: Sequence[int], kept: Sequence[float], adds: Sequence[float] | None, chosen: int) -> go.Figure:
+def size_curve(chi: Sequence[int], kept: Sequence[float], adds: Sequence[float], chosen: int) -> go.Figure:
     """Bytes and multiply-adds of a network over those of the dense weight, by χ, on logarithmic axes."""
     figure = go.Figure()
-    lines = [("bytes", kept, BLUE, "circle", "solid")]
-    if adds is not None:
-        lines.append(("multiply-adds a token", adds, ORANGE, "square", "dash"))
+    lines = (("bytes", kept, BLUE, "circle", "solid"), ("multiply-adds a token", adds, ORANGE, "square", "dash"))
     for name, values, color, symbol, dash in lines:
         figure.add_scatter(
             x=list(chi), y=np.array(values, np.float32), name=name, mode="lines+markers",

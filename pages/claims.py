@@ -1,6 +1,7 @@
 """Claims: what papers say, what their public text allows to reproduce, and what this model shows when asked."""
 
 import html
+import shlex
 import time
 
 import pandas as pd
@@ -82,7 +83,7 @@ def press(view, claim: Claim, document: dict | None) -> None:
         st.rerun()
     if running is not None:
         job.panel(running, "claim_job")
-    st.code(f"python -m karipap_core {' '.join(['claims', view.source, '--claim', claim.name])}", language="bash")
+    st.code(shlex.join(["python", "-m", "karipap_core", *argv]), language="bash", wrap_lines=True)
 
 
 def beside(claim: Claim, document: dict | None) -> None:

@@ -36,7 +36,7 @@ def page() -> None:
         st.markdown(f"**What χ means.** {doc.chi}")
         st.markdown("**Parameters**" if name not in ("qlr", "trg", "auto") else SIZE_IS[name])
         st.latex(doc.formula)
-        st.html(f'<p class="k-note">{html.escape(doc.formula_says)}</p>')
+        st.caption(doc.formula_says)
         if name == "trg":
             st.page_link("pages/physics.py", label="Physics check", icon=":material/experiment:")
     place = st.container()
@@ -90,9 +90,8 @@ def calculator(name: str, doc: Doc) -> None:
             label = ""
             if doc.choices:
                 label = common.choose(
-                    st.segmented_control, doc.choice, list(doc.choices), f"count_{name}", next(iter(doc.choices)),
-                    required=True,
-                )  # fmt: skip
+                    st.selectbox, doc.choice, list(doc.choices), f"count_{name}", next(iter(doc.choices)), width=200
+                )
         try:
             most, even = limits(name, *shape, label)
         except InputError as error:
@@ -165,9 +164,15 @@ def counted(name: str, out: int, in_: int, label: str, chi: int) -> dict:
 
 @st.cache_data(max_entries=128, show_spinner=False)
 def limits(name: str, out: int, in_: int, label: str) -> tuple[int, int]:
-    """(the χ from which on nothing is truncated, the largest χ that is smaller than dense)."""
-    spec = specs(name, out, in_, label, 1)[0]
-    return max(1, spec.max_chi), max(1, spec.break_even_chi)
+    """(the χ from which on nothing is truncated, the largest χ that takes fewer bytes than dense; at least 1)."""
+    most = max(1, *(spec.max_chi for spec in specs(name, out, in_, label, 1)))
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = specs(name, out, in_, label, middle)
+        small = sum(spec.bytes(2) for spec in found) < 2 * len(found) * out * in_
+        low, high = (middle, high) if small else (low, middle)
+    return most, low
 
 
 def chis(most: int) -> list[int]:
@@ -182,19 +187,19 @@ def chis(most: int) -> list[int]:
 def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int) -> None:
     out, in_ = shape
     dense = out * in_
-    of = f"of {now['weights']} weights of {dense:,}" if now["weights"] > 1 else f"dense {dense:,}"
-    lookup = name == "tt_embedding"
+    of = f"in all; dense {now['weights']} × {dense:,}" if now["weights"] > 1 else f"dense {dense:,}"
+    use = "a token, as a head" if name == "tt_embedding" else "a token"
     common.facts(
         [
             ("Parameters", f"{now['parameters']:,}", of),
             ("Kept", f"{now['kept']:.1%}", "of the parameters"),
             ("Bytes kept", f"{now['bytes_kept']:.1%}", "16 bits a number that is not quantized"),
-            ("Multiply-adds", common.count(now["multiply_adds"]),
-             "a token looked up" if lookup else f"a token; dense {common.count(dense)}"),
-            ("Breaks even", f"χ = {even:,}", "the largest χ that is smaller than dense"),
+            ("Multiply-adds", common.count(now["multiply_adds"]), f"{use}; dense {common.count(dense)}"),
+            ("Breaks even", f"χ = {even:,}", "the largest χ with fewer bytes than dense"),
         ]
     )  # fmt: skip
-    st.html(f'<p class="k-note">{html.escape(now["describe"])}</p>')
+    first = "The first of the group: " if now["weights"] > 1 else ""
+    st.html(f'<p class="k-note">{html.escape(first + now["describe"])}</p>')
 
 
 def curve(name: str, shape: tuple[int, int], label: str, options: list[int], chi: int) -> None:
@@ -205,7 +210,7 @@ def curve(name: str, shape: tuple[int, int], label: str, options: list[int], chi
     shown = sorted({*options[::step], options[-1], chi})
     with st.spinner("Counting …"):
         rows = [counted(name, *shape, label, each) for each in shown]
-    adds = None if name == "tt_embedding" else [row["multiply_adds"] / (shape[0] * shape[1]) for row in rows]
+    adds = [row["multiply_adds"] / (shape[0] * shape[1]) for row in rows]
     common.figure(
         size_curve(shown, [row["bytes_kept"] for row in rows], adds, chi), "networks_curve",
         "Bytes and multiply-adds over those of the dense weight, by χ; the figures above are for the chosen χ.",

@@ -99,10 +99,12 @@ def fitting(spec: Spec, limit: float, size: Callable[[Spec], float]) -> Spec:
     return spec.with_chi(low)
 
 
-def published_mpo(W: torch.Tensor, limit: float, size: Callable[[Spec], float], quantize=None) -> torch.Tensor:
-    """Ŵ by sequential SVDs on three balanced sites, as CompactifAI describes, within a size; cores rounded to nearest
-    where `quantize` names a format of whole rows."""
-    spec = fitting(Mpo.for_shape(*W.shape, 1, sites=MPO_SITES, quantize=quantize), limit, size)
+def published_mpo(
+    W: torch.Tensor, limit: float, size: Callable[[Spec], float], quantize=None, sites: int | None = MPO_SITES
+) -> torch.Tensor:
+    """Ŵ by sequential SVDs within a size, on three balanced sites as CompactifAI describes (`sites` None: on this
+    tool's own two); cores rounded to nearest in 8 bits where `quantize` is "int8"."""
+    spec = fitting(Mpo.for_shape(*W.shape, 1, sites=sites, quantize=quantize), limit, size)
     cores = spec.start(W)
     if quantize:
         rounded = [

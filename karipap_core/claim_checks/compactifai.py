@@ -125,12 +125,12 @@ def per_byte(study: Study, progress: Progress) -> dict:
             sizes.setdefault(key, {})[weight.name] = quantized.bytes
             yield weight.name, quantized.dense()
 
-    def mpo(key: str, like: str, quantize=None):
+    def mpo(key: str, like: str, quantize=None, sites: int | None = MPO_SITES):
         for weight in weights:
             W, limit = matrix_of(study, weight.name), sizes[like][weight.name]
-            spec = fitting(Mpo.for_shape(*W.shape, 1, sites=MPO_SITES, quantize=quantize), limit, bytes16)
+            spec = fitting(Mpo.for_shape(*W.shape, 1, sites=sites, quantize=quantize), limit, bytes16)
             sizes.setdefault(key, {})[weight.name] = bytes16(spec)
-            yield weight.name, published_mpo(W, limit, bytes16, quantize)
+            yield weight.name, published_mpo(W, limit, bytes16, quantize, sites)
 
     def svd(key: str, like: str):
         for weight in weights:
@@ -144,6 +144,7 @@ def per_byte(study: Study, progress: Progress) -> dict:
         "int4_rounded": ("4 bits, rounded", lambda key: integers(key, 4, 64, False)),
         "int3": ("3 bits, GPTQ", lambda key: integers(key, 3, 64, True)),
         "mpo_half": ("MPO", lambda key: mpo(key, "int8")),
+        "mpo_two_half": ("MPO, two sites", lambda key: mpo(key, "int8", sites=None)),
         "mpo_quarter": ("MPO", lambda key: mpo(key, "int4")),
         "mpo_int8_quarter": ("MPO, 8-bit cores", lambda key: mpo(key, "int4", "int8")),
         "svd_half": ("SVD, fitted to outputs", lambda key: svd(key, "int8")),

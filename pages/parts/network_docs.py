@@ -43,9 +43,8 @@ DOCS: dict[str, Doc] = {
         (("lowrank", "A weight with legs o and i is two cores L and R, joined by one bond χ."),),
         "The number of singular values kept. The bond cuts the weight between its outputs and its inputs, so χ is the "
         "rank of what is left.",
-        r"\chi\,(\text{out} + \text{in}) \;<\; \text{out}\cdot\text{in} \iff \chi < "
-        r"\frac{\text{out}\cdot\text{in}}{\text{out}+\text{in}}",
-        "A square weight breaks even at half its size: below it, both memory and time are saved.",
+        r"\chi\,(\text{out} + \text{in})", "Smaller than dense while χ < out · in / (out + in). A square weight "
+        "breaks even at half its size: below it, both memory and time are saved.",
         (
             "The spectrum falls: trained attention weights are far from random.",
             "The error is measured where it matters. Whitened with the inputs' second moments, the singular values "
@@ -115,11 +114,14 @@ DOCS: dict[str, Doc] = {
         "The weights of one role in several layers as one network: the branch that touches the residual stream is "
         "stored once.",
         (("tree", "Three layers with branches U and C of their own; all meet in one shared basis V with the leg i."),),
-        "χ_g is the bond on the shared branch, the number of directions of the residual stream that the whole group "
-        "uses; r_ℓ is the bond on layer ℓ's own branch.",
+        "$\\chi_g$ is the bond on the shared branch, the number of directions of the residual stream that the whole "
+        "group "
+        "uses; $r_\\ell$ is the bond on layer ℓ's own branch.",
         r"\underbrace{\chi_g\,\text{in}}_{\text{once}} \;+\; \sum_{\ell}\bigl(r_\ell\,\text{out} + r_\ell\,\chi_g"
         r"\bigr)",
-        "Where r_ℓ truncates nothing, U and C are one core of out × χ_g. Sharing the output side exchanges in and out.",
+        "Where $r_\\ell$ truncates nothing, U and C are one core of out × $\\chi_g$. Sharing the output side "
+        "exchanges in and "
+        "out.",
         (
             "The shared side touches the residual stream: inputs of q, k, gate and up, outputs of o and down.",
             "Groups are small: two or three neighbouring layers.",
@@ -129,7 +131,8 @@ DOCS: dict[str, Doc] = {
             "Large groups: what six layers must share is then too little for each.",
             "v and up, where each layer's own SVD is better.",
         ),
-        "For one layer: x times the shared basis, then that layer's branch: χ_g in + r_ℓ (χ_g + out) multiply-adds. "
+        "For one layer: x times the shared basis, then that layer's branch: $\\chi_g$ in + $r_\\ell$ ($\\chi_g$ + out) "
+        "multiply-adds. "
         "Layers that see the same x (q, k, v) could share the first product.",
         (
             ("Mean cosine between the same weight of different layers", "0.001", f"{HERE}: attention of a 6-layer "
@@ -221,9 +224,10 @@ DOCS: dict[str, Doc] = {
         "Integers for the bulk of the weight, two thin factors for what rounding hurts most.",
         (("qlr", "A weight is a matrix of codes of 2 to 4 bits plus two cores joined by a bond χ."),),
         "The rank of the repair L R: how many directions of the rounding error are put right, in the metric.",
-        r"\underbrace{\text{out}\cdot\text{in}\cdot\Bigl(\tfrac{b}{8} + \tfrac{2 + b/8}{g}\Bigr)}_{\text{codes, scales"
-        r" and zero points}} \;+\; 2\,\chi\,(\text{out}+\text{in}) \quad\text{bytes}",
-        "b bits in groups of g, L and R in 16 bits. It has more numbers than the dense weight in fewer bytes, so only "
+        r"\begin{aligned}&\text{out}\cdot\text{in}\cdot\Bigl(\tfrac{b}{8} + \tfrac{2 + b/8}{g}\Bigr) \\ "
+        r"&+\; 2\,\chi\,(\text{out}+\text{in}) \quad\text{bytes}\end{aligned}",
+        "Codes of b bits with a scale and a zero point for each group of g; L and R in 16 bits. It has more numbers "
+        "than the dense weight in fewer bytes, so only "
         "bytes say anything.",
         (
             "Just above 3 bits: a little rank buys more than the next bit would.",
@@ -252,7 +256,8 @@ DOCS: dict[str, Doc] = {
           "a train for every token."),),
         "In the table form χₖ joins digits of the token's number and of the vector's index. In the token form rₖ is "
         "the bond inside one token's own train; rank 1 is a product of small vectors.",
-        r"\text{table: } \sum_k \chi_{k-1}\, v_k\, d_k\, \chi_k \qquad \text{token: } V \sum_k r_{k-1}\, d_k\, r_k",
+        r"\begin{aligned}\text{table: }& \sum_k \chi_{k-1}\, v_k\, d_k\, \chi_k \\ "
+        r"\text{token: }& V \sum_k r_{k-1}\, d_k\, r_k\end{aligned}",
         "V is padded to a product of digits; the rows past it are never stored. Rank 1 of a 768-dimensional vector is "
         "768 → 20 numbers: the published 38.4 times.",
         (
@@ -285,7 +290,7 @@ DOCS: dict[str, Doc] = {
          ("hotrg", "One step of HOTRG: two neighbours merged, their doubled bonds projected back to χ.")),
         "How many states every bond keeps after a step. Each step halves the number of sites; what χ cuts off is the "
         "discarded weight.",
-        r"\text{TRG: } O(\chi^6) \text{ time} \qquad \text{HOTRG: } O(\chi^7) \text{ time}",
+        r"\text{TRG: } O(\chi^6) \qquad \text{HOTRG: } O(\chi^7)",
         "Nothing is stored: norms and overlaps ⟨Ŵ|Ŵ⟩ are computed, and bond environments read off.",
         (
             "A PEPS larger than about 4 × 4 sites with D of 4 or more: exact contraction is then out of reach.",
@@ -310,9 +315,9 @@ DOCS: dict[str, Doc] = {
         (("auto", "For each weight the damage over bytes of several networks; a line of the same slope λ touches each "
           "weight's lower hull and picks network and size."),),
         "No bond of its own: for every weight χ is an outcome, that of the network that won.",
-        r"\min_{c}\; \sum_{\ell} \text{damage}_\ell(c_\ell) + \lambda\,\text{bytes}_\ell(c_\ell), \qquad "
-        r"\lambda \text{ bisected to the budget}",
-        "Exact for the relaxed problem: one sort over all options of all weights, dense among them.",
+        r"\min_{c}\; \sum_{\ell} \text{damage}_\ell(c_\ell) + \lambda\,\text{bytes}_\ell(c_\ell)",
+        "λ is bisected until the budget is met. Exact for the relaxed problem: one sort over all options of all "
+        "weights, dense among them.",
         (
             "Weights differ: flat spectra here, low rank there, some that must stay as they are.",
             "The budget is in bytes, and quantized options stand in the same list.",
