@@ -4,7 +4,9 @@ Alternating least squares improves one core at a time; where the metric is ill-c
 activations are, the cores have to move together. A 256×256 query of a trained model, balanced on two sites, kept 0.3,
 loss metric: L-BFGS on all cores is at .0055 of the total after 64 evaluations and .0043 after 140, sweeps of conjugate
 gradients over single cores at .0073 and .0056. A start from the Kronecker-whitened tensor ends no lower than one from
-the plain TT-SVD. An evaluation costs one G (W − Ŵ) C: in² out + out² in multiply-adds.
+the plain TT-SVD. An evaluation costs one G (W − Ŵ) C: in² out + in out² multiply-adds. Where that is too much, a
+round minimizes the error's expansion around its start, whose slope is exact and whose curvature comes from
+`kronecker.Factored` moments.
 Nothing here depends on what the network is.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from karipap_core.networks.base import Metric
+from karipap_core.networks.kronecker import Factored
 from karipap_core.progress import Progress, silent
 
 EVALUATIONS = 24  # in a round: what lies between two exact measurements of the error
@@ -20,6 +23,9 @@ MEMORY = 20  # steps that L-BFGS remembers: 5 end within 3 % of 20 and 60 does n
 ROUNDS = 8
 SINGLE_IS_ENOUGH = 1e-4  # relative error above which float32 evaluations take the same path as float64 ones
 ENOUGH = 1e-15  # relative error at which a fit is exact
+AFFORDABLE = 4e10  # multiply-adds of an exact evaluation: a second of one thread, reached at 2700 × 2700
+MORE = 2  # rounds with Factored moments for each exact one: the first few find the right caution
+MOST_CAUTION = 4**5
 
 
 def refine(
@@ -30,43 +36,90 @@ def refine(
     rounds: int = ROUNDS,
     tolerance: float = 0.02,
     progress: Progress = silent,
+    exact: bool | None = None,
+    factors: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> tuple[list[torch.Tensor], list[float]]:
     """Minimizes ‖A (W − dense(cores)) B‖² over all cores by L-BFGS with a strong Wolfe search.
 
     dense : differentiable map from cores to Ŵ (out, in).  cores : the start, float64; balance its bonds first.
     rounds : at most this many, `EVALUATIONS` each; stops earlier when one gains less than `tolerance` of the error.
-    Returns the float64 cores and the absolute error before the first round and after each, measured in float64: it
-    never rises, for a round that would raise it is dropped. The error's gradient is −2 G (W − Ŵ) C.
+    exact : True evaluates G (W − Ŵ) C with the moments themselves; False lets `Factored` ones stand in for those sides
+    where they pay, and does `MORE` rounds; None (default) is False where an evaluation is over `AFFORDABLE`.
+    factors : the digits of (out, in) that the Kronecker products follow; None: each side in two.
+    Returns the float64 cores and the absolute error before the first round and after each, measured in float64 with the
+    moments themselves whatever `exact` says: it never rises, for a round that would raise it is dropped.
+
+    With Factored moments G̃ and C̃ a round from Ŵ₀ minimizes ‖A D₀ B‖² + 2 ⟨δ, G D₀ C⟩ + s ⟨δ, G̃ δ C̃⟩, D₀ = W − Ŵ₀ and
+    δ = Ŵ₀ − Ŵ: it stands still only where the error itself does. The caution s starts at 1 and is raised fourfold where
+    a round would raise the error, whose curvature G̃ and C̃ then hold too low.
     """
-    G, C = metric.damped("G", W.device), metric.damped("C", W.device)
     W, cores = W.double(), list(cores)
+    moments = [metric.damped(side, W.device) for side in "GC"]
+    standing = None
+    if exact is False or exact is None and evaluation_cost(W, metric) > AFFORDABLE:
+        standing = stand_ins(moments, factors or ((W.shape[0],), (W.shape[1],)))
     total = metric.absolute(W)
     errors = [metric.absolute(W - dense(cores))]
-    descent = None
+    descent, caution = None, 1.0
+    rounds *= MORE if standing else 1
     for done in range(rounds):
         progress("refine", done, rounds, message=f"metric error {errors[-1] / total:.4g}" if total else "zero weight")
         if errors[-1] <= ENOUGH * total:
             break
         dtype = torch.float32 if errors[-1] > SINGLE_IS_ENOUGH * total else torch.float64
-        if descent is None or descent.dtype != dtype:
-            descent = _Descent(dense, cores, W, G, C, errors[-1], dtype)
+        if standing:
+            W_hat = dense(cores)
+            slope = _between(*moments, W - W_hat)
+            descent = _Descent(dense, cores, W_hat, standing, errors[-1], dtype, slope, caution)
+        elif descent is None or descent.dtype != dtype:
+            descent = _Descent(dense, cores, W, moments, errors[-1], dtype)
         tried = descent.go()
         error = metric.absolute(W - dense(tried))
-        if not error < errors[-1]:
-            break
-        cores, gain = tried, 1 - error / errors[-1]
-        errors.append(error)
-        if gain < tolerance:
+        if error < errors[-1]:
+            cores, gain = tried, 1 - error / errors[-1]
+            errors.append(error)
+            if gain < tolerance:
+                break
+        elif standing and caution < MOST_CAUTION:
+            caution *= 4
+        else:
             break
     return cores, errors
 
 
-class _Descent:
-    """L-BFGS in one dtype, on the error in units of what it is at the start; its memory lasts over rounds."""
+def evaluation_cost(W: torch.Tensor, metric: Metric) -> int:
+    """Multiply-adds of G D C; a moment that is the identity or a diagonal costs nothing beside a dense one."""
+    squares = [moment is not None and moment.ndim == 2 for moment in (metric.G, metric.C)]
+    return sum(size * W.numel() for size, square in zip(W.shape, squares, strict=True) if square)
 
-    def __init__(self, dense, cores, W, G, C, unit, dtype) -> None:
-        self.dense, self.unit, self.dtype = dense, unit, dtype
-        self.W, self.G, self.C = (None if matrix is None else matrix.to(dtype) for matrix in (W, G, C))
+
+def stand_ins(moments: Sequence[torch.Tensor | None], factors: Sequence[Sequence[int]]) -> list | None:
+    """`Factored` moments in place of those for which they pay, or None where that is none of them."""
+    pays = [
+        moment is not None and not moment.is_sparse and Factored.pays(len(moment), side)
+        for moment, side in zip(moments, factors, strict=True)
+    ]
+    if not any(pays):
+        return None
+    return [Factored.of(m, side) if pay else m for m, side, pay in zip(moments, factors, pays, strict=True)]
+
+
+def _between(G, C, D: torch.Tensor) -> torch.Tensor:
+    """G D C; None is the identity."""
+    D = D if G is None else G @ D
+    return D if C is None else D @ C
+
+
+class _Descent:
+    """L-BFGS in one dtype on ⟨δ, 2 slope + s G δ C⟩, δ = origin − Ŵ, in units of the error at the start.
+
+    With the origin W and no slope that is the error itself. Its memory lasts over rounds.
+    """
+
+    def __init__(self, dense, cores, origin, moments, unit, dtype, slope=None, caution=1.0) -> None:
+        self.dense, self.dtype, self.scale = dense, dtype, caution / unit
+        self.origin, self.moments = origin.to(dtype), [m if m is None else m.to(dtype) for m in moments]
+        self.slope = None if slope is None else (slope / unit).to(dtype)
         self.cores = [core.to(dtype).clone(memory_format=torch.contiguous_format).requires_grad_() for core in cores]
         self.optimizer = torch.optim.LBFGS(
             self.cores, max_iter=EVALUATIONS, max_eval=EVALUATIONS, history_size=MEMORY,
@@ -83,8 +136,9 @@ class _Descent:
         with torch.enable_grad():
             W_hat = self.dense(self.cores)
         with torch.no_grad():
-            D = self.W - W_hat
-            slope = D if self.G is None else self.G @ D
-            slope = (slope if self.C is None else slope @ self.C) / self.unit
+            delta = self.origin - W_hat
+            slope = both = _between(*self.moments, delta) * self.scale
+            if self.slope is not None:
+                slope, both = slope + self.slope, both + 2 * self.slope
         W_hat.backward(-2 * slope)
-        return (D * slope).sum()
+        return (delta * both).sum()
