@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ from karipap_core.checkpoint import open_checkpoint
 from karipap_core.hf import densify, load_model, observe, reachable, replaced, sites
 from karipap_core.modules import TABLES, place
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
+from karipap_core.networks.cores import Packed
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.embedding import TensorNetworkEmbedding
 from karipap_core.networks.linear import TensorNetworkLinear
@@ -28,6 +30,10 @@ SPECS = {
     "lowrank, int4": lambda shape: NETWORKS["lowrank"].for_shape(*shape, 9, quantize="int4"),
     "dense, int8": lambda shape: Dense.for_shape(*shape, quantize="int8"),
     "table": lambda shape: EMBEDDING_NETWORKS["tt_embedding"].for_shape(*shape, 6),
+    "dense, fp8": lambda shape: Dense.for_shape(*shape, quantize="fp8"),
+    "lowrank, int4, aligned": lambda shape: NETWORKS["lowrank"].for_shape(*shape, 22, quantize="int4g12"),
+    "lowrank, int3, square": lambda shape: NETWORKS["lowrank"].for_shape(*shape, 99, quantize="int3"),
+    "qlr": lambda shape: NETWORKS["qlr"].for_shape(*shape, 4, quantize="int4"),
     "token, fp8": lambda shape: EMBEDDING_NETWORKS["tt_embedding"].for_shape(*shape, 2, form="token", quantize="fp8"),
 }
 every_spec = pytest.mark.parametrize("kind", list(SPECS))
@@ -78,6 +84,7 @@ def test_drop_in_for_an_embedding(kind):
     again = TensorNetworkEmbedding(spec)
     again.load_state_dict(table.state_dict())
     assert torch.equal(again(ids), table(ids))
+    torch.compiler.reset()  # the limit of recompilations counts over all tests
     compiled = torch.compile(table, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids), table(ids))
     assert table.report()["bytes"] == spec.bytes(4) == table.report()["memory_bytes"]
@@ -89,6 +96,24 @@ def test_drop_in_for_an_embedding(kind):
             table.zero_grad()
             table(ids).square().sum().backward()
             assert all(core.grad.abs().sum() > 0 for core in table.cores)
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "int3", "int2", "int4g24", "fp8"])
+@pytest.mark.parametrize("shape", [(53, 24), (53, 40), (53, 7), (24, 24), (53, 1), (40, 3, 16)])
+def test_rows_of_a_packed_core_are_those_of_the_whole(form, shape):
+    rows = shape[0] if len(shape) == 2 else shape[0] * shape[1]
+    packed = Packed(shape, (rows, math.prod(shape) // rows), form)
+    packed.set(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    for index in (TOKENS % shape[0], torch.tensor(3), torch.zeros(0, dtype=torch.long)):
+        assert torch.equal(packed.rows(index), packed.tensor()[index])
+        assert packed.rows(index, torch.float64).dtype == torch.float64
+
+
+def test_a_look_up_does_not_dequantize_the_table(monkeypatch):
+    table = TensorNetworkEmbedding.from_embedding(nn.Embedding(530, 24), Dense.for_shape(530, 24, quantize="int4"))
+    wanted = table(TOKENS)
+    monkeypatch.setattr(Packed, "tensor", None)
+    assert torch.equal(table(TOKENS), wanted)
 
 
 def test_at_full_rank_it_is_the_embedding():

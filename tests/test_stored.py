@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from karipap_core import InputError
+from karipap_core import InputError, networks
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.hf import densify, load_model, replaced, sites, write_compressed
-from karipap_core.networks import Spec, spec_from_json
+from karipap_core.networks import Metric, Spec, spec_from_json
+from karipap_core.networks.dense import Dense
+from karipap_core.networks.embedding import TensorNetworkEmbedding
 from karipap_core.networks.linear import TensorNetworkLinear
+from karipap_core.networks.tree import fit_group, group_specs
 from karipap_core.quantize import quantize_rounding
 
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
@@ -34,11 +37,8 @@ def outputs(model) -> torch.Tensor:
 
 
 def for_shape(kind: str, shape, form: str | None):
-    from karipap_core.networks import NETWORKS as KNOWN
-    from karipap_core.networks.dense import Dense
-
     asked = NETWORKS[kind]
-    return ({"dense": Dense} | KNOWN)[asked["network"]].for_shape(*shape, asked["chi"], quantize=form)
+    return ({"dense": Dense} | networks.NETWORKS)[asked["network"]].for_shape(*shape, asked["chi"], quantize=form)
 
 
 def stored_cores(spec, cores) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -196,6 +196,7 @@ def test_a_packed_layer_in_the_hand(form):
         x.requires_grad_()
         other(x).sum().backward()  # gradients pass through to what lies before
         assert x.grad.abs().sum() > 0
+    torch.compiler.reset()  # the limit of recompilations counts over all tests
     compiled = torch.compile(other, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), other(x))
     assert "codes" not in "".join(name for name, _ in other.named_parameters())
@@ -246,20 +247,23 @@ class Mixed(Spec):
         ]
 
 
+def alike(checkpoint, roles=None) -> list[list[str]]:
+    """Names of the weights of one role and expert, layer by layer."""
+    names = {}
+    for weight in checkpoint.weights:
+        if weight.compressible and (roles is None or weight.role in roles):
+            names.setdefault((weight.role, weight.expert), []).append(weight.name)
+    return list(names.values())
+
+
 @pytest.fixture
 def groups(monkeypatch):
     """Specs of `Mixed`, shared by all weights of a checkpoint that have one role and shape."""
-    from karipap_core import networks
-
     monkeypatch.setitem(networks.NETWORKS, "mixed", Mixed)
 
     def of(checkpoint, roles, form):
-        names = {}
-        for weight in checkpoint.weights:
-            if weight.role in roles and weight.compressible:
-                names.setdefault((weight.role, weight.expert), []).append(weight.name)
         found = {}
-        for members in names.values():
+        for members in alike(checkpoint, roles):
             for at, name in enumerate(members):
                 out, in_ = checkpoint.weight(name).shape
                 found[name] = Mixed((out,), (in_,), (7,), form, tuple(members), at)
@@ -303,6 +307,73 @@ def test_shared_and_integer_cores(made, tmp_path, groups, name, form):
         dense = open_checkpoint(tmp_path / "dense")
         for weight, matrix in matrices.items():
             torch.testing.assert_close(dense.read(weight).double(), matrix, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", list(networks.NETWORKS))
+@pytest.mark.parametrize("form", [None, "int4"])
+def test_every_network_of_the_registry(made, tmp_path, kind, form):
+    checkpoint = open_checkpoint(made("llama"))
+    folder, specs, matrices = compressed(
+        checkpoint,
+        tmp_path / "a",
+        lambda w: networks.NETWORKS[kind].for_shape(*w.shape, 5, quantize=form) if w.compressible else None,
+    )
+    assert core_bytes(folder) == sum(spec.bytes(4) for spec in specs.values())
+    reference, _ = load_model(checkpoint, dtype=torch.float64)
+    with replaced(sites(reference, checkpoint), matrices):
+        expected = outputs(reference)
+    torch.testing.assert_close(outputs(loaded(folder, torch.float64)), expected, rtol=1e-5, atol=1e-5)
+    densify(folder, tmp_path / "dense")
+    for weight, matrix in matrices.items():
+        torch.testing.assert_close(open_checkpoint(tmp_path / "dense").read(weight).double(), matrix)
+
+
+@pytest.mark.parametrize("share", ["in", "out", "both", "all"])
+@pytest.mark.parametrize("form", [None, "int3"])
+def test_trees_over_the_layers_of_a_model(made, tmp_path, share, form):
+    checkpoint = open_checkpoint(made("mixtral"))
+    specs, fitted = {}, {}
+    for members in alike(checkpoint):
+        weights = [checkpoint.read(name).double() for name in members]
+        group = group_specs(members, checkpoint.weight(members[0]).shape, 6, share=share, quantize=form)
+        cores = fit_group(group, weights, [Metric("weight")] * len(members))
+        specs |= dict(zip(members, group, strict=True))
+        fitted |= {name: [core.float() for core in each] for name, each in zip(members, cores, strict=True)}
+    assert any(len(spec.members) == 2 and ".experts." in name for name, spec in specs.items())
+    folder, _, matrices = compressed(
+        checkpoint, tmp_path / "a", lambda w: specs.get(w.name), lambda spec, w: fitted[w.name]
+    )
+    assert core_bytes(folder) == sum(spec.bytes(4) for spec in specs.values())
+    reference, _ = load_model(checkpoint, dtype=torch.float64)
+    with replaced(sites(reference, checkpoint), matrices):
+        expected = outputs(reference)
+    torch.testing.assert_close(outputs(loaded(folder, torch.float64)), expected, rtol=1e-5, atol=1e-5)
+    model = loaded(folder)
+    if form is None:
+        assert sum(p.numel() for name, p in model.named_parameters() if ".cores." in name) == sum(
+            spec.parameters for spec in specs.values()
+        )
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(outputs(loaded(tmp_path / "again")), outputs(model))
+    densify(tmp_path / "again", tmp_path / "dense")
+    for weight, matrix in matrices.items():
+        torch.testing.assert_close(
+            open_checkpoint(tmp_path / "dense").read(weight).double(), matrix, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_packed_and_borrowed_cores_compile_together():
+    first, second = group_specs(["a", "b"], (48, 48), 6, quantize="int4")
+    lender = TensorNetworkLinear.from_spec(first, seed=0)
+    borrower = TensorNetworkLinear(second, borrowed={k: lender.cores for k, own in enumerate(second.owned) if not own})
+    borrower.set_cores(first.random_cores(0))
+    table = TensorNetworkEmbedding(for_shape("lowrank", (263, 48), "int3"))
+    table.set_cores(table.spec.random_cores(0))
+    model = torch.nn.Sequential(table, lender, borrower)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(TOKENS), model(TOKENS))
+    torch.testing.assert_close(model(TOKENS), table(TOKENS) @ lender.weight.T @ borrower.weight.T, rtol=1e-4, atol=1e-4)
 
 
 def test_shared_cores_stay_shared_in_copies_and_in_training(made, tmp_path, groups):

@@ -8,10 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
-from karipap_core.quantize import from_tensors, quantize_rounding, stored_shapes
+from karipap_core.quantize import (
+    Float8,
+    Format,
+    Quantized,
+    from_tensors,
+    quantize_rounding,
+    stored_shapes,
+    unpack,
+)
 
 RUNTIMES = ("cores", "dense")
 INDEX = "index"
@@ -69,11 +78,49 @@ class Packed(nn.Module):
         """The core in its own shape, in `dtype` (default: the one that the module was cast to)."""
         return dequantized(self.form, self.matrix, self._buffers).reshape(self.shape).to(dtype or self.dtype)
 
+    def rows(self, index: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """`tensor(dtype)[index]` for integers `index`, of which only the rows asked for are dequantized where they
+        begin at whole bytes; a table of a hundred thousand rows is looked up in this way."""
+        (rows, columns), first, form = self.matrix, self.shape[0], Format.parse(self.form)
+        if rows % first or (columns * rows // first * form.bits) % 8:
+            return self.tensor(dtype)[index]
+        flat, each = index.reshape(-1), rows // first
+        codes, scales = (self._buffers[name].reshape(first, -1)[flat] for name in ("codes", "scales"))
+        scales = scales.reshape(-1, self.scales.shape[1])
+        if form.floating:
+            found = Float8(codes.reshape(-1, columns), scales)
+        else:
+            zeros = unpack(self.zeros, form.bits, (first, each * scales.shape[1]))[flat].reshape(scales.shape)
+            codes = unpack(codes.flatten(), form.bits, (len(scales), columns))
+            found = Quantized(codes, scales, zeros, form.bits, min(form.group or columns, columns))
+        return found.dense().reshape(*index.shape, *self.shape[1:]).to(dtype or self.dtype)
+
     @torch.no_grad()
     def set(self, values: torch.Tensor) -> None:
         """Rounds new values to the format's nearest."""
         for name, tensor in quantize_rounding(values.reshape(self.matrix), self.form).tensors().items():
             self._buffers[name].copy_(tensor)
+
+
+class LookedUp:
+    """A packed core for a look-up: indexed by a tensor it gives those rows alone, for all else it is the whole core."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        self.packed, self.wanted = packed, dtype
+
+    def __getitem__(self, index):
+        whole = not isinstance(index, torch.Tensor) or index.dtype == torch.bool
+        return self.packed.tensor(self.wanted)[index] if whole else self.packed.rows(index, self.wanted)
+
+    def __getattr__(self, name: str):
+        return getattr(self.packed.tensor(self.wanted), name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        arguments, keywords = tree_map(
+            lambda each: each.packed.tensor(each.wanted) if isinstance(each, cls) else each, (arguments, keywords or {})
+        )
+        return function(*arguments, **keywords)
 
 
 class Cores(nn.Module):
@@ -119,10 +166,24 @@ class Cores(nn.Module):
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[k] for k in range(len(self)))
 
-    def tensors(self, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        """What a network computes with: packed cores dequantized to `dtype`, the others as they are."""
-        held = [self.held(k) for k in range(len(self))]
-        return [core.tensor(dtype) if isinstance(core, Packed) else core for core in held]
+    def tensors(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> list[torch.Tensor]:
+        """What a network computes with: packed cores dequantized to `dtype`, the others as they are; borrowed cores on
+        `device`, for their lender may be on another."""
+        return [self._tensor(k, dtype, device) for k in range(len(self))]
+
+    def looked_up(self, device: torch.device) -> list:
+        """`tensors`, packed ones as `LookedUp`."""
+        found = []
+        for k in range(len(self)):
+            held = self.held(k)
+            lazy = isinstance(held, Packed) and held.like.device == device and not torch.compiler.is_compiling()
+            found.append(LookedUp(held, held.dtype) if lazy else self._tensor(k, None, device))
+        return found
+
+    def _tensor(self, k: int, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
+        held = self.held(k)
+        core = held.tensor(dtype) if isinstance(held, Packed) else held
+        return core.to(device) if device is not None and k in self.lenders else core
 
     @property
     def dtype(self) -> torch.dtype:

@@ -24,7 +24,7 @@ class TensorNetworkEmbedding(CoresModule):
 
     runtime "cores" computes the rows asked for and never forms Ŵ; "dense" keeps it, as in `TensorNetworkLinear`.
     `scale` multiplies every row; with `scale_rounds` it is first rounded to the rows' dtype, as the models do that
-    keep it in a tensor. Cores in a format are dequantized in every pass.
+    keep it in a tensor. Cores in a format are dequantized in every pass, where they can be only the rows asked for.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TensorNetworkEmbedding(CoresModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self._runtime == "cores":
-            rows = self.spec.rows(ids, self.cores.tensors())
+            rows = self.spec.rows(ids, self.cores.looked_up(ids.device))
         else:
             rows = nn.functional.embedding(ids, self._formed_weight())
         if self.scale is None:
