@@ -15,6 +15,7 @@ page = st.navigation(
         st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
+        st.Page("pages/deploy.py", title="Deploy", icon=":material/rocket_launch:", url_path="deploy"),
         st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),
         st.Page("pages/networks.py", title="Networks", icon=":material/hub:", url_path="networks"),
         st.Page("pages/claims.py", title="Claims", icon=":material/fact_check:", url_path="claims"),

@@ -107,6 +107,7 @@ def deploy(
         "dollars_per_mtoken": dollars(price, throughput) if price and throughput else None,
         "answer": answer, "verdict": verdict, "reasons": [reason for node in nodes for reason in node["reasons"]],
         "nodes": nodes, "ways": ways, "placements": [case.row(place) for place in places], "placed_beside": words,
+        "cache_room_bytes": None if usable is None else usable - served - case.activations,
         "published": hardware.document()["published"],
     }  # fmt: skip
 

@@ -98,7 +98,9 @@ def footprint(model: str | Path) -> Footprint:
     the config is fetched. Raises InputError where there is none or transformers does not know the architecture."""
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")) or path.suffix == ".safetensors":
-        return _of_checkpoint(path)
+        from karipap_core.checkpoint import open_checkpoint
+
+        return of_checkpoint(open_checkpoint(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"Folder {path} holds neither a model (.safetensors) nor a config.json.")
@@ -160,13 +162,12 @@ def config_of(document: dict, name: str = "model"):
         return AutoConfig.for_model(kind, **fields)
 
 
-def _of_checkpoint(path: Path) -> Footprint:
-    from karipap_core.checkpoint import open_checkpoint
-
-    checkpoint = open_checkpoint(path)
+def of_checkpoint(checkpoint) -> Footprint:
+    """The footprint of an open checkpoint (checkpoint.py): counted from its headers."""
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json: nothing says how large its KV cache is.")
     config = config_of(checkpoint.config, checkpoint.name)
+    cache_of(config)
     dtypes = [weight.dtype for weight in checkpoint.weights]
     matrices = tuple(
         Matrix(*weight.shape, expert=weight.expert is not None) for weight in checkpoint.weights if weight.compressible

@@ -11,6 +11,20 @@ def size(n: float) -> str:
     return f"{n:.0f} B"
 
 
+RIGHT = {"dense": 0, "quantize": 1, "cache": 1, "pipeline": 2, "smaller": 3}
+
+
+def recommended(document: dict) -> str | None:
+    """The way that the verdict comes to, None where it cannot say."""
+    at = RIGHT.get(document["answer"])
+    return None if at is None else document["ways"][at]["way"]
+
+
+def ordered(document: dict) -> list[dict]:
+    """The four ways, the recommended one first."""
+    return sorted(document["ways"], key=lambda row: row["way"] != recommended(document))
+
+
 def table(document: dict) -> str:
     """The verdict first, then the memory, the four ways, the places for the cache, and the reasons node by node."""
     gpu = document["gpu"]
@@ -24,13 +38,14 @@ def table(document: dict) -> str:
     if document["dollars_per_mtoken"] is not None:
         head.append(f"{'cost':12}${document['dollars_per_mtoken']:.3g} a million tokens, at the throughput given")
     rows = []
-    for row in document["ways"]:
+    for row in ordered(document):
         fits = {None: None, True: "yes", False: "no"}[row["fits"]]
         measured = row["measured"]
         quality = f"{measured['measure']} {measured['value']:.4g}" if measured else "not measured"
         cost = None if row["dollars"] is None else f"{row['dollars']:.3g} ({row['dollars_are']})"
         weights, total = (None if row[key] is None else size(row[key]) for key in ("weights_bytes", "total_bytes"))
-        rows.append([row["way"], weights, total, fits, quality, cost])
+        mark = " ←" if row["way"] == recommended(document) else ""
+        rows.append([row["way"] + mark, weights, total, fits, quality, cost])
     parts = ["\n".join(head), grid(["way", "weights", "in all", "fits", "quality", "$ / M tokens"], rows)]
     if document["placements"]:
         places = []

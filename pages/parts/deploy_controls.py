@@ -1,0 +1,144 @@
+"""What is to be served, on what and at what price: the controls of the Deploy page, their values kept in the URL."""
+
+import json
+from dataclasses import dataclass
+
+import streamlit as st
+
+from karipap_core import hardware
+from karipap_core.errors import InputError
+from karipap_core.footprint import Footprint, of_config
+from pages.parts import common, runs
+
+NO_PLAN, THIS = "no plan", "this machine"
+FIXED = {"not said": None, "fixed": True, "free to choose": False}
+LARGEST = 1 << 20  # bytes of a config.json
+DTYPES = ("fp16", "fp8", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The keyword arguments of `deploy.deploy`, and the plan's name in the workspace."""
+
+    values: dict
+    plan_name: str | None
+
+
+@st.cache_resource(show_spinner=False)
+def detected() -> hardware.Gpu | None:
+    return hardware.detect()
+
+
+@st.cache_resource(show_spinner="Counting the parameters …", max_entries=8)
+def counted(text: str, name: str) -> Footprint:
+    """The footprint of an uploaded config.json."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{name} is not valid JSON.") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{name} is not a model's config.json.")
+    return of_config(document, name)
+
+
+def number(label: str, name: str, default: int, largest: int, **more) -> int:
+    """A whole number kept in the URL; what a URL says is taken only where it is one in range."""
+    if name not in st.session_state:
+        asked = st.query_params.get(name, "")
+        st.session_state[name] = int(asked) if asked.isdecimal() and 1 <= int(asked) <= largest else default
+    value = st.number_input(
+        label, min_value=1, max_value=largest, step=1, key=name, persist_state="session", width=150, **more
+    )
+    common.share(name, default)
+    return int(value)
+
+
+def load() -> dict:
+    """Tokens, batch, and how the cache is kept."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-load"):
+        values = {
+            "tokens": number("Tokens a sequence", "tokens", 4096, 10_000_000, help="Prompt and answer together."),
+            "batch": number("Sequences at once", "batch", 8, 4096),
+            "kv_dtype": common.choose(
+                st.segmented_control, "KV cache in", DTYPES, "kv", "fp16", required=True,
+                help="fp8 and int8 with fixed scales; int4 in groups of 64 with scale and zero point.",
+            ),
+        }  # fmt: skip
+        values["sparse_attention"] = st.toggle(
+            "Sparse attention", key="sparse", persist_state="session",
+            help="Something says which tokens matter in each step: an indexer, or an attention that was trained so. "
+            "Without that, every step reads every token.",
+        )  # fmt: skip
+        values["kv_keep"] = 1.0
+        if values["sparse_attention"]:
+            kept = common.choose(
+                st.select_slider, "Tokens kept", [1, 2, 5, 10, 20, 30, 50, 75, 100], "keep", 10, width=220,
+                format_func=lambda percent: f"{percent} %",
+            )  # fmt: skip
+            values["kv_keep"] = kept / 100
+    return values
+
+
+def machine() -> dict:
+    """The GPU, its price, and what is known of its formats."""
+    here = detected()
+    names = ([THIS] if here else []) + list(hardware.gpus())
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-machine"):
+        name = common.choose(
+            st.selectbox, "GPU", names, "gpu", THIS if here else "H100 SXM", width=260,
+            format_func=lambda each: f"{here.name} (here)" if each == THIS else each,
+        )  # fmt: skip
+        card = here if name == THIS else hardware.gpus()[name]
+        values = {"gpu": "auto" if name == THIS else name}
+        money = {"min_value": 0.0, "value": None, "width": 150, "persist_state": "session"}
+        values["price"] = st.number_input("Price, $ an hour", key="price", placeholder="not given", **money) or None
+        values["throughput"] = st.number_input(
+            "Throughput, tokens/s", key="throughput", placeholder="not given",
+            help="Measured on what is deployed: the plan, else the dense model. All sequences together.", **money,
+        ) or None  # fmt: skip
+        values["fp8_benchmarked"] = card.generation == "Ada" and st.toggle(
+            "fp8 is benchmarked",
+            key="fp8_benchmarked",
+            persist_state="session",
+            help="On this very card, against int8.",
+        )
+        values["fp4_validated"] = card.generation == "Blackwell" and st.toggle(
+            "fp4 is validated", key="fp4_validated", persist_state="session", help="On this very model's quality."
+        )
+        said = common.choose(
+            st.segmented_control, "The checkpoint is", list(FIXED), "fixed", "not said", required=True,
+            help="Fixed: a licence, data residency, a fine-tune with no smaller twin, or hardware on site allow no "
+            "other model. The verdict depends on it.",
+        )  # fmt: skip
+    return values | {"fixed": FIXED[said]}
+
+
+def other_models() -> tuple[Footprint | None, Footprint | None]:
+    """(a model from a config.json in the place of the one in view, a smaller one to compare with)."""
+    with st.expander("Other models, by their config.json", key="k-configs"):
+        left, right = st.columns(2, gap="large")
+        with left:
+            instead = upload("Instead of the model above", "config_instead")
+        with right:
+            smaller = upload("The smaller dense model to compare with", "config_smaller")
+        st.caption("A config.json is enough: the parameters are counted on an empty model. Nothing is fetched.")
+    return instead, smaller
+
+
+def upload(label: str, key: str) -> Footprint | None:
+    file = st.file_uploader(label, type=["json"], key=key)
+    if file is None:
+        return None
+    if file.size > LARGEST:
+        raise InputError(f"{file.name} is larger than 1 MB: this is no config.json.")
+    return counted(file.getvalue().decode("utf-8", "replace"), file.name)
+
+
+def plan_of(view) -> tuple[str | None, object | None]:
+    """(name, plan) of the workspace's plan that is chosen, (None, None) for none."""
+    plans = runs.plans(view) if view is not None else {}
+    name = common.choose(
+        st.selectbox, "Plan", [NO_PLAN, *plans], "deploy_plan", NO_PLAN, width=320,
+        help="The full pipeline with this plan: its bytes are counted exactly.",
+    )  # fmt: skip
+    return (None, None) if name == NO_PLAN else (name, plans[name])
