@@ -10,6 +10,7 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.peps import Peps
 from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.structured import Structured
 from karipap_core.networks.tree import Tree
 from karipap_core.networks.tt_embedding import TtEmbedding
 
@@ -23,7 +24,8 @@ def spec_from_json(entry: dict[str, Any]) -> Spec:
     """The `Spec` of a plan's entry {"network": …, "out": […], "in": […], "chi": […]}.
 
     Raises InputError naming the field that is missing or wrong. `dense` is the plan's word for no network at all and
-    has a spec only where `quantize` says how the weight is stored.
+    has a spec only where `quantize` says how the weight is stored. A field "structure" is put around the network
+    (see structured.py).
     """
     name = entry.get("network") if isinstance(entry, dict) else None
     if name == Dense.network and entry.get("quantize") is not None:
@@ -31,6 +33,8 @@ def spec_from_json(entry: dict[str, Any]) -> Spec:
     kinds = NETWORKS | EMBEDDING_NETWORKS
     if name not in kinds:
         raise InputError(f"Field 'network' is {name!r}: it must be one of {', '.join(kinds)}.")
+    if entry.get("structure") is not None:
+        return Structured.from_json(entry)
     return kinds[name].from_json(entry)
 
 

@@ -28,9 +28,10 @@ from karipap_core.progress import Progress, silent
 LARGEST_LEG = 16  # a gate on two of them has 32,640 angles already
 MOST_SITES = 6
 LAYERS = 2
-SWEEPS = 30  # over all gates; they end where one gains less than GAIN of the error
+SWEEPS = 24  # over all gates, and as many again for the restarts; they end where one gains less than GAIN
 GAIN = 1e-3
-RESTARTS = 3  # the first grows layer by layer from identity gates, the others start at random gates
+RESTARTS = 3
+NARROW = 16  # columns under which a batched product of PyTorch's is slower than copying
 MULTIPLY_ADDS_OF_EXP = 8  # times n³: the matrix products in the exponential of an n×n matrix
 
 Circuit = list[list[torch.Tensor]]  # gates of each layer, the weight's side first
@@ -124,6 +125,11 @@ class Disentangled(Spec):
         """Q_L M Q_Rᵀ for M (n_out, n_in)."""
         return turn(turn(M, 1, left, self.places[0]), self.n_out, right, self.places[1])
 
+    def undone(self, W: torch.Tensor, left: Circuit, right: Circuit) -> torch.Tensor:
+        """Q_Lᵀ W Q_R: what the MPO has to be near to."""
+        W = turn(W, 1, left, self.places[0], inverse=True)
+        return turn(W, self.n_out, right, self.places[1], inverse=True)
+
     def multiply_adds(self, batch: int = 1) -> int:
         """The MPO's, a gate's n for each entry it turns, and the forming of each gate from its angles."""
         gates = 0
@@ -173,8 +179,10 @@ class Disentangled(Spec):
         if levels is None:
             top = max(spec.break_even_chi, 1)
             levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
-        specs = [spec.with_chi(chi) for chi in sorted(levels)]
-        errors = [estimated_error(spec, W, metric) for spec in specs]
+        specs, errors, angles = [spec.with_chi(chi) for chi in sorted(levels)], [], None
+        for spec in specs:
+            error, angles = estimated_error(spec, W, metric, angles)
+            errors.append(error)
         return Curve(
             np.array(sorted(levels)),
             np.array([spec.parameters for spec in specs]),
@@ -286,8 +294,15 @@ def turn(
     steps = list(zip(circuit, places, strict=True))
     for layer, where in steps if inverse else reversed(steps):
         for gate, place in zip(layer, where, strict=True):
-            tensor = (gate.mT if inverse else gate) @ _around(tensor, batch, place)
+            tensor = _turned(gate.mT if inverse else gate, _around(tensor, batch, place))
     return tensor.reshape(shape)
+
+
+def _turned(gate: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The gate on the middle index of (before, n, after), as one large product rather than many narrow ones."""
+    if tensor.shape[2] < NARROW:
+        return (tensor.mT @ gate.mT).mT
+    return gate @ tensor
 
 
 def _around(tensor: torch.Tensor, batch: int, place: Place) -> torch.Tensor:
@@ -317,13 +332,13 @@ def sweep_gates(
     inner = [B]  # B with the gates from each on inwards done, the innermost first
     order = [(layer, k) for layer in range(len(circuit)) for k in range(len(circuit[layer]))]
     for layer, k in reversed(order):
-        inner.append(circuit[layer][k] @ _around(inner[-1], batch, places[layer][k]))
+        inner.append(_turned(circuit[layer][k], _around(inner[-1], batch, places[layer][k])))
     circuit = [list(layer) for layer in circuit]
     for step, (layer, k) in enumerate(order):
         place = places[layer][k]
         A, B = _around(A, batch, place), _around(inner[len(order) - 1 - step], batch, place)
         circuit[layer][k] = nearest_rotation(torch.einsum("pxq,pyq->xy", A, B))
-        A = circuit[layer][k].mT @ A
+        A = _turned(circuit[layer][k].mT, A)
     return circuit
 
 
@@ -352,36 +367,36 @@ def sweep(
 def disentangle(
     spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int = RESTARTS
 ) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
-    """Cores, circuits and squared error of the best of `restarts` starts, in the weight metric (W float64).
+    """Cores, circuits and squared error after sweeps in the weight metric (W float64).
 
-    The first start has identity gates and is given its layers one at a time, `sweeps` over the depths together; the
-    others start at random rotations (fixed seeds).
+    The first of `restarts` starts has identity gates and is given its layers one at a time, the others have random
+    rotations (fixed seeds). A third of `sweeps` goes to each, the rest to the one that is best by then.
     """
-    total, best = W.square().sum().item(), None
-    for attempt in range(max(1, restarts)):
-        if attempt == 0:
-            circuits = [[[torch.eye(p.size).to(W) for p in layer] for layer in side] for side in spec.places]
-            depths = range(1, spec.layers + 1)
-        else:
-            generator = torch.Generator().manual_seed(attempt)
-            circuits = [[[_random_rotation(p.size, generator).to(W) for p in layer] for layer in side]
-                        for side in spec.places]  # fmt: skip
-            depths = [spec.layers]
-        left, right = circuits
-        seen = turn(turn(W, 1, left, spec.places[0], inverse=True), spec.n_out, right, spec.places[1], inverse=True)
-        cores = spec.mpo.start(seen)
-        error = (seen - spec.mpo.dense(cores)).square().sum().item()
-        for depth in depths:
-            part = replace(spec, layers=depth)
-            for _ in range(max(1, sweeps // len(depths))):
-                before = error
-                cores, grown_left, grown_right, error = sweep(part, W, cores, left[:depth], right[:depth])
-                left, right = grown_left + left[depth:], grown_right + right[depth:]
-                if error > (1 - GAIN) * before or error <= ENOUGH * total:
-                    break
-        if best is None or error < best[3]:
-            best = cores, left, right, error
-    return best
+    share = max(1, sweeps // 3)
+    best = None
+    for seed in range(max(1, restarts)):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = ([[_random_rotation(p.size, generator).to(W) if seed else torch.eye(p.size).to(W) for p in layer]
+                        for layer in side] for side in spec.places)  # fmt: skip
+        cores = spec.mpo.start(spec.undone(W, left, right))
+        found = cores, left, right, math.inf
+        for depth in [spec.layers] if seed else range(1, spec.layers + 1):
+            found = _swept(spec, W, found, depth, max(1, share // (1 if seed else spec.layers)))
+        if best is None or found[3] < best[3]:
+            best = found
+    return _swept(spec, W, best, spec.layers, sweeps - share)
+
+
+def _swept(spec: Disentangled, W: torch.Tensor, found: tuple, depth: int, sweeps: int) -> tuple:
+    """At most `sweeps` sweeps over the first `depth` layers; those behind them are still identity gates."""
+    part, total = replace(spec, layers=depth), W.square().sum().item()
+    for _ in range(sweeps):
+        cores, left, right, before = found
+        cores, turned_left, turned_right, error = sweep(part, W, cores, left[:depth], right[:depth])
+        found = cores, turned_left + left[depth:], turned_right + right[depth:], error
+        if error > (1 - GAIN) * before or error <= ENOUGH * total:
+            break
+    return found
 
 
 def _random_rotation(size: int, generator: torch.Generator) -> torch.Tensor:
@@ -390,11 +405,19 @@ def _random_rotation(size: int, generator: torch.Generator) -> torch.Tensor:
     return nearest_rotation(Q * R.diagonal().sign())
 
 
-def estimated_error(spec: Disentangled, W: torch.Tensor, metric: Metric) -> float:
-    """The error that `fit` will reach: one start, fewer sweeps, two rounds of `refine`, the rest extrapolated as in
-    `mpo.estimated_error`."""
-    errors = refine(spec.dense, spec.start(W, metric, sweeps=SWEEPS // 3, restarts=1), W, metric, rounds=2)[1]
+def estimated_error(
+    spec: Disentangled, W: torch.Tensor, metric: Metric, angles: list[torch.Tensor] | None = None
+) -> tuple[float, list[torch.Tensor]]:
+    """The error that `fit` will reach and the angles found: few sweeps from one start, or the `angles` of the χ
+    before, then two rounds of `refine`, the rest extrapolated as in `mpo.estimated_error`."""
+    if angles is None:
+        start = spec.start(W, metric, sweeps=SWEEPS // 3, restarts=1)
+    else:
+        blank = [*[None] * len(spec.out), *angles]
+        start = [*spec.mpo.start(spec.undone(W, *spec.circuits(blank))), *angles]
+    cores, errors = refine(spec.dense, start, W, metric, rounds=2)
+    angles = cores[len(spec.out) :]
     if len(errors) < 3:
-        return errors[-1]
+        return errors[-1], angles
     gain = (errors[1] - errors[2]) / (1 - 2**-1.5)
-    return max(errors[2] - gain * (2**-1.5 - ROUNDS**-1.5), 0.4 * errors[2])
+    return max(errors[2] - gain * (2**-1.5 - ROUNDS**-1.5), 0.4 * errors[2]), angles
