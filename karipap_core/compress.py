@@ -13,11 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from karipap_core.decompositions import floats
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize import Quantized
+from karipap_core.quantize_cores import values
 from karipap_core.workspace import settings_key, whole_file, write_json
 
 REPORT = "karipap.json"
@@ -77,7 +76,7 @@ def _decompose(study, plan: Plan, weight, file: Path) -> None:
     spec, decompositions = plan.spec(weight.name), study.decompositions(plan.metric)
     cores = decompositions.stored(weight.name, spec)
     dense = study.checkpoint.read(weight.name).double()
-    stored = spec.dense(floats(spec, cores)).double()
+    stored = spec.dense(values(spec, cores)).double()
     row = {
         "name": weight.name, "network": spec.network, "chi": list(spec.chi), "quantize": spec.quantize,
         "parameters": spec.parameters, "weight_error": _relative((dense - stored), dense), "functional_error": None,
@@ -86,10 +85,10 @@ def _decompose(study, plan: Plan, weight, file: Path) -> None:
         row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
     tensors = {}
     for index, (core, own) in enumerate(zip(cores, spec.owned, strict=True)):
-        if own and isinstance(core, Quantized):
-            tensors |= {f"cores.{index}.{key}": tensor.contiguous() for key, tensor in core.tensors().items()}
-        elif own:
+        if own and torch.is_tensor(core):
             tensors[f"cores.{index}"] = core.contiguous()
+        elif own:
+            tensors |= {f"cores.{index}.{key}": tensor.contiguous() for key, tensor in core.tensors().items()}
     with whole_file(file) as temporary:
         save_file(tensors, temporary, metadata={"row": json.dumps(row)})
 

@@ -74,7 +74,9 @@ class Decompositions:
 
     def matrix(self, name: str, spec, dtype: str | None = None) -> torch.Tensor:
         """Ŵ (out, in) in float32, of the cores as they are stored."""
-        return spec.dense(floats(spec, self.stored(name, spec, dtype)))
+        from karipap_core.quantize_cores import values
+
+        return spec.dense(values(spec, self.stored(name, spec, dtype)))
 
     def _fitted(self, name: str, spec, progress) -> list[torch.Tensor]:
         read, metric_of = self.checkpoint.read, self.metric_of
@@ -93,14 +95,14 @@ class Decompositions:
         return self._kept(_key(name, spec), lambda: [])
 
     def _quantized(self, name: str, spec, cores, progress) -> list:
-        from karipap_core.quantize import Format, Quantized
+        from karipap_core.quantize import from_tensors
         from karipap_core.quantize_cores import quantize_cores
 
         def make() -> dict[str, torch.Tensor]:
             found = quantize_cores(spec, cores, self.checkpoint.read(name), self.metric_of(name))
             tensors = {}
             for index, core in enumerate(found):
-                for key, tensor in core.tensors().items() if isinstance(core, Quantized) else [("", core)]:
+                for key, tensor in [("", core)] if torch.is_tensor(core) else core.tensors().items():
                     tensors[f"{index}.{key}"] = tensor.cpu().contiguous()
             return tensors
 
@@ -111,7 +113,7 @@ class Decompositions:
             if form in (None, "index"):
                 found.append(mine[""])
             else:
-                found.append(Quantized.from_tensors(Format.parse(form), *spec.core_matrix(index), mine))
+                found.append(from_tensors(form, *spec.core_matrix(index), mine))
         return found
 
     # The cache: files named by weight and spec, and as much in memory as is allowed.
@@ -142,19 +144,6 @@ class Decompositions:
         while len(self._memory) > 1 and sum(map(_size, self._memory.values())) > self.memory_bytes:
             self._memory.popitem(last=False)
         return tensors
-
-
-def floats(spec, stored: list) -> list[torch.Tensor]:
-    """Stored cores as `Spec.dense` takes them: float32 in the cores' shapes, indices as they are."""
-    from karipap_core.quantize import Quantized
-
-    found = []
-    for shape, form, core in zip(spec.core_shapes, spec.formats, stored, strict=True):
-        if isinstance(core, Quantized):
-            found.append(core.dense().reshape(shape))
-        else:
-            found.append(core if form == "index" else core.float())
-    return found
 
 
 def _key(name: str, spec) -> str:

@@ -510,8 +510,8 @@ def _own_options(spec) -> tuple[tuple[str, object], ...]:
 
 
 def _is_of(spec, kind: Kind) -> bool:
-    options = all(getattr(spec, key) == value for key, value in kind.options)
-    return (spec.network, spec.quantize) == (kind.network, kind.quantize) and options
+    same = (spec.network, spec.quantize) == (kind.network, kind.quantize)
+    return same and all(getattr(spec, key) == value for key, value in kind.options)
 
 
 def _read_at(point: float, points: np.ndarray, errors: np.ndarray) -> float:

@@ -41,7 +41,7 @@ class Probe:
         fitting = max(1, memory_bytes // (4 * width * windows.shape[1]))
         self.windows = windows[:fitting]
         self.batches = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-        self.sites = sites(model, checkpoint)
+        self.sites = sites(model, checkpoint, tables=True)
         self.blocks = _blocks(model, self.sites, checkpoint)
         self._reference: list[torch.Tensor] = []
         self._outputs: list[dict[int, object]] = [{} for _ in self.batches]

@@ -127,9 +127,9 @@ class Study:
 
         from karipap_core.networks.tt_embedding import frequency_metric
 
-        rows, width = self.checkpoint.weight(name).shape
+        rows = self.checkpoint.weight(name).shape[0]
         counts = torch.bincount(self.windows.moments.flatten(), minlength=rows)
-        return frequency_metric(counts[:rows], width, self.settings.damping)
+        return frequency_metric(counts[:rows], damping=self.settings.damping)
 
     @cached_property
     def model(self):

@@ -26,7 +26,7 @@ class InPlace:
     ) -> None:
         from karipap_core.hf import sites
 
-        self.model, self.sites = model, sites(model, checkpoint)
+        self.model, self.sites = model, sites(model, checkpoint, tables=True)
         self.causal = checkpoint.kind == "causal"
         if self.causal:
             fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)

@@ -37,6 +37,9 @@ class LowRank(Spec):
     def core_shapes(self) -> list[tuple[int, ...]]:
         return [(self.n_out, self.chi[0]), (self.chi[0], self.n_in)]
 
+    def core_matrix(self, index: int) -> tuple[int, int]:
+        return self.core_shapes[index]  # also where χ is small: GPTQ needs the inputs of L in its columns
+
     @property
     def max_chi(self) -> int:
         return min(self.n_out, self.n_in)
