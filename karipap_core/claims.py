@@ -153,8 +153,9 @@ CLAIMS: dict[str, Claim] = {
             "The method in full: each token's vector is reshaped and split by TT-SVD on its own. 38.40 = 768 / 20 is a "
             "product of small vectors for each token, rank 1 on every bond. The legs behind 3.31 are not needed to run "
             "it.",
-            "Every token's vector of this model becomes such a product (and trains of larger rank), only in the "
-            "look-up: a head tied to the table stays dense. Beside it, at equal bytes, a truncated SVD of the table, "
+            "Every token's vector of this model becomes such a product (and trains of larger rank), fitted on from the "
+            "published TT-SVD, only in the look-up: a head tied to the table stays dense. Beside it, at equal bytes, "
+            "a truncated SVD of the table, "
             "and the table in 4 and 8 bits.",
             (
                 Published("rank1_factor", "Rank 1: times smaller", "38.40 (GPT-2, 768 numbers a token)",
@@ -179,7 +180,9 @@ CLAIMS: dict[str, Claim] = {
             "numbers. On a quantum computer they would not be stored.",
             "The count, repeated from the sizes. Then one attention weight in the middle of this model: padded to "
             "powers of two, its singular vectors as the two circuits (no circuit on the register does better), the "
-            "best product of one-qubit operators between them; and the MPO at χ = 1 without circuits.",
+            "best product of one-qubit operators between them; and the MPO at χ = 1 without circuits. Last, gates "
+            "small enough "
+            "to be stored.",
             (
                 Published("chi1", "MPO parameters of the 576×192 weight at χ′ = 1, 2, 5, 10, 50, 256",
                           "36, 132, 696, 2,356, 36,948, 401,956", "arXiv:2410.17397v2"),
@@ -192,6 +195,7 @@ CLAIMS: dict[str, Claim] = {
                           "arXiv:2410.17397v2"),
                 Published("here", "Parameters for this model's weight", "", ""),
                 Published("svd", "SVD with as many parameters as the circuits", "", ""),
+                Published("local", "Half the parameters, gates counted: local gates and MPO / MPO alone / SVD", "", ""),
             ),
         ),
         Claim(

@@ -16,7 +16,7 @@ from karipap_core.quantize import quantize_rtn
 from karipap_core.study import Study
 
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
-SETTINGS = CalibrationSettings(tokens=8192, probe_windows=1, check_windows=8)
+SETTINGS = CalibrationSettings(tokens=6144, probe_windows=1, check_windows=8)
 MPO_SITES = 3  # CompactifAI's only worked example: 216×216 as three sites of 6·6
 EXACT_PERMUTATIONS, DRAWS = 7, 20_000
 NO_LOSS = "An encoder has no next-token loss: damage is the relative squared error of its output."

@@ -119,8 +119,6 @@ def headline(study: Study, progress: Progress) -> dict:
         "svd": ("SVD", svd("weight")),
         "whitened": ("SVD, fitted to outputs", svd("functional")),
     }
-    if "peps" not in NETWORKS:
-        del forms["accuracy"]
     rows, total = {}, len(forms) * len(weights)
     for key, (label, make) in forms.items():
         matrices, error = [], []
