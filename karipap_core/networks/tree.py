@@ -9,9 +9,9 @@ bond on layer l's own branch):
     share "both"  W_l = U_g C_l V_g    both shared, C_l (χ_out, χ_in) of the layer: Tucker's form
     share "all"   as "both" with C_l = Σ_a c_l[a] K_a: K (χ_L, χ_out, χ_in) shared too, a bond on the layer index
 
-Where r_l is the most that it can be, min(n_own, χ_g), the pair U_l C_l truncates nothing and is stored as the one core
-B_l that it is (out, χ_g): with all layers like that, and share "in", this is Basis Sharing (arXiv:2410.03765). A group
-of one weight is then `lowrank`. `chi` is (χ_g, r_0, …, r_{L−1}) for "in" and "out", (χ_out, χ_in) for "both" and
+Where U_l and C_l would hold no fewer numbers than their product, that is stored as one core B_l (out, χ_g), which
+truncates nothing: with all layers like that, and share "in", this is Basis Sharing (arXiv:2410.03765). A group of one
+weight is then `lowrank`. `chi` is (χ_g, r_0, …, r_{L−1}) for "in" and "out", (χ_out, χ_in) for "both" and
 (χ_out, χ_in, χ_L) for "all". Each member's entry is complete in itself; shared cores come first in its list and are
 stored with member 0 alone.
 Grasedyck, "Hierarchical singular value decomposition of tensors", SIAM J. Matrix Anal. Appl. 31 (2010); De Lathauwer
@@ -19,23 +19,31 @@ et al., "On the best rank-1 and rank-(R1, …, RN) approximation", ibid. 21 (200
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
+from karipap_core.checkpoint import Weight
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Curve, Metric, Spec
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.tree_fit import Branches, View, edge_squares, settle, split, start, sweep
 from karipap_core.progress import Progress, silent
+from karipap_core.roles import role_of
 
 SHARES = ("in", "out", "both", "all")
-SWEEPS = 8
-TOLERANCE = 1e-4  # of the error: a sweep that gains less is the last
-ENOUGH = 1e-15  # relative error at which a fit is exact
-CG_STEPS = 12  # in one update of a shared core; with equal moments one is enough
+GRID = 24  # values of χ_g that a curve tries
+KEPT = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of the dense group that a curve is measured at
+# The layers that share a basis by default. On the demo model (6 layers, its own moments, error over that of `lowrank` of
+# each layer with the ranks at one price, equal parameters) all six layers at kept .1 / .3 / .45 of the group: loss
+# metric q .88 / .77 / .79, k .88 / .74 / .75, v .82 / .80 / .91; functional q .80 / .59 / .52, k .77 / .53 / .43,
+# v .75 / .44 / .40. At kept .1 / .3 / .5 gate .97 / .96 / .98, and in pairs .99 / .96 / .94; down 1.04 / 1.05 / 1.08,
+# o 1.04 / 1.28 / 1.6: what writes into the residual stream shares no basis there.
+GROUP = 6
+ALONE = ("o", "down", "fc2")
 
 
 @dataclass(frozen=True)
@@ -118,8 +126,9 @@ class Tree(Spec):
 
     @property
     def whole(self) -> bool:
-        """Whether this member's own branch truncates nothing, so that it is one core."""
-        return self.rank == min(self.sides[1], self.chi[0])
+        """Whether this member's own branch is one core: two of rank r_l would hold no fewer numbers."""
+        own, chi = self.sides[1], self.chi[0]
+        return self.rank * (own + chi) >= own * chi
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:
@@ -167,10 +176,7 @@ class Tree(Spec):
         return x
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
-        left, *rest = self.factors(cores)
-        for factor in rest:
-            left = left @ factor
-        return left
+        return chain(self.factors(cores))
 
     def multiply_adds(self, batch: int = 1) -> int:
         shapes = self.core_shapes
@@ -199,6 +205,13 @@ class Tree(Spec):
     def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
         """That of a weight alone, where a tree is `lowrank`; a group's is `group_curve`."""
         return LowRank.curve(W, metric)
+
+
+def chain(factors: Sequence[torch.Tensor]) -> torch.Tensor:
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product @ factor
+    return product
 
 
 # ---- the group
@@ -239,7 +252,7 @@ def fit_group(
     not belong together.
     """
     check_group(specs, Ws, metrics)
-    return sweep(start(specs, Ws, metrics), progress)[0].cores(specs)
+    return sweep(start(specs[0].share, specs[0].chi, Ws, metrics), progress)[0].cores(specs[0].share)
 
 
 def check_group(specs: Sequence[Tree], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]) -> None:
@@ -254,278 +267,69 @@ def check_group(specs: Sequence[Tree], Ws: Sequence[torch.Tensor], metrics: Sequ
         metric.check(*W.shape)
 
 
-@dataclass
-class View:
-    """One member turned so that the shared side is on the right: W (own, shared), the moment of its own side (with
-    lower factor) and that of the shared side; None is the identity."""
-
-    W: torch.Tensor
-    own: torch.Tensor | None
-    own_factor: torch.Tensor | None
-    shared: torch.Tensor | None
-
-    @classmethod
-    def of(cls, W: torch.Tensor, metric: Metric, side: str) -> "View":
-        W, (own, shared) = W.detach().double(), ("G", "C") if side == "in" else ("C", "G")
-        return cls(W if side == "in" else W.T, metric.damped(own, W.device), metric.factor(own, W.device),
-                   metric.damped(shared, W.device))  # fmt: skip
-
-    def absolute(self, D: torch.Tensor) -> float:
-        """‖A D B‖² of a difference D (own, shared)."""
-        return (left(self.own, D) * right(D, self.shared)).sum().item()
+def side_of(name: str) -> str:
+    """The side that weights of this name share: the residual stream is what o, down and fc2 give out, and what all
+    others take in."""
+    role = role_of(name, mixture=False).removeprefix("shared_")
+    return "out" if role in ("o", "down", "fc2") else "in"
 
 
-def left(M: torch.Tensor | None, X: torch.Tensor) -> torch.Tensor:
-    return X if M is None else M @ X
+@torch.no_grad()
+def group_curve(
+    members: Sequence[str], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric], levels=None,
+    progress: Progress = silent, share: str | None = None,
+) -> GroupCurve:  # fmt: skip
+    """Error and parameters of a group over its size.
 
-
-def right(X: torch.Tensor, M: torch.Tensor | None) -> torch.Tensor:
-    return X if M is None else X @ M
-
-
-def mean_factor(moments: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Lower Cholesky factor F of the group's mean moment; None where all are the identity."""
-    known = [M for M in moments if M is not None]
-    if not known:
-        return None
-    eye = torch.eye(len(known[0]), dtype=torch.float64, device=known[0].device)
-    return torch.linalg.cholesky(sum(eye if M is None else M for M in moments) / len(moments))
-
-
-def orthonormal(V: torch.Tensor, F: torch.Tensor | None) -> torch.Tensor:
-    """Rows with the same span and V F Fᵀ Vᵀ = 1."""
-    return unwhitened(torch.linalg.qr(right(V, F).T).Q.T, F)
-
-
-def unwhitened(Q: torch.Tensor, F: torch.Tensor | None) -> torch.Tensor:
-    return Q if F is None else torch.linalg.solve_triangular(F, Q, upper=False, left=False)
-
-
-def leading_rows(parts: Sequence[torch.Tensor], chi: int) -> torch.Tensor:
-    """The χ leading right singular vectors (χ, n), as rows, of the parts (…, n) one on top of the other."""
-    columns = parts[0].shape[1]
-    if columns <= sum(len(part) for part in parts):
-        return torch.linalg.eigh(sum(part.T @ part for part in parts)).eigenvectors[:, -chi:].flip(1).T
-    stack = torch.cat(list(parts))
-    return torch.linalg.qr(stack.T @ torch.linalg.eigh(stack @ stack.T).eigenvectors[:, -chi:].flip(1)).Q.T
-
-
-def shared_start(views: Sequence[View], F: torch.Tensor | None, chi: int) -> torch.Tensor:
-    """V (χ, shared): the leading basis of the shared side, each member whitened by its own side and the group's F."""
-    whitened = (left(None if v.own_factor is None else v.own_factor.T, right(v.W, F)) for v in views)
-    return unwhitened(leading_rows(list(whitened), chi), F)
-
-
-def shared_step(views: Sequence[View], V: torch.Tensor, lefts: Sequence[torch.Tensor], F) -> torch.Tensor:
-    """V that lowers Σ_l ‖A_l (W_l − L_l V) B_l‖², every left factor L_l (own, χ) held.
-
-    The optimum solves Σ_l P_l V C_l = Σ_l L_lᵀ G_l W_l C_l with P_l = L_lᵀ G_l L_l: conjugate gradients from V,
-    preconditioned by (Σ P)⁻¹ and the mean moment's inverse, which is exact where all members' moments are equal.
+    levels : numbers that the whole group may hold (default: the parts `KEPT` of the dense group); those too small for
+    one bond on every edge are left out.  share : "in" or "out" (default: by the members' names, see `side_of`).
+    A level's split between χ_g and the r_l comes from the spectra of the edges at one price a number; then the group
+    is swept, and two-site steps move χ_g and the r_l as long as that lowers the error at the same size.
     """
-    weighed = [left(v.own, L).T for v, L in zip(views, lefts, strict=True)]
-    P = [weight @ L for weight, L in zip(weighed, lefts, strict=True)]
-    together = sum(P)
-    together.diagonal().add_(1e-12 * together.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    R = torch.linalg.cholesky(together)
-
-    def normal(X: torch.Tensor) -> torch.Tensor:
-        return sum(p @ right(X, v.shared) for p, v in zip(P, views, strict=True))
-
-    def precondition(X: torch.Tensor) -> torch.Tensor:
-        X = torch.cholesky_solve(X, R)
-        return X if F is None else torch.cholesky_solve(X.T, F).T
-
-    target = sum(weight @ right(v.W, v.shared) for weight, v in zip(weighed, views, strict=True))
-    return descend(V, normal, target, precondition)
-
-
-def descend(X, normal: Callable, target: torch.Tensor, precondition: Callable) -> torch.Tensor:
-    """Conjugate gradients on normal(X) = target from X: the quadratic error falls with every step."""
-    R = target - normal(X)
-    Z = precondition(R)
-    P, size = Z, (R * Z).sum()
-    enough = 1e-8 * size
-    for _ in range(CG_STEPS):
-        slope = normal(P)
-        curvature = (P * slope).sum()
-        if not curvature > 0:
-            break
-        step = size / curvature
-        X, R = X + step * P, R - step * slope
-        Z = precondition(R)
-        size, former = (R * Z).sum(), size
-        if not size > enough:
-            break
-        P = Z + size / former * P
-    return X
+    share = share or side_of(members[0])
+    if share not in ("in", "out"):
+        raise InputError(f"Field 'share' is {share!r}: a group's curve is measured for 'in' and 'out'.")
+    shape = tuple(Ws[0].shape)
+    views = [View.of(W, metric, share).whitened() for W, metric in zip(Ws, metrics, strict=True)]
+    owns, shared = [len(view.W) for view in views], views[0].W.shape[1]
+    dense, most = sum(math.prod(W.shape) for W in Ws), min(shared, sum(owns))
+    widest = Branches(views, (most, *[min(own, most) for own in owns]))
+    grid = sorted({max(1, round(most * k / GRID)) for k in range(1, GRID + 1)})
+    squares = edge_squares(widest, grid)
+    found, levels = [], sorted(levels or (round(part * dense) for part in KEPT))
+    for done, budget in enumerate(levels):
+        progress("levels", done, len(levels))
+        chosen = split(squares, owns, shared, budget)
+        if chosen is None:
+            continue
+        state = Branches(views, (chosen[1], *chosen[2]), widest.V[: chosen[1]])
+        state = settle(state, grid, budget)
+        specs, errors = group_specs(members, shape, (len(state.V), *state.ranks), share), state.errors()
+        size = sum(spec.parameters for spec in specs)
+        if not found or (size > found[-1][0] and sum(errors) <= sum(found[-1][1])):
+            found.append((size, errors, specs))
+    if not found:
+        raise InputError(f"Levels {levels} are all too small for a group of {len(members)} weights {shape}.")
+    sizes, errors, specs = zip(*found, strict=True)
+    total = np.array([view.absolute(view.W) for view in views])
+    return GroupCurve(list(specs), np.array(sizes), np.array(errors), total)
 
 
-class Branches:
-    """A group of share "in" or "out", seen with the shared side on the right: V (χ_g, shared) and each member's own
-    factors, (own, χ_g) or (own, r_l) and (r_l, χ_g), the optimum of its own metric for this V."""
+def group_names(weights: Sequence[Weight]) -> list[list[str]]:
+    """The groups that share a basis by default: at most `GROUP` consecutive layers of one role and shape, experts with
+    those of the same number; a weight that finds no other, or whose role gains nothing (`ALONE`), is a group alone.
 
-    def __init__(self, views: Sequence[View], chi: Sequence[int], V: torch.Tensor | None = None) -> None:
-        self.views, self.ranks = views, chi[1:]
-        self.F = mean_factor([view.shared for view in views])
-        self.V = shared_start(views, self.F, chi[0]) if V is None else V
-        self.owns = [self.own(view, rank) for view, rank in zip(views, self.ranks, strict=True)]
-
-    def projected(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        """Z (own, χ_g) and R (χ_g, χ_g): with Q = R⁻¹ V B orthonormal, W B Qᵀ = Z, so the best Ŵ is Z R⁻¹ V."""
-        VC = right(self.V, view.shared)
-        R = torch.linalg.cholesky(VC @ self.V.T)
-        return torch.linalg.solve_triangular(R.T, view.W @ VC.T, upper=True, left=False), R
-
-    def own(self, view: View, rank: int) -> tuple[torch.Tensor, ...]:
-        """The rank-r truncation of A Z, un-whitened: with V held the optimum of this member's error."""
-        Z, R = self.projected(view)
-        if rank == min(Z.shape):
-            return (torch.linalg.solve_triangular(R, Z, upper=False, left=False),)
-        factor = view.own_factor
-        whitened = Z if factor is None else factor.T @ Z
-        if Z.shape[0] <= Z.shape[1]:
-            basis = torch.linalg.eigh(whitened @ whitened.T).eigenvectors[:, -rank:].flip(1)
-            U = basis if factor is None else torch.linalg.solve_triangular(factor.T, basis, upper=True)
-            C = basis.T @ whitened
-        else:
-            basis = torch.linalg.eigh(whitened.T @ whitened).eigenvectors[:, -rank:].flip(1)
-            U, C = Z @ basis, basis.T
-        return U, torch.linalg.solve_triangular(R, C, upper=False, left=False)
-
-    def lefts(self) -> list[torch.Tensor]:
-        return [own[0] if len(own) == 1 else own[0] @ own[1] for own in self.owns]
-
-    def errors(self) -> list[float]:
-        return [view.absolute(view.W - L @ self.V) for view, L in zip(self.views, self.lefts(), strict=True)]
-
-    def stepped(self) -> "Branches":
-        """One sweep: V with the owns held, then each own with V held."""
-        if len(self.views) == 1:
-            return self  # the start is the optimum
-        V = orthonormal(shared_step(self.views, self.V, self.lefts(), self.F), self.F)
-        return Branches(self.views, (len(V), *self.ranks), V)
-
-    def cores(self, specs: Sequence[Tree]) -> list[list[torch.Tensor]]:
-        V, owns = self.V, [list(own) for own in self.owns]
-        inner = torch.stack([own[-1].norm(dim=0) for own in owns]).mean(0)
-        scale = evened(inner, V.norm(dim=1))
-        for own in owns:
-            own[-1] = own[-1] * scale
-            if len(own) == 2:
-                bond = evened(own[0].norm(dim=0), own[1].norm(dim=1))
-                own[0], own[1] = own[0] * bond, own[1] / bond[:, None]
-        V = V / scale[:, None]
-        if specs[0].share == "in":
-            return [[V, *own] for own in owns]
-        return [[V.T.contiguous(), *(core.T.contiguous() for core in reversed(own))] for own in owns]
-
-
-def evened(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """What `one` of the two ends of a bond is multiplied with (and the other divided by) for equal norms."""
-    alive = (one > 0) & (other > 0)
-    return torch.where(alive, (other / one.where(alive, torch.ones_like(one))).sqrt(), torch.ones_like(one))
-
-
-class Tucker:
-    """A group of share "both" or "all": U (out, χ_out), V (χ_in, in) and each member's C_l (χ_out, χ_in), for "all"
-    with C_l = Σ_a c[l, a] K_a."""
-
-    def __init__(self, views: Sequence[View], turned: Sequence[View], chi: Sequence[int]) -> None:
-        """views : with "in" on the right.  turned : with "out" on the right."""
-        self.views, self.turned, self.bond = views, turned, chi[2] if len(chi) == 3 else None
-        self.F_in = mean_factor([view.shared for view in views])
-        self.F_out = mean_factor([view.shared for view in turned])
-        self.V = shared_start(views, self.F_in, chi[1])
-        self.U = shared_start(turned, self.F_out, chi[0]).T
-        self.K = self.c = None
-        self.middle()
-
-    def middle(self) -> None:
-        """C_l with U and V held: (Uᵀ G U)⁻¹ Uᵀ G W C Vᵀ (V C Vᵀ)⁻¹; with a bond on the layers K, c start from the
-        SVD of these over (l | out, in), and then each in turn is a least-squares problem."""
-        A = [self.U.T @ left(view.own, self.U) for view in self.views]
-        B = [right(self.V, view.shared) @ self.V.T for view in self.views]
-        inner = [left(v.own, self.U).T @ v.W @ right(self.V, v.shared).T for v in self.views]
-        if self.bond is None or self.K is None:
-            self.C = []
-            for a, b, T in zip(A, B, inner, strict=True):
-                half = torch.cholesky_solve(T, torch.linalg.cholesky(a))
-                self.C.append(torch.cholesky_solve(half.T, torch.linalg.cholesky(b)).T)
-        if self.bond is None:
-            return
-        A, B, inner = torch.stack(A), torch.stack(B), torch.stack(inner)
-        if self.K is None:
-            flat = torch.stack(self.C).flatten(1)
-            self.c = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -self.bond :].flip(1)
-            self.K = (self.c.T @ flat).reshape(self.bond, *self.C[0].shape)
-        c = self.c
-        hessian = c.T @ c
-        hessian.diagonal().add_(1e-12 * hessian.diagonal().mean())
-        R = torch.linalg.cholesky(hessian)
-
-        def normal(K: torch.Tensor) -> torch.Tensor:
-            return torch.einsum("la,lij->aij", c, A @ torch.einsum("la,aij->lij", c, K) @ B)
-
-        def precondition(X: torch.Tensor) -> torch.Tensor:
-            return torch.cholesky_solve(X.flatten(1), R).reshape(X.shape)
-
-        K = descend(self.K, normal, torch.einsum("la,lij->aij", c, inner), precondition)
-        bent = A[:, None] @ K @ B[:, None]  # (l, a, χ_out, χ_in)
-        hessians = torch.einsum("aij,lbij->lab", K, bent)
-        targets = torch.einsum("aij,lij->la", K, inner)
-        self.K, self.c = K, torch.linalg.lstsq(hessians, targets[..., None], driver="gelsd").solution[..., 0]
-        self.C = list(torch.einsum("la,aij->lij", self.c, K))
-
-    def errors(self) -> list[float]:
-        return [view.absolute(view.W - self.U @ C @ self.V) for view, C in zip(self.views, self.C, strict=True)]
-
-    def stepped(self) -> "Tucker":
-        """One sweep: V, then U, then the members' C (for "all" K, then c)."""
-        new = object.__new__(Tucker)
-        new.__dict__.update(self.__dict__)
-        new.V = shared_step(self.views, self.V, [self.U @ C for C in self.C], self.F_in)
-        new.U = shared_step(self.turned, new.U.T, [(C @ new.V).T for C in new.C], self.F_out).T
-        new.middle()
-        return new
-
-    def cores(self, specs: Sequence[Tree]) -> list[list[torch.Tensor]]:
-        rows = evened(torch.stack([C.norm(dim=1) for C in self.C]).mean(0), self.U.norm(dim=0))
-        columns = evened(torch.stack([C.norm(dim=0) for C in self.C]).mean(0), self.V.norm(dim=1))
-        U, V = self.U / rows, self.V / columns[:, None]
-        if self.bond is None:
-            return [[U, V, rows[:, None] * C * columns] for C in self.C]
-        K = rows[:, None] * self.K * columns
-        bond = evened(K.flatten(1).norm(dim=1), self.c.norm(dim=0))
-        return [[U, V, K * bond[:, None, None], c / bond] for c in self.c]
-
-
-def start(specs: Sequence[Tree], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]) -> Branches | Tucker:
-    """Hierarchical SVD from the leaves: the shared bases in the group's mean metric, the rest the optimum for them.
-
-    Where all members have one metric, error ≤ Σ_e (discarded weight at edge e) ≤ (2d − 3) of the best squared error.
+    Every compressible weight is in one group; groups and members stand in the order of the weights.
     """
-    pairs, chi = list(zip(Ws, metrics, strict=True)), specs[0].chi
-    if specs[0].share in ("in", "out"):
-        return Branches([View.of(*pair, specs[0].share) for pair in pairs], chi)
-    return Tucker([View.of(*pair, "in") for pair in pairs], [View.of(*pair, "out") for pair in pairs], chi)
-
-
-def sweep(
-    state: Branches | Tucker, progress: Progress = silent, sweeps: int = SWEEPS, tolerance: float = TOLERANCE
-) -> tuple[Branches | Tucker, list[float]]:
-    """One-site sweeps until one gains less than `tolerance`: the state, and the group's error at the start and after
-    each, which never rises (a sweep that would raise it, by rounding, is dropped)."""
-    total = sum(view.absolute(view.W) for view in state.views)
-    errors = [sum(state.errors())]
-    for done in range(sweeps):
-        progress("sweep", done, sweeps, message=f"metric error {errors[-1] / total:.4g}" if total else "zero weights")
-        if errors[-1] <= ENOUGH * total or (tried := state.stepped()) is state:
-            break
-        error = sum(tried.errors())
-        if not error < errors[-1]:
-            break
-        state, gain = tried, 1 - error / errors[-1]
-        errors.append(error)
-        if gain < tolerance:
-            break
-    return state, errors
+    runs: dict[tuple, list[Weight]] = {}
+    groups: list[list[Weight]] = []
+    for weight in sorted((w for w in weights if w.compressible), key=lambda w: -1 if w.layer is None else w.layer):
+        key = (weight.role, weight.shape, weight.expert, weight.dtype)
+        run = runs.get(key)
+        alone = weight.layer is None or weight.role.removeprefix("shared_") in ALONE
+        if alone or run is None or len(run) == GROUP or run[-1].layer != weight.layer - 1:
+            run = runs[key] = []
+            groups.append(run)
+        run.append(weight)
+    place = {weight.name: at for at, weight in enumerate(weights)}
+    return sorted(([weight.name for weight in run] for run in groups), key=lambda names: place[names[0]])
