@@ -36,38 +36,45 @@ def product_spectrum(sigma: np.ndarray) -> np.ndarray:
 
     Orthogonal circuits on whole registers can bring χ′ = 1 to any spectrum of that form and none other, and for given
     values the best they do is to align singular vectors (von Neumann's trace inequality): what is left is
-    ‖σ − s ⊗ s′ …‖. From geometric series, in turns: sort the product to pair it with σ, best rank-1 tensor for that
-    pairing; both never lose.
+    ‖σ − s ⊗ s′ …‖. With s = (1, a) the overlap of σ with the sorted, normalized product is climbed in each a in turn
+    (grids, ever finer), from geometric series and from a few random starts; the scale follows.
     """
     n = max(1, math.ceil(math.log2(max(len(sigma), 2))))
     target = np.zeros(2**n)
     target[: len(sigma)] = np.sort(sigma)[::-1]
-    best, score = np.zeros(2**n), -1.0
-    for decay in (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0):
-        sides = [np.array([1.0, decay ** (2**k)]) for k in range(n)]
-        for _ in range(30):
-            place = np.argsort(-_product(sides), kind="stable")
-            paired = np.empty(2**n)
-            paired[place] = target
-            tensor = paired.reshape((2,) * n)
-            for k in range(n):
-                rest = tensor
-                for other in reversed([j for j in range(n) if j != k]):
-                    rest = np.tensordot(rest, sides[other] / max(np.linalg.norm(sides[other]), 1e-300), (other, 0))
-                sides[k] = rest  # carries the scale; the others count as unit vectors
-                scale = np.linalg.norm(rest)
-                sides = [side if j == k else side / max(np.linalg.norm(side), 1e-300) for j, side in enumerate(sides)]
-            if scale <= score * (1 + 1e-9):
-                break
-            best, score = -np.sort(-_product(sides)), scale
-    return best
+    rng = np.random.default_rng(0)
+    starts = [np.array([decay ** (2**k) for k in range(n)]) for decay in (0.5, 0.9, 0.97, 0.99, 0.997)]
+    starts += [rng.random(n) for _ in range(5)]
+    best = max((_climbed(start, target, 3) for start in starts), key=lambda found: found[0])[1]
+    spectrum = _spectra(_climbed(best, target, 12)[1][None])[0]
+    return spectrum * (spectrum @ target) / (spectrum @ spectrum)
 
 
-def _product(sides: list[np.ndarray]) -> np.ndarray:
-    product = np.ones(1)
-    for side in sides:
-        product = np.kron(product, side)
-    return product
+def _climbed(a: np.ndarray, target: np.ndarray, rounds: int) -> tuple[float, np.ndarray]:
+    """(overlap, a) after so many rounds over all coordinates, the grid's step shrinking each time."""
+    a, score = a.copy(), float(_overlap(_spectra(a[None]), target)[0])
+    for number in range(rounds):
+        for k in range(len(a)):
+            width = 0.6 ** max(0, number - 2)
+            grid = np.clip(a[k] + width * np.linspace(-1, 1, 33), 0, 1)
+            tried = np.repeat(a[None], len(grid), 0)
+            tried[:, k] = grid
+            scores = _overlap(_spectra(tried), target)
+            if scores.max() > score:
+                score, a = float(scores.max()), tried[scores.argmax()]
+    return score, a
+
+
+def _spectra(a: np.ndarray) -> np.ndarray:
+    """(1, a_1) ⊗ (1, a_2) ⊗ …, sorted descending, for every row of a (count, n)."""
+    products = np.ones((len(a), 1))
+    for k in range(a.shape[1]):
+        products = np.concatenate([products, products * a[:, k : k + 1]], 1)
+    return -np.sort(-products, axis=1)
+
+
+def _overlap(spectra: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return spectra @ target / np.linalg.norm(spectra, axis=1)
 
 
 def disentanglers(study: Study, progress: Progress) -> dict:
