@@ -398,13 +398,12 @@ class Planner:
         kind = next(kind for kind in kinds if _is_of(spec, kind))
         curves = self._curves(kind, tables=self._is_table(name))
         if isinstance(curves, list):
-            group = next((group for group in curves if set(group.members) == set(spec.members)), None)
+            members = set(spec.members or (name,))
+            group = next((group for group in curves if set(group.members) == members), None)
             if group is None:
-                raise InputError(
-                    f"Plan, weight {name}: its group of {len(spec.members)} is none of this model's groups."
-                )
+                raise InputError(f"Plan, weight {name}: its group of {len(members)} is none of this model's groups.")
             column = group.members.index(name)
-            size = sum(replace(spec, at=index).parameters for index in range(len(spec.members)))
+            size = sum(replace(spec, at=index).parameters for index in range(len(members)))
             return _read_at(size, group.parameters, group.error[:, column])
         curve = curves[name]
         if not spec.chi:
