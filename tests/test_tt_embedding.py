@@ -96,9 +96,15 @@ def test_padding_is_slight(V, sites):
     assert V < 1000 or math.prod(out) <= 1.04 * V
 
 
+def test_two_sites_by_default_and_a_third_for_a_table_too_large_for_them():
+    assert [len(TtEmbedding.for_shape(V, d, 8).out) for V, d in ((4096, 256), (32003, 512), (32003, 4096))] == [2, 2, 3]
+    large = TtEmbedding.for_shape(50257, 768, 10**6, form="token")
+    assert large.in_ == (24, 32) and large.core_shapes == [(50257, 1, 24, 24), (50257, 24, 32, 1)]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_any_float_dtype_and_compiled_graphs(form, dtype, tolerance):
+def test_any_float_dtype(form, dtype, tolerance):
     spec = TtEmbedding.for_shape(97, 32, 4, form=form)
     cores = spec.random_cores(1, torch.float64)
     ids, x = torch.arange(0, 97, 7), random(4, 32)
@@ -107,6 +113,15 @@ def test_any_float_dtype_and_compiled_graphs(form, dtype, tolerance):
     assert rows.dtype == y.dtype == dtype
     for got, wanted in ((rows, spec.rows(ids, cores)), (y, spec.apply(x, cores))):
         assert (got.double() - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_look_up_and_head_are_one_graph_each(form):
+    spec = TtEmbedding.for_shape(53, 24, 3, form=form)
+    cores, ids, x = spec.random_cores(0), torch.arange(0, 53, 5), torch.randn(2, 24)
+    for use, taken in ((spec.rows, ids), (spec.apply, x)):
+        compiled = torch.compile(use, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(taken, cores), use(taken, cores))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -232,7 +247,7 @@ def test_lowrank_is_the_optimum_of_the_frequency_metric(V, d):
     assert metric.absolute(W - cores[0] @ cores[1]) == pytest.approx((sigma[5:] ** 2).sum(), rel=1e-8)
 
 
-@pytest.mark.parametrize("kind, options", [(LowRank, {}), (TtEmbedding, {}), (TtEmbedding, {"sites": 2})])
+@pytest.mark.parametrize("kind, options", [(LowRank, {}), (TtEmbedding, {}), (TtEmbedding, {"sites": 3})])
 def test_frequency_weighting_lowers_the_weighted_error(kind, options):
     W, metric = random(60, 24), frequency_metric(counts(60))
     spec = kind.for_shape(60, 24, 6, **options)
