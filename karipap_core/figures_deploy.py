@@ -10,13 +10,15 @@ from karipap_core.figures import BLUE, FAINT, GREEN, GREY, ORANGE, PURPLE
 from karipap_core.kv import Cache
 from karipap_core.show_deploy import ordered, size
 
+PALE = "rgba(255,255,255,0.6)"
+FAR = 20  # times the longest bar: a line further out would leave the bars too short to be seen
 PARTS = (("weights", BLUE, ""), ("KV cache", ORANGE, "/"), ("activations", GREEN, "x"))
 DTYPES = {"fp16": (ORANGE, "solid"), "fp8": (BLUE, "dash"), "int8": (BLUE, "dash"), "int4": (PURPLE, "dot")}
 
 
 def memory(document: dict) -> go.Figure:
     """A bar for each of the four ways that has figures, stacked from weights, cache and activations, in GB, beside the
-    line that the GPU ends at; the recommended way on top."""
+    line that the GPU ends at (unless it lies far out); the recommended way on top."""
     rows = [row for row in ordered(document) if row["total_bytes"] is not None]
     names = [row["way"] for row in rows]
     activations = [document["activation_bytes"]] * len(rows)
@@ -33,19 +35,20 @@ def memory(document: dict) -> go.Figure:
         values = parts[name]
         figure.add_bar(
             y=names, x=np.array(values, np.float32) / np.float32(1e9), orientation="h", name=name,
-            marker=dict(color=color, pattern=dict(shape=pattern, fgcolor="rgba(255,255,255,0.55)", size=5)),
+            marker=dict(color=color, pattern=dict(shape=pattern, fillmode="overlay", fgcolor=PALE, size=6)),
             hovertext=[f"{way}: {name} {size(value)}" for way, value in zip(names, values, strict=True)],
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
-    if document["usable_bytes"]:
+    largest = max(row["total_bytes"] for row in rows)
+    if document["usable_bytes"] and document["usable_bytes"] < FAR * largest:
         end = document["usable_bytes"] / 1e9
         figure.add_vline(end, line=dict(color=GREY, width=2, dash="dash"))
         figure.add_annotation(
             x=end, y=1, yref="paper", yanchor="bottom", showarrow=False, text="may be filled",
             font=dict(size=12, color=GREY),
         )  # fmt: skip
-    _frame(figure, 120 + 52 * len(rows))
-    figure.update_layout(barmode="stack", bargap=0.35, legend=dict(traceorder="normal", y=-0.32, yanchor="top"))
+    _frame(figure, 110 + 52 * len(rows))
+    figure.update_layout(barmode="stack", bargap=0.35, legend=dict(traceorder="normal"))
     figure.update_xaxes(title_text="Memory, in GB (10⁹ bytes)", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
@@ -56,7 +59,7 @@ def cache(model: Cache, document: dict, longest: int) -> go.Figure:
     the room that the GPU has beside the weights that the document places the cache with."""
     load = document["load"]
     last = max(longest, load["tokens"])
-    tokens = np.unique(np.geomspace(min(256, load["tokens"]), last, 60).round().astype(int))
+    tokens = np.unique(np.geomspace(max(1, min(256, last // 100)), last, 60).round().astype(int))
     figure = go.Figure()
     eight = "fp8" if (document["gpu"] or {}).get("fp8") else "int8"
     for dtype in ("fp16", eight, "int4"):
@@ -85,14 +88,13 @@ def cache(model: Cache, document: dict, longest: int) -> go.Figure:
     figure.update_yaxes(
         title_text=f"KV cache of {load['batch']} sequences, in GB", type="log", dtick=1, exponentformat="none"
     )
-    figure.update_layout(legend=dict(y=-0.2, yanchor="top"))
     return figure
 
 
 def _frame(figure: go.Figure, height: int) -> None:
     figure.update_layout(
-        height=height, margin=dict(l=8, r=16, t=24, b=8), hovermode="closest", uirevision="keep",
-        legend=dict(orientation="h", x=0, xanchor="left", title_text=""),
+        height=height, margin=dict(l=8, r=16, t=24, b=76), hovermode="closest", uirevision="keep",
+        legend=dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom", title_text=""),
     )  # fmt: skip
     figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)

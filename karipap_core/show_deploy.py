@@ -11,11 +11,11 @@ def size(n: float) -> str:
     return f"{n:.0f} B"
 
 
-RIGHT = {"dense": 0, "quantize": 1, "cache": 1, "pipeline": 2, "smaller": 3}
+RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → which of the ways
 
 
 def recommended(document: dict) -> str | None:
-    """The way that the verdict comes to, None where it cannot say."""
+    """The way that the verdict comes to, None where it is none of them alone."""
     at = RIGHT.get(document["answer"])
     return None if at is None else document["ways"][at]["way"]
 

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,8 @@ from karipap_core.show_deploy import ordered, recommended, size
 from pages.parts import common, deploy_controls, model
 
 HEADS = ("Way", "Weights", "In all", "Fits", "Quality", "$ / M tokens", "What it costs to maintain")
+IN_THE_TABLE = ("Places beside", *kv.NAMES)  # reasons that stand in the table of places
+COMMAND = re.compile(r"(python -m karipap_core .+)$")
 PLACES = ("KV cache", "Open", "On the GPU", "Outside", "A step, at least", "Why")
 
 
@@ -30,9 +33,9 @@ def page() -> None:
         "Does it fit, what does it cost, and is compression worth doing at all? Four questions, each answer with its "
         "reasons. The simplest way that holds comes first.",
     )
-    values = deploy_controls.load() | deploy_controls.machine()
+    load, name, plan = deploy_controls.load(view)
+    values = load | deploy_controls.machine()
     instead, smaller = deploy_controls.other_models()
-    name, plan = deploy_controls.plan_of(None if instead else view)
     with st.spinner("Counting …", show_time=False):
         foot = instead or footprint_of(view.checkpoint.fingerprint, view.checkpoint)
         document = deploy(foot, plan, smaller=smaller, **values)
@@ -95,7 +98,7 @@ def heads(names: tuple[str, ...], numbers: tuple[int, ...]) -> str:
 
 def quality(measured: dict | None) -> str:
     if measured is None:
-        return "not measured"
+        return "<i>not measured</i>"
     words = {"rise": "nats a token above dense", "relative_error": "relative output error"}[measured["measure"]]
     where = html.escape(" on ".join(filter(None, (measured["label"], measured["text"]))))
     return f"measured: {measured['value']:+.4f}<small>{words}; {where}</small>"
@@ -127,7 +130,8 @@ def questions(document: dict) -> None:
     st.subheader("The four questions", anchor=False)
     sections = []
     for node in document["nodes"]:
-        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in node["reasons"])
+        said = [reason for reason in node["reasons"] if not reason.startswith(IN_THE_TABLE)]
+        reasons = "".join(f"<li>{told(reason)}</li>" for reason in said)
         sections.append(
             f"<section><h3><span>{node['node']}.</span> {html.escape(node['title'])}: {html.escape(node['answer'])}"
             f"</h3><ul>{reasons}</ul></section>"
@@ -137,8 +141,13 @@ def questions(document: dict) -> None:
         note(f"<b>Published, not measured here.</b> {html.escape(entry['what'])}: {html.escape(entry['text'])}.")
 
 
+def told(reason: str) -> str:
+    """A reason as HTML, with the command in it set as one."""
+    return COMMAND.sub(r"<code>\1</code>", html.escape(reason))
+
+
 def places(document: dict) -> None:
-    if not document["placements"]:
+    if not any(place["available"] for place in document["placements"]):
         return
     st.subheader(f"Where the cache can lie beside {document['placed_beside']}", anchor=False)
     rows = []

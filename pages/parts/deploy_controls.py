@@ -1,7 +1,6 @@
 """What is to be served, on what and at what price: the controls of the Deploy page, their values kept in the URL."""
 
 import json
-from dataclasses import dataclass
 
 import streamlit as st
 
@@ -14,14 +13,6 @@ NO_PLAN, THIS = "no plan", "this machine"
 FIXED = {"not said": None, "fixed": True, "free to choose": False}
 LARGEST = 1 << 20  # bytes of a config.json
 DTYPES = ("fp16", "fp8", "int8", "int4")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The keyword arguments of `deploy.deploy`, and the plan's name in the workspace."""
-
-    values: dict
-    plan_name: str | None
 
 
 @st.cache_resource(show_spinner=False)
@@ -53,11 +44,21 @@ def number(label: str, name: str, default: int, largest: int, **more) -> int:
     return int(value)
 
 
-def load() -> dict:
-    """Tokens, batch, and how the cache is kept."""
+def positions(view) -> int:
+    """The tokens that the model in view was made for."""
+    config = view.checkpoint.config.get("text_config") or view.checkpoint.config
+    found = config.get("max_position_embeddings") or config.get("n_positions")
+    return found if isinstance(found, int) and found > 0 else 4096
+
+
+def load(view) -> tuple[dict, str | None, object | None]:
+    """Tokens, batch, how the cache is kept; and the plan with its name."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-load"):
         values = {
-            "tokens": number("Tokens a sequence", "tokens", 4096, 10_000_000, help="Prompt and answer together."),
+            "tokens": number(
+                "Tokens a sequence", "tokens", min(4096, positions(view)), 10_000_000,
+                help="Prompt and answer together.",
+            ),
             "batch": number("Sequences at once", "batch", 8, 4096),
             "kv_dtype": common.choose(
                 st.segmented_control, "KV cache in", DTYPES, "kv", "fp16", required=True,
@@ -76,7 +77,8 @@ def load() -> dict:
                 format_func=lambda percent: f"{percent} %",
             )  # fmt: skip
             values["kv_keep"] = kept / 100
-    return values
+        name, plan = plan_of(view)
+    return values, name, plan
 
 
 def machine() -> dict:
@@ -135,10 +137,10 @@ def upload(label: str, key: str) -> Footprint | None:
 
 
 def plan_of(view) -> tuple[str | None, object | None]:
-    """(name, plan) of the workspace's plan that is chosen, (None, None) for none."""
-    plans = runs.plans(view) if view is not None else {}
+    """(name, plan) of the workspace's plan that is chosen; (None, None) for none, or for another model's config."""
+    plans = {} if st.session_state.get("config_instead") else runs.plans(view)
     name = common.choose(
-        st.selectbox, "Plan", [NO_PLAN, *plans], "deploy_plan", NO_PLAN, width=320,
+        st.selectbox, "Plan", [NO_PLAN, *plans], "deploy_plan", NO_PLAN, width=260,
         help="The full pipeline with this plan: its bytes are counted exactly.",
     )  # fmt: skip
     return (None, None) if name == NO_PLAN else (name, plans[name])
