@@ -37,11 +37,13 @@ from karipap_core.roles import role_of
 SHARES = ("in", "out", "both", "all")
 GRID = 24  # values of χ_g that a curve tries
 KEPT = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of the dense group that a curve is measured at
-# The layers that share a basis by default. On the demo model (6 layers, its own moments, error over that of `lowrank` of
-# each layer with the ranks at one price, equal parameters) all six layers at kept .1 / .3 / .45 of the group: loss
-# metric q .88 / .77 / .79, k .88 / .74 / .75, v .82 / .80 / .91; functional q .80 / .59 / .52, k .77 / .53 / .43,
-# v .75 / .44 / .40. At kept .1 / .3 / .5 gate .97 / .96 / .98, and in pairs .99 / .96 / .94; down 1.04 / 1.05 / 1.08,
-# o 1.04 / 1.28 / 1.6: what writes into the residual stream shares no basis there.
+# The layers that share a basis by default. On the demo model (6 layers, its own moments; error over that of `lowrank`
+# on each layer, ranks at one price, equal parameters) at kept .1 / .3 / .5 of the group, loss metric: q in pairs
+# .95 / .95 / .87, in threes .96 / .90 / .87, all six .88 / .77 / .82; k 1.09 / .98 / .85,
+# .93 / .85 / .81, .88 / .74 / .76; v .96 / 1.10 / .99, .94 / .92 / 1.04, .80 / .80 / .96. gate in pairs
+# .99 / .96 / .94, all six .97 / .96 / .98. down, all six, 1.04 / 1.05 / 1.08 and o worse still: what writes into the
+# residual stream shares no basis there. functional, all six, at .1 / .3 / .45: q .80 / .59 / .52, k .77 / .53 / .43,
+# v .75 / .44 / .40.
 GROUP = 6
 ALONE = ("o", "down", "fc2")
 

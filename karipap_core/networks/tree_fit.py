@@ -194,7 +194,8 @@ class Branches:
         V = V / scale[:, None]
         if share == "in":
             return [[V, *own] for own in owns]
-        return [[V.T.contiguous(), *(core.T.contiguous() for core in reversed(own))] for own in owns]
+        U = V.T.contiguous()
+        return [[U, *(core.T.contiguous() for core in reversed(own))] for own in owns]
 
 
 def evened(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -274,7 +275,8 @@ class Tucker:
             return [[U, V, rows[:, None] * C * columns] for C in self.C]
         K = rows[:, None] * self.K * columns
         bond = evened(K.flatten(1).norm(dim=1), self.c.norm(dim=0))
-        return [[U, V, K * bond[:, None, None], c / bond] for c in self.c]
+        K = K * bond[:, None, None]
+        return [[U, V, K, c / bond] for c in self.c]
 
 
 def start(share: str, chi: Sequence[int], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]) -> Branches | Tucker:
