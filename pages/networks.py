@@ -2,7 +2,6 @@
 
 import base64
 import html
-import math
 
 import streamlit as st
 
@@ -97,14 +96,15 @@ def calculator(name: str, doc: Doc) -> None:
         except InputError as error:
             st.error(common.plain(error))
             return
-        options = chis(most)
-        start = min(options, key=lambda chi: abs(math.log(chi / max(1, 0.6 * even))))
-        chi = common.choose(
-            st.select_slider, "χ", options, f"chi_{name}", start, help="The cap on every bond; a bond takes no more "
-            "than it can attain.",
-        )  # fmt: skip
+        options = range(1, min(most, max(4, 2 * even)) + 1)  # beyond that nobody would want it
+        chi = 1
+        if len(options) > 1:
+            chi = common.choose(
+                slider, "χ", options, f"chi_{name}", max(1, round(0.6 * even)), help="The cap on every bond; a bond "
+                "takes no more than it can attain.",
+            )  # fmt: skip
         outcome(name, shape, label, counted(name, *shape, label, chi), even)
-        curve(name, shape, label, options, chi)
+        curve(name, shape, label, options[-1], chi)
 
 
 def chosen_shape(name: str, doc: Doc) -> tuple[int, int]:
@@ -175,13 +175,8 @@ def limits(name: str, out: int, in_: int, label: str) -> tuple[int, int]:
     return most, low
 
 
-def chis(most: int) -> list[int]:
-    """χ from 1 to the most, about a quarter apart."""
-    found, chi = [], 1.0
-    while round(chi) < most:
-        found.append(round(chi))
-        chi = max(chi * 1.26, chi + 1)
-    return [*found, most]
+def slider(label: str, options: range, **more):
+    return st.slider(label, options[0], options[-1], **more)
 
 
 def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int) -> None:
@@ -202,12 +197,11 @@ def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int)
     st.html(f'<p class="k-note">{html.escape(first + now["describe"])}</p>')
 
 
-def curve(name: str, shape: tuple[int, int], label: str, options: list[int], chi: int) -> None:
+def curve(name: str, shape: tuple[int, int], label: str, last: int, chi: int) -> None:
     """Bytes and multiply-adds over those of dense, by χ."""
     from karipap_core.figures_claims import size_curve
 
-    step = max(1, len(options) // POINTS)
-    shown = sorted({*options[::step], options[-1], chi})
+    shown = sorted({chi, *(round(last ** (k / (POINTS - 1))) for k in range(POINTS))})
     with st.spinner("Counting …"):
         rows = [counted(name, *shape, label, each) for each in shown]
     adds = [row["multiply_adds"] / (shape[0] * shape[1]) for row in rows]
