@@ -21,6 +21,7 @@ SMALLEST = 0.3
 GROUPS = {8: None, 4: 64, 3: 64, 2: 32}  # inputs that share a scale where a format does not say; None: the whole row
 FORMAT = re.compile(r"int([2348])(?:g(\d+))?")
 LARGEST_FP8 = torch.finfo(torch.float8_e4m3fn).max  # 448
+CHUNK = 64  # columns between two updates of all that are still to come
 FP8_SCALES = 8  # scales tried for each row, over one octave
 
 
@@ -267,35 +268,46 @@ def quantize_by_factor(
     permutation: torch.Tensor | None = None,
 ) -> Quantized:
     """`quantize_gptq` with U = `inverse_factor(C, damping)`, for those who round several matrices under one C; with
-    `permutation` its columns go in that order and U is that of the permuted C."""
+    `permutation` its columns go in that order and U is that of the permuted C.
+
+    U may be smaller than W is wide, by a divisor: then each row is several pieces of len(U) entries that know nothing
+    of one another, C being block-diagonal, while groups go on over the pieces. There, and with `permutation`, scales
+    are those of the uncorrected weights. Raises InputError where len(U) does not divide the width.
+    """
     W, group = _checked(W, bits, group)
     n_out, n_in = W.shape
-    order = permutation is not None
-    permutation = permutation if order else torch.arange(n_in, device=W.device)
-    rows, home = W[:, permutation].T.contiguous(), (permutation // group).tolist()  # an input is a row: in one piece
-    groups = -(-n_in // group)
-    scales, zeros = W.new_zeros(groups, n_out), W.new_zeros(groups, n_out)
-    if order:
-        blocks, used = _blocks(W, group)
-        scales, zeros = (each.T.contiguous() for each in _search(blocks, used, bits, clip))
+    n = len(U)
+    if n_in % n:
+        raise InputError(f"The factor has {n} columns: it must be a divisor of the weight's {n_in}.")
+    given = permutation is not None or n < n_in
+    permutation = torch.arange(n, device=W.device) if permutation is None else permutation
+
+    def by_column(matrix: torch.Tensor) -> torch.Tensor:  # a column is in one piece
+        return matrix.reshape(-1, n)[:, permutation].T.contiguous()
+
+    rows, chunk = by_column(W), CHUNK if given else group
+    if given:
+        scales, zeros = _search(*_blocks(W, group), bits, clip)
+        spread = [by_column(each.repeat_interleave(group, 1)[:, :n_in]) for each in (scales, zeros)]
+    else:
+        scales, zeros = W.new_zeros(n_out, -(-n_in // group)), W.new_zeros(n_out, -(-n_in // group))
     codes = torch.empty_like(rows)
-    for start in range(0, n_in, group):
-        stop = min(start + group, n_in)
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
         block = rows[start:stop]
-        if not order:
-            whole, used = _blocks(block.T, stop - start)
-            found = _search(whole, used, bits, clip)
-            scales[start // group], zeros[start // group] = found[0][:, 0], found[1][:, 0]
+        if not given:
+            scale, zero = (each[:, 0] for each in _search(*_blocks(block.T, stop - start), bits, clip))
+            scales[:, start // group], zeros[:, start // group] = scale, zero
         errors = torch.empty_like(block)
         for j in range(stop - start):
-            scale, zero = scales[home[start + j]], zeros[home[start + j]]
+            if given:
+                scale, zero = (each[start + j] for each in spread)
             codes[start + j] = _round(block[j], scale, zero, bits)
             errors[j] = (block[j] - scale * (codes[start + j] - zero)) / U[start + j, start + j]
             block[j + 1 :].addr_(U[start + j, start + j + 1 : stop], errors[j], alpha=-1)
         rows[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
-    codes = codes.T[:, permutation.argsort()].to(torch.uint8).contiguous()
-    scales, zeros = scales.T.half().contiguous(), zeros.T.to(torch.uint8).contiguous()
-    return Quantized(codes, scales, zeros, bits, group)
+    codes = codes.T[:, permutation.argsort()].reshape(n_out, n_in).to(torch.uint8)
+    return Quantized(codes, scales.half(), zeros.to(torch.uint8), bits, group)
 
 
 def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:

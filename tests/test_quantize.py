@@ -11,8 +11,10 @@ from karipap_core.quantize import (
     Format,
     Quantized,
     from_tensors,
+    inverse_factor,
     on_grid,
     pack,
+    quantize_by_factor,
     quantize_fp8,
     quantize_gptq,
     quantize_rounding,
@@ -125,6 +127,20 @@ def test_gptq_with_uncorrelated_inputs_is_rounding():
     W = weight()
     quantized = quantize_gptq(W, 3, 16, torch.eye(50, dtype=torch.float64) * 3)
     assert torch.equal(quantized.codes, quantize_rtn(W, 3, 16).codes)
+
+
+@pytest.mark.parametrize("group", [5, 40, None])
+def test_pieces_of_a_row_share_scales_and_no_errors(group):
+    """Three rows of 10 in one: as GPTQ of the whole row under the block-diagonal moment, its scales being those of the
+    uncorrected weights."""
+    W, C = weight(8, 30), moment(10)
+    whole = torch.block_diag(C, C, C)
+    U = inverse_factor(C, 0.01)
+    pieces = quantize_by_factor(W, 3, group, U)
+    expected = quantize_by_factor(W, 3, group, inverse_factor(whole, 0.01), permutation=torch.arange(30))
+    assert torch.equal(pieces.codes, expected.codes) and torch.equal(pieces.scales, expected.scales)
+    with pytest.raises(InputError, match="divisor"):
+        quantize_by_factor(weight(8, 31), 3, group, U)
 
 
 def test_clip_never_does_worse_and_outliers_need_it():
