@@ -86,6 +86,8 @@ def deploy(
     places = case.placements(served)
     progress("deploy", 3, 4, "verdict")
     answer, verdict, why = case.verdict(ways, runs, fixed)
+    if load.keep < 1 and not load.sparse and cache.layers:
+        verdict += f" This counts on keeping {load.keep:.0%} of the tokens, which changes what dense attention answers."
     nodes = [
         functional_node(foot, plan, tolerance, workspace),
         {

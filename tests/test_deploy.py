@@ -178,10 +178,12 @@ def test_a_sparse_model_is_known_by_its_config_and_fetches_its_top_k():
 
 
 def test_keeping_tokens_of_dense_attention_is_called_what_it_is(foot):
-    reasons = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, kv_keep=0.1, gpu="H100")["reasons"]
-    assert any("throws the rest away" in reason for reason in reasons)
+    dense = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, kv_keep=0.1, gpu="H100")
+    assert any("throws the rest away" in reason for reason in dense["reasons"])
+    assert "changes what dense attention answers" in dense["verdict"]
     sparse = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, kv_keep=0.1, gpu="H100", sparse_attention=True)
     assert not any("throws the rest away" in reason for reason in sparse["reasons"])
+    assert "changes what" not in sparse["verdict"]
     assert sparse["placements"][3]["available"]
 
 
