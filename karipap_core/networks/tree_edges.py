@@ -86,3 +86,12 @@ def group_profile(
             rows.append({"edge": edge, "entropy": entropy(sigma), "null": null_entropy(*shape), "shape": shape,
                          "members": names})  # fmt: skip
     return rows
+
+
+@torch.no_grad()
+def lowrank_line(Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]) -> tuple[np.ndarray, np.ndarray]:
+    """(parameters, error) of `lowrank` on each layer of a group, every rank bought at one price over the group: what a
+    tree of the group has to beat. Exact: the group's σ² in one sorted list; error[0] is that of nothing kept."""
+    squares = np.sort(np.concatenate([sigma_of([m.whiten(W)]) ** 2 for W, m in zip(Ws, metrics, strict=True)]))
+    error = np.concatenate([np.cumsum(squares)[::-1], [0.0]])
+    return np.arange(len(error)) * sum(Ws[0].shape), error
