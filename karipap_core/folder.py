@@ -189,8 +189,7 @@ def _untied(checkpoint: Checkpoint, plan: dict, weights: list[Weight]) -> dict[s
     from karipap_core.hf import tied_tables
 
     tied = tied_tables(checkpoint)
-    heads = {head: weight.tensor for weight in tables for head in tied.get(weight.name, ())}
-    return heads
+    return {head: weight.tensor for weight in tables for head in tied.get(weight.name, ())}
 
 
 def _stored_heads(checkpoint: Checkpoint, weights: list[Weight]) -> bool:

@@ -9,8 +9,8 @@ from torch import nn
 
 from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.folder import densify, write_compressed
-from karipap_core.modules import TABLES, Names, Site, observe, partners, replaced, sites
+from karipap_core.folder import TABLES, densify, write_compressed
+from karipap_core.modules import Names, Site, observe, partners, replaced, sites
 from karipap_core.spectrum import pick_device
 
 __all__ = [

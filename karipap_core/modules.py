@@ -19,12 +19,12 @@ from transformers.pytorch_utils import Conv1D
 
 from karipap_core.errors import InputError
 from karipap_core.experts import stacked_experts, unstack
+from karipap_core.folder import TABLES
 from karipap_core.networks import Spec
 from karipap_core.networks.cores import Cores, CoresModule
 from karipap_core.networks.embedding import TensorNetworkEmbedding, is_table
 from karipap_core.networks.linear import TensorNetworkLinear
 
-TABLES = ("embed", "head")  # roles outside the blocks that may become networks
 PART = re.compile(r"\*\.(\w+)\.weight$")
 
 

@@ -14,8 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from karipap_core import InputError
 from karipap_core.checkpoint import open_checkpoint
+from karipap_core.folder import TABLES
 from karipap_core.hf import densify, load_model, observe, reachable, replaced, sites
-from karipap_core.modules import TABLES, place
+from karipap_core.modules import place
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
 from karipap_core.networks.cores import Packed
 from karipap_core.networks.dense import Dense

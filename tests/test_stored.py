@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from karipap_core import InputError, networks
 from karipap_core.checkpoint import open_checkpoint
@@ -154,6 +154,18 @@ def test_packed_tensors_keep_their_types_whatever_the_model_is_loaded_in(made, t
     assert torch.equal(outputs(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map="cpu")), before)
 
 
+def test_packed_tensors_keep_their_types_where_a_model_wants_float32(made, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(made("llama_bf16"))
+    folder, _, _ = compressed(
+        checkpoint, tmp_path / "a", lambda w: for_shape("lowrank", w.shape, "fp8") if w.compressible else None
+    )
+    monkeypatch.setattr(LlamaForCausalLM, "_keep_in_fp32_modules_strict", {"up_proj", "norm"})
+    model = loaded(folder, torch.bfloat16)
+    packed = model.model.layers[0].mlp.up_proj.cores.held(0)
+    assert model.model.norm.weight.dtype == torch.float32
+    assert (packed.codes.dtype, packed.scales.dtype) == (torch.float8_e4m3fn, torch.float16)
+
+
 def test_a_config_without_a_dtype_does_not_load_as_the_scales(made, tmp_path):
     shutil.copytree(made("llama_bf16"), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -272,11 +284,12 @@ def groups(monkeypatch):
     return of
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt2_bare", "mixtral", "gpt_oss"])
 @pytest.mark.parametrize("form", [None, "int4"])
 def test_shared_and_integer_cores(made, tmp_path, groups, name, form):
     checkpoint = open_checkpoint(made(name))
-    roles = {"llama": ("up", "q"), "gpt2": ("fc1", "qkv"), "mixtral": ("up", "v"), "gpt_oss": ("gate_up", "k")}[name]
+    roles = {"llama": ("up", "q"), "gpt2": ("fc1", "qkv"), "mixtral": ("up", "v"), "gpt_oss": ("gate_up", "k")}
+    roles = roles[name.removesuffix("_bare")]
     specs = groups(checkpoint, roles, form)
     # The plan may name a borrower before its lender.
     folder, _, matrices = compressed(checkpoint, tmp_path / "a", lambda w: specs.get(w.name), Mixed.cores)
@@ -302,11 +315,12 @@ def test_shared_and_integer_cores(made, tmp_path, groups, name, form):
     model.save_pretrained(tmp_path / "again", max_shard_size="40KB")
     assert core_bytes(tmp_path / "again") == core_bytes(folder)
     assert torch.equal(outputs(loaded(tmp_path / "again")), outputs(model))
-    for source in (folder, tmp_path / "again"):
+    prefix = "transformer." if name == "gpt2_bare" else ""  # transformers puts it before the names when it saves
+    for source, added in ((folder, ""), (tmp_path / "again", prefix)):
         densify(source, tmp_path / "dense", overwrite=True)
         dense = open_checkpoint(tmp_path / "dense")
         for weight, matrix in matrices.items():
-            torch.testing.assert_close(dense.read(weight).double(), matrix, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(dense.read(added + weight).double(), matrix, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", list(networks.NETWORKS))
@@ -374,6 +388,30 @@ def test_packed_and_borrowed_cores_compile_together():
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(TOKENS), model(TOKENS))
     torch.testing.assert_close(model(TOKENS), table(TOKENS) @ lender.weight.T @ borrower.weight.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [None, "int4"])
+@pytest.mark.parametrize("offload_buffers", [False, True])
+def test_weights_kept_on_disk_are_fetched_when_they_are_used(made, tmp_path, groups, form, offload_buffers):
+    """By accelerate, which brings a module's own weights back when it is called, and takes them away again."""
+    pytest.importorskip("accelerate")
+    checkpoint = open_checkpoint(made("llama"))
+    specs = groups(checkpoint, ("up", "q"), form)
+    table = for_shape("lowrank", (263, 48), form)
+    folder, _, _ = compressed(
+        checkpoint, tmp_path / "a", lambda w: table if w.role == "embed" else specs.get(w.name),
+        lambda spec, w: spec.random_cores(0) if spec is table else spec.cores(w),
+    )  # fmt: skip
+    parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    expected = outputs(loaded(folder))
+    for away in ("model.layers.0", "model.layers.1", "model.embed_tokens"):
+        places = {part: "disk" if part == away else "cpu" for part in parts}
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, device_map=places, offload_folder=tmp_path / "disk", offload_buffers=offload_buffers
+        )
+        if form is None or away != "model.embed_tokens" or offload_buffers:
+            assert any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+        torch.testing.assert_close(outputs(model), expected)
 
 
 def test_shared_cores_stay_shared_in_copies_and_in_training(made, tmp_path, groups):

@@ -74,6 +74,10 @@ class Packed(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.like.dtype
 
+    def forward(self, dtype: torch.dtype | None = None, index: torch.Tensor | None = None) -> torch.Tensor:
+        """The whole core (`tensor`) or some rows of it (`rows`)."""
+        return self.tensor(dtype) if index is None else self.rows(index, dtype)
+
     def tensor(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The core in its own shape, in `dtype` (default: the one that the module was cast to)."""
         return dequantized(self.form, self.matrix, self._buffers).reshape(self.shape).to(dtype or self.dtype)
@@ -105,22 +109,20 @@ class Packed(nn.Module):
 class LookedUp:
     """A packed core for a look-up: indexed by a tensor it gives those rows alone, for all else it is the whole core."""
 
-    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
-        self.packed, self.wanted = packed, dtype
+    def __init__(self, packed: Packed) -> None:
+        self.packed, self.device = packed, packed.like.device
 
     def __getitem__(self, index):
-        whole = not isinstance(index, torch.Tensor) or index.dtype == torch.bool
-        return self.packed.tensor(self.wanted)[index] if whole else self.packed.rows(index, self.wanted)
+        some = isinstance(index, torch.Tensor) and index.dtype != torch.bool
+        return self.packed(index=index) if some else self.packed()[index]
 
     def __getattr__(self, name: str):
-        return getattr(self.packed.tensor(self.wanted), name)
+        return getattr(self.packed(), name)
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
-        arguments, keywords = tree_map(
-            lambda each: each.packed.tensor(each.wanted) if isinstance(each, cls) else each, (arguments, keywords or {})
-        )
-        return function(*arguments, **keywords)
+        given = tree_map(lambda each: each.packed() if isinstance(each, cls) else each, (arguments, keywords or {}))
+        return function(*given[0], **given[1])
 
 
 class Cores(nn.Module):
@@ -166,24 +168,29 @@ class Cores(nn.Module):
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[k] for k in range(len(self)))
 
-    def tensors(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> list[torch.Tensor]:
-        """What a network computes with: packed cores dequantized to `dtype`, the others as they are; borrowed cores on
-        `device`, for their lender may be on another."""
-        return [self._tensor(k, dtype, device) for k in range(len(self))]
+    def forward(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        looked_up: bool = False,
+        only: Sequence[int] | None = None,
+    ) -> list[torch.Tensor]:
+        """What a network computes with: packed cores dequantized to `dtype` (with `looked_up` as `LookedUp`), others as
+        they are; borrowed ones on `device`, for their lender may be on another. `only` gives some of them.
 
-    def looked_up(self, device: torch.device) -> list:
-        """`tensors`, packed ones as `LookedUp`."""
+        A module's call and no method, because tools that keep weights elsewhere bring them back when it is called.
+        """
         found = []
-        for k in range(len(self)):
-            held = self.held(k)
-            lazy = isinstance(held, Packed) and held.like.device == device and not torch.compiler.is_compiling()
-            found.append(LookedUp(held, held.dtype) if lazy else self._tensor(k, None, device))
+        for k in range(len(self)) if only is None else only:
+            if k in self.lenders:
+                (core,) = self.lenders[k](dtype, device, looked_up, (k,))
+                core = core if device is None or core.device == device else core.to(device)
+            else:
+                core = getattr(self, str(k))
+                if isinstance(core, Packed):
+                    core = LookedUp(core) if looked_up and not torch.compiler.is_compiling() else core(dtype)
+            found.append(core)
         return found
-
-    def _tensor(self, k: int, dtype: torch.dtype | None, device: torch.device | None) -> torch.Tensor:
-        held = self.held(k)
-        core = held.tensor(dtype) if isinstance(held, Packed) else held
-        return core.to(device) if device is not None and k in self.lenders else core
 
     @property
     def dtype(self) -> torch.dtype:
@@ -252,7 +259,7 @@ class CoresModule(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """Ŵ (out, in), formed anew from the cores."""
-        return self.spec.dense(self.cores.tensors())
+        return self.spec.dense(self.cores())
 
     @torch.compiler.disable  # which core has changed is no matter for a graph
     def _formed_weight(self) -> torch.Tensor:

@@ -79,7 +79,7 @@ class TensorNetworkEmbedding(CoresModule):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self._runtime == "cores":
-            rows = self.spec.rows(ids, self.cores.looked_up(ids.device))
+            rows = self.spec.rows(ids, self.cores(device=ids.device, looked_up=True))
         else:
             rows = nn.functional.embedding(ids, self._formed_weight())
         if self.scale is None:

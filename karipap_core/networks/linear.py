@@ -84,7 +84,7 @@ class TensorNetworkLinear(CoresModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._runtime == "cores":
-            y = self.spec.apply(x, self.cores.tensors(x.dtype, x.device))
+            y = self.spec.apply(x, self.cores(x.dtype, x.device))
             return y if self.bias is None else y + self.bias
         return nn.functional.linear(x, self._formed_weight(), self.bias)
 
