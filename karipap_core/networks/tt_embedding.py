@@ -28,7 +28,7 @@ FORMS = ("table", "token")
 # by frequency: two balanced sites .31 / .17, three .35 / .21, four .31 / .17; a token's own .62, .72, .73 (plain).
 # Past this size a third site keeps the first unfolding of a table small enough to decompose.
 TWO_SITES = 4096**2
-BLOCK = 2**24  # numbers gathered or formed at once while rows are made
+BLOCK = 2**22  # numbers gathered or formed at once while rows are made: more of them leave the cache, twice as slow
 
 
 @dataclass(eq=False)
