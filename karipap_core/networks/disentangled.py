@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, factorize, outside_in
-from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance
+from karipap_core.networks.base import Curve, Metric, Spec, factorize, outside_in, tails
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, squared_singular_values, to_sites
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.progress import Progress, silent
 
@@ -30,7 +31,9 @@ MOST_SITES = 6
 LAYERS = 2
 SWEEPS = 24  # over all gates, and as many again for the restarts; they end where one gains less than GAIN
 GAIN = 1e-3
-RESTARTS = 3
+EXACT = 1e-10  # of the total: what counts as no error in `veto`
+RESTARTS = (3, 10, 2**18)  # at least, at most, and the entries of a weight times its restarts
+SLOWNESS = 0.8  # rotations and cores together converge more slowly than an MPO's cores alone
 NARROW = 16  # columns under which a batched product of PyTorch's is slower than copying
 MULTIPLY_ADDS_OF_EXP = 8  # times n³: the matrix products in the exponential of an n×n matrix
 
@@ -155,7 +158,7 @@ class Disentangled(Spec):
         return self.balanced(refine(self.dense, self.start(W, metric), W, metric, progress=progress)[0])
 
     def start(
-        self, W: torch.Tensor, metric: Metric, sweeps: int = SWEEPS, restarts: int = RESTARTS
+        self, W: torch.Tensor, metric: Metric, sweeps: int = SWEEPS, restarts: int | None = None
     ) -> list[torch.Tensor]:
         """Cores and angles from `disentangle`, or the plain MPO's start where the metric finds that one better."""
         plain = [*self.mpo.start(W), *(W.new_zeros(shape) for shape in self.core_shapes[len(self.out) :])]
@@ -365,16 +368,19 @@ def sweep(
 
 
 def disentangle(
-    spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int = RESTARTS
+    spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int | None = None
 ) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
     """Cores, circuits and squared error after sweeps in the weight metric (W float64).
 
     The first of `restarts` starts has identity gates and is given its layers one at a time, the others have random
-    rotations (fixed seeds). A third of `sweeps` goes to each, the rest to the one that is best by then.
+    rotations (fixed seeds; how many: `RESTARTS`). A third of `sweeps` goes to each, the rest to the one that is best
+    by then.
     """
+    least, most, work = RESTARTS
+    restarts = restarts or max(least, min(most, work // W.numel()))
     share = max(1, sweeps // 3)
     best = None
-    for seed in range(max(1, restarts)):
+    for seed in range(restarts):
         generator = torch.Generator().manual_seed(seed)
         left, right = ([[_random_rotation(p.size, generator).to(W) if seed else torch.eye(p.size).to(W) for p in layer]
                         for layer in side] for side in spec.places)  # fmt: skip
@@ -409,7 +415,7 @@ def estimated_error(
     spec: Disentangled, W: torch.Tensor, metric: Metric, angles: list[torch.Tensor] | None = None
 ) -> tuple[float, list[torch.Tensor]]:
     """The error that `fit` will reach and the angles found: few sweeps from one start, or the `angles` of the χ
-    before, then two rounds of `refine`, the rest extrapolated as in `mpo.estimated_error`."""
+    before, then two rounds of `refine`; what is still to gain falls like rounds^(−0.8)."""
     if angles is None:
         start = spec.start(W, metric, sweeps=SWEEPS // 3, restarts=1)
     else:
@@ -419,5 +425,65 @@ def estimated_error(
     angles = cores[len(spec.out) :]
     if len(errors) < 3:
         return errors[-1], angles
-    gain = (errors[1] - errors[2]) / (1 - 2**-1.5)
-    return max(errors[2] - gain * (2**-1.5 - ROUNDS**-1.5), 0.4 * errors[2]), angles
+    gain = (errors[1] - errors[2]) / (1 - 2**-SLOWNESS)
+    return max(errors[2] - gain * (2**-SLOWNESS - ROUNDS**-SLOWNESS), 0.3 * errors[2]), angles
+
+
+# Before any run.
+
+
+def veto(
+    weight: torch.Tensor | tuple[int, int], spec: Disentangled, metric: Metric | None = None, gates: int | None = None
+) -> str | None:
+    """Why this network cannot pay, in a sentence with the numbers counted; None where only a fit can tell.
+
+    weight : W, or its shape alone.  gates : angles of the circuits, default those of `spec` (a layout of another kind,
+    as the published one of register-wide gates, may be asked about).
+    No fit is done. Rotations leave W's singular values as they are, so whatever the gates, the error is at least the
+    tail of the (whitened) spectrum behind `rank_bound`. The network cannot pay where `lowrank`, or the `mpo` without
+    circuits by its bond spectra (Σ of discarded weights), reaches that least error with no more numbers, or where
+    there are as many numbers as the weight has.
+    """
+    gates = spec.gate_parameters if gates is None else gates
+    if not gates:
+        return None
+    shape = tuple(weight.shape if isinstance(weight, torch.Tensor) else weight)
+    count, dense = spec.mpo.parameters + gates, math.prod(shape)
+    counted = f"{spec.mpo.parameters:,} MPO parameters and {gates:,} circuit parameters are {count:,}"
+    if count >= dense:
+        return f"This cannot pay: {counted}, the weight itself has {dense:,}."
+    if not isinstance(weight, torch.Tensor):
+        return None
+    metric, W = metric or Metric("weight"), weight.detach().double()
+    curve = LowRank.curve(W, metric)
+    enough = curve.at(rank_bound(spec)) + EXACT * curve.total
+    rank = int(curve.chi[np.argmax(curve.error <= enough)])
+    if (lowrank := rank * sum(shape)) <= count:
+        return f"This cannot pay: {counted}, and 'lowrank' reaches the least error they can with {lowrank:,}."
+    allowed = enough if metric.name == "weight" else EXACT * W.square().sum().item()
+    plain = _plain_mpo(spec, W, allowed)
+    if plain <= count:
+        return f"This cannot pay: {counted}, and 'mpo' reaches the least error they can with {plain:,}."
+    return None
+
+
+def rank_bound(spec: Disentangled) -> int:
+    """The most that the rank of Ŵ (n_out, n_in) can be, gates or not: the cheapest cut between the rows' legs and the
+    columns', each core on one side of it; rotations of rows or columns do not change a rank."""
+    with_rows = with_columns = 1
+    for k, (o, i) in enumerate(zip(spec.out, spec.in_, strict=True)):
+        chi = spec.chi[k - 1] if k else 1
+        with_rows, with_columns = min(with_rows, with_columns * chi) * i, min(with_columns, with_rows * chi) * o
+    return min(with_rows, with_columns)
+
+
+def _plain_mpo(spec: Disentangled, W: torch.Tensor, allowed: float) -> int:
+    """Parameters of the smallest `mpo` on these digits whose discarded weights sum to `allowed` at most."""
+    tensor, discarded = to_sites(W, spec.out, spec.in_), []
+    for cut in range(1, len(spec.out)):
+        unfolded = tensor.reshape(math.prod(tensor.shape[:cut]), -1)
+        discarded.append(tails(squared_singular_values(unfolded)))
+    for chi in range(1, spec.max_chi):
+        if sum(tail[chi - 1] for tail in discarded if chi <= len(tail)) <= allowed:
+            return spec.mpo.with_chi(chi).parameters
+    return spec.mpo.with_chi(spec.max_chi).parameters
