@@ -156,7 +156,7 @@ class Case:
         near = next((each for each in ("int8", "int4") if run is None and evidence.of_quantization(runs, each)), None)
         if near:
             measure, value = evidence.quality(evidence.of_quantization(runs, near))
-            note += f"; not measured in {chosen}, but {near} was: {measure} {value:.4g}"
+            note += f"; not measured in {chosen}, but {near} was: {measure} {value:.4f}"
         row = self.way("quantization only", sizes[chosen], run, note)
         return row | {"quantize": chosen}
 

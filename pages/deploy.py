@@ -87,13 +87,20 @@ def ways(document: dict) -> str:
             "–" if row["dollars"] is None else f"{row['dollars']:.3g}<small>{html.escape(row['dollars_are'])}</small>",
             html.escape(row["maintain"]),
         ]
-        tags = "".join(f'<td class="n">{c}</td>' if i in (1, 2, 5) else f"<td>{c}</td>" for i, c in enumerate(cells))
-        rows.append(f"<tr{mark}>{tags}</tr>")
+        rows.append(f"<tr{mark}>{tags(HEADS, cells, (1, 2, 5))}</tr>")
     return f'<div class="k-ways"><table><thead><tr>{heads(HEADS, (1, 2, 5))}</tr></thead>{"".join(rows)}</table></div>'
 
 
 def heads(names: tuple[str, ...], numbers: tuple[int, ...]) -> str:
     return "".join(f'<th class="n">{n}</th>' if i in numbers else f"<th>{n}</th>" for i, n in enumerate(names))
+
+
+def tags(names: tuple[str, ...], cells: list[str], numbers: tuple[int, ...]) -> str:
+    """The cells of a row; each knows its column's name, which stands before it where there is no room for a table."""
+    return "".join(
+        f'<td{" class=n" if i in numbers else ""} data-head="{name}">{cell}</td>'
+        for i, (name, cell) in enumerate(zip(names, cells, strict=True))
+    )
 
 
 def quality(measured: dict | None) -> str:
@@ -156,8 +163,7 @@ def places(document: dict) -> None:
         cells = [place["name"], "yes" if here else "no", size(place["hbm"]) if here else "–"]
         cells += [size(place["pool"]) if here else "–", milliseconds(place["ms_per_step"]) if here else "–"]
         cells.append(html.escape(place["why"]))
-        tags = "".join(f'<td class="n">{c}</td>' if i in (2, 3, 4) else f"<td>{c}</td>" for i, c in enumerate(cells))
-        rows.append(f"<tr>{tags}</tr>")
+        rows.append(f"<tr>{tags(PLACES, cells, (2, 3, 4))}</tr>")
     st.html(
         f'<div class="k-ways"><table><thead><tr>{heads(PLACES, (2, 3, 4))}</tr></thead>{"".join(rows)}</table></div>'
     )

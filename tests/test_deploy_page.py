@@ -65,7 +65,7 @@ def test_the_verdict_comes_first_and_says_what_was_not_measured():
     app = opened(gpu="L4")
     text = words(app)
     assert "Deploy it dense" in text and "of 21.6 GB on one L4" in text
-    assert text.index("Deploy it dense") < text.index("<td>Nothing beyond the engine.</td>")
+    assert text.index("Deploy it dense") < text.index(">Nothing beyond the engine.</td>")
     assert text.count("not measured</i>") == 4
     assert "No evidence" in text and "<code>python -m karipap_core profile" in text
     assert "Published, not measured here." in text and "$0.71" in text
