@@ -160,9 +160,10 @@ def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Ten
 
 
 def quantize_rounding(W: torch.Tensor, name: str) -> Quantized | Float8:
-    """W (out, in) in the format `name`, rounded to nearest: `quantize_rtn` or `quantize_fp8`."""
+    """W (out, in) in the format `name`: unchanged where it is on a grid of that format already (`on_grid`), else rounded
+    to nearest (`quantize_rtn`, `quantize_fp8`)."""
     form = Format.parse(name)
-    return quantize_fp8(W) if form.floating else quantize_rtn(W, form.bits, form.group)
+    return on_grid(W, name) or (quantize_fp8(W) if form.floating else quantize_rtn(W, form.bits, form.group))
 
 
 def quantize_fp8(W: torch.Tensor) -> Float8:
@@ -188,16 +189,16 @@ def quantize_fp8(W: torch.Tensor) -> Float8:
     return Float8(best[2], best[1])
 
 
-def on_grid(W: torch.Tensor, name: str) -> Quantized | None:
-    """W (out, in) without any loss in the integer format `name`, None where it is not on such a grid.
+def on_grid(W: torch.Tensor, name: str) -> Quantized | Float8 | None:
+    """W (out, in) without any loss in the format `name`, None where it is not on such a grid.
 
     Values scale · (code − zero) of a 16-bit scale and up to 8 bits are exact in float32, so that a dequantized matrix
     tells its grid: its largest magnitude in a group is k · scale for one k < 2^bits, and all others are multiples too.
-    Finds the matrix again that `Quantized.dense` gave (up to the choice among scales that say the same).
+    Finds the matrix again that `dense` gave (up to the choice among scales that say the same).
     """
     form = Format.parse(name)
     if form.floating:
-        return None
+        return _on_fp8_grid(W)
     W, group = _checked(W, form.bits, form.group)
     blocks, steps = _blocks(W, group)[0], 2**form.bits - 1
     shape, blocks = blocks.shape, blocks.flatten(0, 1)  # (groups, group)
@@ -219,6 +220,19 @@ def on_grid(W: torch.Tensor, name: str) -> Quantized | None:
     codes = codes.reshape(len(W), -1)[:, : W.shape[1]].to(torch.uint8)
     scales, zeros = (each.reshape(shape[:2]) for each in (scales, zeros))
     return Quantized(codes, scales.half(), zeros.to(torch.uint8), form.bits, group)
+
+
+def _on_fp8_grid(W: torch.Tensor) -> Float8 | None:
+    """The largest code of a row lies in the upper octave, by how scales are chosen (`quantize_fp8`)."""
+    W, _ = _checked(W, 8, None)
+    largest = W.abs().amax(1, keepdim=True)
+    scales, missing = torch.ones_like(largest), largest > 0
+    for code in (208, 224, 240, 256, 288, 320, 352, 384, 416, 448):
+        scale = (largest / code).half().double()
+        values = W / scale
+        fits = (values.float().to(torch.float8_e4m3fn).double() == values).all(1, keepdim=True) & missing
+        scales, missing = torch.where(fits, scale, scales), missing & ~fits
+    return None if missing.any() else Float8((W / scales).float().to(torch.float8_e4m3fn), scales.half())
 
 
 def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool = True) -> Quantized:

@@ -104,18 +104,16 @@ def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
     form = spec.formats[index]
     if form in (None, "index"):
         return core
-    matrix = core.reshape(spec.core_matrix(index))
-    return on_grid(matrix, form) or quantize_rounding(matrix, form)
+    return quantize_rounding(core.reshape(spec.core_matrix(index)), form)
 
 
 def gptq(matrix: torch.Tensor, name: str, U: torch.Tensor | None) -> Quantized | Float8:
     """Calibrated under the H that U is the `inverse_factor` of (None: the identity). 8 bits are rounded to nearest:
     calibration has nothing left to win there. What is on the grid already stays."""
     form = Format.parse(name)
-    kept = on_grid(matrix, name)
-    if kept is None and U is not None and form.bits < 8:
-        kept = quantize_by_factor(matrix, form.bits, form.group, U)
-    return kept or quantize_rounding(matrix, name)
+    if U is None or form.bits == 8:
+        return quantize_rounding(matrix, name)
+    return on_grid(matrix, name) or quantize_by_factor(matrix, form.bits, form.group, U)
 
 
 def rotation(chi: int) -> torch.Tensor:

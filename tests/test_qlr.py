@@ -51,7 +51,7 @@ def test_error_starts_below_quantization_alone_and_falls_to_nothing(measure):
 
 
 @pytest.mark.parametrize("measure", ["functional", "loss"])
-@pytest.mark.parametrize("form", ["int4", "int8"])
+@pytest.mark.parametrize("form", ["int4", "int8", "fp8"])
 def test_stored_cores_beat_quantization_alone_and_are_stored_again_as_they_are(measure, form):
     W, metric = gaussian(64, 96), metrics(64, 96)[measure]
     spec = Qlr.for_shape(64, 96, 4, quantize=form)

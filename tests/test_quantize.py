@@ -305,7 +305,7 @@ def test_fp8_stays_finite_at_any_size(size):
 @given(st.data())
 def test_a_dequantized_matrix_is_stored_again_without_loss(data):
     shape = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 40)))
-    name = data.draw(st.sampled_from(["int8", "int4g8", "int3g16", "int2g4", "int3"]))
+    name = data.draw(st.sampled_from(["int8", "int4g8", "int3g16", "int2g4", "int3", "fp8"]))
     W = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     W = W * data.draw(st.sampled_from([0.0, 1e-4, 1.0, 1e3])) + data.draw(st.sampled_from([0.0, 2.0]))
     dense = quantize_rounding(W, name).dense()
@@ -318,5 +318,6 @@ def test_what_is_on_no_grid_is_told_from_what_is():
     dense = quantize_rounding(weight(), "int3").dense()
     assert on_grid(dense, "int3") is not None and on_grid(weight(), "int3") is None
     assert on_grid(quantize_rounding(weight(), "int4").dense(), "int3") is None
+    assert on_grid(quantize_rounding(weight(), "fp8").dense(), "fp8") is not None and on_grid(weight(), "fp8") is None
     dense[3, 7] += 1e-4
     assert on_grid(dense, "int3") is None

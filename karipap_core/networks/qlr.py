@@ -88,7 +88,7 @@ class Qlr(Spec):
         return low
 
     def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
-        """Q, L and R, those with a format as they are when dequantized: storing them again loses nothing (fp8: little).
+        """Q, L and R, those with a format as they are when dequantized: storing them again loses nothing.
 
         Without `quantize`: of the Qs of the ladder up to χ the one with the least tail beyond χ, and the L R that is
         the optimum of what it leaves. With it: the best of `STORED_TURNS` turns, the error measured with L and R as
