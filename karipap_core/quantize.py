@@ -160,7 +160,7 @@ def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Ten
 
 
 def quantize_rounding(W: torch.Tensor, name: str) -> Quantized | Float8:
-    """W (out, in) in the format `name`: unchanged where it is on a grid of that format already (`on_grid`), else rounded
+    """W (out, in) in the format `name`: as it is where it is on a grid of that format already (`on_grid`), else rounded
     to nearest (`quantize_rtn`, `quantize_fp8`)."""
     form = Format.parse(name)
     return on_grid(W, name) or (quantize_fp8(W) if form.floating else quantize_rtn(W, form.bits, form.group))
