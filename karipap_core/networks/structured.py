@@ -113,9 +113,14 @@ class Structured(Spec):
     @property
     def around_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the cores before the network's own."""
-        structure, rank = self.structure, self.structure.head
-        orders = [(n,) for n, on in ((self.n_out, structure.rows), (self.n_in, structure.columns)) if on]
-        return orders + ([(self.n_out, rank), (rank, self.n_in)] if rank else [])
+        sides = ((self.n_out, self.structure.rows), (self.n_in, self.structure.columns))
+        return [(n,) for n, on in sides if on] + (self.head.core_shapes if self.head else [])
+
+    @cached_property
+    def head(self) -> LowRank | None:
+        """The SVD's own spec: its cores are stored as those of a `lowrank` weight."""
+        rank = self.structure.head
+        return LowRank((self.n_out,), (self.n_in,), (rank,), self.quantize) if rank else None
 
     @property
     def orders(self) -> int:
@@ -128,12 +133,13 @@ class Structured(Spec):
 
     @property
     def formats(self) -> list[str | None]:
-        head = [self.quantize] * (len(self.around_shapes) - self.orders)
-        return ["index"] * self.orders + head + self.base.formats
+        return ["index"] * self.orders + (self.head.formats if self.head else []) + self.base.formats
 
     def core_matrix(self, index: int) -> tuple[int, int]:
         own = index - len(self.around_shapes)
-        return self.base.core_matrix(own) if own >= 0 else super().core_matrix(index)
+        if own >= 0:
+            return self.base.core_matrix(own)
+        return self.head.core_matrix(index - self.orders) if index >= self.orders else super().core_matrix(index)
 
     @property
     def max_chi(self) -> int:
