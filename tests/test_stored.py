@@ -86,9 +86,12 @@ def core_bytes(folder: Path) -> int:
     return sum(info.size for name, info in tensors.items() if ".cores." in name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt_oss"])
+EVERYWHERE = [(name, form) for name in ("llama", "gpt2") for form in FORMATS]
+MIXTURES = [(name, form) for name in ("mixtral", "gpt_oss") for form in ("int3", "fp8")]
+
+
 @pytest.mark.parametrize("kind", list(NETWORKS))
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("name", "form"), EVERYWHERE + MIXTURES)
 def test_packed_cores_from_disk_to_logits(made, tmp_path, name, kind, form):
     checkpoint = open_checkpoint(made(name))
     folder, specs, matrices = compressed(
