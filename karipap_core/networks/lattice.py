@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from karipap_core.networks.contraction import contract
+from karipap_core.networks.contraction import Legs, contract
 
 UP, DOWN, LEFT, RIGHT = range(4)
 
@@ -24,6 +24,10 @@ class Bond(NamedTuple):
     leg: int
     other: int
     other_leg: int
+
+    @property
+    def ends(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.site, self.leg), (self.other, self.other_leg)
 
 
 @lru_cache(maxsize=256)
@@ -50,9 +54,7 @@ def snake(rows: int, columns: int) -> list[int]:
 
 def site_bonds(bonds: Sequence[Bond], site: int) -> list[int]:
     """The numbers of a site's bonds in the order of its legs."""
-    found = [(bond.leg, b) for b, bond in enumerate(bonds) if bond.site == site]
-    found += [(bond.other_leg, b) for b, bond in enumerate(bonds) if bond.other == site]
-    return [b for _, b in sorted(found)]
+    return [b for _, b in sorted((leg, b) for b, bond in enumerate(bonds) for k, leg in bond.ends if k == site)]
 
 
 @lru_cache(maxsize=4096)
@@ -64,6 +66,8 @@ def attainable(legs: tuple[int, ...], grid: tuple[int, int], periodic: bool, chi
     than the rest of the core on either end.
     """
     bonds = lattice(*grid, periodic)
+    if not bonds:
+        return ()
     total = math.prod(legs)
     around = [site_bonds(bonds, k) for k in range(len(legs))]
     even = 1
@@ -111,6 +115,7 @@ class Sites:
     def __init__(self, bonds: Sequence[Bond], dims: Sequence[int], legs: Sequence[int]) -> None:
         self.dims, self.sizes, count = tuple(dims), tuple(legs), len(legs)
         self.bonds = [site_bonds(bonds, k) for k in range(count)]
+        self.used = [sorted({end[1] for bond in bonds for end in bond.ends if end[0] == k}) for k in range(count)]
         self.physical = tuple(len(bonds) + k for k in range(count))
         self.above = len(bonds) + count
         self.legs = [(*near, p) for near, p in zip(self.bonds, self.physical, strict=True)]
@@ -122,6 +127,17 @@ class Sites:
     def merged(self, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Cores (up, down, left, right, o, i) without the legs that lead nowhere."""
         return [core.reshape(self.shape(k)) for k, core in enumerate(cores)]
+
+    def upper(self, k: int) -> Legs:
+        """The bonds of site k in the second layer."""
+        return tuple(self.above + b for b in self.bonds[k])
+
+    def squeezed(self, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Cores (up, down, left, right, p) of any widths without the legs where a site has no neighbour."""
+        return [
+            core.reshape(*(core.shape[leg] for leg in used), core.shape[-1])
+            for core, used in zip(cores, self.used, strict=True)
+        ]
 
     def whole(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         """The tensor (p_1, …, p_n) of the network."""
