@@ -34,18 +34,20 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
     ends = {"in": (-1.0, 1.0), "out": (1.0, 1.0), "layer": (0.0, -0.4)}
     shared = {"in", "out"} if share in ("both", "all") else {share}
     widest = max([max(row["entropy"], row["null"]) for row in rows] + [1e-9])
-    figure = go.Figure()
-    x, y, hover = [], [], []
+    x, y, hover, bands, edges = [], [], [], [], []
     for row in rows:
+        once = row["edge"] in shared
         if row["edge"] == "own":
             start, end = ends["layer"], (float(spread[leaves.index(row)]), -1.4)
         else:
             start, end = (0.0, 0.3), ends[row["edge"]]
-        once = row["edge"] in shared
-        for size, color in ((row["null"], FAINT), (row["entropy"], ORANGE if once else BLUE)):
-            figure.add_scatter(
-                x=np.array([start[0], end[0]], np.float32), y=np.array([start[1], end[1]], np.float32), mode="lines",
-                line=dict(color=color, width=max(0.5, WIDEST * size / widest)), hoverinfo="skip", showlegend=False,
+        for lines, size, color in ((bands, row["null"], FAINT), (edges, row["entropy"], ORANGE if once else BLUE)):
+            lines.append(
+                go.Scatter(
+                    x=np.array([start[0], end[0]], np.float32), y=np.array([start[1], end[1]], np.float32),
+                    mode="lines", line=dict(color=color, width=max(0.5, WIDEST * size / widest)), hoverinfo="skip",
+                    showlegend=False,
+                )
             )  # fmt: skip
         x.append((start[0] + 2 * end[0]) / 3)
         y.append((start[1] + 2 * end[1]) / 3)
@@ -54,6 +56,7 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
             f"<b>{SAYS[row['edge']]}</b>{' (stored once)' if once else ''}<br>{name}<br>S {row['entropy']:.3f} nats, "
             f"Gaussian {row['null']:.3f}, excess {row['null'] - row['entropy']:.3f}"
         )
+    figure = go.Figure([*bands, *edges])
     figure.add_scatter(
         x=np.array(x, np.float32), y=np.array(y, np.float32), mode="markers", hovertext=hover, showlegend=False,
         hovertemplate="%{hovertext}<extra></extra>", marker=dict(size=22, color="rgba(0,0,0,0)"),
@@ -70,7 +73,7 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
     step = max(1, math.ceil(len(leaves) / 12))
     for at in range(0, len(leaves), step):
         layer = place(leaves[at]["members"][0])[0]
-        name = leaves[at]["members"][0] if layer is None else str(layer)
+        name = leaves[at]["members"][0] if layer is None else f"layer {layer}" if len(leaves) <= 8 else str(layer)
         _label(
             figure, float(spread[at]), -1.45, f"{escape(name)}<br>{leaves[at]['entropy']:.2f}", GREY, "center", "top"
         )

@@ -21,7 +21,7 @@ def test_edges_are_as_thick_as_their_entropy_over_the_band_of_their_null():
     figure = tree(rows(), share="in")
     lines = [line for line in figure.data if line.mode == "lines"]
     assert len(lines) == 2 * 7
-    for row, band, edge in zip(rows(), lines[::2], lines[1::2], strict=True):
+    for row, band, edge in zip(rows(), lines[:7], lines[7:], strict=True):
         assert band.line.width == pytest.approx(WIDEST * row["null"] / 5) and band.line.color == FAINT
         assert edge.line.width == pytest.approx(WIDEST * row["entropy"] / 5)
         assert (edge.line.color == ORANGE) == (row["edge"] == "in")
@@ -36,7 +36,7 @@ def test_every_edge_says_its_numbers_and_every_layer_has_its_leaf():
     assert "S 3.000 nats, Gaussian 5.000, excess 2.000" in said[0]
     assert "model.layers.2.self_attn.q_proj" in said[5] and "S 2.200" in said[5]
     labels = " ".join(note.text for note in figure.layout.annotations)
-    assert "inputs, stored once" in labels and "0<br>2.00" in labels and "3<br>2.30" in labels
+    assert "inputs, stored once" in labels and "layer 0<br>2.00" in labels and "layer 3<br>2.30" in labels
 
 
 @pytest.mark.parametrize("layers", [1, 40])

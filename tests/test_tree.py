@@ -322,6 +322,30 @@ def test_a_curves_levels_are_what_the_fit_reaches():
         assert reached == pytest.approx(errors.sum(), rel=0.05)
 
 
+def test_the_curve_of_a_group_of_one_is_lowranks():
+    W, (metric,) = random(20, 33), metrics_of("loss", (20, 33), 1)
+    lowrank = LowRank.curve(W, metric)
+    for levels in (None, [200, 400]):
+        curve = group_curve(["model.layers.0.mlp.down_proj"], [W], [metric], levels=levels)
+        assert curve.total == pytest.approx([lowrank.total])
+        for (spec,), size, (error,) in zip(curve.specs, curve.parameters, curve.error, strict=True):
+            assert spec.parameters == size < 20 * 33 and spec.members == () and spec.share == "out"
+            assert error == pytest.approx(lowrank.at(spec.chi[0]), rel=1e-9)
+            assert plain_error(metric, W - spec.dense(spec.fit(W, metric))) == pytest.approx(error, rel=1e-6)
+    assert list(curve.parameters) == [3 * 53, 7 * 53]
+    with pytest.raises(InputError, match="too small"):
+        group_curve(["model.layers.0.mlp.down_proj"], [W], [metric], levels=[50])
+
+
+def test_levels_too_small_and_sides_without_a_curve_are_refused():
+    Ws, metrics = weights(2, (8, 12)), [Metric()] * 2
+    assert len(group_curve(names(2), Ws, metrics, levels=[10, 100]).specs) == 1
+    with pytest.raises(InputError, match="too small for a group of 2"):
+        group_curve(names(2), Ws, metrics, levels=[10])
+    with pytest.raises(InputError, match="'share' is 'both'"):
+        group_curve(names(2), Ws, metrics, share="both")
+
+
 def test_two_site_steps_lower_the_error_within_the_size():
     shape, layers, budget = (16, 24), 3, 500
     Ws, metrics = weights(layers, shape), metrics_of("functional", shape, layers)

@@ -46,6 +46,7 @@ KEPT = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of the dense group that a curve 
 # v .75 / .44 / .40.
 GROUP = 6
 ALONE = ("o", "down", "fc2")
+ALONE_LEVELS = 48  # of the curve of a group of one, which costs one spectrum
 
 
 @dataclass(frozen=True)
@@ -292,6 +293,8 @@ def group_curve(
     if share not in ("in", "out"):
         raise InputError(f"Field 'share' is {share!r}: a group's curve is measured for 'in' and 'out'.")
     shape = tuple(Ws[0].shape)
+    if len(members) == 1:
+        return curve_of_one(members, shape, Tree.curve(Ws[0], metrics[0]), levels, share)
     views = [View.of(W, metric, share).whitened() for W, metric in zip(Ws, metrics, strict=True)]
     owns, shared = [len(view.W) for view in views], views[0].W.shape[1]
     dense, most = sum(math.prod(W.shape) for W in Ws), min(shared, sum(owns))
@@ -315,6 +318,22 @@ def group_curve(
     sizes, errors, specs = zip(*found, strict=True)
     total = np.array([view.absolute(view.W) for view in views])
     return GroupCurve(list(specs), np.array(sizes), np.array(errors), total)
+
+
+def curve_of_one(members: Sequence[str], shape: tuple[int, int], curve: Curve, levels, share: str) -> GroupCurve:
+    """A group of one weight is `lowrank`, whose curve is known at every χ: `ALONE_LEVELS` of them, or those of
+    `levels`, as large as each allows."""
+    worth = [chi for chi in curve.chi if chi * sum(shape) < math.prod(shape)] or [1]
+    if levels is None:
+        chis = {worth[round(k)] for k in np.linspace(0, len(worth) - 1, ALONE_LEVELS)}
+    else:
+        chis = {min(level // sum(shape), int(curve.chi[-1])) for level in levels} - {0}
+    if not chis:
+        raise InputError(f"Levels {list(levels)} are all too small for a weight {shape}.")
+    chis = sorted(int(chi) for chi in chis)
+    specs = [group_specs(members, shape, chi, share) for chi in chis]
+    sizes = np.array([spec.parameters for (spec,) in specs])
+    return GroupCurve(specs, sizes, np.array([[curve.at(chi)] for chi in chis]), np.array([curve.total]))
 
 
 def group_names(weights: Sequence[Weight]) -> list[list[str]]:

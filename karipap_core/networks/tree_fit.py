@@ -252,7 +252,7 @@ class Tucker:
         bent = A[:, None] @ K @ B[:, None]  # (l, a, χ_out, χ_in)
         hessians = torch.einsum("aij,lbij->lab", K, bent)
         targets = torch.einsum("aij,lij->la", K, inner)
-        self.K, self.c = K, torch.linalg.lstsq(hessians, targets[..., None], driver="gelsd").solution[..., 0]
+        self.K, self.c = K, (torch.linalg.pinv(hessians, hermitian=True) @ targets[..., None])[..., 0]
         self.C = list(torch.einsum("la,aij->lij", self.c, K))
 
     def errors(self) -> list[float]:
