@@ -80,7 +80,7 @@ def test_default_factorizations_are_stated():
 
 def test_a_plan_may_choose_the_factorization():
     spec = Mpo.for_shape(12, 30, 4, out=(3, 4), in_=(5, 6))
-    assert spec.to_json() == {"network": "mpo", "out": [3, 4], "in": [5, 6], "chi": [4]}
+    assert spec.to_json() == {"network": "mpo", "out": [3, 4], "in": [5, 6], "chi": [4], "quantize": None}
     assert Mpo.for_shape(12, 30, 4, out=(3, 2, 2)).in_ == Mpo.for_shape(12, 30, 4, sites=3).in_
     assert spec.with_chi(2).in_ == (5, 6)
 

@@ -96,7 +96,9 @@ class Mpo(Spec):
         cores = self.start(W)
         if metric.name == "weight" and len(self.chi) == 1:
             return cores
-        return balance(refine(self.dense, cores, W, metric, progress=progress)[0])
+        # Where the moments are too large to be used exactly, their Kronecker factors are those of the digits.
+        digits = (self.out, self.in_) if min(*self.out, *self.in_) > 1 else None
+        return balance(refine(self.dense, cores, W, metric, progress=progress, factors=digits)[0])
 
     def start(self, W: torch.Tensor) -> list[torch.Tensor]:
         """TT-SVD of W (float64) with balanced bonds: Frobenius error² ≤ Σ_k (discarded weight at bond k)."""
@@ -144,7 +146,7 @@ class Mpo(Spec):
         In the weight metric with two sites the curve is exact, every χ up to the largest attainable.
         """
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, sites)
+        spec = cls.for_shape(*W.shape, 1, out, in_, sites=sites)
         if metric.name == "weight" and len(spec.chi) == 1 and levels is None:
             squares = squared_singular_values(to_sites(W, spec.out, spec.in_))
             chi = np.arange(1, len(squares) + 1)
