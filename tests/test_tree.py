@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from karipap_core import InputError
 from karipap_core.checkpoint import Weight
 from karipap_core.networks import Metric, spec_from_json
+from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tree import SHARES, Tree, fit_group, group_curve, group_names, group_specs, side_of
 from karipap_core.networks.tree_edges import edge_spectra, group_profile
@@ -291,6 +292,32 @@ def test_bonds_have_even_ends():
         cores = fit_group(group_specs(names(3), (20, 30), 8, share), Ws, metrics)
         own = torch.stack([mine[1].norm(dim=1 - axis) for mine in cores]).mean(0)
         assert cores[0][0].norm(dim=axis).numpy() == pytest.approx(own.numpy(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "chi"), [("in", (8, 3, 8)), ("out", (8, 3, 8)), ("both", (8, 7)), ("all", (8, 7, 2))]
+)
+def test_members_are_layers_like_any_other(share, chi):
+    specs = group_specs(names(2), (24, 36), chi, share)
+    Ws = [W.bfloat16() for W in weights(2, (24, 36))]
+    for spec, cores in zip(specs, fit_group(specs, Ws, [Metric()] * 2), strict=True):
+        layer = TensorNetworkLinear(spec)
+        layer.set_cores(cores)
+        x = random(5, 36).float()
+        torch.compiler.reset()
+        y = torch.compile(layer, backend="eager", fullgraph=True)(x)
+        torch.testing.assert_close(y, x @ spec.dense(cores).float().T, atol=1e-4, rtol=1e-4)
+        y.square().sum().backward()
+        assert all(core.grad.abs().sum() > 0 for core in layer.cores)
+
+
+@pytest.mark.parametrize(("share", "chi"), [("in", (40, 9, 40)), ("out", (40, 9, 40)), ("both", (20, 30)),
+                                            ("all", (20, 30, 2))])  # fmt: skip
+def test_random_members_keep_the_variance(share, chi):
+    for spec in group_specs(names(2), (96, 120), chi, share):
+        x = random(200, 120).float()
+        spread = [spec.apply(x, spec.random_cores(seed)).var().item() for seed in range(20)]
+        assert np.mean(spread) == pytest.approx(1, abs=0.3)
 
 
 # A group's curve.
