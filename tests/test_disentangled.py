@@ -207,6 +207,13 @@ def test_dense_agrees_with_quimb():
     assert spec.dense(cores).numpy() == pytest.approx(theirs, abs=1e-10)
 
 
+def test_apply_compiles_in_one_graph():
+    spec = Disentangled.for_shape(12, 18, 3)
+    cores, x = spec.random_cores(0, torch.float64), random(5, 18)
+    compiled = torch.compile(lambda x, cores: spec.apply(x, cores), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, cores), x @ spec.dense(cores).T)
+
+
 def test_the_inverse_undoes_a_circuit():
     digits = (3, 4, 2)
     places = brickwork(digits, 3)
