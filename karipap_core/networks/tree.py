@@ -37,14 +37,14 @@ from karipap_core.roles import role_of
 SHARES = ("in", "out", "both", "all")
 GRID = 24  # values of χ_g that a curve tries
 KEPT = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)  # parts of the dense group that a curve is measured at
-# The layers that share a basis by default. On the demo model (6 layers, its own moments; error over that of `lowrank`
-# on each layer, ranks at one price, equal parameters) all six layers at kept .1 / .3 / .6 of the group: loss metric
-# q .88 / .77 / .84, k .88 / .74 / .77, v .82 / .80 / 1.17, gate .97 / .96 / 1.01, up .99 / .97 / 1.01; functional
-# q .80 / .59 / .45, k .76 / .53 / .37, v .75 / .45 / .42, gate .94 / .90 / .93, up .94 / .91 / .93. Smaller groups gain
-# less at .1 / .3 (loss, in pairs and in threes: q .95 / .95 and .96 / .90, k 1.09 / .98 and .93 / .85, v .96 / 1.10 and
-# .94 / .92). down, all six, 1.04 / 1.05 and o worse still: what writes into the residual stream shares no basis there.
-# Share "both" on q: loss .78 / 1.01 at kept .1 / .3, functional 1.14 / 1.70; one layer less on the layer bond only
-# loses (.84 / 1.26): its entropy is 1.73 of the 1.79 that unlike layers have.
+# The layers that share a basis by default (`python -m bench.trees`). On the demo model (6 layers, its own moments;
+# error over that of `lowrank` on each layer, ranks at one price, equal parameters) all six layers at kept .1 / .3 / .6
+# of the group: loss metric q .88 / .77 / .84, k .88 / .74 / .77, v .82 / .80 / 1.17, gate .97 / .96 / 1.01, up .99 /
+# .97 / 1.01; functional q .80 / .59 / .45, k .76 / .53 / .37, v .75 / .45 / .42, gate .94 / .90 / .93, up .94 / .91 /
+# .93. Smaller groups gain less at .1 / .3 (loss, in pairs and in threes: q .95 / .95 and .96 / .90, k 1.09 / .98 and
+# .93 / .85, v .96 / 1.10 and .94 / .92). down 1.04 / 1.05 / 1.10 and o 1.05 / 1.25 / 2.02: what writes into the
+# residual stream shares no basis there. Share "both" on q: loss .78 / 1.01 at kept .1 / .3, functional 1.14 / 1.70; one
+# layer less on the layer bond only loses (.84 / 1.26): its entropy is 1.73 of the 1.79 that unlike layers have.
 GROUP = 6
 ALONE = ("o", "down", "fc2")
 ALONE_LEVELS = 48  # of the curve of a group of one, which costs one spectrum
