@@ -58,8 +58,11 @@ def size_curve(chi: Sequence[int], kept: Sequence[float], adds: Sequence[float],
             line=dict(color=color, width=2, dash=dash), marker=dict(symbol=symbol, size=6),
             hovertemplate="χ = %{x}: %{y:.3g} times dense<extra>" + name + "</extra>",
         )  # fmt: skip
-    figure.add_hline(1, line=dict(color=GREY, width=1.2, dash="dot"), annotation_text="dense",
-                     annotation_font=dict(size=12, color=GREY), annotation_position="top left")  # fmt: skip
+    figure.add_hline(1, line=dict(color=GREY, width=1.2, dash="dot"))
+    figure.add_annotation(
+        xref="paper", x=1, xanchor="right", y=0, yanchor="bottom", text="dense", showarrow=False,  # y = 0 is 10⁰
+        font=dict(size=12, color=GREY),
+    )  # fmt: skip
     figure.add_vline(chosen, line=dict(color=GREEN, width=1.5))
     _frame(figure, "", "χ", "Over dense", True, 260)
     figure.update_xaxes(type="log", dtick=1)
