@@ -91,7 +91,7 @@ CLAIMS: dict[str, Claim] = {
                 Published("mpo", "Kept 30 %, MPO", "MMLU 46.41 → 45.32, GSM8K 23.05 → 22.58 (healed)",
                           "arXiv:2401.14109"),
                 Published("svd", "Kept 30 %, SVD", "", ""),
-                Published("whitened", "Kept 30 %, SVD fitted to the layer's outputs", "", ""),
+                Published("whitened", "Kept 30 %, whitened SVD (fitted to the layer's outputs)", "", ""),
             ),
         ),
         Claim(
@@ -133,7 +133,7 @@ CLAIMS: dict[str, Claim] = {
                 Published("mpo_half", "MPO, as many bytes as 8 bits", "", ""),
                 Published("mpo_int8_quarter", "MPO with 8-bit cores, as many bytes as 4 bits",
                           "MMLU 46.41 → 44.16, GSM8K 23.05 → 17.74 at 2.1 GB (healed)", "arXiv:2401.14109"),
-                Published("svd_half", "SVD fitted to outputs, as many bytes as 8 bits",
+                Published("svd_half", "Whitened SVD, as many bytes as 8 bits",
                           "perplexity 5.68 → 23.97 at half the parameters (LLaMA-1 7B)",
                           "SVD-LLM, arXiv:2403.07378, as quoted by others"),
                 Published("int8", "8 bits, rounded", "", ""),

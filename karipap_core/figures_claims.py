@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE
+from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, log_ticks
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, "#5b5fc7", "#b0487a", GREY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -39,6 +39,8 @@ def chart(document: dict) -> go.Figure:
             hovertemplate="%{x}: %{y:.4g}<extra>" + series["name"] + "</extra>",
         )  # fmt: skip
     _frame(figure, document["title"], document["x"], document["y"], log)
+    if log and positive:
+        figure.update_yaxes(**log_ticks(min(positive), max(positive)))
     if document["kind"] == "bars" or len(document["series"]) == 1:
         figure.update_layout(showlegend=False)
     if document["x"] == "Layer":

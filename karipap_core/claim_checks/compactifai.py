@@ -80,7 +80,7 @@ def sensitivity(study: Study, progress: Progress) -> dict:
         grid(["cut alone", "kept", bench.unit, "rise in loss"], rows),
         [lines("Each layer alone", "Layer", bench.unit,
                [(f"kept {kept:.0%}", layers, [r["damage"] for r in of]) for kept, of in by_layer.items()], log=True),
-         bars("Each role alone at 50 %, per million parameters removed", bench.unit, order,
+         bars("Each role alone at 50 %, per million removed", bench.unit, order,
               [by_role[role]["per_million"] for role in order])],
     )  # fmt: skip
 
@@ -147,8 +147,8 @@ def per_byte(study: Study, progress: Progress) -> dict:
         "mpo_two_half": ("MPO, two sites", lambda key: mpo(key, "int8", sites=None)),
         "mpo_quarter": ("MPO", lambda key: mpo(key, "int4")),
         "mpo_int8_quarter": ("MPO, 8-bit cores", lambda key: mpo(key, "int4", "int8")),
-        "svd_half": ("SVD, fitted to outputs", lambda key: svd(key, "int8")),
-        "svd_quarter": ("SVD, fitted to outputs", lambda key: svd(key, "int4")),
+        "svd_half": ("whitened SVD", lambda key: svd(key, "int8")),
+        "svd_quarter": ("whitened SVD", lambda key: svd(key, "int4")),
     }
     dense, rows = 2 * sum(weight.parameters for weight in weights), {}
     for number, (key, (label, make)) in enumerate(forms.items()):

@@ -117,7 +117,7 @@ def headline(study: Study, progress: Progress) -> dict:
         "accuracy": ("2×2 PEPS", peps),
         "mpo": ("MPO", lambda weight: published_mpo(matrix_of(study, weight.name), limit(weight), parameters)),
         "svd": ("SVD", svd("weight")),
-        "whitened": ("SVD, fitted to outputs", svd("functional")),
+        "whitened": ("whitened SVD", svd("functional")),
     }
     rows, total = {}, len(forms) * len(weights)
     for key, (label, make) in forms.items():
@@ -141,7 +141,7 @@ def headline(study: Study, progress: Progress) -> dict:
         verdict, measured, {"rows": rows, "weights": [weight.name for weight in weights], "share": share},
         grid(["network", "squared error of W", bench.unit, "rise in loss"],
              [[r["label"], r["error"], r["damage"], r["rise"]] for r in rows.values()]),
-        [bars("Damage at 30 % of the parameters of one attention", bench.unit, names,
+        [bars("Damage, 30 % kept", bench.unit, names,
               [r["damage"] for r in rows.values()]),
-         bars("Squared error of the weights", "Part of ‖W‖² lost", names, [r["error"] for r in rows.values()])],
+         bars("Error of the weights", "Part of ‖W‖² lost", names, [r["error"] for r in rows.values()])],
     )  # fmt: skip
