@@ -87,6 +87,7 @@ def test_every_network_takes_it_and_reproduces_the_weight(inner, which):
     spec = Structured.for_shape(12, 18, 10**6, inner=inner, structure=Structure(head=2, rows=True, columns=True))
     cores = spec.decompose(W, metric_of(which, 12, 18))
     assert (spec.dense(cores) - W).norm() <= 1e-5 * W.norm()
+    assert [core.dtype for core in cores] == [torch.int32] * 2 + [torch.float32] * (len(cores) - 2)
 
 
 @pytest.mark.parametrize("structure", [{"head": 2}, {"columns": True}, {"rows": True, "columns": True, "head": 1}])

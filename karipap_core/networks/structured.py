@@ -201,6 +201,13 @@ class Structured(Spec):
             found.append((metric.absolute(W - self.dense(cores)), cores))
         return min(found, key=lambda item: item[0])[1]
 
+    def decompose(
+        self, W: torch.Tensor, metric: Metric | None = None, progress: Progress = silent
+    ) -> list[torch.Tensor]:
+        """As every network's; the orders are int32, as they are stored."""
+        cores = super().decompose(W, metric, progress)
+        return [core.int() for core in cores[: self.orders]] + cores[self.orders :]
+
     def chosen_orders(
         self, W: torch.Tensor, metric: Metric, reorder: bool = True
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
