@@ -17,19 +17,20 @@ from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.quantize_cores import values
+from karipap_core.records import REPORT, sums_of
+from karipap_core.verify import verify
 from karipap_core.workspace import settings_key, whole_file, write_json
-
-REPORT = "karipap.json"
 
 
 def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:
     """Write the compressed model of `plan` for the study's checkpoint into the folder `out`.
 
     Returns {"kept", "bytes_kept", "parameters", "bytes", "weights": [{"name", "network", "chi", "quantize",
-    "parameters", "weight_error", "functional_error"}], "seconds"}; errors are relative squared: ‖W−Ŵ‖²/‖W‖² and, where
-    the plan's metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are stored in the weight's own dtype
-    or in the plan's format, and the errors are those of the stored cores. Raises InputError where the plan is not this
-    checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
+    "parameters", "weight_error", "functional_error"}], "verify": {"ok", "checks"}, "seconds"}; errors are relative
+    squared: ‖W−Ŵ‖²/‖W‖² and, where the plan's metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are
+    stored in the weight's own dtype or in the plan's format, and the errors are those of the stored cores. "verify" is
+    the verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
+    this checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
     from karipap_core.hf import write_compressed
 
@@ -60,6 +61,9 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     # What is there already is our own, from a run killed after the folder and before its report were written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
     report = {"format": "karipap-report", "version": 1, "identity": identity, "source": str(checkpoint.path.resolve())}
+    report |= {"fingerprint": checkpoint.fingerprint, "sums": sums_of(out)}
+    verdict = verify(out, checkpoint, report | {"result": result}, files, progress=progress)
+    result["verify"] = {"ok": verdict["ok"], "checks": verdict["checks"]}
     write_json(out / REPORT, report | {"result": result})
     shutil.rmtree(out / ".parts")
     return result | {"seconds": round(time.monotonic() - began, 3)}

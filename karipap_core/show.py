@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.verify import summary as verified
 from karipap_core.workspace import read_json, read_runs
 
 NOTHING = "–"
@@ -116,7 +117,10 @@ def compressed(document: dict) -> str:
         [row["name"], row["network"], _by(row["chi"]), row["parameters"], row["weight_error"], row["functional_error"]]
         for row in document["weights"]
     ]
-    return _page(_size(document) | {"seconds": document.get("seconds")}, grid(head, rows))
+    facts = _size(document) | {"seconds": document.get("seconds")}
+    if document.get("verify"):
+        facts["verified"] = verified(document["verify"])
+    return _page(facts, grid(head, rows))
 
 
 def evaluation(document: dict) -> str:

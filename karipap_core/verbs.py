@@ -11,6 +11,9 @@ from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.ising import table as ising_table
 from karipap_core.show_deploy import table as deploy_table
+from karipap_core.show_heal import launch_commands, typed
+from karipap_core.show_heal import table as heal_table
+from karipap_core.verify import table as verify_table
 
 
 def fraction(text: str) -> float:
@@ -386,3 +389,88 @@ def deploy(args, progress) -> dict:
     wanted += ("fp8_benchmarked", "fp4_validated", "host_memory", "smaller", "tolerance", "force")
     values = {name: getattr(args, name) for name in wanted}
     return decide(args.model, fixed=args.fixed_checkpoint, progress=progress, **values)
+
+
+COMPRESSED = option("folder", metavar="DIR", type=Path, help="a compressed folder")
+AGAINST = option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)")
+
+
+@verb(
+    "whether a compressed folder is what its plan says and loads as that, and ten lines that load it",
+    "compressed/ --against assets/demo_model",
+    verify_table,
+    COMPRESSED,
+    AGAINST,
+    DEVICE,
+)
+def verify(args, progress) -> dict:
+    from karipap_core.spectrum import pick_device
+    from karipap_core.verify import verify as check
+
+    return check(args.folder, args.against, device=pick_device(args.device), progress=progress)
+
+
+@verb(
+    "a short fine-tune of a compressed folder's cores; never hands back a worse model",
+    "compressed/ --steps 200 --out healed/",
+    heal_table,
+    option("folder", metavar="DIR", type=Path, help="a compressed folder"),
+    text_option("learn from; an eighth of it is kept aside for validation", "train modules"),
+    option("--steps", type=positive, required=True, metavar="N", help="steps of the optimizer"),
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
+    option("--distill", metavar="MODEL", help="the dense model to learn from (default: the one of the folder's plan)"),
+    option(
+        "--objective",
+        choices=("distill", "next-token"),
+        default="distill",
+        help="the dense model's probabilities, or the text's own tokens (default: distill)",
+    ),
+    option("--rate", type=above_zero, metavar="R", help="largest step size (default: searched for, 3e-5 to 1e-3)"),
+    option("--tokens", type=positive, default=2048, metavar="N", help="tokens of one step (default: 2048)"),
+    option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
+    option("--norms", action="store_true", help="let the norms learn too"),
+    option(
+        "--requantize",
+        action="store_true",
+        help="open cores in few bits, let them learn as floats, and quantize them again at the end; without it they "
+        "stay as they are and only float cores learn",
+    ),
+    option("--accumulate", type=positive, default=1, metavar="N", help="parts that a step is cut into (default: 1)"),
+    option("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the passes (default: no)"),
+    option("--gradient-checkpointing", action="store_true", help="less memory for a third more time"),
+    option("--every", type=positive, metavar="K", help="steps between two looks, each with a checkpoint"),
+    option("--patience", type=positive, default=4, metavar="N", help="looks without gain before it stops (default: 4)"),
+    option("--seed", type=int, default=0, metavar="N", help="of the order of the text (default: 0)"),
+    option("--compare-dense", action="store_true", help="give the dense model the same training, beside"),
+    option(
+        "--measure",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="measure before and after as points of the trade-off (default text: the standard library's held-out "
+        "modules)",
+    ),
+    option(
+        "--show-launch",
+        nargs="?",
+        const=2,
+        type=positive,
+        metavar="GPUS",
+        help="print the commands that start this on several GPUs, and do nothing",
+    ),
+    DEVICE,
+)
+def heal(args, progress) -> dict:
+    if args.show_launch:
+        argv = typed("heal", args, without=("show_launch", "mixed_precision", "measure"))
+        precision = args.mixed_precision if args.mixed_precision != "no" else "bf16"
+        return {"launch": launch_commands([*argv, "--mixed-precision", precision], args.show_launch, precision)}
+    from karipap_core.heal import heal as train
+    from karipap_core.heal_points import heal_and_measure
+
+    names = ("text", "distill", "objective", "rate", "tokens", "window", "norms", "requantize", "accumulate", "seed")
+    names += ("mixed_precision", "gradient_checkpointing", "every", "patience", "compare_dense", "device")
+    values = {name: getattr(args, name) for name in names} | {"progress": progress}
+    if args.measure is None:
+        return train(args.folder, args.out, args.steps, **values)
+    return heal_and_measure(args.folder, args.out, args.steps, measured_on=args.measure or None, **values)
