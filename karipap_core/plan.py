@@ -193,7 +193,9 @@ class Plan:
 
     def unties(self, checkpoint) -> bool:
         """Whether a head that is tied to the embedding stays dense while the embedding changes."""
-        return bool(checkpoint.tied and self.tables(checkpoint)) and (self.embedding or {}).get("tied") == "untie"
+        own_head = any(weight.role == "head" for weight in checkpoint.weights)
+        asked = (self.embedding or {}).get("tied") == "untie"
+        return asked and not own_head and checkpoint.kind == "causal" and bool(self.tables(checkpoint))
 
 
 def model_entry(checkpoint) -> dict:

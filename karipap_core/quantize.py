@@ -72,9 +72,9 @@ class Quantized:
 
     def dense(self) -> torch.Tensor:
         """Ŵ (out, in) float32."""
-        n_in = self.codes.shape[1]
-        spread = [t.float().repeat_interleave(self.group, 1)[:, :n_in] for t in (self.scales, self.zeros)]
-        return spread[0] * (self.codes.float() - spread[1])
+        rows, columns = self.codes.shape
+        codes = functional.pad(self.codes, (0, -columns % self.group)).reshape(rows, -1, self.group).float()
+        return codes.sub_(self.zeros[..., None]).mul_(self.scales[..., None]).reshape(rows, -1)[:, :columns]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored: `codes` and `zeros` packed (1-D uint8), `scales` float16 (out, groups)."""
