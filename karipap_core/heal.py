@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from karipap_core.checkpoint import Checkpoint, open_checkpoint
+from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
@@ -117,6 +117,11 @@ def heal(
         shutil.rmtree(out / WORK, ignore_errors=True)
     accelerator.wait_for_everyone()
     return found
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Patient:
@@ -351,40 +356,3 @@ def _accelerator(settings: Settings, device: str):
         gradient_accumulation_steps=settings.accumulate,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-
-
-def launch_commands(argv: list[str], checkpoint: Checkpoint | None = None, gpus: int = 2, precision="bf16") -> dict:
-    """How the command `argv` (as `python -m karipap_core` takes it) is started on several GPUs: {"multi_gpu", "fsdp"}.
-
-    multi_gpu: the whole model on each GPU; fsdp: its parameters spread over them (torch's FSDP 2), the dense model that
-    is learnt from still whole on each.
-    """
-    import shlex
-
-    argv = [part for part in argv if part != "--show-launch"]
-    rest = ["-m", "karipap_core", *argv]
-    frame = ["accelerate", "launch", "--num_machines", "1", "--dynamo_backend", "no", "--num_processes", str(gpus)]
-    frame += ["--mixed_precision", precision]
-    fsdp = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
-    return {"multi_gpu": shlex.join([*frame, "--multi_gpu", *rest]), "fsdp": shlex.join([*frame, *fsdp, *rest])}
-
-
-def summary(document: dict) -> str:
-    """The result for people."""
-    if "launch" in document:
-        return "\n".join(f"# {name}\n{command}" for name, command in document["launch"].items())
-    rise = ""
-    if document["dense_loss"] is not None and document["loss_before"] > document["dense_loss"]:
-        share = (document["loss_before"] - document["loss_after"]) / (document["loss_before"] - document["dense_loss"])
-        rise = f" ({share:.0%} of the rise in loss taken back)"
-    lines = [
-        f"loss before  {document['loss_before']:.4f}",
-        f"loss after   {document['loss_after']:.4f}{rise}",
-        *([f"dense loss   {document['dense_loss']:.4f}"] if document["dense_loss"] is not None else []),
-        f"{document['steps']} steps of {document['objective']} in {document['seconds']:.0f} s, step size "
-        f"{document['learning_rate']:g}, {document['trained']:,} numbers trained on {document['text']['name']}; "
-        f"losses on {document['validation']['name']}, nats a token",
-    ]
-    if document.get("dense_trained"):
-        lines.insert(3, f"dense model after the same training  {document['dense_trained']['loss']:.4f}")
-    return "\n".join([*lines, *document["notes"], document["folder"]])

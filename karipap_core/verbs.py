@@ -465,6 +465,7 @@ def heal(args, progress) -> dict:
         argv = typed("heal", args, without=("show_launch", "mixed_precision", "measure"))
         precision = args.mixed_precision if args.mixed_precision != "no" else "bf16"
         return {"launch": launch_commands([*argv, "--mixed-precision", precision], args.show_launch, precision)}
+    from karipap_core.heal import first_process
     from karipap_core.heal import heal as train
     from karipap_core.heal_points import heal_and_measure
 
@@ -472,5 +473,9 @@ def heal(args, progress) -> dict:
     names += ("mixed_precision", "gradient_checkpointing", "every", "patience", "compare_dense", "device")
     values = {name: getattr(args, name) for name in names} | {"progress": progress}
     if args.measure is None:
-        return train(args.folder, args.out, args.steps, **values)
-    return heal_and_measure(args.folder, args.out, args.steps, measured_on=args.measure or None, **values)
+        found = train(args.folder, args.out, args.steps, **values)
+    else:
+        found = heal_and_measure(args.folder, args.out, args.steps, measured_on=args.measure or None, **values)
+    if not first_process():
+        raise SystemExit(0)  # of several processes one prints
+    return found
