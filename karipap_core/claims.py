@@ -244,7 +244,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
 
     {"format", "version", "claim", "model", "text", "tokens", "measure" ("kl" or "output error"), "dense_loss",
     "verdict" (a sentence), "measured" {key of `Claim.published`: in words}, "figures" (the raw numbers),
-    "table" {"columns", "rows"}, "chart" | None, "notes", "seconds", "created", "environment"}.
+    "table" {"columns", "rows"}, "charts" (figures_claims.chart), "notes", "seconds", "created", "environment"}.
 
     model: folder, file, hub id or open checkpoint; text: file to calibrate and measure on (default: the standard
     library's calibration modules). InputError for a claim that is not there and a model that cannot run.

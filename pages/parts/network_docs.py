@@ -92,7 +92,7 @@ DOCS: dict[str, Doc] = {
         ),
         "Contractions of two tensors at a time, in the order that is cheapest for the batch. **Count before hoping**: "
         "four cores with χ = 64 on 1024 × 4096 keep 12.6 % of the parameters and need about 135 M multiply-adds a "
-        "token against 4.2 M dense. Two sites cost χ (out + in).",
+        "token against 4.2 M dense. Two sites need about as many as they have parameters.",
         (
             ("Squared error over the SVD's at equal parameters (15 / 30 / 60 % kept), functional metric",
              "0.97 / 0.92 / 0.89", f"{HERE}: two sites, eight trained weights"),
