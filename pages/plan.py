@@ -27,7 +27,7 @@ def workbench(view) -> None:
         mine = plan_session.state()
         history = mine["history"]
         now = history.now
-        found = tables.tables(view, now.network, now.metric, now.rule, now.special)
+        found = tables.of(view, now)
         totals = chi_board.totals(found.rows, found.model, now.chi)
         controls(view, now, found)
         actions(view, history, found, totals)
@@ -51,22 +51,35 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
     def chosen(field: str):
         def change() -> None:
             value = st.session_state[f"board_{field}"]
-            if value is not None and value != getattr(plan_session.state()["history"].now, field):
+            value = None if value == "none" else value
+            if value != getattr(plan_session.state()["history"].now, field):
                 plan_session.rework(view, **{field: value})
 
         return change
 
     def widget(draw, label: str, options, field: str, **more) -> None:
-        st.session_state[f"board_{field}"] = getattr(now, field)
+        st.session_state[f"board_{field}"] = getattr(now, field) or "none"
         draw(label, options, key=f"board_{field}", on_change=chosen(field), **more)
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-plan-controls"):
         names = plan_jobs.NETWORK_SAYS
-        widget(st.segmented_control, "Network", tables.NETWORKS, "network", format_func=names.get, required=True)
+        widget(
+            st.selectbox, "Network", tables.NETWORKS, "network", width=170, filter_mode=None, format_func=names.get,
+            help=plan_jobs.NETWORK_HELP,
+        )  # fmt: skip
         widget(
             st.segmented_control, "Error of", METRICS, "metric", format_func=plan_jobs.METRIC_SAYS.get, required=True,
             help="What χ singular values leave out is an error of the weights, of the layer's outputs on text, or "
             "(K-FAC) of the loss. Cores are fitted to it.",
+        )  # fmt: skip
+        widget(
+            st.selectbox, "Store cores in", tables.FORMATS, "quantize", width=110, filter_mode=None,
+            help="What the numbers of cores, and of weights that stay whole, are rounded to; auto: whatever pays. A "
+            "quantized number counts as its bits / 16.",
+        )  # fmt: skip
+        widget(
+            st.selectbox, "Embedding", tables.EMBEDDINGS, "embedding", width=110, filter_mode=None,
+            help="What the tables of tokens may become: as they are, low rank, or a tensor train.",
         )  # fmt: skip
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
         widget(st.selectbox, "Rule", rules, "rule", width=170, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
@@ -81,7 +94,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
         )  # fmt: skip
         plan_jobs.search(view, now, found)
     if missing := plan_session.state().get("missing"):
-        plan_jobs.not_measured(view, *missing)
+        plan_jobs.not_measured(view, missing)
 
 
 def actions(view, history: draft.History, found: tables.Tables, totals: dict) -> None:

@@ -22,7 +22,7 @@ def found():
     rows = llama_rows(2, hidden=32, kv=16, mlp=48)
     calibration = SimpleNamespace(dense_loss=1.633, text={"text": "t", "sha256": "0" * 64, "tokens": 9, "window": 8})
     return SimpleNamespace(
-        rows=rows, model=llama_model(50, 32), calibration=calibration, names=[r["name"] for r in rows]
+        choices=None, rows=rows, model=llama_model(50, 32), calibration=calibration, names=[r["name"] for r in rows]
     )
 
 
@@ -141,7 +141,11 @@ def test_sizes_of_a_plan_are_the_cores(start, checkpoint, found):
     plan = exported(start, checkpoint, found)
     ledger_weights = [
         SimpleNamespace(
-            name=row["name"], parameters=row["parameters_dense"], bytes=2 * row["parameters_dense"], compressible=True
+            name=row["name"],
+            parameters=row["parameters_dense"],
+            bytes=2 * row["parameters_dense"],
+            compressible=True,
+            role=row["role"],
         )
         for row in found.rows
     ]

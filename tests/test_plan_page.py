@@ -33,7 +33,7 @@ def now(app) -> draft.Draft:
 
 def exported(app, tiny) -> Plan:  # noqa: F811
     view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
-    found = tables.tables(view, now(app).network, now(app).metric, now(app).rule, now(app).special)
+    found = tables.of(view, now(app))
     return draft.to_plan(now(app), view.checkpoint, found, chi_board.totals(found.rows, found.model, now(app).chi))
 
 

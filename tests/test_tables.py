@@ -92,7 +92,7 @@ def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, sc
     lock = draft.entry("lowrank", tuple(study.weights[3].shape), 4)
     planner = Planner(study, "lowrank", "loss", {name: lock})
     wanted = planner.plan(planner._allocated(rule, *limits.limit(view.checkpoint)), rule, limits)
-    found = tables.tables(view, "lowrank", "loss", rule, {})
+    found = tables.tables(view, tables.What("lowrank", "loss"), rule, {})
     assert found.rule == rule
     chi = tables.choose(found, budget, unit, scope, {name: 4}, (name,))
     assert chi == {n: max(e.get("chi", [0])) for n, e in wanted.weights.items()}
@@ -111,22 +111,22 @@ def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, sc
 
 
 def test_rules_are_those_whose_measurements_are_here(view, checkpoint):
-    assert tables.tables(view, "lowrank", "loss", None, {}).rules == (
+    assert tables.tables(view, tables.What("lowrank", "loss"), None, {}).rules == (
         "calibrated", "loss", "functional", "entropy", "uniform",
     )  # fmt: skip
-    weight = tables.tables(view, "lowrank", "weight", "calibrated", {})
+    weight = tables.tables(view, tables.What("lowrank", "weight"), "calibrated", {})
     assert "calibrated" not in weight.rules and weight.rule == weight.rules[0]
     assert weight.model["points"] is None, "nothing was measured under this metric, so nothing is predicted"
     assert tables.metrics(view, "lowrank") == ["weight", "functional", "loss"]
-    assert tables.metrics(view, "mpo") == [] and tables.tables(view, "mpo", "loss", None, {}) is None
+    assert tables.metrics(view, "mpo") == [] and tables.tables(view, tables.What("mpo", "loss"), None, {}) is None
 
 
 def test_a_new_measurement_is_seen_at_once(view, checkpoint):
-    before = tables.tables(view, "lowrank", "loss", None, {})
+    before = tables.tables(view, tables.What("lowrank", "loss"), None, {})
     document = Study(checkpoint).found.to_json()
     document["plans"] = document["plans"][:1]
     write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
-    after = tables.tables(view, "lowrank", "loss", None, {})
+    after = tables.tables(view, tables.What("lowrank", "loss"), None, {})
     assert len(after.model["points"]) == 1 < len(before.model["points"])
     assert after.table["id"] != before.table["id"]
 
@@ -135,21 +135,21 @@ def test_half_a_calibration_is_none(view, checkpoint):
     document = Study(checkpoint).found.to_json()
     document["levels"].popitem()
     write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
-    assert "calibrated" not in tables.tables(view, "lowrank", "loss", None, {}).rules
+    assert "calibrated" not in tables.tables(view, tables.What("lowrank", "loss"), None, {}).rules
 
 
 def test_a_special_entry_is_its_weights_one_option(view, checkpoint):
-    plain = tables.tables(view, "lowrank", "loss", "calibrated", {})
+    plain = tables.tables(view, tables.What("lowrank", "loss"), "calibrated", {})
     name = plain.names[0]
-    special = {name: {"entry": {}, "chi": 7, "parameters": 100, "multiply_adds": 900}}
-    row = tables.tables(view, "lowrank", "loss", "calibrated", special).rows[0]
+    special = {name: {"entry": {}, "chi": 7, "bytes": 400, "parameters": 100, "multiply_adds": 900}}
+    row = tables.tables(view, tables.What("lowrank", "loss"), "calibrated", special).rows[0]
     assert (list(row["chi"]), list(row["parameters"]), list(row["multiply_adds"])) == ([7], [100], [900])
     low, high = np.searchsorted(plain.rows[0]["parameters"], 100) + np.array([-1, 0])
     assert plain.rows[0]["damage"][high] <= row["damage"][0] <= plain.rows[0]["damage"][low]
 
 
 def test_what_cannot_be_kept_is_said(view):
-    found = tables.tables(view, "lowrank", "loss", "calibrated", {})
+    found = tables.tables(view, tables.What("lowrank", "loss"), "calibrated", {})
     with pytest.raises(InputError, match=r"At least [\d.]+% must be kept"):
         tables.choose(found, 0.01, "parameters", "model", {}, ())
     every = {name: 0 for name in found.names}
@@ -165,7 +165,8 @@ def test_tables_need_no_torch(view, checkpoint):
         "import sys; sys.path[:0] = ['tests']; from types import SimpleNamespace as S; "
         "from karipap_core.checkpoint import open_checkpoint; from pages.parts import tables, draft, chi_board; "
         f"c = open_checkpoint({str(checkpoint.path)!r}); v = S(checkpoint=c); "
-        "t = tables.tables(v, 'lowrank', 'loss', None, {}); x = tables.choose(t, .5, 'parameters', 'blocks', {}, ()); "
+        "t = tables.tables(v, tables.What('lowrank', 'loss'), None, {}); "
+        "x = tables.choose(t, .5, 'parameters', 'blocks', {}, ()); "
         "d = draft.Draft('lowrank', 'loss', t.rule, x); m = chi_board.totals(t.rows, t.model, x); "
         "p = draft.to_plan(d, c, t, m); draft.from_plan(p, c, 'x'); print('torch' in sys.modules)"
     )

@@ -1,7 +1,9 @@
 // The χ board: what the pointer and the keys do, the figures and the budget slider, and the talk with Python.
 // Streamlit calls the default export again on every re-run, so the state lives in a WeakMap on the board's element.
 
-import { damageAt, decode, figures, keptAt, memoryAt, nearest, parametersAt } from "./chi_board_core.js";
+import {
+  bytesAt, damageAt, decode, figures, keptAt, memoryAt, nearest, parametersAt, withMates,
+} from "./chi_board_core.js";
 import { Allocator } from "./chi_board_allocate.js";
 import { Grid, element, hatch, heatColors } from "./chi_board_cells.js";
 import { keys } from "./chi_board_keys.js";
@@ -181,9 +183,9 @@ class Board {
 
   // ---- changing χ ----
 
-  /** Everything that may move: the unlocked of these weights. */
+  /** Everything that moves with these weights: the unlocked of them and of their mates. */
   free(weights) {
-    return weights.filter((w) => !this.locked[w]);
+    return withMates(this.T, weights).filter((w) => !this.locked[w]);
   }
 
   set(weights, chiOf, cause) {
@@ -213,7 +215,7 @@ class Board {
 
   toggleLock(it) {
     const lock = !it.weights.every((w) => this.locked[w]);
-    for (const w of it.weights) this.locked[w] = lock ? 1 : 0;
+    for (const w of withMates(this.T, it.weights)) this.locked[w] = lock ? 1 : 0;
     this.relock();
     this.commit("lock");
     this.schedule();
@@ -385,7 +387,7 @@ class Board {
     let sum = 0, bytes = 0, memory = 0, total = 0;
     for (let w = 0; w < T.n; w++) {
       sum += parameters[w] = parametersAt(T, w, chi[w]);
-      bytes += parameters[w] * (chi[w] === 0 ? T.denseBytes[w] : T.coreBytes[w]);
+      bytes += bytesAt(T, w, chi[w]);
       memory += memoryAt(T, w, chi[w]);
       total += damage[w] = damageAt(T, w, chi[w]);
     }

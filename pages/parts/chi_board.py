@@ -18,6 +18,13 @@ A **row** is one weight, a mapping with
     share                    optional, for rules that scale cost by one factor (uniform, entropy): see Allocator
     memory                   optional, bytes when loaded at each option, where a network rebuilds W
     break_even               optional, the real-valued χ at which the cores cost as much as W (default: interpolated)
+    labels                   optional, a word for each option; χ then only counts them, 1 … n (several networks or
+                             formats behind one slider)
+    bytes                    optional, bytes at each option, where they are not parameters times a constant
+    steps                    optional, what the slider runs along, rising: cost in parts of the dense weight's numbers
+    no_dense                 optional, true where rules must not leave the weight as it is (a person may)
+    group                    optional, names the weights that share cores: they have the same number of options of the
+                             same cost, and stand at the same one always
 
 **model** is a mapping with other_parameters, other_bytes, other_memory (what no χ changes; memory defaults to bytes),
 dense_loss (nats a token, or None), points ([Σ damage, rise] of measured whole plans, rising in both, that predicted
@@ -58,7 +65,10 @@ def _break_even(row: Mapping) -> float:
 
 
 def _falling(row: Mapping, key: str) -> np.ndarray:
-    return np.minimum.accumulate(np.maximum(np.asarray(row[key], np.float64), 0)).astype("<f4")
+    """Without rises, which are noise along χ; options that are listed are what they are."""
+    values = np.maximum(np.asarray(row[key], np.float64), 0)
+    listed = key == "damage" and row.get("labels") is not None
+    return (values if listed else np.minimum.accumulate(values)).astype("<f4")
 
 
 def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank") -> dict:
@@ -78,9 +88,10 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         if len(lengths) != 1 or 0 in lengths or np.any(np.diff(row["chi"]) <= 0):
             raise ValueError(f"{row['name']}: chi must rise, and parameters and damage be of its length.")
         grid = {"chi": _packed(row["chi"], "<i4"), "parameters": _packed(row["parameters"], "<f8")}
-        if row.get("memory") is not None:
-            grid["memory"] = _packed(row["memory"], "<f8")
-        key = "|".join(grid.values()).encode()
+        for key in ("memory", "bytes", "steps"):
+            if row.get(key) is not None:
+                grid[key] = _packed(row[key], "<f8")
+        key = repr(grid).encode()
         if key not in grids:
             grids[key] = len(packed)
             packed.append(grid)
@@ -99,6 +110,16 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "break_even": [_break_even(row) for row in rows],
         "share": [float(row.get("share") or row["parameters_dense"]) for row in rows],
     }
+    labels: dict[tuple, int] = {}
+    if any(row.get("labels") is not None for row in rows):
+        weights["labels"] = [
+            None if row.get("labels") is None else labels.setdefault(tuple(row["labels"]), len(labels)) for row in rows
+        ]
+    if any(row.get("no_dense") for row in rows):
+        weights["no_dense"] = [bool(row.get("no_dense")) for row in rows]
+    groups = {row["group"]: index for index, row in enumerate(rows) if row.get("group")}
+    if groups:
+        weights["group"] = [groups.get(row.get("group")) for row in rows]
     keys = ("other_parameters", "other_bytes", "dense_loss", "error")
     table = {
         "network": network,
@@ -108,6 +129,8 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "objective": _packed(np.concatenate(objective), "<f4") if by_objective else None,
         "model": {key: _number(model.get(key)) for key in keys},
     }
+    if labels:
+        table["labels"] = [list(words) for words in labels]
     memory = model.get("other_memory")
     points = model.get("points")
     table["model"]["points"] = None if points is None else [[float(x), float(y)] for x, y in points]
@@ -167,13 +190,11 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         sums["dense"] += dense
         sums["dense_bytes"] += dense * row["bytes_per_parameter"]
         parameters = dense if at == 0 else float(np.interp(at, row["chi"], row["parameters"]))
-        per = (
-            row["bytes_per_parameter"] if at == 0 else row.get("core_bytes_per_parameter") or row["bytes_per_parameter"]
-        )
+        stored = bytes_at(row, at)
         sums["parameters"] += parameters
-        sums["bytes"] += parameters * per
+        sums["bytes"] += stored
         rebuilt = at != 0 and row.get("memory") is not None
-        sums["memory"] += float(np.interp(at, row["chi"], row["memory"])) if rebuilt else parameters * per
+        sums["memory"] += float(np.interp(at, row["chi"], row["memory"])) if rebuilt else stored
         sums["damage"] += damage_at(row, at)
     other, other_bytes = model["other_parameters"], model["other_bytes"]
     other_memory = model.get("other_memory")
@@ -190,6 +211,23 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         "rise": rise,
         "loss": None if rise is None or model.get("dense_loss") is None else model["dense_loss"] + rise,
     }
+
+
+def bytes_at(row: Mapping, chi: int) -> float:
+    """Bytes of one weight at χ, as stored."""
+    if chi == 0:
+        return float(row["parameters_dense"] * row["bytes_per_parameter"])
+    if row.get("bytes") is not None:
+        return float(np.interp(chi, row["chi"], row["bytes"]))
+    per = row.get("core_bytes_per_parameter") or row["bytes_per_parameter"]
+    return float(np.interp(chi, row["chi"], row["parameters"])) * per
+
+
+def name_at(row: Mapping, chi: int) -> str:
+    """What one weight is at χ, in a word: "dense", its χ, or the label of its option."""
+    if chi == 0:
+        return "dense"
+    return row["labels"][chi - 1] if row.get("labels") is not None else f"{chi:,}"
 
 
 def damage_at(row: Mapping, chi: int) -> float:

@@ -1,6 +1,6 @@
 // A budget → χ for every weight, fast enough to run on every move of the budget slider. No DOM.
 
-import { damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
+import { bytesAt, damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
 
 /**
  * A budget → χ for every weight that is not locked; the same choices as karipap_core/allocate.py.
@@ -9,6 +9,7 @@ import { damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
  * argmin moves along the weight's convex hull, so all hulls' segments, sorted once by gain per cost, hold the answer
  * to every λ, and a budget is one binary search. What is left over goes, step by step, where it gains most per cost.
  * "proportional": the largest option of cost ≤ t·share, t as large as the budget allows.
+ * Mates are chosen for as one, at the sum of their costs and objectives: the first of them stands for all.
  */
 export class Allocator {
   constructor(T, budget, rule) {
@@ -23,25 +24,55 @@ export class Allocator {
     this.denseCost = Float64Array.from(T.dense, (p, w) => (bytes ? p * T.denseBytes[w] : p));
     // How many options cost less than the dense weight.
     this.last = Int32Array.from(this.denseCost, (cost, w) => {
-      const { parameters } = T.grids[T.grid[w]];
-      let k = parameters.length;
-      while (k > 0 && parameters[k - 1] * this.perCore[w] >= cost) k--;
+      let k = T.grids[T.grid[w]].chi.length;
+      while (k > 0 && this.coreCost(w, k - 1) >= cost) k--;
       return k;
     });
+    // The largest option that the rule may take: dense, unless the weight is stored in a format whatever it becomes.
+    this.top = this.last.map((k, w) => (T.noDense[w] && k > 0 ? k - 1 : k));
+    this.share = Float64Array.from(T.share);
+    this.objectives = T.objective;
+    this.damages = T.damage;
+    this.joinMates();
     if (this.kind === "lagrangian") this.all = hullSegments(this);
   }
 
-  /** Cost of the option at index k of weight w; k = last[w] is dense. */
+  /** Gives the first of each group the sums of its group. */
+  joinMates() {
+    const { T } = this;
+    const groups = T.mates.filter((mates, w) => mates.length > 1 && mates[0] === w);
+    if (groups.length === 0) return;
+    this.objectives = Float32Array.from(T.objective);
+    this.damages = T.damage === T.objective ? this.objectives : Float32Array.from(T.damage);
+    for (const [first, ...others] of groups) {
+      for (const w of others) {
+        this.share[first] += T.share[w];
+        for (let k = 0; k < this.last[first]; k++) {
+          this.objectives[T.start[first] + k] += T.objective[T.start[w] + k];
+          if (this.damages !== this.objectives) this.damages[T.start[first] + k] += T.damage[T.start[w] + k];
+        }
+      }
+    }
+  }
+
+  /** Cost of the option at index k of weight w alone, where that is a network. */
+  coreCost(w, k) {
+    const grid = this.T.grids[this.T.grid[w]];
+    return this.unit === "bytes" && grid.bytes ? grid.bytes[k] : grid.parameters[k] * this.perCore[w];
+  }
+
+  /** Cost of the option at index k of weight w and its mates; k = last[w] is dense. */
   optionCost(w, k) {
-    return k >= this.last[w] ? this.denseCost[w] : this.T.grids[this.T.grid[w]].parameters[k] * this.perCore[w];
+    return (k >= this.last[w] ? this.denseCost[w] : this.coreCost(w, k)) * this.T.mates[w].length;
   }
 
   optionObjective(w, k) {
-    return k >= this.last[w] ? 0 : this.T.objective[this.T.start[w] + k];
+    return k >= this.last[w] ? 0 : this.objectives[this.T.start[w] + k];
   }
 
   cost(w, chi) {
-    return chi === 0 ? this.denseCost[w] : parametersAt(this.T, w, chi) * this.perCore[w];
+    if (chi === 0) return this.denseCost[w];
+    return this.unit === "bytes" ? bytesAt(this.T, w, chi) : parametersAt(this.T, w, chi);
   }
 
   measure(chi) {
@@ -60,7 +91,7 @@ export class Allocator {
       if (locked[w]) {
         cost += this.cost(w, chi[w]);
         damage += damageAt(this.T, w, chi[w]);
-      } else this.free.push(w);
+      } else if (this.T.mates[w][0] === w) this.free.push(w);
     }
     if (this.kind !== "lagrangian") return this;
     const all = this.all;
@@ -85,8 +116,8 @@ export class Allocator {
   range() {
     let low = this.other, high = this.other;
     for (let w = 0; w < this.T.n; w++) {
-      low += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, 0);
-      high += this.locked[w] ? this.cost(w, this.fixed[w]) : this.denseCost[w];
+      low += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, 0) / this.T.mates[w].length;
+      high += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, this.top[w]) / this.T.mates[w].length;
     }
     return [low / this.whole, high / this.whole];
   }
@@ -96,7 +127,10 @@ export class Allocator {
     const target = budget * this.whole * (1 + 1e-12);
     const option = this.kind === "lagrangian" ? this.lagrangian(target) : this.proportional(target);
     const out = Int32Array.from(this.fixed);
-    for (const w of this.free) out[w] = option[w] >= this.last[w] ? 0 : this.T.grids[this.T.grid[w]].chi[option[w]];
+    for (const w of this.free) {
+      const chi = option[w] >= this.last[w] ? 0 : this.T.grids[this.T.grid[w]].chi[option[w]];
+      for (const mate of this.T.mates[w]) out[mate] = chi;
+    }
     return out;
   }
 
@@ -113,7 +147,7 @@ export class Allocator {
     const best = (w) => {
       const now = option[w], cost = this.optionCost(w, now), objective = this.optionObjective(w, now);
       let gain = 0, to = now;
-      for (let k = now + 1; k <= this.last[w]; k++) {
+      for (let k = now + 1; k <= this.top[w]; k++) {
         const more = this.optionCost(w, k) - cost;
         if (more > left) break;
         const g = (objective - this.optionObjective(w, k)) / more;
@@ -144,9 +178,10 @@ export class Allocator {
       let sum = this.other;
       for (let w = 0; w < this.T.n; w++) {
         if (this.locked[w]) { sum += this.cost(w, this.fixed[w]); continue; }
-        const room = t * this.T.share[w] * (1 + 1e-12);
-        let low = 0, high = this.last[w];
-        if (this.denseCost[w] <= room) low = high;
+        if (this.T.mates[w][0] !== w) continue;
+        const room = t * this.share[w] * (1 + 1e-12);
+        let low = 0, high = this.top[w];
+        if (this.optionCost(w, high) <= room) low = high;
         while (low < high) {
           const middle = (low + high + 1) >> 1;
           if (this.optionCost(w, middle) <= room) low = middle;
@@ -158,7 +193,7 @@ export class Allocator {
       return sum;
     };
     let low = 0, high = 0;
-    for (const w of this.free) high = Math.max(high, this.denseCost[w] / this.T.share[w]);
+    for (const w of this.free) high = Math.max(high, this.optionCost(w, this.top[w]) / this.share[w]);
     if (at(high) <= target) return option;
     for (let i = 0; i < 50; i++) {
       const middle = (low + high) / 2;
@@ -193,19 +228,19 @@ export class Allocator {
 }
 
 /** Per weight the lower convex hull of (cost, objective) over its options, as steps; all of them by falling gain. */
-function hullSegments({ T, last, perCore, denseCost }) {
+function hullSegments(allocator) {
+  const { T, last, top, objectives, damages } = allocator;
   const most = last.reduce((sum, k) => sum + k + 1, 0);
   const weight = new Int32Array(most), option = new Int32Array(most);
   const cost = new Float64Array(most), damage = new Float64Array(most), gain = new Float64Array(most);
   let n = 0;
   for (let w = 0; w < T.n; w++) {
-    const { parameters } = T.grids[T.grid[w]];
+    if (T.mates[w][0] !== w) continue;
     const at = (k) => T.start[w] + k;
     const first = n;
     // The hull's corners stand in option[first … n − 1], their costs and objectives in `cost` and `gain` for now.
-    for (let k = 0; k <= last[w]; k++) {
-      const dense = k === last[w];
-      const c = dense ? denseCost[w] : parameters[k] * perCore[w], o = dense ? 0 : T.objective[at(k)];
+    for (let k = 0; k <= top[w]; k++) {
+      const c = allocator.optionCost(w, k), o = k === last[w] ? 0 : objectives[at(k)];
       if (n > first && o >= gain[n - 1]) continue;
       while (n - first > 1) {
         const [before, here] = [gain[n - 2] - gain[n - 1], gain[n - 1] - o];
@@ -218,7 +253,7 @@ function hullSegments({ T, last, perCore, denseCost }) {
       gain[n++] = o;
     }
     for (let i = n - 1; i >= first; i--) {
-      const of = (k) => (k === last[w] ? 0 : T.damage[at(k)]);
+      const of = (k) => (k === last[w] ? 0 : damages[at(k)]);
       damage[i] = of(option[i]) - (i > first ? of(option[i - 1]) : 0);
       if (i > first) {
         cost[i] -= cost[i - 1];

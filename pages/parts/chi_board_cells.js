@@ -3,7 +3,7 @@
 // The elements (role, keys, pointer) are transparent; what is seen of the cells is painted on canvases of a few
 // rows each, because laying out and painting 200 texts and fills as elements costs four times as much a frame.
 
-import { formatPercent, heat, layout } from "./chi_board_core.js";
+import { formatPercent, heat, layout, nameAt } from "./chi_board_core.js";
 
 const HEAT_STEPS = 32;
 // [lightness, chroma, hue] in OKLCH, from the smallest share of the damage to the largest: blue to vermilion, apart
@@ -264,7 +264,8 @@ export class Grid {
     }
     const isDense = dense === n;
     const kept = this.sums(it, view);
-    const text = isDense ? "dense" : same ? String(view.chi[w0]) : `~${Math.round(sum / (n - dense))}`;
+    const mixed = T.labels ? "mixed" : `~${Math.round(sum / (n - dense))}`;
+    const text = isDense ? "dense" : same ? nameAt(T, w0, view.chi[w0]) : mixed;
     const look = {
       text,
       dense: isDense,
@@ -282,9 +283,9 @@ export class Grid {
       paintCell(this.brush(r, view.palette.font), box, look, view.palette);
     });
     this.set(it, "locked", look.locked, (v) => it.el.classList.toggle("locked", v));
-    it.max = Math.round(T.breakEven[w0]);
+    it.max = T.labels?.[w0] ? T.last[w0] + 1 : Math.round(T.breakEven[w0]);
     it.now = isDense ? it.max : Math.round(sum / Math.max(1, n - dense));
-    it.say = `${isDense ? "dense" : `χ ${text}`}, keeps ${formatPercent(kept, 0)}${look.locked ? ", locked" : ""}`;
+    it.say = `${isDense || T.labels ? text : `χ ${text}`}, keeps ${formatPercent(kept, 0)}${look.locked ? ", locked" : ""}`;
   }
 
   /** Touch the document only where something changed. */

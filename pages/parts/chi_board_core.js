@@ -2,7 +2,9 @@
 //
 // A weight's options are a grid of bond dimensions χ (ascending) with the parameters each costs, and the damage each
 // does; χ = 0 stands for "dense": the weight as it is, no damage. Between two grid points parameters are linear in χ and
-// the damage geometric. `board_data` in chi_board.py writes the table and documents it; `totals` there is the same.
+// the damage geometric. Where several networks or formats share one slider, χ only counts the options, which then have
+// labels. Weights that share cores are mates: they always stand at the same option.
+// `board_data` in chi_board.py writes the table and documents it; `totals` there is the same.
 
 const bytesOf = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 
@@ -14,7 +16,13 @@ export function decode(table) {
     chi: new Int32Array(bytesOf(grid.chi)),
     parameters: new Float64Array(bytesOf(grid.parameters)),
     memory: grid.memory ? new Float64Array(bytesOf(grid.memory)) : null,
+    bytes: grid.bytes ? new Float64Array(bytesOf(grid.bytes)) : null,
   }));
+  // Along `steps`, which rises, a slider runs: parts of the dense weight in what the budget counts.
+  grids.forEach((grid, g) => {
+    const { steps } = table.grids[g];
+    grid.steps = steps ? new Float64Array(bytesOf(steps)) : grid.parameters;
+  });
   const start = new Int32Array(n + 1);
   for (let i = 0; i < n; i++) start[i + 1] = start[i] + grids[w.grid[i]].chi.length;
   const damage = new Float32Array(bytesOf(table.damage));
@@ -25,17 +33,43 @@ export function decode(table) {
     name: w.name, layer: w.layer, role: w.role, expert: w.expert, out: w.out, in: w.in,
     grid: w.grid, denseBytes: w.dense_bytes, coreBytes: w.core_bytes, share: w.share,
     model: table.model, last: new Int32Array(n), breakEven: Float64Array.from(w.break_even),
+    labels: w.labels?.map((k) => (k === null ? null : table.labels[k])) ?? null, mates: matesOf(w.group, n),
+    noDense: w.no_dense ?? new Array(n).fill(false),
   };
   // `last` is how many options are smaller than the dense weight: a slider runs over these, then to dense.
   for (let i = 0; i < n; i++) {
     const grid = grids[T.grid[i]];
     let k = grid.chi.length;
-    while (k > 0 && grid.parameters[k - 1] >= dense[i]) k--;
+    while (k > 0 && grid.steps[k - 1] >= dense[i]) k--;
     T.last[i] = k;
   }
   T.blockParameters = dense.reduce((a, b) => a + b, 0);
   T.blockBytes = dense.reduce((a, b, i) => a + b * T.denseBytes[i], 0);
   return T;
+}
+
+/** For each weight all that move with it, itself among them. */
+function matesOf(group, n) {
+  const of = new Map();
+  const mates = Array.from({ length: n }, (_, w) => {
+    const id = group?.[w] ?? null;
+    if (id === null) return [w];
+    if (!of.has(id)) of.set(id, []);
+    of.get(id).push(w);
+    return of.get(id);
+  });
+  return mates;
+}
+
+/** These weights and all that move with any of them, each once. */
+export function withMates(T, weights) {
+  return weights.every((w) => T.mates[w].length === 1) ? weights : [...new Set(weights.flatMap((w) => T.mates[w]))];
+}
+
+/** What weight w is at χ, in a word: its χ, or the label of its option. */
+export function nameAt(T, w, chi) {
+  if (chi === 0) return "dense";
+  return T.labels?.[w]?.[chi - 1] ?? String(chi);
 }
 
 /** Index of the last value ≤ x in ascending `values` (−1 where all are larger). */
@@ -74,6 +108,8 @@ export function damageAt(T, w, chi) {
 
 /** Bytes of weight w at χ, as stored. */
 export function bytesAt(T, w, chi) {
+  const grid = T.grids[T.grid[w]];
+  if (chi !== 0 && grid.bytes) return interpolate(grid, grid.bytes, 0, chi);
   return parametersAt(T, w, chi) * (chi === 0 ? T.denseBytes[w] : T.coreBytes[w]);
 }
 
@@ -102,11 +138,9 @@ export function predictedRise(T, damage) {
 export function totals(T, chi) {
   let parameters = 0, bytes = 0, memory = 0, damage = 0;
   for (let w = 0; w < T.n; w++) {
-    const p = parametersAt(T, w, chi[w]);
-    const b = p * (chi[w] === 0 ? T.denseBytes[w] : T.coreBytes[w]);
-    parameters += p;
-    bytes += b;
-    memory += chi[w] === 0 || !T.grids[T.grid[w]].memory ? b : memoryAt(T, w, chi[w]);
+    parameters += parametersAt(T, w, chi[w]);
+    bytes += bytesAt(T, w, chi[w]);
+    memory += memoryAt(T, w, chi[w]);
     damage += damageAt(T, w, chi[w]);
   }
   return figures(T, parameters, bytes, memory, damage);
@@ -135,19 +169,23 @@ export function budgetFigure(budget) {
   return (budget.unit === "bytes" ? "bytes_kept" : "kept") + (budget.scope === "blocks" ? "_blocks" : "");
 }
 
-/** Fraction of its dense parameters that weight w keeps at χ. */
-export const keptAt = (T, w, chi) => parametersAt(T, w, chi) / T.dense[w];
+/** Fraction of the dense weight that w keeps at χ, in what its slider runs along. */
+export function keptAt(T, w, chi) {
+  const grid = T.grids[T.grid[w]];
+  return chi === 0 ? 1 : interpolate(grid, grid.steps, 0, chi) / T.dense[w];
+}
 
 /** The option of w nearest to a kept fraction; dense (0) from half way between the last option and 1. */
 export function nearest(T, w, fraction) {
-  const { chi, parameters } = T.grids[T.grid[w]];
+  const { chi, steps } = T.grids[T.grid[w]];
   const last = T.last[w];
   if (last === 0) return 0;
   const target = fraction * T.dense[w];
-  const k = Math.min(lastAtMost(parameters, target), last - 1);
+  const k = Math.min(lastAtMost(steps, target), last - 1);
   if (k < 0) return chi[0];
-  const next = k + 1 < last ? parameters[k + 1] : T.dense[w];
-  if (target - parameters[k] <= next - target) return chi[k];
+  if (k + 1 === last && T.noDense[w]) return chi[k];
+  const next = k + 1 < last ? steps[k + 1] : T.dense[w];
+  if (target - steps[k] <= next - target) return chi[k];
   return k + 1 < last ? chi[k + 1] : 0;
 }
 
@@ -159,13 +197,13 @@ export function step(T, w, chi, steps) {
   let k = chi === 0 ? last : Math.min(lastAtMost(grid.chi, chi), last);
   // From between two options, one step down is the option just below.
   if (chi !== 0 && k < last && k >= 0 && grid.chi[k] !== chi && steps < 0) k += 1;
-  k = Math.max(0, Math.min(last, k + steps));
+  k = Math.max(0, Math.min(T.noDense[w] ? last - 1 : last, k + steps));
   return k === last ? 0 : grid.chi[k];
 }
 
 /** The board's layout: role columns, layer rows, and for each (row, column) the weights that share the cell. */
 export function layout(T) {
-  const known = ["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2"];
+  const known = ["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2", "embed", "head"];
   const roles = [...new Set(T.role)];
   const place = (role) => (known.includes(role) ? known.indexOf(role) : known.length + roles.indexOf(role));
   roles.sort((a, b) => place(a) - place(b));

@@ -1,6 +1,8 @@
 // What stands around the board's grid: the figures, the budget slider with the rule's curve, the legend.
 
-import { budgetFigure, formatBytes, formatCount, formatNats, formatPercent, predictedRise } from "./chi_board_core.js";
+import {
+  budgetFigure, formatBytes, formatCount, formatNats, formatPercent, nameAt, predictedRise,
+} from "./chi_board_core.js";
 import { element } from "./chi_board_cells.js";
 
 const DECADES = 4; // of predicted rise that the budget's plot shows
@@ -171,7 +173,10 @@ export function describe(it, board) {
   const parts = [it.label];
   if (it.weights.length === 1) {
     parts.push(`${T.out[w]} × ${T.in[w]}`);
-    parts.push(board.chi[w] === 0 ? "dense" : `χ ${board.chi[w]} of ${Math.floor(T.breakEven[w])} at break-even`);
+    const chi = board.chi[w];
+    if (T.labels?.[w] || chi === 0) parts.push(nameAt(T, w, chi));
+    else parts.push(`χ ${chi} of ${Math.floor(T.breakEven[w])} at break-even`);
+    if (T.mates[w].length > 1) parts.push(`moves with the ${T.mates[w].length - 1} it shares cores with`);
   } else parts.push(`${it.weights.length} weights`);
   parts.push(`keeps ${formatPercent(parameters / dense)}`, `${share} of the damage`);
   if (locked) parts.push(locked === it.weights.length ? "locked" : `${locked} locked`);

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, Plan, model_entry
 from karipap_core.workspace import Workspace, new_id, read_json, write_json
+from pages.parts.tables import What
 
 MOST_STEPS = 100  # of undo
 MOST_DRAFTS = 50  # on disk
@@ -18,10 +19,11 @@ DRAFT_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 
 @dataclass(frozen=True)
 class Draft:
-    """chi: weight → χ, 0 for dense. locked and hand: names. budget: kept fraction of what unit and scope say.
+    """chi: weight → χ (or the number of its option, see chi_board.py), 0 for dense. locked and hand: names. budget:
+    kept fraction of what unit and scope say. quantize and embedding: as the options of the verb `plan`.
 
-    special: entries of an imported plan that are not the network's own form at some χ: {name: {"entry", "chi",
-    "parameters", "multiply_adds"}}; such a weight stays as it is or becomes dense. origin: the plan that was opened, as
+    special: entries of an imported plan that are none of the network's options: {name: {"entry", "chi", "parameters",
+    "bytes", "multiply_adds"}}; such a weight stays as it is or becomes dense. origin: the plan that was opened, as
     long as no χ differs from it: {"name", "rule", "chosen_rule", "predicted", "tried"}.
     """
 
@@ -36,6 +38,12 @@ class Draft:
     hand: tuple[str, ...] = ()
     special: Mapping[str, dict] = field(default_factory=dict)
     origin: dict | None = None
+    quantize: str | None = None
+    embedding: str = "dense"
+
+    @property
+    def what(self) -> What:
+        return What(self.network, self.metric, self.quantize, self.embedding)
 
     def with_chi(self, chi: Mapping[str, int], **changes) -> "Draft":
         """This draft at other χ: an opened plan is no longer what it was, unless nothing differs."""
@@ -88,11 +96,14 @@ def released(draft: Draft, release) -> Draft:
     return draft.with_chi(release.chi, locked=tuple(release.locked), hand=tuple(release.hand), budget=budget)
 
 
-def edited_rows(draft: Draft, names: Sequence[str], edits: Mapping, largest: Mapping[str, int]) -> Draft:
+def edited_rows(
+    draft: Draft, names: Sequence[str], edits: Mapping, largest: Mapping[str, int], mates: Mapping[str, Sequence] = {}
+) -> Draft:
     """The draft after edits in the table: {row number: {column: value}} with the columns `chi` and `locked`.
 
-    `names` are the weights in the order of the rows; χ is held to 0 (dense) … `largest`. Rows and columns that are
-    unknown, and values that are no numbers, change nothing.
+    `names` are the weights in the order of the rows; χ is held to 0 (dense) … `largest`. `mates`: for a weight that
+    shares cores all those that move with it. Rows and columns that are unknown, and values that are no numbers, change
+    nothing.
     """
     chi, locked, hand = dict(draft.chi), set(draft.locked), set(draft.hand)
     for row, changes in edits.items():
@@ -101,15 +112,17 @@ def edited_rows(draft: Draft, names: Sequence[str], edits: Mapping, largest: Map
         except (ValueError, IndexError):
             continue
         if isinstance(changes.get("locked"), bool):
-            (locked.add if changes["locked"] else locked.discard)(name)
+            for mate in mates.get(name, (name,)):
+                (locked.add if changes["locked"] else locked.discard)(mate)
         value = changes.get("chi")
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
             value = int(max(0, min(largest[name], value)))
             if name in draft.special and value != 0:
                 value = draft.special[name]["chi"]
             if value != chi.get(name, 0):
-                chi[name] = value
-                hand.add(name)
+                for mate in mates.get(name, (name,)):
+                    chi[mate] = value
+                    hand.add(mate)
     ordered = {name: place for place, name in enumerate(names)}
     place = ordered.get
     return draft.with_chi(chi, locked=tuple(sorted(locked, key=place)), hand=tuple(sorted(hand, key=place)))
@@ -135,19 +148,26 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     for row in found.rows:
         name, chi = row["name"], int(draft.chi.get(row["name"], 0))
         made = dict(draft.special[name]["entry"]) if name in draft.special and chi else None
-        made = made or entry(draft.network, row["shape"], chi)
+        made = made or (found.choices.entry(name, chi) if found.choices else entry(draft.network, row["shape"], chi))
         made = {key: value for key, value in made.items() if key not in ("locked", "by")}
         if name in draft.locked:
             made["locked"] = True
         if name in draft.hand:
             made["by"] = "hand"
         weights[name] = made
+    embedding = None
+    if found.choices:
+        found.choices.why(weights)
+        if found.choices.planner.tables:
+            embedding = {"kind": draft.embedding, "tied": "contract"}
     blocks = sum(row["parameters_dense"] for row in found.rows)
     predicted = {
         "parameters": round(totals["parameters"]), "bytes": round(totals["bytes"]), "kept": totals["kept"],
         "bytes_kept": totals["bytes_kept"], "block_parameters": round(totals["kept_blocks"] * blocks),
         "kept_blocks": totals["kept_blocks"],
     }  # fmt: skip
+    if found.choices:
+        predicted = counted(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
     if totals["rise"] is not None:
         predicted |= {
             "measure": found.model["measure"], "sum": totals["damage"], "rise": totals["rise"],
@@ -167,8 +187,19 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         scope=draft.scope if draft.unit == "parameters" else "model",
         budget=draft.budget if draft.unit == "parameters" else None,
         budget_bytes=draft.budget if draft.unit == "bytes" else None,
-        calibration=found.calibration.text if found.calibration else None, predicted=predicted, **more,
+        calibration=found.calibration.text if found.calibration else None, predicted=predicted, embedding=embedding,
+        **more,
     )  # fmt: skip
+
+
+def counted(plan: Plan, checkpoint) -> dict:
+    """The sizes of a plan as the core's Planner states them."""
+    ledger = plan.ledger(checkpoint)
+    keys = ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks")
+    sizes = {key: getattr(ledger, key) for key in keys}
+    if ledger.bytes_kept_blocks != ledger.kept_blocks:
+        sizes["bytes_kept_blocks"] = ledger.bytes_kept_blocks
+    return sizes
 
 
 def check(plan: Plan, checkpoint) -> None:
@@ -177,8 +208,8 @@ def check(plan: Plan, checkpoint) -> None:
     simple = plan.model["fingerprint"] == checkpoint.fingerprint
     for name, e in plan.weights.items():
         weight = known.get(name)
-        dense = e["network"] == "dense"
-        lowrank = e["network"] == "lowrank" and weight is not None and weight.compressible
+        dense = e["network"] == "dense" and not e.get("quantize")
+        lowrank = e["network"] == "lowrank" and not e.get("quantize") and weight is not None and weight.compressible
         simple &= dense and weight is not None or lowrank and (
             e["out"] == [weight.shape[0]] and e["in"] == [weight.shape[1]] and len(e["chi"]) == 1
             and e["chi"][0] <= min(weight.shape)
@@ -187,27 +218,73 @@ def check(plan: Plan, checkpoint) -> None:
         plan.check(checkpoint)
 
 
+def made_of(plan: Plan, checkpoint) -> What:
+    """What the board has to offer so that it can show a plan: the network that most of its weights have, or the mix
+    where entries say why they were chosen; the format of the cores, or `auto` for several."""
+    blocks = {weight.name for weight in checkpoint.weights if weight.compressible}
+    entries = [e for name, e in plan.weights.items() if name in blocks]
+    networks = [e["network"] for e in entries if e["network"] != "dense"]
+    network = max(sorted(set(networks)), key=networks.count, default="lowrank")
+    if any(e.get("why") for e in entries):
+        network = "auto"
+    # qlr stores its factors, and weights whole, in formats without being asked to.
+    formats = {e.get("quantize") for e in entries if e["network"] != "qlr"}
+    if network in ("qlr", "auto"):
+        formats = {e.get("quantize") for e in entries if e["network"] not in ("qlr", "dense")}
+    formats.discard(None)
+    quantize = None if not formats else formats.pop() if len(formats) == 1 else "auto"
+    embedding = (plan.embedding or {}).get("kind", "dense")
+    return What(network, plan.metric, quantize, embedding)
+
+
+def one_of_its_own(plan: Plan, checkpoint, name: str) -> dict:
+    """An entry that is none of the board's options, with its sizes."""
+    weight, spec = checkpoint.weight(name), plan.spec(name)
+    itemsize = weight.bytes // weight.parameters
+    return {
+        "entry": dict(plan.weights[name]), "chi": 1, "parameters": spec.bytes(2) / 2, "bytes": spec.bytes(itemsize),
+        "multiply_adds": spec.multiply_adds(1),
+    }  # fmt: skip
+
+
+def placed(draft: Draft, plan: Plan, found, checkpoint) -> Draft:
+    """A draft of listed options (see measured.py) with every weight at the option that is its entry in the plan, or
+    with an entry of its own. Weights that share cores and are not all at one option have each their own."""
+    chi, special, groups = {}, {}, {}
+    for row in found.rows:
+        groups.setdefault(row.get("group") or row["name"], []).append(row["name"])
+    for names in groups.values():
+        fitting = [found.choices.options(name, plan.weights.get(name, DENSE)) for name in names]
+        if common := set.intersection(*fitting):
+            chi |= dict.fromkeys(names, min(common))
+            continue
+        for name in names:
+            chi[name] = 0
+            if plan.spec(name) is not None:
+                special[name], chi[name] = one_of_its_own(plan, checkpoint, name), 1
+    return replace(draft, chi=chi, special=special)
+
+
 def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
-    """A plan of this checkpoint as a draft, in the network that most of its weights have. Raises InputError where it
+    """A plan of this checkpoint as a draft (`placed` puts listed options where they belong). Raises InputError where it
     is not this checkpoint's (see Plan.check)."""
     check(plan, checkpoint)
-    made = {weight: e for weight, e in plan.weights.items() if e["network"] != "dense"}
-    networks = [e["network"] for e in made.values()]
-    network = max(sorted(set(networks)), key=networks.count, default="lowrank")
+    what = made_of(plan, checkpoint)
     shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights}
     chi = {weight: 0 for weight in plan.weights}
     special = {}
-    for weight, e in made.items():
-        chi[weight] = max(e["chi"])
+    for weight, e in () if what.listed else plan.weights.items():
+        if e["network"] == "dense" and not e.get("quantize"):
+            continue
+        chi[weight] = max(e["chi"], default=1)
         own = {key: e.get(key) for key in ("network", "out", "in", "chi")}
-        plain = e["network"] == network and not e.get("quantize")
-        if not plain or own != {key: entry(network, shapes[weight], chi[weight]).get(key) for key in own}:
-            spec = plan.spec(weight)
-            sizes = {"parameters": spec.parameters, "multiply_adds": spec.multiply_adds(1)}
-            special[weight] = {"entry": dict(e), "chi": chi[weight]} | sizes
+        plain = e["network"] == what.network and not e.get("quantize")
+        if not plain or own != {key: entry(what.network, shapes[weight], chi[weight]).get(key) for key in own}:
+            special[weight] = one_of_its_own(plan, checkpoint, weight) | {"chi": chi[weight]}
     unit = "bytes" if plan.budget_bytes is not None else "parameters"
     return Draft(
-        network=network, metric=plan.metric, rule=plan.chosen_rule or plan.rule, chi=chi, unit=unit, scope=plan.scope,
+        network=what.network, metric=plan.metric, quantize=what.quantize, embedding=what.embedding,
+        rule=plan.chosen_rule or plan.rule, chi=chi, unit=unit, scope=plan.scope,
         budget=plan.budget if unit == "parameters" else plan.budget_bytes,
         locked=tuple(weight for weight, e in plan.weights.items() if e.get("locked")),
         hand=tuple(weight for weight, e in plan.weights.items() if e.get("by") == "hand"),

@@ -9,7 +9,14 @@ from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace, settings_key
 from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
 
-NETWORK_SAYS = {"lowrank": "low-rank", "mpo": "MPO"}
+NETWORK_SAYS = {
+    "lowrank": "low-rank", "mpo": "MPO", "qlr": "quantized + low-rank", "peps": "PEPS", "disentangled": "disentangled",
+    "tree": "tree", "auto": "auto: what pays",
+}  # fmt: skip
+NETWORK_HELP = (
+    "What a weight becomes. auto lets every weight, or group of weights, have the network and the format that lose "
+    "least for their bytes."
+)
 METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
 SEARCHES = {"refined": "refine the calibrated plan", "best": "try every rule, keep the best"}
 
@@ -53,12 +60,14 @@ def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None
     st.switch_page("pages/run.py", query_params=query)
 
 
-def plan_argv(view, network: str, metric: str, rule: str, budget: float, unit: str, scope: str) -> list[str]:
+def plan_argv(view, what: tables.What, rule: str, budget: float, unit: str, scope: str) -> list[str]:
     """The command that measures what a rule needs and writes its plan to the workspace."""
     size = ["--budget-bytes", f"{budget:.4g}"] if unit == "bytes" else ["--budget", f"{budget:.4g}", "--scope", scope]
-    name = f"{network}-{metric}-{rule}-{budget:.4g}-{unit}-{scope}"
-    out = Workspace().plan_file(name)
-    return ["plan", view.source, *size, "--network", network, "--metric", metric, "--rule", rule, "--out", str(out)]
+    more = ["--quantize", what.quantize] if what.quantize else []
+    more += ["--embedding", what.embedding] if what.embedding != "dense" else []
+    name = "-".join([what.network, what.metric, *more[1::2], rule, f"{budget:.4g}", unit, scope])
+    argv = ["plan", view.source, *size, "--network", what.network, *more, "--metric", what.metric, "--rule", rule]
+    return [*argv, "--out", str(Workspace().plan_file(name))]
 
 
 def search(view, now: draft.Draft, found: tables.Tables) -> None:
@@ -79,7 +88,7 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
         text = texts.choose("search", "calibration")
         if st.button("Start", key="search_start", type="primary", disabled=text is None):
             budget = now.budget if now.budget is not None else plan_session.START_AT[0]
-            argv = plan_argv(view, now.network, now.metric, rule, budget, now.unit, now.scope)
+            argv = plan_argv(view, now.what, rule, budget, now.unit, now.scope)
             job.start(argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}",
                       "plan_job")  # fmt: skip
             st.rerun()
@@ -99,7 +108,7 @@ def follow_search(view) -> None:
         mine["taken"] = running.id
         mine.pop("missing", None)
         try:
-            plan_session.open_plan(view, Plan.load(argv[argv.index("--out") + 1]), running.id)
+            plan_session.open_plan(view, Plan.load(_given(argv, "--out")), running.id, _made_of(argv))
         except InputError as error:
             mine["error"] = str(error)
         job.forget("plan_job")
@@ -107,19 +116,33 @@ def follow_search(view) -> None:
         job.panel(running, "plan_job")
 
 
-def not_measured(view, network: str, metric: str) -> None:
-    """Says what is missing for a network and metric, and offers to measure it."""
+def _given(argv: list[str], flag: str, default: str | None = None) -> str | None:
+    return argv[argv.index(flag) + 1] if flag in argv else default
+
+
+def _made_of(argv: list[str]) -> tables.What:
+    """What the plans of this command are made of."""
+    return tables.What(
+        _given(argv, "--network"), _given(argv, "--metric"), _given(argv, "--quantize"),
+        _given(argv, "--embedding", "dense"),
+    )  # fmt: skip
+
+
+def not_measured(view, what: tables.What) -> None:
+    """Says what is missing for these choices, and offers to measure it."""
     with st.container(border=True, key="k-missing"):
-        what = f"{NETWORK_SAYS[network]} under the metric {METRIC_SAYS[metric]}"
-        st.markdown(f"**{what}** has not been measured on this model yet.")
+        words = f"{plan_session.says(what)} under the metric {METRIC_SAYS[what.metric]}"
+        st.markdown(f"**{words}** has not been measured on this model yet.")
         text = texts.choose("missing", "calibration")
         with st.container(horizontal=True):
             if st.button("Measure it", type="primary", key="missing_start", disabled=text is None):
                 now = plan_session.state()["history"].now if "history" in plan_session.state() else None
                 budget = now.budget if now and now.budget else plan_session.START_AT[0]
-                argv = plan_argv(view, network, metric, "calibrated", budget, "parameters", "model")
+                argv = plan_argv(view, what, "calibrated", budget, "parameters", "model")
                 plan_session.state().pop("missing", None)
-                job.start(argv + text, f"Measure {network}, {metric}, {view.checkpoint.name}", "plan_job")
+                job.start(
+                    argv + text, f"Measure {plan_session.says(what)}, {what.metric}, {view.checkpoint.name}", "plan_job"
+                )
                 st.rerun()
             if "history" in plan_session.state() and st.button("Not now", key="missing_close", type="tertiary"):
                 plan_session.state().pop("missing", None)

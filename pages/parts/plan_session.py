@@ -34,7 +34,7 @@ def opened(view) -> draft.History | None:
             mine["error"] = str(error)
     if "history" not in mine:
         begun = draft.kept(st.query_params.get("draft", ""), fingerprint)
-        if begun is None or tables.tables(view, begun.network, begun.metric, begun.rule, begun.special) is None:
+        if begun is None or tables.of(view, begun) is None:
             begun = begin(view)
         else:
             mine["draft_id"] = st.query_params["draft"]
@@ -54,9 +54,13 @@ def begin(view) -> draft.Draft | None:
     if not metrics:
         return None
     metric = given.get("metric") if given.get("metric") in metrics else metrics[-1]
+    stored = given.get("quantize") if given.get("quantize") in tables.FORMATS[1:] else None
+    what = tables.What(network, metric, stored, given.get("embedding", "dense"))
+    if what.embedding not in tables.EMBEDDINGS or not tables.available(view, what):
+        what = tables.What(network, metric)
     unit = given.get("unit") if given.get("unit") in chi_board.UNITS else "parameters"
     scope = given.get("scope") if given.get("scope") in chi_board.SCOPES else "model"
-    found = tables.tables(view, network, metric, given.get("rule"), {})
+    found = tables.tables(view, what, given.get("rule"), {}, unit)
     try:
         asked = (float(given.get("budget", "nan")),)
     except ValueError:
@@ -66,19 +70,29 @@ def begin(view) -> draft.Draft | None:
             chi = tables.choose(found, budget, unit, scope, {}, ())
         except InputError:
             continue
-        return draft.Draft(network, metric, found.rule, chi, unit, scope, budget)
+        return draft.Draft(
+            network, metric, found.rule, chi, unit, scope, budget, quantize=what.quantize, embedding=what.embedding
+        )
     return None
 
 
-def open_plan(view, plan: Plan, name: str) -> None:
-    """Puts a plan on the board, as one step that can be undone. Raises InputError where it does not fit."""
+def open_plan(view, plan: Plan, name: str, what: tables.What | None = None) -> None:
+    """Puts a plan on the board, as one step that can be undone. Raises InputError where it does not fit. what: what the
+    plan was made of, where that is known better than from its entries."""
     mine = state()
     new = draft.from_plan(plan, view.checkpoint, name)
-    found = tables.tables(view, new.network, new.metric, new.rule, new.special)
+    if what is not None and what.listed:
+        new = replace(new, network=what.network, quantize=what.quantize, embedding=what.embedding, special={})
+    elif new.quantize and not tables.available(view, new.what):  # a plan of `auto` may have come to one format
+        new = replace(new, quantize="auto")
+    found = tables.of(view, new)
+    if found is not None and found.choices:
+        new = draft.placed(new, plan, found, view.checkpoint)
+        found = tables.of(view, new)
     if found is None:
         known = tables.metrics(view, new.network) or tables.metrics(view, "lowrank")
         raise InputError(
-            f"This plan is {new.network} under the metric {new.metric}, for which nothing was measured on this "
+            f"This plan is {says(new.what)} under the metric {new.metric}, for which nothing was measured on this "
             f"machine yet (there is: {', '.join(known) or 'nothing'}). Measure it below, then open the plan again."
         )
     new = new.with_chi({name: new.chi.get(name, 0) for name in found.names})
@@ -101,14 +115,16 @@ def rework(view, **changes) -> None:
     history = mine["history"]
     now = history.now
     new = replace(now, origin=None, **changes)
-    if (new.network, new.metric) != (now.network, now.metric) and not tables.available(view, new.network, new.metric):
-        mine["missing"] = (new.network, new.metric)
+    if new.what != now.what and not tables.available(view, new.what):
+        mine["missing"] = new.what
         return
     mine.pop("missing", None)
-    if new.network != now.network:
+    if (new.network, new.quantize, new.embedding) != (now.network, now.quantize, now.embedding):
         new = replace(new, locked=(), special={})
-    found = tables.tables(view, new.network, new.metric, new.rule, new.special)
-    before = tables.tables(view, now.network, now.metric, now.rule, now.special)
+    before = tables.of(view, now)
+    found = tables.of(view, new)
+    if found.choices and new.locked:  # the same options are counted otherwise by another rule or unit
+        new = replace(new, locked=())
     budget = chi_board.totals(before.rows, before.model, now.chi)[budget_key(new)]
     try:
         chi = tables.choose(found, budget, new.unit, new.scope, now.chi, new.locked)
@@ -116,6 +132,13 @@ def rework(view, **changes) -> None:
         mine["error"] = str(error)
         return
     history.push(replace(new, rule=found.rule, chi=chi, hand=(), budget=budget))
+
+
+def says(what: tables.What) -> str:
+    """What plans are made of, in words."""
+    words = what.network
+    words += f", stored in {what.quantize}" if what.quantize else ""
+    return words + (f", embedding {what.embedding}" if what.embedding != "dense" else "")
 
 
 def reset(found: tables.Tables) -> None:
@@ -139,6 +162,11 @@ def remember(view, now: draft.Draft) -> None:
     """Keeps the draft on disk and its settings in the URL, so that the view can be reloaded and shared."""
     mine = state()
     wanted = {"network": now.network, "metric": now.metric, "rule": now.rule, "unit": now.unit, "scope": now.scope}
+    wanted |= {"quantize": now.quantize} if now.quantize else {}
+    wanted |= {"embedding": now.embedding} if now.embedding != "dense" else {}
+    for key in {"quantize", "embedding"} - wanted.keys():
+        if key in st.query_params:
+            del st.query_params[key]
     wanted |= {"budget": f"{now.budget:.4f}"} if now.budget is not None else {}
     wanted |= {"weight": st.session_state.weight}
     by_hand = now.hand or now.locked or now.special or now.origin

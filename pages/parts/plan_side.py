@@ -1,6 +1,7 @@
 """Beside the χ board: the selected weight's spectrum, the plan as a table, and what it comes to."""
 
 import html
+import json
 
 import numpy as np
 import pandas as pd
@@ -34,10 +35,10 @@ def selected_row(found: tables.Tables) -> dict:
 def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
     """The selected weight: its spectrum with a cursor at χ, and its figures."""
     chi = int(now.chi.get(row["name"], 0))
-    source = tables.sources(view, now.network, now.metric).profile
+    source = tables.sources(view, now.what).profile
     profile = profiles.loaded(str(source.parent), source.stat().st_mtime_ns) if source else None
     views = {"damage": "Damage"}
-    if profile is not None and now.network == "lowrank":
+    if profile is not None and now.network == "lowrank" and not found.what.listed and row["layer"] is not None:
         views = {"spectrum": "Spectrum", "kept": "Kept"} | views
     if st.session_state.get("board_view") not in views:
         st.session_state.board_view = next(iter(views))
@@ -58,9 +59,9 @@ def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
     after = dense if chi == 0 else float(np.interp(chi, row["chi"], row["parameters"]))
     common.listing(
         [
-            ("χ", "dense" if chi == 0 else f"{chi:,}"),
+            ("Becomes" if found.what.listed else "χ", chi_board.name_at(row, chi)),
             ("Shape, out × in", f"{row['shape'][0]:,} × {row['shape'][1]:,}"),
-            ("Parameters", f"{after:,.0f} ({after / dense:.1%})"),
+            ("16-bit numbers" if found.what.listed else "Parameters", f"{after:,.0f} ({after / dense:.1%})"),
             ("Alone it would cost" if found.calibration else "K-FAC estimate", cost(row, chi, found)),
         ]
     )
@@ -84,27 +85,38 @@ def spectrum_figure(shown: str, profile, row: dict, now: draft.Draft, chi: int) 
         mine["figure"] = (key, fig, list(fig.layout.shapes), list(fig.layout.annotations))
     _, fig, shapes, notes = mine["figure"]
     cursor, label = [], []
-    if chi:
+    if chi and (place := cursor_at(row, chi)) is not None:
         style = dict(color=figures.ORANGE, width=1.6)
-        cursor = [dict(type="line", x0=chi, x1=chi, y0=0, y1=1, yref="paper", line=style)]
-        at = float(np.log10(chi)) if fig.layout.xaxis.type == "log" else chi
-        label = [dict(x=at, y=1, yref="paper", xanchor="left", yanchor="top", text=f"χ {chi:,}", showarrow=False,
+        cursor = [dict(type="line", x0=place, x1=place, y0=0, y1=1, yref="paper", line=style)]
+        at = float(np.log10(place)) if fig.layout.xaxis.type == "log" else place
+        word = chi_board.name_at(row, chi) if row.get("labels") is not None else f"χ {chi:,}"
+        label = [dict(x=at, y=1, yref="paper", xanchor="left", yanchor="top", text=word, showarrow=False,
                       font=dict(size=12, color=figures.ORANGE))]  # fmt: skip
     return fig.update_layout(shapes=[*shapes, *cursor], annotations=[*notes, *label])
 
 
+def cursor_at(row: dict, chi: int) -> float:
+    """Where χ stands on the axis of the figure of one weight: listed options stand at the part of it they keep."""
+    return chi if row.get("labels") is None else float(row["steps"][chi - 1]) / row["parameters_dense"]
+
+
 def damage_figure(row: dict) -> go.Figure:
-    """Predicted damage of this weight alone against χ."""
+    """Predicted damage of this weight alone against χ, or against what its options keep of it."""
     positive = np.asarray(row["damage"]) > 0
+    listed = row.get("labels") is not None
+    x = np.asarray(row["steps"]) / row["parameters_dense"] if listed else np.asarray(row["chi"])
+    words = np.asarray(row["labels"] if listed else [f"χ {chi}" for chi in row["chi"]])
     fig = go.Figure()
     fig.add_scatter(
-        x=np.asarray(row["chi"])[positive].astype(np.float32), y=np.asarray(row["damage"])[positive].astype(np.float32),
-        mode="lines", line=dict(color=figures.BLUE, width=2), hovertemplate="χ %{x}: %{y:.3g}<extra></extra>",
-        showlegend=False,
+        x=x[positive].astype(np.float32), y=np.asarray(row["damage"])[positive].astype(np.float32),
+        text=words[positive], mode="lines", line=dict(color=figures.BLUE, width=2),
+        hovertemplate="%{text}: %{y:.3g}<extra></extra>", showlegend=False,
     )  # fmt: skip
     grid = dict(gridcolor=figures.FAINT, zeroline=False, automargin=True)
     fig.update_yaxes(type="log", dtick=1, exponentformat="power", title_text="damage of this weight alone", **grid)
-    fig.update_xaxes(title_text="χ", **grid)
+    fig.update_xaxes(title_text="part kept, of its 16-bit size" if listed else "χ", **grid)
+    if listed:
+        fig.update_xaxes(tickformat=".0%")
     return fig.update_layout(margin=dict(l=8, r=12, t=28, b=8), uirevision="keep")
 
 
@@ -113,6 +125,7 @@ COLUMNS = {
     "role": st.column_config.TextColumn("Role", width=60),
     "expert": st.column_config.NumberColumn("Expert", width=60),
     "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=75, help="0 is dense"),
+    "becomes": st.column_config.TextColumn("Becomes", width=90),
     "locked": st.column_config.CheckboxColumn("Lock", width=65),
     "kept": st.column_config.ProgressColumn("Kept", format="%d %%", min_value=0, max_value=100, width=95),
     "share": st.column_config.NumberColumn("Damage", format="%.1f %%", width=80, help="Share of the summed damages"),
@@ -136,6 +149,7 @@ def as_table(now: draft.Draft, found: tables.Tables) -> pd.DataFrame:
             "role": [row["role"] for row in found.rows],
             "expert": [row["expert"] for row in found.rows],
             "chi": chis,
+            "becomes": [chi_board.name_at(row, chi) for row, chi in zip(found.rows, chis, strict=True)],
             "locked": [row["name"] in locked for row in found.rows],
             "kept": kept,
             "share": 100 * damage / damage.sum() if damage.sum() > 0 else damage,
@@ -153,12 +167,24 @@ def table(history: draft.History, found: tables.Tables) -> None:
     def edited() -> None:
         largest = {row["name"]: int(row["chi"][-1]) for row in found.rows}
         edits = st.session_state[key]["edited_rows"]
-        history.push(draft.edited_rows(history.now, found.names, edits, largest), from_editor=True)
+        mates = {}
+        for row in found.rows:
+            if row.get("group"):
+                mates[row["name"]] = [other["name"] for other in found.rows if other.get("group") == row["group"]]
+        # What moves with an edited row is drawn anew, so the table forgets its edits then.
+        history.push(draft.edited_rows(history.now, found.names, edits, largest, mates), from_editor=not mates)
 
     columns = [column for column in COLUMNS if column != "expert" or data["expert"].notna().any()]
+    if not found.what.listed:
+        columns.remove("becomes")
+    config = COLUMNS
+    if found.what.listed:
+        config = COLUMNS | {
+            "chi": st.column_config.NumberColumn("Option", min_value=0, step=1, width=65, help="1 smallest, 0 dense")
+        }
     st.data_editor(
         data, key=key, on_change=edited, num_rows="fixed", hide_index=True, height=400, column_order=columns,
-        column_config=COLUMNS, disabled=[column for column in columns if column not in ("chi", "locked")],
+        column_config=config, disabled=[column for column in columns if column not in ("chi", "locked")],
         alt="The plan in rows; χ and locks can be edited",
     )  # fmt: skip
     with st.container(horizontal=True, horizontal_alignment="right"):
@@ -169,17 +195,18 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     """What the plan comes to, with the definitions beside the numbers."""
     chis = [int(now.chi.get(name, 0)) for name in found.names]
     dense = chis.count(0)
-    adds = sum(
-        row["parameters_dense"] if chi == 0 else float(np.interp(chi, row["chi"], row["multiply_adds"]))
-        for row, chi in zip(found.rows, chis, strict=True)
-    )
-    before = sum(row["parameters_dense"] for row in found.rows)
+    blocks = [(row, chi) for row, chi in zip(found.rows, chis, strict=True) if row["role"] != "embed"]
+    adds = sum(multiply_adds(now, found, row, chi) for row, chi in blocks)
+    before = sum(row["parameters_dense"] for row, _ in blocks)
     items = [
         ("Weights cut", f"{len(chis) - dense} of {len(chis)}",
          f"{dense} dense, {len(now.locked)} locked, {len(now.hand)} set by hand"),
         ("Parameters kept", f"{totals['kept']:.1%}", f"after / before, whole model; of the blocks "
-         f"{totals['kept_blocks']:.1%}"),
-        ("Bytes kept", f"{totals['bytes_kept']:.1%}", f"{common.size(totals['bytes'])}, cores in the stored dtype"),
+         f"{totals['kept_blocks']:.1%}"
+         + ("; a quantized number counts as its bits / 16" if found.what.listed else "")),
+        ("Bytes kept", f"{totals['bytes_kept']:.1%}", f"{common.size(totals['bytes'])}, "
+         + ("packed with their scales" if now.quantize or found.what.network in ("qlr", "auto")
+            else "cores in the stored dtype")),
         ("Multiply-adds a token", f"{adds / before:.1%}",
          f"of dense, blocks only{': slower than dense' if adds > before else ''}"),
         predicted(now, found, totals),
@@ -195,6 +222,17 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     else:
         notes.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
     st.html(f'<p class="k-note">{html.escape(" ".join(notes))}</p>')
+
+
+def multiply_adds(now: draft.Draft, found: tables.Tables, row: dict, chi: int) -> float:
+    """Multiply-adds a token of a weight at χ."""
+    if chi == 0:
+        return float(row["parameters_dense"])
+    if found.choices is None:
+        return float(np.interp(chi, row["chi"], row["multiply_adds"]))
+    if row["name"] in now.special:
+        return now.special[row["name"]]["multiply_adds"]
+    return tables.adds_of(json.dumps(found.choices.entry(row["name"], chi)))
 
 
 def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str, str, str]:

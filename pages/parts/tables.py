@@ -4,7 +4,9 @@ Read from the workspace with NumPy alone; nothing here decomposes or imports tor
 of networks other than `lowrank`.
 """
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +18,70 @@ from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
 from karipap_core.spectrum import METRICS
 from karipap_core.workspace import Workspace, read_json
-from pages.parts import chi_board, profiles
+from pages.parts import chi_board, measured, profiles
 
-NETWORKS = ("lowrank", "mpo")
+NETWORKS = ("lowrank", "mpo", "qlr", "peps", "disentangled", "tree", "auto")  # those of the registry, and the mix
+FORMATS = ("none", "int8", "int4", "int3", "int2", "fp8", "auto")
+EMBEDDINGS = ("dense", "lowrank", "tt")
+PLAIN = ("lowrank", "mpo", "peps", "disentangled")  # a weight has one network of its own, or stays whole
 PROPORTIONAL = ("uniform", "entropy")  # rules that scale every weight by one factor
 LIVE = ("calibrated", "loss", "functional", "entropy", "uniform")  # rules that only look up, the best first
 
 
 @dataclass(frozen=True)
-class Tables:
-    """rows and model as chi_board.py documents them; `table` their packed form; rules that can be looked up here."""
+class What:
+    """What plans are made of: network, metric, the format of cores (None: as stored), what tables of tokens may be."""
 
     network: str
     metric: str
+    quantize: str | None = None
+    embedding: str = "dense"
+
+    @property
+    def listed(self) -> bool:
+        """Whether a slider runs through several kinds (or groups of weights), which the core's Planner lists."""
+        return self.network not in PLAIN or self.quantize is not None or self.embedding != "dense"
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """Kinds of network that must have been measured for the weights of the blocks."""
+        if self.quantize is None and self.network in PLAIN:
+            return [Kind(self.network)]
+        from karipap_core.planning import kinds_of
+
+        return [kind for kind in kinds_of(self.network, self.quantize) if kind != Kind("dense")]
+
+    @property
+    def table_kinds(self) -> list[Kind]:
+        """The same for the tables of tokens."""
+        if self.embedding == "dense":
+            return []
+        from karipap_core.planning import table_kinds_of
+
+        return [kind for kind in table_kinds_of(self.embedding, self.quantize) if kind != Kind("dense")]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """rows and model as chi_board.py documents them; `table` their packed form; rules that can be looked up here;
+    choices where a slider runs through several kinds."""
+
+    what: What
     rule: str
     rules: tuple[str, ...]
     rows: list[dict]
     model: dict
     table: dict
     calibration: Calibration | None
+    choices: "measured.Choices | None" = None
+
+    @property
+    def network(self) -> str:
+        return self.what.network
+
+    @property
+    def metric(self) -> str:
+        return self.what.metric
 
     @property
     def kind(self) -> str:
@@ -47,17 +94,28 @@ class Tables:
 
 @dataclass(frozen=True)
 class Sources:
-    """The files behind the tables of one (network, metric); None where nothing was measured."""
+    """The files behind the tables: curves by (kind's label, metric, whether of tables); None where nothing was
+    measured."""
 
-    curves: Path | None
-    functional: Path | None
+    curves: dict[tuple, Path | None]
     calibration: Path | None
     profile: Path | None
     reachable: Path | None
+    tables: Path | None
 
     @property
     def stamp(self) -> tuple:
-        return tuple((str(path), path.stat().st_mtime_ns) for path in vars(self).values() if path is not None)
+        files = (*self.curves.values(), self.calibration, self.profile, self.reachable, self.tables)
+        return tuple((str(path), path.stat().st_mtime_ns) for path in files if path is not None)
+
+    def measured(self, what: What) -> bool:
+        """Whether all curves under this metric are here (low rank needs but the profile)."""
+        wanted = [(kind, False) for kind in what.kinds] + [(kind, True) for kind in what.table_kinds]
+        return all(
+            self.curves[kind.label, what.metric, table]
+            or (kind == Kind("lowrank") and not table and self.profile is not None)
+            for kind, table in wanted
+        )
 
 
 def home(view) -> Path:
@@ -74,65 +132,97 @@ def _newest(folder: Path, pattern: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def sources(view, network: str, metric: str) -> Sources:
-    """What the workspace has for this network under this metric, all of one calibration text where there is one."""
-    folder = home(view)
+def sources(view, what: What) -> Sources:
+    """What the workspace has of this, all of one calibration text where there is one."""
+    folder, metric = home(view), what.metric
     calibration = _newest(folder / "calibration", f"{metric}-*.json")
     key = calibration.stem.removeprefix(f"{metric}-") if calibration else "*"
 
-    def curves(of: str) -> Path | None:
-        return _newest(folder / "curves", f"{network}-{of}-{'none' if of == 'weight' else key}.safetensors")
+    def curves(kind: Kind, of: str, table: bool) -> Path | None:
+        name = kind.label.replace(" ", "-") + ("-tables" if table else "")
+        return _newest(folder / "curves", f"{name}-{of}-{'none' if of == 'weight' else key}.safetensors")
 
+    wanted = [(kind, False) for kind in what.kinds] + [(kind, True) for kind in what.table_kinds]
+    found = {(k.label, of, table): curves(k, of, table) for k, table in wanted for of in {metric, "functional"}}
     kept = [path for path in profiles.folders(view) if metric in _profile(path).settings["metrics"]]
     profile = max(kept, key=lambda path: (path / "profile.json").stat().st_mtime, default=None)
-    reachable = folder / "reachable.json"
+
+    def there(name: str) -> Path | None:
+        return folder / name if (folder / name).is_file() else None
+
     return Sources(
-        curves(metric), curves("functional"), calibration, profile and profile / "profile.json",
-        reachable if reachable.is_file() else None,
-    )  # fmt: skip
+        found, calibration, profile and profile / "profile.json", there("reachable.json"), there("tables.json")
+    )
 
 
-def available(view, network: str, metric: str) -> bool:
-    """Whether the board can be drawn in this network under this metric."""
-    found = sources(view, network, metric)
-    return bool(found.curves or (network == "lowrank" and found.profile))
+def available(view, what: What) -> bool:
+    """Whether the board can be drawn with this."""
+    return tables(view, what, None, {}) is not None
 
 
 def metrics(view, network: str) -> list[str]:
-    """Metrics that the board can be drawn under in this network."""
-    return [metric for metric in METRICS if available(view, network, metric)]
+    """Metrics that the board can be drawn under in this network, nothing quantized."""
+    found = [What(network, metric) for metric in METRICS]
+    return [what.metric for what in found if sources(view, what).measured(what)]
 
 
-def tables(view, network: str, metric: str, rule: str | None, special: dict[str, dict]) -> Tables | None:
+def tables(view, what: What, rule: str | None, special: dict[str, dict], unit: str = "parameters") -> Tables | None:
     """The tables for a rule (the best that was measured for None or an unknown one); None where nothing was measured.
 
-    special: {weight: {"chi", "parameters", "multiply_adds"}} of entries that are not this network's own; such a weight
-    has that one option.
+    special: {weight: {"entry", "chi", "parameters", "bytes", "multiply_adds"}} of entries that are none of the options;
+    such a weight has that one option. unit: what the budget counts, by which several kinds are held against each other.
     """
-    found = sources(view, network, metric)
-    pinned = tuple(sorted((name, e["chi"], e["parameters"], e["multiply_adds"]) for name, e in special.items()))
-    return _tables(view.checkpoint.fingerprint, network, metric, rule, found.stamp, pinned, view, found)
+    found = sources(view, what)
+    if not found.measured(what):
+        return None
+    sizes = ("chi", "parameters", "bytes", "multiply_adds")
+    pinned = tuple(sorted((name, *(e.get(key) for key in sizes), str(e.get("entry"))) for name, e in special.items()))
+    if what.listed:
+        return _listed(view.checkpoint.fingerprint, what, rule, unit, found.stamp, pinned, view, found, special)
+    return _tables(view.checkpoint.fingerprint, what, rule, found.stamp, pinned, view, found)
+
+
+def of(view, now) -> Tables | None:
+    """The tables of a draft."""
+    return tables(view, now.what, now.rule, now.special, now.unit)
+
+
+def _weights(view, file: Path | None, tables: bool = False) -> list:
+    """The weights of the blocks, or the tables of tokens, that a plan can compress."""
+    names = set(read_json(file)["weights"]) if file else None
+    if tables:
+        return [w for w in view.checkpoint.weights if names and w.name in names]
+    return [w for w in view.checkpoint.weights if w.compressible and (names is None or w.name in names)]
+
+
+def _calibration(found: Sources, weights) -> Calibration | None:
+    """The calibration, if it knows all of these weights."""
+    calibration = Calibration.from_json(read_json(found.calibration)) if found.calibration else None
+    return calibration if calibration and all(weight.name in calibration.levels for weight in weights) else None
+
+
+def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...]:
+    rules = ["calibrated"] if calibration else []
+    rules += ["loss"] if what.metric == "loss" else []
+    rules += ["functional"] if functional else []
+    rules += ["entropy"] if profile else []
+    return (*rules, "uniform")
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _tables(fingerprint, network, metric, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
+def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
+    network, metric = what.network, what.metric
     profile = _profile(_found.profile.parent) if _found.profile else None
-    names = set(read_json(_found.reachable)["weights"]) if _found.reachable else None
-    weights = [w for w in _view.checkpoint.weights if w.compressible and (names is None or w.name in names)]
-    curves = _curves(_view, weights, network, metric, _found.curves, profile)
+    weights = _weights(_view, _found.reachable)
+    curves = _curves(_view, weights, network, metric, _found.curves[network, metric, False], profile)
     if not curves or not weights:
         return None
-    calibration = Calibration.from_json(read_json(_found.calibration)) if _found.calibration else None
-    if calibration and not all(weight.name in calibration.levels for weight in weights):
-        calibration = None
-    functional = curves if metric == "functional" else _found.functional and load_curves(_found.functional)
-    rules = ["calibrated"] if calibration else []
-    rules += ["loss"] if metric == "loss" else []
-    rules += ["functional"] if functional else []
-    rules += ["entropy"] if profile else []
-    rules = (*rules, "uniform")
+    calibration = _calibration(_found, weights)
+    file = _found.curves[network, "functional", False]
+    functional = curves if metric == "functional" else file and load_curves(file)
+    rules = _rules(what, calibration, bool(functional), profile)
     used = rule if rule in rules else rules[0]
-    special = {name: sizes for name, *sizes in pinned}
+    special = {name: (chi, parameters, adds) for name, chi, parameters, _, adds, _ in pinned}
     rows = []
     for weight in weights:
         curve = curves[weight.name]
@@ -149,7 +239,39 @@ def _tables(fingerprint, network, metric, rule, stamp, pinned, _view, _found: So
             _pin(row, *special[weight.name])
         rows.append(row)
     model = _model(_view.checkpoint, weights, calibration, used)
-    return Tables(network, metric, used, rules, rows, model, chi_board.board_data(rows, model, network), calibration)
+    return Tables(what, used, rules, rows, model, chi_board.board_data(rows, model, network), calibration)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
+def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
+    """The tables of several kinds, as the core's Planner lists them."""
+    from karipap_core.planning import Planner
+
+    profile = _profile(_found.profile.parent) if _found.profile else None
+    weights = _weights(_view, _found.reachable)
+    tokens = _weights(_view, _found.tables, tables=True) if what.embedding != "dense" else []
+    if not weights or (what.embedding != "dense" and _found.tables is None):
+        return None
+    calibration = _calibration(_found, weights)
+    if calibration and not all(table.name in calibration.levels for table in tokens):
+        return None  # what the tables of tokens are worth has to be measured first
+    functional = what.metric == "functional" or all(
+        file for (_, metric, _), file in _found.curves.items() if metric == "functional"
+    )
+    rules = _rules(what, calibration, functional, profile)
+    used = rule if rule in rules else rules[0]
+    study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration)
+    locks = {name: special["entry"] for name, special in _special.items()}
+    planner = Planner(study, what.network, what.metric, locks, quantize=what.quantize, embedding=what.embedding)
+    choices = measured.Choices(planner, used, unit, calibration is not None)
+    if used == "entropy":
+        choices.add_shares()
+    for row in choices.rows:
+        if special := _special.get(row["name"]):
+            _pin_listed(row, special, measured.label(special["entry"], planner))
+    model = _model(_view.checkpoint, planner.weights, calibration, used)
+    packed = chi_board.board_data(choices.rows, model, what.network)
+    return Tables(what, used, rules, choices.rows, model, packed, calibration, choices)
 
 
 def _curves(view, weights, network, metric, file: Path | None, profile) -> dict[str, WeightCurve] | None:
@@ -180,11 +302,31 @@ def _pin(row: dict, chi: int, parameters: int, adds: int) -> None:
         row["objective"] = row["damage"]
 
 
+def _pin_listed(row: dict, special: dict, word: str) -> None:
+    """The same where options are listed: the special entry is option 1."""
+    size = special["bytes"] / row["bytes_per_parameter"]
+    at = np.interp(size, row["steps"], np.arange(len(row["chi"])))
+    damage = float(np.interp(at, np.arange(len(row["chi"])), row["damage"]))
+    single = {"chi": [1], "parameters": [special["parameters"]], "bytes": [special["bytes"]], "damage": [damage]}
+    row.update({key: np.asarray(value) for key, value in single.items()})
+    row.update(steps=np.array([size]), labels=[word], no_dense=False)
+    if "objective" in row:
+        row["objective"] = row["damage"]
+
+
 def multiply_adds(network: str, shape: tuple[int, int], chis) -> np.ndarray:
     """Multiply-adds a token of a weight of this shape at each χ (dense: out·in)."""
     if network == "lowrank":
         return np.asarray(chis) * sum(shape)
     return _multiply_adds(network, shape, tuple(int(chi) for chi in chis))
+
+
+@lru_cache(maxsize=20000)
+def adds_of(entry: str) -> int:
+    """Multiply-adds a token of a plan entry (as JSON)."""
+    from karipap_core.networks import spec_from_json
+
+    return spec_from_json(json.loads(entry)).multiply_adds(1)
 
 
 @st.cache_resource(max_entries=64, show_spinner="Counting multiply-adds …")
@@ -215,22 +357,18 @@ def choose(
 
     The same choice as the board's slider makes. Raises InputError where the budget cannot be met.
     """
-    size = {row["name"]: row["bytes_per_parameter"] if unit == "bytes" else 1 for row in found.rows}
     other = 0 if scope == "blocks" else found.model["other_bytes" if unit == "bytes" else "other_parameters"]
-    dense = sum(row["parameters_dense"] * size[row["name"]] for row in found.rows)
+    dense = sum(_dense(row, unit) for row in found.rows)
     limit = budget * (dense + other) - other
-    options, shares = [], {}
-    for row in found.rows:
-        factor, name = size[row["name"]], row["name"]
-        if name in locked:
-            at = chi.get(name, 0)
-            kept = float(np.interp(at, row["chi"], row["parameters"])) if at else row["parameters_dense"]
-            limit -= factor * kept
+    options, shares, mates = [], {}, {}
+    for group in _groups(found.rows):
+        first = group[0]["name"]
+        if any(row["name"] in locked for row in group):
+            limit -= sum(_cost(row, chi.get(row["name"], 0), unit) for row in group)
             continue
-        value = row["objective"] if row.get("objective") is not None else row["damage"]
-        cost, whole = np.asarray(row["parameters"]) * factor, row["parameters_dense"] * factor
-        options.append(allocate.options(name, row["chi"], cost, value, whole))
-        shares[name] = row.get("share", row["parameters_dense"])
+        options.append(_options(first, group, unit))
+        shares[first] = sum(row.get("share") or row["parameters_dense"] for row in group)
+        mates[first] = [row["name"] for row in group]
     if not options:
         return dict(chi)
     if limit < allocate.smallest(options):
@@ -245,4 +383,38 @@ def choose(
         picked = allocate.by_entropy(options, limit, entropies)
     else:
         picked = allocate.allocate(options, limit)
-    return dict(chi) | {table.name: int(table.chi[picked[table.name]]) for table in options}
+    return dict(chi) | {name: int(table.chi[picked[table.name]]) for table in options for name in mates[table.name]}
+
+
+def _groups(rows: list[dict]) -> list[list[dict]]:
+    """Rows that are chosen for as one."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row.get("group") or row["name"], []).append(row)
+    return list(groups.values())
+
+
+def _dense(row: dict, unit: str) -> float:
+    return row["parameters_dense"] * (row["bytes_per_parameter"] if unit == "bytes" else 1)
+
+
+def _costs(row: dict, unit: str) -> np.ndarray:
+    if unit == "bytes" and row.get("bytes") is not None:
+        return np.asarray(row["bytes"])
+    return np.asarray(row["parameters"]) * (row["bytes_per_parameter"] if unit == "bytes" else 1)
+
+
+def _cost(row: dict, chi: int, unit: str) -> float:
+    if unit == "bytes":
+        return chi_board.bytes_at(row, chi)
+    return float(np.interp(chi, row["chi"], row["parameters"])) if chi else float(row["parameters_dense"])
+
+
+def _options(name: str, group: list[dict], unit: str) -> allocate.Options:
+    """The option table of a weight, or of weights that move together."""
+    cost = sum(_costs(row, unit) for row in group)
+    value = sum(np.asarray(row["damage"] if row.get("objective") is None else row["objective"]) for row in group)
+    table = allocate.options(name, group[0]["chi"], cost, value, sum(_dense(row, unit) for row in group))
+    if not group[0].get("no_dense") or len(table.chi) == 1:
+        return table
+    return allocate.Options(name, table.chi[:-1], table.cost[:-1], table.damage[:-1])
