@@ -255,13 +255,12 @@ class Training:
             values = {name: handle.get_tensor(f"now|{name}") for name in self.parameters}
             self.put(values)
             for name, parameter in self.parameters.items():
-                moments = {
-                    key: f"{key}|{name}" for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}|{name}" in names
-                }
-                moments = {key: handle.get_tensor(stored) for key, stored in moments.items()}
-                if moments:
-                    like = {key: m if key == "step" else like(parameter, m) for key, m in moments.items()}
-                    self.optimizer.state[parameter] = like
+                stored = {key: f"{key}|{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+                found = {key: handle.get_tensor(place) for key, place in stored.items() if place in names}
+                if found:  # AdamW keeps its step count on the CPU
+                    self.optimizer.state[parameter] = {
+                        key: each if key == "step" else like(parameter, each) for key, each in found.items()
+                    }
             if state.best_step:
                 self.best = {
                     name: like(parameter, handle.get_tensor(f"best|{name}"))
