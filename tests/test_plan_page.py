@@ -188,7 +188,7 @@ def test_a_search_that_is_done_puts_its_plan_on_the_board_once(measured, tiny, m
 def test_a_network_that_was_not_measured_offers_to(measured, started):  # noqa: F811
     app = plan_page()
     before = now(app)
-    app.session_state["plan_board"]["missing"] = ("mpo", "loss")
+    app.session_state["plan_board"]["missing"] = tables.What("mpo", "loss")
     sound(app.run())
     assert "has not been measured on this model yet" in " ".join(m.value for m in app.markdown)
     sound(app.button(key="missing_start").click().run())

@@ -237,20 +237,20 @@ def made_of(plan: Plan, checkpoint) -> What:
     return What(network, plan.metric, quantize, embedding)
 
 
-def one_of_its_own(plan: Plan, checkpoint, name: str) -> dict:
-    """An entry that is none of the board's options, with its sizes."""
-    weight, spec = checkpoint.weight(name), plan.spec(name)
-    itemsize = weight.bytes // weight.parameters
+def one_of_its_own(plan: Plan, name: str, itemsize: int = 2) -> dict:
+    """An entry that is none of the board's options, with its sizes (`parameters` in numbers of 16 bits)."""
+    spec = plan.spec(name)
     return {
         "entry": dict(plan.weights[name]), "chi": 1, "parameters": spec.bytes(2) / 2, "bytes": spec.bytes(itemsize),
         "multiply_adds": spec.multiply_adds(1),
     }  # fmt: skip
 
 
-def placed(draft: Draft, plan: Plan, found, checkpoint) -> Draft:
+def placed(draft: Draft, plan: Plan, found) -> Draft:
     """A draft of listed options (see measured.py) with every weight at the option that is its entry in the plan, or
     with an entry of its own. Weights that share cores and are not all at one option have each their own."""
     chi, special, groups = {}, {}, {}
+    itemsize = {row["name"]: row["bytes_per_parameter"] for row in found.rows}
     for row in found.rows:
         groups.setdefault(row.get("group") or row["name"], []).append(row["name"])
     for names in groups.values():
@@ -261,7 +261,7 @@ def placed(draft: Draft, plan: Plan, found, checkpoint) -> Draft:
         for name in names:
             chi[name] = 0
             if plan.spec(name) is not None:
-                special[name], chi[name] = one_of_its_own(plan, checkpoint, name), 1
+                special[name], chi[name] = one_of_its_own(plan, name, itemsize[name]), 1
     return replace(draft, chi=chi, special=special)
 
 
@@ -280,7 +280,7 @@ def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
         own = {key: e.get(key) for key in ("network", "out", "in", "chi")}
         plain = e["network"] == what.network and not e.get("quantize")
         if not plain or own != {key: entry(what.network, shapes[weight], chi[weight]).get(key) for key in own}:
-            special[weight] = one_of_its_own(plan, checkpoint, weight) | {"chi": chi[weight]}
+            special[weight] = one_of_its_own(plan, weight) | {"chi": chi[weight]}
     unit = "bytes" if plan.budget_bytes is not None else "parameters"
     return Draft(
         network=what.network, metric=plan.metric, quantize=what.quantize, embedding=what.embedding,

@@ -123,7 +123,7 @@ def _given(argv: list[str], flag: str, default: str | None = None) -> str | None
 def _made_of(argv: list[str]) -> tables.What:
     """What the plans of this command are made of."""
     return tables.What(
-        _given(argv, "--network"), _given(argv, "--metric"), _given(argv, "--quantize"),
+        _given(argv, "--network", "lowrank"), _given(argv, "--metric", "loss"), _given(argv, "--quantize"),
         _given(argv, "--embedding", "dense"),
     )  # fmt: skip
 

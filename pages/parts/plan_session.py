@@ -87,7 +87,7 @@ def open_plan(view, plan: Plan, name: str, what: tables.What | None = None) -> N
         new = replace(new, quantize="auto")
     found = tables.of(view, new)
     if found is not None and found.choices:
-        new = draft.placed(new, plan, found, view.checkpoint)
+        new = draft.placed(new, plan, found)
         found = tables.of(view, new)
     if found is None:
         known = tables.metrics(view, new.network) or tables.metrics(view, "lowrank")
