@@ -17,13 +17,14 @@ import torch
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.records import REPORT
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import read_json, settings_key, write_json
 
 OBJECTIVES = ("distill", "next-token")
 PRECISIONS = ("no", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
-REPORT, WORK = "karipap.json", ".healing"
+WORK = ".healing"
 VALIDATION_SHARE, VALIDATION_TOKENS = 8, 8192  # one document in eight, and so many tokens of them at most
 SIGNS_A_TOKEN = 6  # more than most tokenizers need: only so much of a long text is tokenized
 
@@ -94,6 +95,8 @@ def heal(
     on each step's own tokens. Where healing did not lower the loss, `out` is the incoming model and "improved" False.
     Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be trained.
     """
+    from karipap_core.verify import verify
+
     settings = Settings(steps, **more)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
     accelerator = _accelerator(settings, device)
@@ -114,6 +117,11 @@ def heal(
             report = read_json(out / REPORT)
             write_json(out / REPORT, report | {"healing": report["healing"] | {"result": found}})
     if accelerator.is_main_process:
+        if not (out / "verify.json").is_file():
+            verdict = verify(out, patient.source, progress=progress)
+            report = read_json(out / REPORT)
+            result = (report.get("result") or {}) | {"verify": {key: verdict[key] for key in ("ok", "checks")}}
+            write_json(out / REPORT, report | {"result": result})
         shutil.rmtree(out / WORK, ignore_errors=True)
     accelerator.wait_for_everyone()
     return found
@@ -230,7 +238,7 @@ def _healed(
                "settings": asdict(settings), "result": result}  # fmt: skip
     if accelerator.is_main_process:
         progress("write", 0, 1, out.name)
-        store.write_healed(checkpoint, tensors if improved else {}, out, report | {"identity": key, "healing": healing})
+        store.write_healed(checkpoint, tensors if improved else {}, out, report | {"healing": healing})
     accelerator.wait_for_everyone()
     return result
 

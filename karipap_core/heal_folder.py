@@ -13,6 +13,7 @@ from karipap_core.folder import CORE, SHARD_BYTES, WORDS, _bytes, _entry, _new_f
 from karipap_core.heal_loop import like
 from karipap_core.modules import Names
 from karipap_core.networks.cores import Cores, CoresModule, Packed
+from karipap_core.records import KINDS, REPORT, sums_of
 from karipap_core.tensorfile import Piece, TensorInfo, copied
 from karipap_core.workspace import write_json
 
@@ -130,11 +131,14 @@ def round_as_stored(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str,
 
 def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: Path, report: dict) -> None:
     """The folder of `checkpoint` at `out` with `tensors` (name on disk → values) in place of its own, all else byte for
-    byte, and `report` as its karipap.json. Hidden entries of `out` (work in progress) stay."""
+    byte, and `report` with the new checksums as its karipap.json. What was found out about the incoming folder is not
+    taken along. Hidden entries of `out` (work in progress) stay."""
     pieces = [_piece(name, info, tensors.get(name)) for name, info in checkpoint.tensors.items()]
     with _new_folder(out, checkpoint.path, overwrite=True) as folder:
         _write(folder, checkpoint.path, checkpoint.config, pieces, SHARD_BYTES)
-        write_json(folder / "karipap.json", report)
+        for kind in KINDS:
+            (folder / f"{kind}.json").unlink(missing_ok=True)
+        write_json(folder / REPORT, report | {"sums": sums_of(folder)})
 
 
 def _piece(name: str, info: TensorInfo, tensor: torch.Tensor | None) -> Piece:
