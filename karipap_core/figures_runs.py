@@ -53,8 +53,11 @@ QUALITIES = {
              log=True),
     )
 }  # fmt: skip
-NETWORK_COLORS = {"lowrank": BLUE, "mpo": ORANGE}
-MORE_COLORS = ("#5b5fc7", "#a0522d", "#3a8f9c")
+NETWORK_COLORS = {
+    "lowrank": BLUE, "mpo": ORANGE, "qlr": "#b8336a", "peps": "#3a8f9c", "disentangled": "#8a6d1f", "tree": "#5a8f29",
+    "auto": "#5b5fc7",
+}  # fmt: skip
+MORE_COLORS = ("#a0522d",)
 SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "star", "hexagon")
 # Rivals differ by symbol and dash, so that the eye does not depend on colour: networks are filled, rivals hollow.
 RIVALS = {

@@ -1,14 +1,15 @@
 """Trade-off: every run and every baseline of the model on one chart, size against quality."""
 
 import html
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_runs
+from karipap_core import figures_runs, ranking
 from karipap_core.pareto import pareto
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, runs, texts, winner
+from pages.parts import common, job, model, plan_jobs, runs, tables, texts, winner
 
 COLUMNS = {
     "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
@@ -64,6 +65,47 @@ def chart(points: list[dict]) -> None:
     runs.warn_of_text(points[0])
     log = {"auto": None, "linear": False, "log": True}[scale]
     picture(points, x, y, log)
+    equal_bytes(points)
+
+
+def equal_bytes(points: list[dict]) -> None:
+    """Every network and every rival in the same bytes of the blocks, the winner of each size marked."""
+    ranked = ranking.rank(points)
+    if not ranked.rows:
+        return
+    st.html(Path(runs.__file__).with_name("tradeoff.css"))
+    st.subheader("Every network in the same bytes", anchor=False)
+    st.html(f'<p class="k-verdict">{html.escape(ranking.sentence(ranked))}</p>')
+    what = "rise in loss, nats a token" if ranked.quality == "rise" else "relative output error"
+    head = "".join(f'<th scope="col">{size:.0%}</th>' for size in ranking.SIZES)
+    body = "".join(_ranked_row(ranked, index) for index in range(len(ranked.rows)))
+    st.html(
+        f'<div class="k-rank"><table><thead><tr><th scope="col">{what}</th>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+    )
+    st.html(
+        '<p class="k-note">Columns are bytes kept of the blocks (16 bits for every number that is not quantized). Each '
+        "cell is the measured point nearest to its size and not above it; where that is much smaller, its own size "
+        "stands beside. Bold: least, or level with it within the error of measuring. Filled names are networks; rows "
+        "are ordered by their places over all sizes.</p>"
+    )
+
+
+def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
+    row = ranked.rows[index]
+    cells = []
+    for size, point, winners in zip(ranking.SIZES, row.points, ranked.winners, strict=True):
+        if point is None:
+            cells.append("<td>–</td>")
+            continue
+        number = f"{point[ranked.quality]:.4f}"
+        number = f"<b>{number}</b>" if index in winners else number
+        own = point["bytes_kept_blocks"]
+        small = f" <small>at {own:.0%}</small>" if own < size - ranking.BESIDE else ""
+        cells.append(f'<td title="{html.escape(point["label"], quote=True)}">{number}{small}</td>')
+    color = figures_runs.NETWORK_COLORS.get(row.method.split()[0].rstrip(","), "currentColor")
+    mark = f'<i style="{"background" if row.network else "border-color"}:{color}"></i>'
+    return f'<tr><th scope="row">{mark}{html.escape(row.method)}</th>{"".join(cells)}</tr>'
 
 
 @st.fragment
@@ -166,7 +208,10 @@ def sweep_form(view, running, first: bool) -> None:
     with st.expander("Measure more: a sweep of plans and baselines", expanded=first, key="k-sweep"):
         left, middle, right = st.columns(3, gap="large")
         with left:
-            networks = st.multiselect("Networks", ["lowrank", "mpo"], ["lowrank"], key="sweep_networks")
+            networks = st.multiselect(
+                "Networks", ["all", *tables.NETWORKS], ["lowrank"], key="sweep_networks",
+                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS[name],
+            )  # fmt: skip
             rules = st.multiselect(
                 "Rules", ["uniform", "entropy", "functional", "loss", "calibrated", "refined", "best"], ["calibrated"],
                 key="sweep_rules", help="How a budget is dealt to weights; calibrated and refined measure the model.",
@@ -178,6 +223,9 @@ def sweep_form(view, running, first: bool) -> None:
                 "Kept counts", ["model", "blocks"], key="sweep_scope", horizontal=True,
                 help="The whole model, or the weights that can be compressed.",
             )  # fmt: skip
+            with st.container(horizontal=True):
+                stored = st.selectbox("Store cores in", tables.FORMATS, key="sweep_quantize", filter_mode=None)
+                embedding = st.selectbox("Embedding", tables.EMBEDDINGS, key="sweep_embedding", filter_mode=None)
         with right:
             text = texts.choose("sweep", "held-out")
         problem, budgets = ("", "auto") if auto else _budgets(typed)
@@ -187,7 +235,10 @@ def sweep_form(view, running, first: bool) -> None:
         ready = networks and rules and budgets and text is not None and not busy
         if st.button("Start the sweep", type="primary", key="sweep_start", disabled=not ready):
             argv = ["sweep", view.source, "--networks", ",".join(networks), "--rules", ",".join(rules)]
-            argv += ["--budgets", budgets, "--scope", scope, "--out", str(Workspace().root), *text]
+            argv += ["--budgets", budgets, "--scope", scope]
+            argv += ["--quantize", stored] if stored != "none" else []
+            argv += ["--embedding", embedding] if embedding != "dense" else []
+            argv += ["--out", str(Workspace().root), *text]
             job.start(argv, f"Sweep {view.checkpoint.name}", "sweep_job")
             st.rerun()
         st.caption("Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "

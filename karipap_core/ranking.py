@@ -1,0 +1,136 @@
+"""Every network and every rival in the same bytes: a table of rises in loss, ranked, and the sentence it supports.
+
+A point is a run as `tradeoff.Points` writes it. Sizes are bytes kept of the blocks, 16 bits for every number that is
+not quantized (baselines.py).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SIZES = (0.9, 0.7, 0.5, 0.3, 0.2)
+SLACK = 0.005  # a plan may end that much above its budget, in rounding
+BESIDE = 0.02  # points of one method this close in size are at the same size: the best of them counts
+SAME = 0.001  # nats: differences below are noise, whatever the errors say
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method and, for each of `SIZES`, its measured point that is nearest to the size and not above it (None where
+    there is none)."""
+
+    method: str
+    network: bool
+    points: tuple[dict | None, ...]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """rows: best first.  winners[size]: the row that loses least there, and those level with it within the error of
+    measuring; empty where nothing was measured.  quality: the key of what is compared."""
+
+    rows: list[Row]
+    winners: tuple[tuple[int, ...], ...]
+    quality: str
+
+
+def method_of(point: dict) -> str:
+    """What a point is, without its budget and rule: "tree", "lowrank in int4", "GPTQ int4", "plain SVD"."""
+    settings = point.get("settings") or {}
+    if point["kind"] == "network":
+        words = point["method"]
+        words += f" in {settings['quantize']}" if settings.get("quantize") and point["method"] != "auto" else ""
+        return words + (f", embedding {settings['embedding']}" if settings.get("embedding") else "")
+    if settings.get("bits"):
+        name = {"gptq": "GPTQ", "rtn": "rounded"}.get(point["method"], point["method"])
+        return f"{name} int{settings['bits']}"
+    return {"svd": "plain SVD", "svd-llm": "SVD-LLM", "magnitude": "magnitude pruning"}.get(
+        point["method"], point["method"]
+    )
+
+
+def rank(points: Sequence[dict], sizes: Sequence[float] = SIZES) -> Ranking:
+    """The table of equal bytes. Points must be of one model on one text."""
+    quality = "rise" if any(_known(point, "rise") for point in points) else "relative_error"
+    of: dict[tuple[str, bool], list[dict]] = {}
+    for point in points:
+        if _known(point, quality) and _known(point, "bytes_kept_blocks"):
+            of.setdefault((method_of(point), point["kind"] == "network"), []).append(point)
+    rows = [
+        Row(method, network, tuple(_at(mine, size, quality) for size in sizes))
+        for (method, network), mine in of.items()
+    ]
+    rows = [row for row in rows if any(row.points)]
+    places: dict[str, list[int]] = {row.method: [] for row in rows}
+    for column in range(len(sizes)):
+        there = sorted((row for row in rows if row.points[column]), key=lambda row: row.points[column][quality])
+        for place, row in enumerate(there):
+            places[row.method].append(place)
+        for row in rows:  # what cannot be so small comes behind all that can
+            if row.points[column] is None:
+                places[row.method].append(len(there))
+    rows.sort(key=lambda row: (sum(places[row.method]), row.method))
+    return Ranking(rows, tuple(_winners(rows, column, quality) for column in range(len(sizes))), quality)
+
+
+def _known(point: dict, key: str) -> bool:
+    return isinstance(point.get(key), int | float) and math.isfinite(point[key])
+
+
+def _at(points: list[dict], size: float, quality: str) -> dict | None:
+    below = [point for point in points if point["bytes_kept_blocks"] <= size + SLACK]
+    if not below:
+        return None
+    nearest = max(point["bytes_kept_blocks"] for point in below)
+    return min((p for p in below if p["bytes_kept_blocks"] >= nearest - BESIDE), key=lambda point: point[quality])
+
+
+def _winners(rows: list[Row], column: int, quality: str) -> tuple[int, ...]:
+    """The best first, then those level with it."""
+    there = [index for index, row in enumerate(rows) if row.points[column]]
+    if not there:
+        return ()
+    best = min(there, key=lambda index: rows[index].points[column][quality])
+    level = [index for index in there if index != best and _level(rows, best, index, column, quality)]
+    return (best, *level)
+
+
+def _level(rows: list[Row], best: int, other: int, column: int, quality: str) -> bool:
+    first, second = rows[best].points[column], rows[other].points[column]
+    noise = math.hypot(first.get("rise_error") or 0.0, second.get("rise_error") or 0.0) if quality == "rise" else 0.0
+    return second[quality] - first[quality] <= max(noise, SAME if quality == "rise" else 0.0)
+
+
+def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:
+    """Who loses least at which size, as the numbers have it, and whether that is a tensor network."""
+    wins: dict[str, list[int]] = {}
+    for column, winners in enumerate(ranking.winners):
+        if winners:
+            # The best number names the cell, but what is level within the error is said as well.
+            names = [ranking.rows[index].method for index in winners[:3]]
+            more = f" and {len(winners) - 3} more" if len(winners) > 3 else ""
+            said = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}{more}, level,"
+            wins.setdefault(said, []).append(column)
+    if not wins:
+        return "Nothing has been measured at these sizes yet."
+    parts = []
+    for said, columns in wins.items():
+        at = [f"{sizes[column]:.0%}" for column in columns]
+        where = at[0] if len(at) == 1 else f"{', '.join(at[:-1])} and {at[-1]}"
+        verb = "lose" if "level," in said else "loses"
+        parts.append(f"{said} {verb} least at {where}")
+    words = f"In the same bytes of the blocks {'; '.join(parts)}."
+    clear = [ranking.rows[winners[0]].network for winners in ranking.winners if winners]
+    shared = [any(ranking.rows[i].network for i in winners) for winners in ranking.winners if winners]
+    rivals = any(not row.network for row in ranking.rows)
+    if not any(row.network for row in ranking.rows):
+        return f"{words} No tensor network has been measured yet."
+    if not rivals:
+        return f"{words} No rival has been measured yet."
+    if not any(shared):
+        return f"{words} No tensor network wins at any of these sizes."
+    if all(clear):
+        return f"{words} A tensor network is best at every size measured."
+    where = [f"{size:.0%}" for size, winners in zip(sizes, ranking.winners, strict=True)
+             if winners and not any(ranking.rows[i].network for i in winners)]  # fmt: skip
+    return f"{words} At {', '.join(where)} no tensor network wins." if where else words
