@@ -146,6 +146,16 @@ def record(folder: str | Path, kind: str, result: dict, dense: str | None, dated
     return file
 
 
+def keep_evaluation(folder: str | Path, found: dict) -> None:
+    """Keeps what `evaluate_folder` found in the folder, where that is a compressed one."""
+    try:
+        settings_of(folder)
+    except InputError:
+        return
+    dense = found.get("against")
+    record(folder, "evaluation", found, None if dense is None else open_checkpoint(dense).fingerprint)
+
+
 def read(folder: str | Path, kind: str) -> dict | None:
     """The record of that kind in a folder, None where there is none or it is damaged."""
     try:

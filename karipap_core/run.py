@@ -5,6 +5,7 @@ from pathlib import Path
 
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.records import keep_evaluation
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, Workspace, read_json, settings_key, write_json
 
@@ -48,6 +49,7 @@ def run(
     report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
     compressed = time.monotonic()
     found = evaluate_folder(folder / "model", against=model, text=text, device=device, progress=progress, **cut)
+    keep_evaluation(folder / "model", found)
     networks = sorted({_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"]
     ledger = plan.ledger(checkpoint)
     point = found | plan_sizes(checkpoint, ledger)

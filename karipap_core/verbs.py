@@ -7,9 +7,11 @@ import argparse
 from pathlib import Path
 
 from karipap_core import show as tables
+from karipap_core.checklist import table as checklist_table
 from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.ising import table as ising_table
+from karipap_core.shadow import table as shadow_table
 from karipap_core.show_deploy import table as deploy_table
 from karipap_core.show_heal import launch_commands, typed
 from karipap_core.show_heal import table as heal_table
@@ -72,6 +74,11 @@ SCOPE = option(
     choices=("model", "blocks"),
     default="model",
     help="what --budget is a fraction of: the whole model, or the weights that can be compressed (default: model)",
+)
+STRUCTURE = option(
+    "--structure",
+    choices=("head", "rows", "columns"),
+    help="around every network: an SVD of as many numbers (head), or its rows or columns in an order found for them",
 )
 
 
@@ -139,6 +146,7 @@ def profile(args, progress) -> dict:
     option("--metric", default="loss", help="weight, functional or loss (default: loss)"),
     QUANTIZE,
     EMBEDDING,
+    STRUCTURE,
     CALIBRATION,
     DEVICE,
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
@@ -157,6 +165,7 @@ def plan(args, progress) -> dict:
         text=args.text,
         quantize=args.quantize,
         embedding=args.embedding,
+        structure=args.structure,
         device=args.device,
         progress=progress,
     )
@@ -193,9 +202,10 @@ def compress(args, progress) -> dict:
 )
 def evaluate(args, progress) -> dict:
     from karipap_core.evaluate import evaluate_folder
+    from karipap_core.records import keep_evaluation
     from karipap_core.text import read_text
 
-    return evaluate_folder(
+    found = evaluate_folder(
         args.folder,
         against=args.against,
         text=read_text(args.text) if args.text else None,
@@ -203,6 +213,8 @@ def evaluate(args, progress) -> dict:
         progress=progress,
         **_given(args),
     )
+    keep_evaluation(args.folder, found)
+    return found
 
 
 @verb(
@@ -255,6 +267,7 @@ def run(args, progress) -> dict:
     SCOPE,
     QUANTIZE,
     EMBEDDING,
+    STRUCTURE,
     option(
         "--text",
         type=Path,
@@ -286,6 +299,7 @@ def sweep(args, progress) -> dict:
         scope=args.scope,
         quantize=args.quantize,
         embedding=args.embedding,
+        structure=args.structure,
         device=args.device,
         progress=progress,
         **_given(args),
@@ -479,3 +493,40 @@ def heal(args, progress) -> dict:
     if not first_process():
         raise SystemExit(0)  # of several processes one prints
     return found
+
+
+@verb(
+    "prompts through the dense and the compressed model side by side: texts, KL, where they first differ",
+    "compressed/ --against assets/demo_model --prompts prompts.txt",
+    shadow_table,
+    COMPRESSED,
+    AGAINST,
+    option("--prompts", type=Path, required=True, metavar="FILE", help="one prompt a line, or a JSON list of strings"),
+    option("--tokens", type=positive, default=64, metavar="N", help="tokens to write after each prompt (default: 64)"),
+    DEVICE,
+)
+def shadow(args, progress) -> dict:
+    from karipap_core.shadow import read_prompts
+    from karipap_core.shadow import shadow as compare
+
+    prompts = read_prompts(args.prompts)
+    return compare(args.folder, prompts, args.against, args.tokens, args.device, progress)
+
+
+@verb(
+    "whether a compressed folder is fit to be served: each item from evidence on disk, with what to run",
+    "compressed/ --against assets/demo_model",
+    checklist_table,
+    COMPRESSED,
+    AGAINST,
+    option("--test-fallback", action="store_true", help="first go through the switch to the dense model and back"),
+    DEVICE,
+)
+def checklist(args, progress) -> dict:
+    from karipap_core.checklist import checklist as look
+
+    if args.test_fallback:
+        from karipap_core.fallback import rehearse
+
+        rehearse(args.folder, args.against, args.device, progress)
+    return look(args.folder, args.against, progress)

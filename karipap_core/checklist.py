@@ -1,0 +1,213 @@
+"""The production checklist: green or red from what is on disk, never from a tick box; for what is red, what to run."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from karipap_core import records
+from karipap_core.errors import InputError
+from karipap_core.plan import Plan
+from karipap_core.progress import Progress, silent
+from karipap_core.verify import summary, unsafe_files
+
+ITEMS = (
+    "fingerprint pinned", "verify passed", "evaluation on file", "shadow run on file", "fallback tested",
+    "safetensors only", "plan valid", "all run since the last change",
+)  # fmt: skip
+OF_ITEM = dict(zip(ITEMS[1:5], records.KINDS, strict=True))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the items are decided on. state: None where the folder's tensors cannot be read."""
+
+    folder: Path
+    settings: dict
+    source: records.Source
+    wanted: str  # the fingerprint that the plan pins
+    state: dict | None
+
+    @property
+    def model(self) -> str:
+        return shlex.quote(self.source.name)
+
+    def command(self, verb: str) -> str:
+        """The command that makes the evidence of a verb anew."""
+        folder = shlex.quote(str(self.folder))
+        if verb == "fallback":
+            return f"{records.PROGRAM} checklist {folder} --against {self.model} --test-fallback"
+        verb = {"evaluation": "evaluate"}.get(verb, verb)
+        more = " --prompts prompts.txt" if verb == "shadow" else ""
+        return f"{records.PROGRAM} {verb} {folder} --against {self.model}{more}"
+
+    def written_again(self) -> str:
+        """Commands that write the folder anew from its own plan."""
+        out = shlex.quote(f"{self.folder}-again")
+        config = shlex.quote(str(self.folder / "config.json"))
+        code = "import json, sys; json.dump(json.load(open(sys.argv[1]))['quantization_config']['plan'], "
+        code += "open('plan.json', 'w'))"
+        return (
+            f'python -c "{code}" {config} && '
+            f"{records.PROGRAM} compress {self.model} --plan plan.json --out {out}"
+        )  # fmt: skip
+
+    def planned_again(self) -> str:
+        """Commands that make a new plan for the dense model as it is, and the folder by it."""
+        budget = self.settings["plan"].get("budget")
+        budget = budget if isinstance(budget, int | float) and 0 < budget <= 1 else 0.7
+        out = shlex.quote(f"{self.folder}-again")
+        return (
+            f"{records.PROGRAM} plan {self.model} --budget {budget:g} --out plan.json && "
+            f"{records.PROGRAM} compress {self.model} --plan plan.json --out {out}"
+        )
+
+
+def checklist(folder: str | Path, against: str | Path | None = None, progress: Progress = silent) -> dict:
+    """{"ok", "items": [{"name", "ok", "evidence", "fix"}], "folder"}: whether a compressed folder is fit to be served.
+
+    Each item rests on the folder's files, on the dense model's (default: where the folder says that it was), and on the
+    records of `verify`, `evaluate`, `shadow` and the fallback's rehearsal in the folder (records.py). A record of
+    another state of either is red. `fix` is the command that makes a red item green, None for a green one. Raises
+    InputError where `folder` is no compressed folder.
+    """
+    folder = Path(folder)
+    settings = records.settings_of(folder)
+    progress("checklist", 0, 1, "hashing")
+    source = records.source_of(folder, against)
+    try:
+        state = records.state_of(folder)
+    except InputError:
+        state = None
+    facts = _Facts(folder, settings, source, records.pinned(settings), state)
+    found = {
+        "fingerprint pinned": _fingerprint(facts),
+        "safetensors only": _safe(facts),
+        "plan valid": _plan(facts),
+    }
+    for item, kind in OF_ITEM.items():
+        found[item] = _record(facts, kind)
+    found[ITEMS[-1]] = _flow(facts, found)
+    items = [dict(zip(("name", "ok", "evidence", "fix"), (name, *found[name]), strict=True)) for name in ITEMS]
+    progress("checklist", 1, 1)
+    return {"ok": all(item["ok"] for item in items), "items": items, "folder": str(folder)}
+
+
+def table(document: dict) -> str:
+    """A checklist for a terminal, and below it what to run."""
+    from karipap_core.show import grid
+
+    rows = [[item["name"], "ok" if item["ok"] else "TO DO", item["evidence"]] for item in document["items"]]
+    head = f"{document['folder']}: " + ("ready" if document["ok"] else "not ready")
+    fixes = [f"{item['name']}:\n  {item['fix']}" for item in document["items"][:-1] if not item["ok"]]
+    last = document["items"][-1]
+    if not last["ok"] and not fixes:
+        fixes = [f"{last['name']}:\n  {last['fix']}"]
+    return "\n\n".join([f"{head}\n\n{grid(['item', '', 'evidence'], rows)}", *fixes])
+
+
+# The items. Each gives (ok, evidence, fix).
+
+
+def _fingerprint(facts: _Facts) -> tuple[bool, str, str | None]:
+    wanted, source = facts.wanted, facts.source
+    if len(wanted) != 64:
+        return False, "the plan in config.json pins no fingerprint", facts.planned_again()
+    if source.checkpoint is not None:
+        found = source.checkpoint.fingerprint
+        if found == wanted:
+            return True, f"config.json pins {wanted[:12]}…, and {source.name} is that", None
+        said = f"config.json pins {wanted[:12]}…, {source.name} is {found[:12]}…: it has changed, or is another one"
+        return False, said, facts.planned_again()
+    for kind in records.KINDS:
+        document = records.read(facts.folder, kind)
+        if document and document["of"].get("dense") == wanted:
+            return True, f"config.json pins {wanted[:12]}…, which {kind}.json has seen; the model itself is away", None
+    said = f"config.json pins {wanted[:12]}…, but {source.why}, and no record has seen it"
+    return False, said, facts.command("verify")
+
+
+def _safe(facts: _Facts) -> tuple[bool, str, str | None]:
+    bad = unsafe_files(facts.folder)
+    if not bad:
+        return True, "no file in the folder can execute code", None
+    fix = "rm -- " + " ".join(shlex.quote(str(facts.folder / name)) for name in bad)
+    return False, f"{', '.join(bad[:3])} could execute code", f"{fix} && {facts.command('verify')}"
+
+
+def _plan(facts: _Facts) -> tuple[bool, str, str | None]:
+    try:
+        plan = Plan.from_json(facts.settings["plan"], "config.json")
+        networks = sum(plan.spec(name) is not None for name in plan.weights)
+        if facts.source.checkpoint is not None:
+            plan.check(facts.source.checkpoint, force=True)  # the fingerprint is an item of its own
+    except InputError as error:
+        return False, str(error), facts.planned_again()
+    return True, f"the plan in config.json is valid; {networks} weights changed", None
+
+
+def _record(facts: _Facts, kind: str) -> tuple[bool, str, str | None]:
+    document = records.read(facts.folder, kind)
+    fix = facts.command(kind)
+    if document is None:
+        return False, f"no {kind}.json in the folder", fix
+    if facts.state is None:
+        return False, "the folder's tensors cannot be read", facts.written_again()
+    if why := records.stale(document, facts.state, facts.wanted):
+        return False, f"{kind}.json is stale: {why}", fix
+    ok, said = _SAID[kind](document["result"])
+    if ok and kind != "verify" and document["of"].get("dense") is None:
+        ok, said = False, "it was made without the dense model beside it"
+    if not ok and kind == "verify":
+        wrong = {check["name"] for check in document["result"].get("checks", ()) if check["ok"] is False}
+        fix = facts.written_again() if wrong - {"safetensors only", "fingerprint"} else fix
+    return ok, f"{kind}.json: {said}", None if ok else fix
+
+
+def _said_verify(result: dict) -> tuple[bool, str]:
+    return result.get("ok") is True, summary(result)
+
+
+def _said_evaluation(result: dict) -> tuple[bool, str]:
+    text = result.get("text") or {}
+    if not text.get("sha256") or not result.get("window"):
+        return False, "it does not say which text and windows it was measured on"
+    said = f"{result.get('tokens') or 0:,} tokens of {text.get('name')} (SHA-256 {text['sha256'][:12]}…), "
+    said += f"windows of {result['window']}"
+    if result.get("rise") is not None:
+        return True, f"{said}; loss {result['rise']:+.4f} nats a token"
+    if result.get("fidelity"):
+        return True, f"{said}; relative output error {result['fidelity']['relative_error']:.2g}"
+    return False, f"{said}; it was compared with nothing"
+
+
+def _said_shadow(result: dict) -> tuple[bool, str]:
+    if not result.get("prompts") or not result.get("prompts_sha256"):
+        return False, "it holds no prompts"
+    said = f"{len(result['prompts'])} prompts (SHA-256 {result['prompts_sha256'][:12]}…), "
+    return True, f"{said}agreement {result['agreement']:.1%}, KL {result['kl']:.3g} nats a token"
+
+
+def _said_fallback(result: dict) -> tuple[bool, str]:
+    wrong = [check["name"] for check in result.get("checks", ()) if not check["ok"]]
+    if result.get("ok") is not True:
+        return False, f"the switch failed: {', '.join(wrong)}"
+    return True, f"{len(result['checks'])} steps passed, the dense model answers in {result['seconds']:g} s"
+
+
+_SAID = {
+    "verify": _said_verify, "evaluation": _said_evaluation, "shadow": _said_shadow, "fallback": _said_fallback,
+}  # fmt: skip
+
+
+def _flow(facts: _Facts, found: dict) -> tuple[bool, str, str | None]:
+    """Whether every record is of the folder and of the dense model as they are now."""
+    if not found["fingerprint pinned"][0]:
+        return False, "the dense model is not the one that the folder was made from", found["fingerprint pinned"][2]
+    old = []
+    for kind in records.KINDS:
+        document = records.read(facts.folder, kind)
+        if document is None or facts.state is None or records.stale(document, facts.state, facts.wanted):
+            old.append(kind)
+    if old:
+        return False, f"not run on the folder as it is now: {', '.join(old)}", " && ".join(map(facts.command, old))
+    return True, "every record is of the tensors, the config and the dense model as they are now", None

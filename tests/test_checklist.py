@@ -1,0 +1,185 @@
+"""The checklist: green only from evidence, red when it is missing, wrong or stale, and the fix makes it green."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from test_verify import folder_of
+
+from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.checklist import ITEMS, checklist, table
+from karipap_core.errors import InputError
+from karipap_core.workspace import read_json, write_json
+
+FLOW = ("evaluation on file", "shadow run on file", "fallback tested")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(dense model, a folder with every record, a working folder with prompts.txt)."""
+    from architectures import make
+
+    root = tmp_path_factory.mktemp("checklist")
+    model = make("llama", root / "model")
+    folder = folder_of(model, root / "out")
+    (root / "prompts.txt").write_text("def main():\n")
+    (root / "text.txt").write_text("the square of a number is not its cube\n" * 60)
+    before = checklist(folder)
+    common = ["--device", "cpu", "--progress", "off", "--json"]
+    text = ["--text", str(root / "text.txt"), "--max-tokens", "64", "--window", "32"]
+    assert cli.main(["evaluate", str(folder), *text, *common]) == 0
+    assert cli.main(["shadow", str(folder), "--prompts", str(root / "prompts.txt"), "--tokens", "4", *common]) == 0
+    assert cli.main(["checklist", str(folder), "--test-fallback", *common]) == 0
+    return model, folder, root, before
+
+
+@pytest.fixture
+def folder(world, tmp_path) -> Path:
+    return Path(shutil.copytree(world[1], tmp_path / "copy"))
+
+
+def red(document: dict) -> list[str]:
+    assert [item["name"] for item in document["items"]] == list(ITEMS)
+    for item in document["items"]:
+        assert item["evidence"] and (item["fix"] is None) is item["ok"], item
+    assert document["ok"] is all(item["ok"] for item in document["items"])
+    return [item["name"] for item in document["items"] if not item["ok"]]
+
+
+def item(document: dict, name: str) -> dict:
+    return next(each for each in document["items"] if each["name"] == name)
+
+
+def test_a_folder_fresh_from_compress_lacks_what_nobody_has_run(world):
+    assert red(world[3]) == [*FLOW, "all run since the last change"]
+
+
+def test_after_the_flow_all_is_green_and_says_from_what(world):
+    document = checklist(world[1])
+    assert red(document) == []
+    assert "SHA-256" in item(document, "evaluation on file")["evidence"]
+    assert "windows of 32" in item(document, "evaluation on file")["evidence"]
+    assert "1 prompts" in item(document, "shadow run on file")["evidence"]
+    assert "ready" in table(document)
+
+
+def verb_of(command: str) -> list[str]:
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "karipap_core"]
+    return words[3:]
+
+
+@pytest.mark.parametrize("kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]),
+                                        ("fallback", FLOW[2])])  # fmt: skip
+def test_each_record_is_needed_and_the_fix_makes_it_anew(world, folder, monkeypatch, capsys, kind, name):
+    (folder / f"{kind}.json").unlink()
+    document = checklist(folder)
+    assert red(document) == [name, "all run since the last change"]
+    monkeypatch.chdir(world[2])  # prompts.txt is there
+    short = {"evaluation": ["--text", "text.txt", "--max-tokens", "64", "--window", "32"], "shadow": ["--tokens", "3"]}
+    argv = verb_of(item(document, name)["fix"]) + short.get(kind, []) + ["--device", "cpu", "--progress", "off"]
+    assert cli.main(argv) == 0
+    assert checklist(folder)["ok"]
+
+
+@pytest.mark.parametrize("kind", ["verify", "evaluation", "shadow", "fallback"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "karipap-verify", "of": {}, "result": []}'])
+def test_a_record_that_holds_nothing_is_none(folder, kind, text):
+    (folder / f"{kind}.json").write_text(text)
+    assert len(red(checklist(folder))) == 2
+
+
+def test_records_that_report_a_failure_are_red(folder):
+    for kind, change in (("verify", {"ok": False}), ("evaluation", {"rise": None}), ("evaluation", {"text": {}}),
+                         ("shadow", {"prompts": []}), ("fallback", {"ok": False})):  # fmt: skip
+        kept = read_json(folder / f"{kind}.json")
+        write_json(folder / f"{kind}.json", kept | {"result": kept["result"] | change})
+        assert len(red(checklist(folder))) == 1
+        write_json(folder / f"{kind}.json", kept)
+
+
+def test_another_tensor_makes_every_record_stale(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    document = checklist(folder)
+    assert red(document) == ["verify passed", *FLOW, "all run since the last change"]
+    assert all("tensors have changed" in item(document, name)["evidence"] for name in FLOW)
+    fix = item(document, "all run since the last change")["fix"]
+    assert [verb_of(each)[0] for each in fix.split(" && ")] == ["verify", "evaluate", "shadow", "checklist"]
+    # The tensor is not the one that was written: verify says so, and that the folder has to be written again.
+    assert cli.main(["verify", str(folder), "--progress", "off"]) == 0
+    again = item(checklist(folder), "verify passed")
+    assert "unchanged" in again["evidence"] and "compress" in again["fix"]
+
+
+def test_another_tokenizer_or_config_makes_every_record_stale(folder):
+    (folder / "tokenizer_config.json").write_text("{}")
+    document = checklist(folder)
+    assert red(document) == ["verify passed", *FLOW, "all run since the last change"]
+    assert "config or tokenizer" in item(document, FLOW[0])["evidence"]
+
+
+def test_a_dense_model_that_has_changed_is_another_one(world, folder, tmp_path):
+    dense = Path(shutil.copytree(world[0], tmp_path / "dense"))
+    assert checklist(folder, dense)["ok"]
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    document = checklist(folder, dense)
+    assert red(document) == ["fingerprint pinned", "all run since the last change"]
+    assert "plan" in item(document, "fingerprint pinned")["fix"]
+
+
+def test_a_dense_model_that_is_away_was_seen_by_the_records(folder):
+    report = read_json(folder / "karipap.json")
+    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    document = checklist(folder)
+    assert red(document) == [] and "seen" in item(document, "fingerprint pinned")["evidence"]
+    for kind in ("verify", "evaluation", "shadow", "fallback"):
+        (folder / f"{kind}.json").unlink()
+    assert "fingerprint pinned" in red(checklist(folder))
+
+
+def test_files_that_execute_code_and_the_command_that_removes_them(folder):
+    (folder / "optimizer.pt").write_bytes(b"x")
+    document = checklist(folder)
+    assert "safetensors only" in red(document)
+    assert item(document, "safetensors only")["fix"].startswith(f"rm -- {folder / 'optimizer.pt'} && ")
+
+
+def test_a_plan_that_does_not_fit(folder):
+    config = read_json(folder / "config.json")
+    entry = next(e for e in config["quantization_config"]["plan"]["weights"].values() if e["network"] == "lowrank")
+    entry["out"] = [7]
+    (folder / "config.json").write_text(json.dumps(config))
+    document = checklist(folder)
+    assert "plan valid" in red(document) and "compress" in item(document, "plan valid")["fix"]
+
+
+def test_writing_the_folder_again_works_as_the_fix_says(world, folder, tmp_path, monkeypatch):
+    kept = read_json(folder / "verify.json")
+    wrong = {"ok": False, "checks": [{"name": "unchanged", "ok": False, "detail": ""}]}
+    write_json(folder / "verify.json", kept | {"result": wrong})
+    fix = item(checklist(folder), "verify passed")["fix"]
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    done = subprocess.run(["sh", "-c", fix], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    again = Path(f"{folder}-again")
+    assert "verify passed" not in red(checklist(again))
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_the_verb_prints_what_to_run(world, folder, capsys):
+    (folder / "shadow.json").unlink()
+    assert cli.main(["checklist", str(folder), "--progress", "off"]) == 0
+    out = capsys.readouterr().out
+    assert "not ready" in out and "shadow" in out and "--prompts prompts.txt" in out
+    with pytest.raises(InputError, match="not a model compressed"):
+        checklist(world[0])

@@ -1,0 +1,112 @@
+"""DenseFallback: one switch, both models, no restart; and the rehearsal that is kept as evidence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_verify import folder_of
+
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.errors import InputError
+from karipap_core.fallback import SWITCH, DenseFallback, rehearse
+from karipap_core.hf import load_model
+from karipap_core.networks.linear import TensorNetworkLinear
+from karipap_core.workspace import read_json
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    from architectures import make
+
+    root = tmp_path_factory.mktemp("fallback")
+    model = make("llama_bf16", root / "model")
+    return model, folder_of(model, root / "out")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.delenv(SWITCH, raising=False)
+
+
+def networks(model) -> int:
+    return sum(isinstance(module, TensorNetworkLinear) for module in model.modules())
+
+
+def test_the_variable_and_the_argument_choose(world, monkeypatch):
+    fallback = DenseFallback(world[1])
+    compressed, tokenizer = fallback.load()
+    assert networks(compressed) == 8 and tokenizer is not None and compressed.dtype == torch.bfloat16
+    assert fallback.load()[0] is compressed, "loaded once"
+    monkeypatch.setenv(SWITCH, "dense")
+    dense, _ = fallback.load()
+    assert fallback.use == "dense" and networks(dense) == 0 and dense.dtype == torch.bfloat16
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(dense(ids).logits, load_model(world[0], dtype=torch.bfloat16)[0](ids).logits)
+    monkeypatch.setenv(SWITCH, "compressed")
+    assert networks(fallback.load()[0]) == 8
+    fallback.switch("dense")  # stronger than the variable
+    assert networks(fallback.load()[0]) == 0
+    fallback.switch(None)
+    assert fallback.use == "compressed"
+    assert DenseFallback(world[1], use="dense").use == "dense"
+
+
+def test_both_are_kept_only_where_asked_for(world):
+    keeping = DenseFallback(world[1], keep=True)
+    first = keeping.load()[0]
+    keeping.switch("dense")
+    keeping.load()
+    keeping.switch("compressed")
+    assert keeping.load()[0] is first
+    letting_go = DenseFallback(world[1])
+    first = letting_go.load()[0]
+    letting_go.switch("dense")
+    letting_go.load()
+    letting_go.switch("compressed")
+    assert letting_go.load()[0] is not first
+
+
+def test_a_fallback_that_would_not_work_is_refused_at_the_start(world, made, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no fallback for it"):
+        DenseFallback(world[1], made("llama"))
+    with pytest.raises(InputError, match="not one of"):
+        DenseFallback(world[1], use="both")
+    monkeypatch.setenv(SWITCH, "Dense!")
+    with pytest.raises(InputError, match=SWITCH):
+        DenseFallback(world[1]).load()
+    with pytest.raises(InputError):
+        DenseFallback(world[1], tmp_path / "nowhere")
+
+
+def test_a_dense_model_that_changes_while_we_serve_is_not_loaded(world, tmp_path):
+    dense = Path(shutil.copytree(world[0], tmp_path / "dense"))
+    fallback = DenseFallback(world[1], dense)
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, dense / "model.safetensors", {"format": "pt"})
+    fallback.switch("dense")
+    with pytest.raises(InputError, match="no fallback for it"):
+        fallback.load()
+
+
+def test_a_rehearsal_goes_through_the_switch_and_is_kept(world, monkeypatch):
+    monkeypatch.setenv(SWITCH, "compressed")
+    found = rehearse(world[1], device="cpu")
+    assert found["ok"] and [check["name"] for check in found["checks"]] == [
+        "dense checkpoint", "compressed serves", "switch to dense", "switch back", "dense by argument",
+    ]  # fmt: skip
+    kept = read_json(world[1] / "fallback.json")
+    assert kept["result"] == found and kept["of"]["dense"] == open_checkpoint(world[0]).fingerprint
+    import os
+
+    assert os.environ[SWITCH] == "compressed", "the environment is as it was"
+
+
+def test_a_switch_that_does_nothing_fails_the_rehearsal(world, monkeypatch):
+    monkeypatch.setattr(DenseFallback, "use", "compressed")
+    found = rehearse(world[1], device="cpu")
+    assert not found["ok"]
+    assert "switch to dense" in [check["name"] for check in found["checks"] if not check["ok"]]
