@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from karipap_core import uncertainty
 from karipap_core.errors import InputError
 from karipap_core.evaluate.perplexity import Sample, check_window, losses_of, scored_logits, tokenize
 from karipap_core.progress import Progress, silent
@@ -48,8 +49,8 @@ def measure(model, sample: Sample, dense=None, progress: Progress = silent, stag
 
     dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. Returns the keys of
     `Sample.summary`, and with `dense` also "dense" (the same keys), "rise" (loss − dense loss, nats a token),
-    "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token) and
-    "top1_agreement" (share of tokens both put first).
+    "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token),
+    "top1_agreement" (share of tokens both put first), and the interval of the rise (`uncertainty.figures`).
     """
     positions = sample.positions
     targets = sample.tokens.ids[positions]
@@ -72,7 +73,9 @@ def measure(model, sample: Sample, dense=None, progress: Progress = silent, stag
     counted = sample.tokens.scored[positions]
     result["dense"] = sample.summary(theirs)
     result["rise"] = result["loss"] - result["dense"]["loss"]
-    result["rise_error"] = _standard_error((ours - theirs)[counted].double(), sample.stride)
+    rises = (ours - theirs)[counted].double()
+    result["rise_error"] = _standard_error(rises, sample.stride)
+    result |= uncertainty.figures(rises, sample.tokens.documents[positions][counted], sample.stride)
     result["kl"] = kl[counted].mean().item()
     result["top1_agreement"] = same[counted].double().mean().item()
     return result

@@ -25,6 +25,7 @@ class Tokens:
     bytes: torch.Tensor  # (n,) int64: UTF-8 bytes of the text that each token stands for, 0 for openers
     scored: torch.Tensor  # (n,) bool
     tokenizer: str
+    documents: torch.Tensor  # (n,) int64: the number of the document that each token is of
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,10 @@ def tokenize(tokenizer, text: Text, vocabulary: int = 256, opened: bool = True) 
         scored.append(np.ones(len(document_ids), dtype=bool))
     name = "UTF-8 bytes (the model has no tokenizer)" if tokenizer is None else type(tokenizer).__name__
     join = [torch.from_numpy(np.concatenate(parts)) for parts in (ids, sizes, scored)]
-    return Tokens(join[0].long(), join[1].long(), join[2], name)
+    lengths = [len(part) for part in ids]
+    each = 1 if opener is None else 2  # parts of a document: its opener, its tokens
+    documents = np.repeat(np.arange(len(lengths)) // each, lengths)
+    return Tokens(join[0].long(), join[1].long(), join[2], name, torch.from_numpy(documents).long())
 
 
 def encode(tokenizer, text: Text, vocabulary: int = 256) -> torch.Tensor:
