@@ -13,7 +13,8 @@ from karipap_core.progress import Progress, silent
 
 MOST_LEVELS = 256  # options of one weight: finer steps change no plan by more than 0.4 % of a weight
 BETWEEN = 6  # sizes of a group put between two that were fitted
-QUANTIZED_LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the break-even χ: where the error of quantized cores is measured
+FITTED_LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the break-even χ: where quantized or structured cores are really made
+STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,30 @@ class Kind:
         if self.network == "dense":
             return None if self.quantize is None else Dense((shape[0],), (shape[1],), (), self.quantize)
         network = NETWORKS.get(self.network) or EMBEDDING_NETWORKS[self.network]
-        return network.for_shape(*shape, chi, quantize=self.quantize, **dict(self.options))
+        options = dict(self.options)
+        structure = options.pop("structure", None)
+        spec = network.for_shape(*shape, chi, quantize=self.quantize, **options)
+        return spec if structure is None else _structured(spec, structure)
+
+    def break_even(self, shape: tuple[int, int]) -> int:
+        """The largest χ that is smaller than the dense weight; at least 1."""
+        if "structure" not in dict(self.options):
+            return max(1, self.spec(shape, 1).break_even_chi)
+        dense, low, high = shape[0] * shape[1], 1, self.spec(shape, 1).max_chi + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.spec(shape, middle).parameters < dense else (low, middle)
+        return low
+
+
+def _structured(spec, structure: str):
+    """A network with one of `STRUCTURES` around it. The head is an SVD that takes as many numbers as the network."""
+    from karipap_core.networks.structured import Structure, Structured
+
+    if structure != "head":
+        return Structured.around(spec, Structure(**{structure: True}))
+    rank = max(1, round(spec.parameters / (spec.n_out + spec.n_in)))
+    return Structured.around(spec, Structure(head=min(rank, spec.n_out, spec.n_in)))
 
 
 def build_curves(checkpoint, weights, kind: Kind, metric: str, profile, decompositions, progress: Progress = silent):
@@ -100,20 +124,20 @@ def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
     if kind.network == "dense":
         spec = kind.spec(weight.shape, 0)
         return _listed([0], [spec], [_error(weight, spec, W, metric, decompositions)], metric.absolute(W.double()))
-    spec = kind.spec(weight.shape, 1)
-    top = max(1, spec.break_even_chi)
-    if kind.quantize is None or kind.network == "qlr":
-        curve = type(spec).curve(W, metric, quantize=kind.quantize, **dict(kind.options))
+    top = kind.break_even(weight.shape)
+    if kind.network == "qlr" or kind.quantize is None and "structure" not in dict(kind.options):
+        network = type(kind.spec(weight.shape, 1))
+        curve = network.curve(W, metric, quantize=kind.quantize, **dict(kind.options))
         top = max(1, min(int(curve.chi[-1]), top))
     else:
-        chis = sorted({max(1, round(top * level)) for level in QUANTIZED_LEVELS})
-        specs = [spec.with_chi(chi) for chi in chis]
+        chis = sorted({max(1, round(top * level)) for level in FITTED_LEVELS})
+        specs = [kind.spec(weight.shape, chi) for chi in chis]
         errors = [_error(weight, spec, W, metric, decompositions) for spec in specs]
         total = metric.absolute(W.double())
         parameters = np.array([spec.parameters for spec in specs])
         curve = Curve(np.array(chis), parameters, np.minimum.accumulate(errors), total, exact=False)
     chi = _levels(1, top)
-    return _listed(chi, [spec.with_chi(int(c)) for c in chi], [curve.at(int(c)) for c in chi], curve.total)
+    return _listed(chi, [kind.spec(weight.shape, int(c)) for c in chi], [curve.at(int(c)) for c in chi], curve.total)
 
 
 def _error(weight, spec, W, metric, decompositions) -> float:

@@ -22,13 +22,13 @@ def profile(model, text=None, metrics=("weight", "functional", "loss"), network=
 
 
 def make_plan(model, budget=None, budget_bytes=None, scope="model", network="lowrank", rule="best", metric="loss",
-              text=None, locks=None, quantize=None, embedding="dense", device="auto",
+              text=None, locks=None, quantize=None, embedding="dense", structure=None, device="auto",
               progress: Progress = silent) -> Plan:  # fmt: skip
     """A plan for a model at one budget (see planning.py). `locks` pins weights: {name: plan entry}."""
     study = Study(model, text, device=device, progress=progress)
     limits = Budget(kept=budget, kept_bytes=budget_bytes, scope=scope)
     limits.limit(study.checkpoint, study.tables if embedding != "dense" else ())  # before anything is measured
-    return Planner(study, network, metric, locks, progress, quantize, embedding).make(limits, rule)
+    return Planner(study, network, metric, locks, progress, quantize, embedding, structure).make(limits, rule)
 
 
 def compress(model, plan: Plan | str | Path, out, force=False, device="auto", progress: Progress = silent) -> dict:

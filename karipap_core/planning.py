@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from karipap_core.allocate import Options, allocate, by_entropy, merged, together, uniform
-from karipap_core.curves import Kind
+from karipap_core.curves import STRUCTURES, Kind
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, RULES, Plan, model_entry
 from karipap_core.progress import Progress, silent
@@ -72,17 +72,20 @@ class Planner:
 
     locks: {weight: plan entry} pinned.  quantize: the format of all cores and of weights that stay whole (`auto`: any
     of `FORMATS`, whichever pays).  embedding: `dense`, `lowrank` or `tt`: what the tables of tokens may become.
+    structure: one of `STRUCTURES` around every network.
     """
 
     def __init__(self, study, network: str, metric: str, locks: dict[str, dict] | None = None, progress=silent,
-                 quantize: str | None = None, embedding: str = "dense") -> None:  # fmt: skip
+                 quantize: str | None = None, embedding: str = "dense",
+                 structure: str | None = None) -> None:  # fmt: skip
         if metric not in METRICS:
             raise InputError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
         if embedding not in EMBEDDINGS:
             raise InputError(f"Embedding {embedding!r} is not one of {', '.join(EMBEDDINGS)}.")
         self.study, self.network, self.metric, self.progress = study, network, metric, progress
-        self.quantize, self.embedding, self.checkpoint = quantize, embedding, study.checkpoint
-        self.kinds = kinds_of(network, quantize)
+        self.quantize, self.embedding, self.structure = quantize, embedding, structure
+        self.checkpoint = study.checkpoint
+        self.kinds = kinds_of(network, quantize, structure)
         self.table_kinds = table_kinds_of(embedding, quantize)
         self.tables = study.tables if embedding != "dense" else []
         self.weights = [*study.weights, *self.tables]
@@ -383,7 +386,7 @@ class Planner:
         for network in dict.fromkeys(kind.network for kind in self.kinds):
             if network != "dense":
                 alone = Planner(self.study, network, self.metric, self.locks, self.progress, self.quantize,
-                                self.embedding)  # fmt: skip
+                                self.embedding, self.structure)  # fmt: skip
                 try:
                     found.append((alone.damage_sum(alone._allocated("calibrated", limit, unit)), network, alone))
                 except InputError:
@@ -464,7 +467,7 @@ class Planner:
         return predicted
 
 
-def kinds_of(network: str, quantize: str | None) -> list[Kind]:
+def kinds_of(network: str, quantize: str | None, structure: str | None = None) -> list[Kind]:
     """What a weight of a block can become under these choices; the network itself comes first."""
     from karipap_core.networks import NETWORKS
     from karipap_core.quantize import Format
@@ -473,12 +476,16 @@ def kinds_of(network: str, quantize: str | None) -> list[Kind]:
         raise InputError(f"Network {network!r} is not one of {', '.join(NETWORKS)}, auto.")
     if quantize not in (None, "auto"):
         Format.parse(quantize)
+    if structure is not None and (structure not in STRUCTURES or network in ("tree", "qlr")):
+        raise InputError(f"Structure {structure!r} is not one of {', '.join(STRUCTURES)}, or {network!r} takes none.")
+    around = (("structure", structure),) if structure else ()
     kinds = []
     for name in NETWORKS if network == "auto" else [network]:
         if name == "qlr":
             kinds += [kind for bits in QLR_BITS for kind in _qlr_kinds(bits, quantize)]
         else:
-            kinds += [Kind(name, form) for form in (CORE_FORMATS if quantize == "auto" else (quantize,))]
+            own = () if name == "tree" else around
+            kinds += [Kind(name, form, own) for form in (CORE_FORMATS if quantize == "auto" else (quantize,))]
     return list(dict.fromkeys([*kinds, *_whole_kinds(quantize)]))
 
 
@@ -505,12 +512,19 @@ def table_kinds_of(embedding: str, quantize: str | None) -> list[Kind]:
 
 
 def _own_options(spec) -> tuple[tuple[str, object], ...]:
+    """The options of the kind that a spec is of."""
+    structure = getattr(spec, "structure", None)
+    around = next((word for word in STRUCTURES if structure is not None and getattr(structure, word)), None)
+    if around is not None:
+        return (("structure", around),)
     return (("bits", spec.bits),) if spec.network == "qlr" else ()
 
 
 def _is_of(spec, kind: Kind) -> bool:
-    same = (spec.network, spec.quantize) == (kind.network, kind.quantize)
-    return same and all(getattr(spec, key) == value for key, value in kind.options)
+    if (spec.network, spec.quantize) != (kind.network, kind.quantize):
+        return False
+    options = tuple(option for option in kind.options if option[0] != "form")
+    return options == _own_options(spec)
 
 
 def _read_at(point: float, points: np.ndarray, errors: np.ndarray) -> float:

@@ -46,13 +46,14 @@ def sweep(
     write: bool = False,
     quantize: str | None = None,
     embedding: str = "dense",
+    structure: str | None = None,
     progress: Progress = silent,
 ) -> dict:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
-    model: folder, file, hub id, or a Study. networks: by name, `auto` (the mix) and `all` among them; quantize and
-    embedding as in `Planner`. budgets: fractions of parameters kept (of `scope`; a quantized number counts as its
-    bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured
+    model: folder, file, hub id, or a Study. networks: by name, `auto` (the mix) and `all` among them; quantize,
+    embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a quantized number
+    counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured
     on (default: the standard library's held-out modules); plans are calibrated on `calibration` (default: the standard
     library's calibration modules, or a quarter of `text`, which is then not measured on). out: a folder (default: the
     workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are measured in memory
@@ -67,7 +68,15 @@ def sweep(
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
     points = Points(study, text, out, window, stride, max_tokens, progress)
     planners = {
-        network: Planner(study, network, metric, progress=progress, quantize=quantize, embedding=embedding)
+        network: Planner(
+            study,
+            network,
+            metric,
+            progress=progress,
+            quantize=quantize,
+            embedding=embedding,
+            structure=structure if network not in ("tree", "qlr") else None,
+        )
         for network in every(networks)
     }
     if budgets == "auto":
@@ -159,6 +168,9 @@ class Points:
         formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
         settings |= {"quantize": ", ".join(formats)} if formats and network != "qlr" else {}
         settings |= {"embedding": plan.embedding["kind"]} if plan.embedding else {}
+        around = sorted({word for entry in plan.weights.values() for word in entry.get("structure", {})
+                         if entry["structure"][word]})  # fmt: skip
+        settings |= {"structure": ", ".join(around)} if around else {}
         size = plan_sizes(self.study.checkpoint, plan.ledger(self.study.checkpoint))
         specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
         source = self.study.decompositions(plan.metric)
@@ -167,7 +179,8 @@ class Points:
             matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
             return size | self.bench.measure(matrices, self.progress)
 
-        label = f"{network}{' quantized' if 'quantize' in settings else ''}, {plan.rule}, kept {plan.budget:g}"
+        words = [network, *(f"+ {word}" for word in around), "quantized" if "quantize" in settings else ""]
+        label = f"{' '.join(filter(None, words))}, {plan.rule}, kept {plan.budget:g}"
         point = self._point("network", network, label, settings, plan, cores, figures, seconds)
         self.study.check_prediction(plan, point, self.text.name)
         return point
@@ -218,6 +231,7 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
     if planner.quantize or planner.tables:
         wanted |= {"quantize": planner.quantize, "embedding": planner.embedding}
+    wanted |= {"structure": planner.structure} if planner.structure else {}
     file = out / "plans" / f"{planner.network}-{rule}-{settings_key(wanted)}.json"
     if file.exists():
         return Plan.load(file), 0.0

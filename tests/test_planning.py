@@ -187,6 +187,18 @@ def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_p
     assert np.isfinite(measured["loss"])
 
 
+@pytest.mark.parametrize("structure", ["head", "columns"])
+def test_a_structure_around_the_network_is_counted_and_stored(study, structure, tmp_path):
+    plan = Planner(study, "mpo", "loss", structure=structure).make(Budget(0.6, scope="blocks"), "calibrated")
+    networks = [entry for entry in plan.weights.values() if entry["network"] == "mpo"]
+    assert networks and all(entry["structure"][structure] for entry in networks)
+    assert plan.predicted.get("bytes_kept_blocks", plan.predicted["kept_blocks"]) <= 0.6
+    result = compress(study, plan, tmp_path / "out")
+    assert disk_bytes(tmp_path / "out") == result["bytes"]
+    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, max_tokens=256, speed=False)
+    assert np.isfinite(measured["loss"])
+
+
 def test_kinds_name_what_is_wrong():
     with pytest.raises(InputError, match="Network 'nonsense'"):
         kinds_of("nonsense", None)

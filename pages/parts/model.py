@@ -80,7 +80,8 @@ def found(where: tuple[str, ...]) -> dict[str, str]:
             below = []
             for folder in level:
                 seen += 1
-                if seen > SCAN_LIMIT or not folder.is_dir():
+                outside = not os.path.realpath(folder).startswith(os.path.realpath(root))
+                if seen > SCAN_LIMIT or not folder.is_dir() or outside:  # a link that leads elsewhere is not followed
                     continue
                 if is_model(folder):
                     alias, number = folder.name, 2
