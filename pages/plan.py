@@ -61,10 +61,10 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
         st.session_state[f"board_{field}"] = getattr(now, field) or "none"
         draw(label, options, key=f"board_{field}", on_change=chosen(field), **more)
 
-    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-plan-controls"):
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="k-plan-controls"):
         names = plan_jobs.NETWORK_SAYS
         widget(
-            st.selectbox, "Network", tables.NETWORKS, "network", width=170, filter_mode=None, format_func=names.get,
+            st.selectbox, "Network", tables.NETWORKS, "network", width=145, filter_mode=None, format_func=names.get,
             help=plan_jobs.NETWORK_HELP,
         )  # fmt: skip
         widget(
@@ -73,7 +73,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             "(K-FAC) of the loss. Cores are fitted to it.",
         )  # fmt: skip
         widget(
-            st.selectbox, "Store cores in", tables.FORMATS, "quantize", width=110, filter_mode=None,
+            st.selectbox, "Store cores in", tables.FORMATS, "quantize", width=120, filter_mode=None,
             help="What the numbers of cores, and of weights that stay whole, are rounded to; auto: whatever pays. A "
             "quantized number counts as its bits / 16.",
         )  # fmt: skip
@@ -82,7 +82,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             help="What the tables of tokens may become: as they are, low rank, or a tensor train.",
         )  # fmt: skip
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
-        widget(st.selectbox, "Rule", rules, "rule", width=170, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
+        widget(st.selectbox, "Rule", rules, "rule", width=130, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
         widget(
             st.segmented_control, "Budget counts", chi_board.UNITS, "unit", required=True,
             help="Kept parameters over parameters before, or bytes as stored over bytes before.",

@@ -174,3 +174,156 @@ def test_tables_need_no_torch(view, checkpoint):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=120
     )
     assert done.stdout.strip() == "False", done.stderr[-2000:]
+
+
+# ---- several kinds behind one slider ------------------------------------------------------------------------------
+
+
+class Mixed(Study):
+    """Made-up curves of every kind of network: errors fall with size, by a factor of its own for each."""
+
+    def __init__(self, checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.tables = []
+        self.made: dict = {}
+
+    def curves(self, kind, metric, weights=None):
+        kind = Kind(kind) if isinstance(kind, str) else kind
+        if kind == Kind("lowrank"):
+            return super().curves(kind, metric)
+        if (kind, metric) not in self.made:
+            make = self.group if kind.network == "tree" else self.single
+            self.made[kind, metric] = make(kind, metric)
+        return self.made[kind, metric]
+
+    def single(self, kind, metric):
+        from karipap_core.curves import _listed
+
+        rng, found = np.random.default_rng(len(kind.label)), {}
+        for weight in self.weights:
+            total = super().curves("lowrank", metric)[weight.name].total
+            chis = [0] if kind.network == "dense" else list(range(1, 13, 2))
+            specs = [kind.spec(tuple(weight.shape), chi) for chi in chis]
+            chis = [max(spec.chi, default=0) for spec in specs]
+            keep = np.unique(chis, return_index=True)[1]
+            bits = sum(spec.bytes(2) for spec in specs[:1]) / weight.parameters
+            errors = total * rng.uniform(0.5, 1.5) * np.exp(-4 * bits) * 0.8 ** np.arange(len(keep))
+            found[weight.name] = _listed([chis[k] for k in keep], [specs[k] for k in keep], errors, total)
+        return found
+
+    def group(self, kind, metric):
+        from karipap_core.curves import _between
+        from karipap_core.networks.tree import group_names, group_specs
+
+        found = []
+        for members in group_names(self.weights):
+            first = self.checkpoint.weight(members[0])
+            levels = [group_specs(members, tuple(first.shape), chi, quantize=kind.quantize) for chi in (1, 3, 6, 9)]
+            totals = np.array([super(Mixed, self).curves("lowrank", metric)[name].total for name in members])
+            share = np.array([0.5, 0.1, 0.02, 0.004])[:, None] * np.linspace(0.7, 1.3, len(members))
+            found.append(_between(members, levels, share * totals, totals))
+        return found
+
+    def save(self) -> None:
+        from karipap_core.planning import kinds_of
+
+        super().save()
+        home = Workspace().profile_dir(self.checkpoint.fingerprint, "made-up").parents[1]
+        for kind in {*kinds_of("auto", None), *kinds_of("lowrank", "auto"), *kinds_of("tree", "int4")}:
+            if kind not in (Kind("dense"), Kind("lowrank")):
+                for metric in ("loss", "functional"):
+                    name = f"{kind.label.replace(' ', '-')}-{metric}-abc.safetensors"
+                    save_curves(home / "curves" / name, self.curves(kind, metric))
+
+
+@pytest.fixture
+def mixed(checkpoint):
+    Mixed(checkpoint).save()
+    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up")
+
+
+CASES = [("tree", None, "parameters", "calibrated"), ("tree", "int4", "bytes", "calibrated"),
+         ("qlr", None, "bytes", "uniform"), ("qlr", None, "parameters", "entropy"),
+         ("auto", None, "bytes", "calibrated"), ("auto", None, "parameters", "functional"),
+         ("lowrank", "auto", "parameters", "loss")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "quantize", "unit", "rule"), CASES)
+def test_plans_of_several_kinds_are_the_command_lines(mixed, network, quantize, unit, rule):
+    from karipap_core.planning import Budget, Planner
+
+    study, budget = Mixed(mixed.checkpoint), 0.3 if unit == "bytes" else 0.35
+    limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget)
+    planner = Planner(study, network, "loss", quantize=quantize)
+    wanted = planner.plan(planner._allocated(rule, *limits.limit(mixed.checkpoint)), rule, limits)
+    what = tables.What(network, "loss", quantize)
+    found = tables.tables(mixed, what, rule, {}, unit)
+    assert found.rule == rule
+    chi = tables.choose(found, budget, unit, "model", {}, ())
+    now = draft.Draft(network, "loss", rule, chi, unit, budget=budget, quantize=quantize)
+    totals = chi_board.totals(found.rows, found.model, chi)
+    plan = draft.to_plan(now, mixed.checkpoint, found, totals)
+    assert plan.weights == wanted.weights
+    plan.check(mixed.checkpoint)
+    ledger = plan.ledger(mixed.checkpoint)
+    other = mixed.checkpoint.parameters - mixed.checkpoint.block_parameters
+    assert totals["bytes"] == pytest.approx(ledger.bytes, rel=1e-6)
+    assert totals["parameters"] == pytest.approx(ledger.block_bytes / 2 + other, rel=1e-6)
+    assert totals["damage"] == pytest.approx(planner.damage_sum(plan.weights), rel=1e-6)
+    for key in ("parameters", "bytes", "kept", "kept_blocks", "bytes_kept", "rise"):
+        assert plan.predicted[key] == pytest.approx(wanted.predicted[key], rel=1e-6), key
+    back = draft.placed(draft.from_plan(plan, mixed.checkpoint, "file"), plan, found)
+    assert back.chi == chi and back.special == {}, "every entry finds its option again"
+
+
+def test_weights_that_share_cores_move_together(mixed):
+    found = tables.tables(mixed, tables.What("tree", "loss"), "calibrated", {})
+    groups = {row["group"] for row in found.rows}
+    assert len(groups) < len(found.rows)
+    mates = [row["name"] for row in found.rows if row["group"] == found.rows[0]["group"]]
+    assert len(mates) == 2
+    now = draft.Draft("tree", "loss", "calibrated", dict.fromkeys(found.names, 0))
+    at = found.names.index(mates[0])
+    moved = draft.edited_rows(now, found.names, {at: {"chi": 3, "locked": True}}, dict.fromkeys(found.names, 9),
+                              {name: mates for name in mates})  # fmt: skip
+    assert {name for name, chi in moved.chi.items() if chi} == set(mates) == set(moved.locked) == set(moved.hand)
+    plan = draft.to_plan(moved, mixed.checkpoint, found, chi_board.totals(found.rows, found.model, moved.chi))
+    plan.check(mixed.checkpoint)
+    assert [plan.weights[name]["at"] for name in mates] == [0, 1]
+
+
+def test_an_entry_that_is_no_option_stays_as_it_is(mixed):
+    what = tables.What("qlr", "loss")
+    found = tables.tables(mixed, what, "calibrated", {})
+    chi = dict.fromkeys(found.names, 0)
+    plan = draft.to_plan(draft.Draft("qlr", "loss", "calibrated", chi), mixed.checkpoint, found,
+                         chi_board.totals(found.rows, found.model, chi))  # fmt: skip
+    name = found.names[0]
+    out, n_in = found.rows[0]["shape"]
+    plan.weights[name] = {"network": "mpo", "out": [out // 2, 2], "in": [2, n_in // 2], "chi": [3], "quantize": None}
+    opened = draft.placed(draft.Draft("qlr", "loss", "calibrated", chi), plan, found)
+    assert set(opened.special) == {name} and opened.chi[name] == 1
+    again = tables.tables(mixed, what, "calibrated", opened.special)
+    row = again.rows[0]
+    assert row["labels"] == ["mpo 3"] and row["parameters"][0] == plan.spec(name).parameters
+    totals = chi_board.totals(again.rows, again.model, opened.chi)
+    assert draft.to_plan(opened, mixed.checkpoint, again, totals).weights[name] == plan.weights[name]
+
+
+def test_the_pages_offer_what_the_core_has():
+    from karipap_core import planning
+    from karipap_core.networks import NETWORKS
+    from karipap_core.quantize import Format
+
+    assert tables.NETWORKS == (*NETWORKS, "auto")
+    assert tables.EMBEDDINGS == planning.EMBEDDINGS
+    assert tables.FORMATS[0] == "none" and tables.FORMATS[-1] == "auto"
+    assert [Format.parse(form).name for form in tables.FORMATS[1:-1]]
+    for network in tables.PLAIN:
+        assert planning.kinds_of(network, None) == [Kind(network), Kind("dense")]
+
+
+def test_what_is_not_measured_is_not_offered(mixed):
+    assert tables.available(mixed, tables.What("auto", "loss"))
+    assert not tables.available(mixed, tables.What("auto", "loss", "int2"))
+    assert not tables.available(mixed, tables.What("lowrank", "loss", None, "tt")), "the tables were not measured"

@@ -23,8 +23,8 @@ A **row** is one weight, a mapping with
     bytes                    optional, bytes at each option, where they are not parameters times a constant
     steps                    optional, what the slider runs along, rising: cost in parts of the dense weight's numbers
     no_dense                 optional, true where rules must not leave the weight as it is (a person may)
-    group                    optional, names the weights that share cores: they have the same number of options of the
-                             same cost, and stand at the same one always
+    group                    optional, names the weights that share cores: they have the same number of options and the
+                             same steps, and stand at the same option always
 
 **model** is a mapping with other_parameters, other_bytes, other_memory (what no χ changes; memory defaults to bytes),
 dense_loss (nats a token, or None), points ([Σ damage, rise] of measured whole plans, rising in both, that predicted

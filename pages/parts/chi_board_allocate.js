@@ -22,12 +22,15 @@ export class Allocator {
     this.whole = (bytes ? T.blockBytes : T.blockParameters) + this.other;
     this.perCore = bytes ? T.coreBytes : new Array(T.n).fill(1);
     this.denseCost = Float64Array.from(T.dense, (p, w) => (bytes ? p * T.denseBytes[w] : p));
-    // How many options cost less than the dense weight.
+    // How many options cost less than the dense weight (of mates: than all of them).
     this.last = Int32Array.from(this.denseCost, (cost, w) => {
+      if (T.mates[w][0] !== w) return 0;
+      const dense = cost * T.mates[w].length;
       let k = T.grids[T.grid[w]].chi.length;
-      while (k > 0 && this.coreCost(w, k - 1) >= cost) k--;
+      while (k > 0 && this.networkCost(w, k - 1) >= dense) k--;
       return k;
     });
+    T.mates.forEach((mates, w) => { this.last[w] = this.last[mates[0]]; });
     // The largest option that the rule may take: dense, unless the weight is stored in a format whatever it becomes.
     this.top = this.last.map((k, w) => (T.noDense[w] && k > 0 ? k - 1 : k));
     this.share = Float64Array.from(T.share);
@@ -61,9 +64,18 @@ export class Allocator {
     return this.unit === "bytes" && grid.bytes ? grid.bytes[k] : grid.parameters[k] * this.perCore[w];
   }
 
+  /** The same of w and its mates together. */
+  networkCost(w, k) {
+    const mates = this.T.mates[w];
+    if (mates.length === 1) return this.coreCost(w, k);
+    let sum = 0;
+    for (const mate of mates) sum += this.coreCost(mate, k);
+    return sum;
+  }
+
   /** Cost of the option at index k of weight w and its mates; k = last[w] is dense. */
   optionCost(w, k) {
-    return (k >= this.last[w] ? this.denseCost[w] : this.coreCost(w, k)) * this.T.mates[w].length;
+    return k >= this.last[w] ? this.denseCost[w] * this.T.mates[w].length : this.networkCost(w, k);
   }
 
   optionObjective(w, k) {

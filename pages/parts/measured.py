@@ -108,7 +108,7 @@ class Choices:
         return self.kinds[self.planner._is_table(name)][index]
 
     def _of(self, table, rule: str) -> list[dict]:
-        """The rows of one table: one weight, or all of a group, which share its cost equally."""
+        """The rows of one table: one weight, or all of a group, who pay for shared cores in equal parts."""
         planner = self.planner
         picks = planner._picks.get(table.name)
         grouped = picks is not None
@@ -139,11 +139,6 @@ class Choices:
             rows[-1] |= {"share": float(table.cost[-1]) / len(names)} if rule == "uniform" else {}
             if rule not in ("calibrated", "refined"):
                 rows[-1]["objective"] = objective / len(names)
-        if grouped:
-            for key in ("parameters", "bytes"):  # whoever of them stores the shared cores, all have them
-                mean = np.mean([row[key] for row in rows], axis=0)
-                for row in rows:
-                    row[key] = mean
         for row in rows if not picks else ():  # nothing is cheaper than the weight itself
             row |= {"chi": np.array([1]), "labels": ["dense"], "damage": np.zeros(1)}
             row |= {

@@ -180,7 +180,7 @@ def table(history: draft.History, found: tables.Tables) -> None:
     config = COLUMNS
     if found.what.listed:
         config = COLUMNS | {
-            "chi": st.column_config.NumberColumn("Option", min_value=0, step=1, width=65, help="1 smallest, 0 dense")
+            "chi": st.column_config.NumberColumn("Option", min_value=0, step=1, width=80, help="1 smallest, 0 dense")
         }
     st.data_editor(
         data, key=key, on_change=edited, num_rows="fixed", hide_index=True, height=400, column_order=columns,
@@ -232,7 +232,8 @@ def multiply_adds(now: draft.Draft, found: tables.Tables, row: dict, chi: int) -
         return float(np.interp(chi, row["chi"], row["multiply_adds"]))
     if row["name"] in now.special:
         return now.special[row["name"]]["multiply_adds"]
-    return tables.adds_of(json.dumps(found.choices.entry(row["name"], chi)))
+    entry = found.choices.entry(row["name"], chi)
+    return float(row["parameters_dense"]) if entry["network"] == "dense" else tables.adds_of(json.dumps(entry))
 
 
 def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str, str, str]:
