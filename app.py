@@ -14,6 +14,7 @@ page = st.navigation(
         st.Page("pages/profile.py", title="Profile", icon=":material/grid_on:", url_path="profile", default=True),
         st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
+        st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
         st.Page("pages/deploy.py", title="Deploy", icon=":material/rocket_launch:", url_path="deploy"),
         st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),
