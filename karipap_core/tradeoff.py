@@ -53,11 +53,11 @@ def sweep(
 
     model: folder, file, hub id, or a Study. networks: by name, `auto` (the mix) and `all` among them; quantize,
     embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a quantized number
-    counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text: what is measured
-    on (default: the standard library's held-out modules); plans are calibrated on `calibration` (default: the standard
-    library's calibration modules, or a quarter of `text`, which is then not measured on). out: a folder (default: the
-    workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are measured in memory
-    (InPlace).
+    counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text:
+    what is measured on (default: the standard library's held-out modules); plans are calibrated on `calibration`
+    (default: the standard library's calibration modules, or a quarter of `text`, which is then not measured on). out: a
+    folder (default: the workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are
+    measured in memory (InPlace).
 
     Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,

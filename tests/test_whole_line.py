@@ -29,10 +29,11 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
         set(row["spectra"]) == {"weight", "functional", "loss"} for row in profile.weights if row["compressible"]
     )
     plan = Planner(study, network, "loss").make(Budget(kept=0.7, scope="blocks"), "calibrated")
-    assert 0.5 < plan.predicted["kept_blocks"] <= 0.7 and plan.predicted["rise"] > 0
+    assert 0.5 < plan.ledger(study.checkpoint).bytes_kept_blocks <= 0.7 and plan.predicted["rise"] > 0
     result = compress(study, plan, tmp_path / "compressed")
     assert result["kept_blocks"] == plan.predicted["kept_blocks"]
-    assert {row["network"] for row in result["weights"]} == {network}
+    assert {row["network"] for row in result["weights"] if row["quantize"] is None} <= {network}
+    assert network in {row["network"] for row in result["weights"]}
     measured = evaluate_folder(tmp_path / "compressed", model, HELD_OUT, max_tokens=512, speed=False)
     if architecture in ENCODERS:
         assert 0 < measured["fidelity"]["relative_error"] < 1
@@ -44,8 +45,8 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
 def test_sweep_puts_every_network_beside_the_baselines(architecture, tmp_path):
     model = make(architecture, tmp_path / "model")
     study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
-    networks = list(NETWORKS)
-    document = sweep(study, networks, [0.8, 0.5], ["calibrated"], tmp_path / "sweep", HELD_OUT, scope="blocks")
+    networks = [*NETWORKS, "auto"]
+    document = sweep(study, ["all"], [0.8, 0.5], ["calibrated"], tmp_path / "sweep", HELD_OUT, scope="blocks")
     assert [run["method"] for run in document["runs"]] == [network for network in networks for _ in range(2)]
     methods = {point["method"] for point in document["baselines"]}
     assert methods >= {"svd", "svd-llm", "rtn", "gptq", "magnitude"}
