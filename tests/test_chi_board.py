@@ -211,3 +211,73 @@ def test_the_script_is_one_module_without_imports():
     script = chi_board.script()
     assert "\nimport " not in script and not script.startswith("import ")
     assert script.count("export default") == 1
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """Options that are listed, with bytes of their own; a third of the weights move in groups of two."""
+    rng, rows = np.random.default_rng(11), []
+    for w in range(18):
+        n, group = int(rng.integers(5, 30)), f"g{w // 2}" if w < 6 else None
+        if group and w % 2:
+            n = len(rows[-1]["chi"])
+        dense = 4000
+        cost = np.sort(rng.uniform(100, 3900, n))
+        damage = np.sort(rng.lognormal(-4, 2, n))[::-1]
+        rows.append(
+            {
+                "name": f"w{w}", "layer": w // 2, "role": "qkvo"[w % 2], "expert": None, "shape": (80, 50),
+                "parameters_dense": dense, "bytes_per_parameter": 4, "chi": np.arange(1, n + 1), "parameters": cost,
+                "bytes": 2.2 * cost + 100, "damage": damage, "labels": [f"x {k}" for k in range(n)], "group": group,
+                "steps": cost, "no_dense": w in (7, 8),
+            }
+        )  # fmt: skip
+        if group and w % 2:  # mates share their steps and differ in what they cost
+            rows[-1]["steps"] = rows[-2]["steps"]
+    return rows, llama_model(20, 50)
+
+
+def test_listed_options_and_mates_in_the_browser_are_pythons(listed):
+    from pages.parts import tables as board
+
+    rows, model = listed
+    found = board.Tables(board.What("auto", "loss"), "calibrated", (), rows, model, {}, None)
+    rng = np.random.default_rng(3)
+    plans, jobs, wanted = [], [], []
+    for _ in range(6):
+        chi = {}
+        for row in rows:
+            mate = next((r["name"] for r in rows if r["group"] and r["group"] == row["group"]), row["name"])
+            chi[row["name"]] = chi.get(mate, int(rng.choice([0, *row["chi"]])))
+        plans.append([chi[row["name"]] for row in rows])
+    for unit in ("bytes", "parameters"):
+        for budget in (0.35, 0.5, 0.7, 0.9):
+            locked = (rows[2]["name"], rows[3]["name"], rows[10]["name"])
+            now = {name: 2 for name in locked}
+            wanted.append(board.choose(found, budget, unit, "blocks", now, locked))
+            jobs.append({"budget": budget, "unit": unit, "scope": "blocks", "kind": "lagrangian", "locked": [2, 3, 10],
+                         "chi": [now.get(row["name"], 0) for row in rows]})  # fmt: skip
+    told = browser(rows, model, plans, jobs)
+    for chi, figures in zip(plans, told["totals"], strict=True):
+        mine = chi_board.totals(rows, model, {row["name"]: c for row, c in zip(rows, chi, strict=True)})
+        for key, value in mine.items():
+            assert figures[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
+    for answer, want in zip(told["answers"], wanted, strict=True):
+        assert answer == [want[row["name"]] for row in rows]
+        assert all(answer[w] == answer[w + 1] for w in (0, 2, 4)) and answer[7] and answer[8]
+
+
+def test_mates_by_rules_that_scale(listed):
+    from pages.parts import tables as board
+
+    rows, model = listed
+    found = board.Tables(board.What("auto", "loss"), "uniform", (), rows, model, {}, None)
+    job = {"unit": "bytes", "scope": "blocks", "kind": "proportional", "locked": [], "chi": [0] * len(rows)}
+    shaped = [row for row in rows if not row["no_dense"]]
+    found = board.Tables(found.what, "uniform", (), shaped, model, {}, None)
+    job["chi"] = [0] * len(shaped)
+    budgets = (0.4, 0.6, 0.8)
+    answers = browser(shaped, model, (), [job | {"budget": budget} for budget in budgets])["answers"]
+    for budget, answer in zip(budgets, answers, strict=True):
+        want = board.choose(found, budget, "bytes", "blocks", {}, ())
+        assert answer == [want[row["name"]] for row in shaped]
