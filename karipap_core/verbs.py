@@ -10,6 +10,7 @@ from karipap_core import show as tables
 from karipap_core.checklist import table as checklist_table
 from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
+from karipap_core.compare import table as compare_table
 from karipap_core.ising import table as ising_table
 from karipap_core.shadow import table as shadow_table
 from karipap_core.show_deploy import table as deploy_table
@@ -316,7 +317,9 @@ def sweep(args, progress) -> dict:
 def densify(args, progress) -> dict:
     from karipap_core.hf import densify as write
 
-    return write(args.folder, args.out, progress=progress)
+    note = "An ordinary dense folder gives back quality but not memory: it is as large, and needs as much memory and "
+    note += "time, as the original. What stays small is the compressed folder."
+    return write(args.folder, args.out, progress=progress) | {"note": note}
 
 
 @verb(
@@ -530,3 +533,16 @@ def checklist(args, progress) -> dict:
 
         rehearse(args.folder, args.against, args.device, progress)
     return look(args.folder, args.against, progress)
+
+
+@verb(
+    "two plans, runs, compressed folders or models side by side: weights, figures with intervals, prompts",
+    "one.json two.json",
+    compare_table,
+    option("a", metavar="A", help="a plan, run.json, compressed folder or model, or the name of one in the workspace"),
+    option("b", metavar="B", help="what to compare it with"),
+)
+def compare(args, progress) -> dict:
+    from karipap_core.compare import compare as side_by_side
+
+    return side_by_side(args.a, args.b)

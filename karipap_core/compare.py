@@ -1,0 +1,392 @@
+"""Two plans, runs, compressed folders or models side by side: each weight, each figure, and what they write."""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from karipap_core import records, show, uncertainty
+from karipap_core.calibrate import Calibration
+from karipap_core.errors import InputError
+from karipap_core.pareto import known
+from karipap_core.plan import Plan
+from karipap_core.roles import listing_key, place, role_of
+from karipap_core.workspace import Workspace, read_json, settings_key
+
+FORMAT, VERSION = "karipap-comparison", 1
+NORMAL = 1.959964  # standard errors of a 95 % interval
+
+# (key, label, whether more is better; None: neither)
+FIGURES = (
+    ("kept", "parameters kept", None), ("bytes_kept", "bytes kept", None),
+    ("predicted_rise", "predicted rise, nats a token", None), ("rise", "rise in loss, nats a token", False),
+    ("loss", "loss, nats a token", False), ("perplexity", "perplexity", False),
+    ("bits_per_byte", "bits per byte", False), ("kl", "KL to dense, nats a token", False),
+    ("top1_agreement", "top-1 agreement", True), ("relative_error", "output error", False),
+    ("decode_ms", "decode, ms a token", False), ("prefill", "prefill, tokens a second", True),
+    ("disk_bytes", "on disk, bytes", False),
+)  # fmt: skip
+
+
+@dataclass
+class Side:
+    """One of the two: what it is, its plan, its measured figures, rows of `compress`, its shadow run, where they are.
+
+    `shapes`: weight → (out, in) where a dense checkpoint told them.
+    """
+
+    name: str
+    kind: str
+    plan: Plan | None = None
+    point: dict = field(default_factory=dict)
+    rows: dict[str, dict] = field(default_factory=dict)
+    shadow: dict | None = None
+    model: dict = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def read(what: str | Path) -> Side:
+    """A side from a path (plan, run.json, a folder of a run, compressed model or dense model), or from the name of a
+    plan or run of the workspace. Raises InputError that says what is looked for."""
+    path = Path(what)
+    if not path.exists():
+        path = _of_workspace(str(what))
+    if path.is_dir() and not any((path / name).is_file() for name in ("run.json", "plan.json", "profile.json")):
+        if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+            return _of_folder(path)
+    document = show.find(path) if path.suffix != ".safetensors" else None
+    if document is None:
+        return _of_folder(path)
+    if document.get("format") == "karipap-plan":
+        plan = Plan.from_json(document, str(path))
+        return Side(path.stem, "plan", plan, _predicted(plan.predicted), model=plan.model)
+    if document.get("format") == "karipap-run":
+        return of_run(document)
+    raise InputError(f"{path} is a {document.get('format')}: compare plans, runs, compressed folders or models.")
+
+
+def of_run(run: dict) -> Side:
+    """The side of a run.json, with the shadow run of its folder where that is still there."""
+    plan = Plan.from_json(run["plan"], str(run.get("id"))) if run.get("plan") else None
+    rows = {row["name"]: row for row in run.get("weights") or () if isinstance(row, dict) and "name" in row}
+    shadow = records.read(run["folder"], "shadow") if run.get("folder") else None
+    point = _predicted(run.get("predicted")) | _measured(run)
+    name = str(run.get("label") or run.get("id"))
+    return Side(name, "run", plan, point, rows, shadow and shadow["result"], run.get("model") or {})
+
+
+def _of_folder(path: Path) -> Side:
+    """A compressed folder with its records, or a dense model."""
+    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.plan import model_entry
+
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if (config.get("quantization_config") or {}).get("quant_method") != "karipap":
+        checkpoint = open_checkpoint(path)
+        shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights if weight.compressible}
+        whole = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+        return Side(checkpoint.name, "model", None, whole, model=model_entry(checkpoint), shapes=shapes)
+    plan = Plan.from_json(records.settings_of(path)["plan"], str(path / "config.json"))
+    report = records.report_of(path)
+    found = {kind: (records.read(path, kind) or {}).get("result") for kind in ("evaluation", "shadow")}
+    beside = path.resolve().parent / "run.json"
+    if found["evaluation"] is None and beside.is_file():
+        run = read_json(beside)
+        if run.get("folder") and Path(run["folder"]).resolve() == path.resolve():
+            found["evaluation"] = run
+    result = report.get("result") or report
+    rows = {row["name"]: row for row in result.get("weights") or ()}
+    sizes = {key: result[key] for key in ("kept", "bytes_kept") if result.get(key) is not None}
+    point = _predicted(plan.predicted) | sizes | _measured(found["evaluation"] or {})
+    return Side(path.name, "compressed", plan, point, rows, found["shadow"], plan.model)
+
+
+def _of_workspace(name: str) -> Path:
+    workspace = Workspace()
+    try:
+        places = (workspace.plan_file(name), workspace.runs_dir / name / "run.json")
+    except InputError:
+        places = ()
+    for place_ in places:
+        if place_.is_file():
+            return place_
+    raise InputError(f"{name} is no file or folder, and the workspace has no plan or run of that name.")
+
+
+def _predicted(predicted: dict | None) -> dict:
+    predicted = predicted or {}
+    found = {key: predicted[key] for key in ("kept", "bytes_kept") if predicted.get(key) is not None}
+    return found | ({"predicted_rise": predicted["rise"]} if predicted.get("rise") is not None else {})
+
+
+def _measured(run: dict) -> dict:
+    """A run's or evaluation's figures with speed and memory flat beside them."""
+    speed = (run.get("speed") or {}).get("compressed") or {}
+    memory = (run.get("memory") or {}).get("compressed") or {}
+    flat = {"decode_ms": speed.get("decode_ms_per_token"), "prefill": speed.get("prefill_tokens_per_second")}
+    flat |= {
+        "disk_bytes": memory.get("disk_bytes"),
+        "relative_error": (run.get("fidelity") or run).get("relative_error"),
+    }
+    return {key: value for key, value in (run | flat).items() if value is not None}
+
+
+def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
+    """Both sides as one document:
+
+    {"format", "version", "a" and "b": {"name", "kind", "model", "fingerprint"}, "same_model", "layers": [{"name",
+    "layer", "role", "same", "a" and "b": {"network", "chi", "quantize", "parameters", "bytes", "damage",
+    "weight_error", "functional_error" (relative, squared, where the weight was compressed)} | None}], "totals": {"a" and "b": the sums over the rows, "changed": how many differ},
+    "metrics": [{"key", "label", "a", "b", "difference" (b − a), "low", "high", "measurable", "a_low", "a_high",
+    "b_low", "b_high", "better": "a" | "b" | None}], "prompts": [{"prompt", "dense", "a", "b", "kl_a", "kl_b"}],
+    "notes"}.
+
+    bytes: 2 for each number that is not quantized. damage: predicted divergence of that weight alone, nats a token,
+    where the workspace holds the model's calibration. An interval of a difference is paired where both were measured
+    on the same tokens (`uncertainty.difference`); one that holds 0 is no measurable difference, and then neither is
+    better.
+    """
+    one, two = (side if isinstance(side, Side) else read(side) for side in (a, b))
+    notes: list[str] = []
+    same = bool(one.model.get("fingerprint")) and one.model.get("fingerprint") == two.model.get("fingerprint")
+    if not same:
+        notes.append("Two different models: weights are matched by name, and no difference is paired.")
+    layers = _layers(one, two, same)
+    metrics = _metrics(one, two, same, notes)
+    prompts = _prompts(one, two, notes)
+    totals = {
+        side: {key: sum(row[side][key] or 0 for row in layers if row[side]) for key in ("parameters", "bytes")}
+        for side in "ab"
+    }
+    for side, key in (("a", one), ("b", two)):
+        damages = [row[side]["damage"] for row in layers if row[side]]
+        totals[side]["damage"] = sum(damages) if damages and None not in damages else None
+        if key.kind == "plan" and not any(known(key.point, name) for name in ("loss", "rise")):
+            notes.append(f"{key.name} is a plan: what it loses is predicted, not measured.")
+    return {
+        "format": FORMAT, "version": VERSION,
+        **{side: {"name": each.name, "kind": each.kind, "model": each.model.get("name"),
+                  "fingerprint": each.model.get("fingerprint")} for side, each in (("a", one), ("b", two))},
+        "same_model": same, "layers": layers, "totals": totals | {"changed": sum(not row["same"] for row in layers)},
+        "metrics": metrics, "prompts": prompts, "notes": notes,
+    }  # fmt: skip
+
+
+# Weight by weight.
+
+
+def _layers(one: Side, two: Side, same: bool) -> list[dict]:
+    names = {name for side in (one, two) for name in (side.plan.weights if side.plan else side.shapes)}
+    shapes = two.shapes | one.shapes
+    for side in (one, two):
+        for name in side.plan.weights if side.plan else ():
+            spec = side.plan.spec(name)
+            if spec is not None:
+                shapes.setdefault(name, (spec.n_out, spec.n_in))
+    lost = [damages(side.plan) if side.plan else {} for side in (one, two)]
+    mixture = any(".experts." in name for name in names)
+    rows = []
+    for name in names:
+        layer, expert = place(name)
+        role = role_of(name, mixture)
+        cells = [_cell(side, name, shapes, damage, same) for side, damage in zip((one, two), lost, strict=True)]
+        alike = None not in cells and all(cells[0][key] == cells[1][key] for key in ("network", "chi", "quantize"))
+        row = {"name": name, "layer": layer, "role": role, "same": alike, "a": cells[0], "b": cells[1]}
+        rows.append((listing_key(name, layer, expert, role), row))
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _cell(side: Side, name: str, shapes: dict, damage: dict, same: bool) -> dict | None:
+    """What a side makes of one weight; None where the side's model is another one and does not name the weight."""
+    if not same and name not in (side.plan.weights if side.plan else side.shapes):
+        return None
+    spec = side.plan.spec(name) if side.plan and name in side.plan.weights else None
+    row = side.rows.get(name) or {}
+    errors = {key: row.get(key) for key in ("weight_error", "functional_error")}
+    if spec is None:
+        shape = shapes.get(name)
+        size = math.prod(shape) if shape else None
+        return {"network": "dense", "chi": [], "quantize": None, "parameters": size, "bytes": size and 2 * size,
+                "damage": 0.0, **{key: value or 0.0 for key, value in errors.items()}}  # fmt: skip
+    return {
+        "network": spec.network, "chi": list(spec.chi), "quantize": spec.quantize, "parameters": spec.parameters,
+        "bytes": int(spec.bytes(2)), "damage": damage.get(name), **errors,
+    }  # fmt: skip
+
+
+def damages(plan: Plan) -> dict[str, float]:
+    """Predicted divergence of each compressed weight alone, nats a token, from the calibration and curves that the
+    workspace holds for the plan's model and text; {} where it holds none. Nothing is computed anew."""
+    from karipap_core.activations import CalibrationSettings
+    from karipap_core.curves import Kind, load_curves
+    from karipap_core.planning import _own_options, _read_at
+
+    entry, fingerprint = plan.calibration or {}, plan.model.get("fingerprint") or ""
+    if "sha256" not in entry or not fingerprint:
+        return {}
+    settings = {each.name: entry.get(each.name) for each in fields(CalibrationSettings)}
+    key = settings_key({"text": entry["sha256"], "settings": settings})
+    try:
+        file = Workspace().calibration_file(fingerprint, f"{plan.metric}-{key}")
+    except InputError:
+        return {}
+    if not file.is_file():
+        return {}
+    calibration, tables, found = Calibration.from_json(read_json(file)), {}, {}
+    for name in plan.weights:
+        spec = plan.spec(name)
+        if spec is None or name not in calibration.levels:
+            continue
+        kind = Kind(spec.network, spec.quantize, _own_options(spec))
+        what = f"{kind.label.replace(' ', '-')}-{plan.metric}-{'none' if plan.metric == 'weight' else key}"
+        if what not in tables:
+            curves = file.parents[1] / "curves" / f"{what}.safetensors"
+            tables[what] = load_curves(curves) if curves.is_file() else {}
+        curve = tables[what].get(name) if isinstance(tables[what], dict) else None
+        if curve is not None:
+            error = _read_at(max(spec.chi), curve.chi, curve.error) if spec.chi else float(curve.error[0])
+            found[name] = float(calibration.damage(name, error))
+    return found
+
+
+# Figure by figure.
+
+
+def _metrics(one: Side, two: Side, same: bool, notes: list[str]) -> list[dict]:
+    ours, theirs = uncertainty.rise_of(one.point), uncertainty.rise_of(two.point)
+    paired = uncertainty.difference(one.point, two.point) if same else None
+    for side, other in ((one, two), (two, one)):
+        if same and side.kind == "model" and other.point.get("dense"):  # what was measured beside the other
+            side.point = other.point["dense"] | side.point
+            paired = theirs if side is one else ours and replace(ours, mean=-ours.mean, low=-ours.high, high=-ours.low)
+    if same and paired is None and all(known(side.point, "loss") for side in (one, two)):
+        if "model" in (one.kind, two.kind):
+            notes.append("No interval: the run was measured before documents were kept. Measure it again.")
+        elif not _same_text(one.point, two.point):
+            notes.append(
+                "The two were measured on different text or in different windows: their figures do not compare."
+            )
+        else:
+            notes.append(
+                "No paired interval: one of the two was measured before documents were kept. Measure it again."
+            )
+    rows = []
+    for key, label, more in FIGURES:
+        values = [side.point.get(key) if known(side.point, key) else None for side in (one, two)]
+        if values == [None, None]:
+            continue
+        row = _row(key, label, *values, more)
+        if key in ("loss", "rise") and paired is not None:
+            row |= {"low": paired.low, "high": paired.high, "measurable": paired.measurable}
+        if key == "rise":
+            row |= _bounds("a", ours) | _bounds("b", theirs)
+        rows.append(row)
+    for row in rows:  # a difference of figures that stand on the same losses is not better where the loss is not
+        if (
+            paired is not None
+            and not paired.measurable
+            and row["key"] in ("loss", "rise", "perplexity", "bits_per_byte")
+        ):
+            row["better"] = None
+    return rows + _tasks(one.point, two.point)
+
+
+def _row(key: str, label: str, a, b, more: bool | None) -> dict:
+    difference = None if a is None or b is None else b - a
+    better = None if not difference or more is None else "b" if (difference > 0) == more else "a"
+    empty = dict.fromkeys(("low", "high", "measurable", "a_low", "a_high", "b_low", "b_high"))
+    return {"key": key, "label": label, "a": a, "b": b, "difference": difference, **empty, "better": better}
+
+
+def _bounds(side: str, interval) -> dict:
+    return {} if interval is None else {f"{side}_low": interval.low, f"{side}_high": interval.high}
+
+
+def _tasks(one: dict, two: dict) -> list[dict]:
+    """Scores of benchmark tasks with their standard errors; the difference of two as if they were independent, which
+    is too wide an interval where both answered the same items."""
+    rows, tasks = [], [point.get("tasks") or {} for point in (one, two)]
+    for task in dict.fromkeys([*tasks[0], *tasks[1]]):
+        scores = [each.get(task) if isinstance(each.get(task), dict) else {} for each in tasks]
+        for metric in dict.fromkeys(key for each in scores for key in each if known(each, f"{key}_stderr")):
+            values = [each.get(metric) for each in scores]
+            errors = [each.get(f"{metric}_stderr") for each in scores]
+            row = _row(f"{task}.{metric}", f"{task}, {metric}", *values, metric.split(",")[0] not in ("perplexity",))
+            for side, value, error in zip("ab", values, errors, strict=True):
+                if value is not None and error is not None:
+                    row |= {f"{side}_low": value - NORMAL * error, f"{side}_high": value + NORMAL * error}
+            if row["difference"] is not None and None not in errors:
+                reach = NORMAL * math.hypot(*errors)
+                row |= {"low": row["difference"] - reach, "high": row["difference"] + reach}
+                row["measurable"] = abs(row["difference"]) > reach
+                row["better"] = row["better"] if row["measurable"] else None
+            rows.append(row)
+    return rows
+
+
+def _same_text(one: dict, two: dict) -> bool:
+    text = [(point.get("text") or {}).get("sha256") for point in (one, two)]
+    return text[0] == text[1] and all(one.get(key) == two.get(key) for key in ("window", "stride", "tokens"))
+
+
+def _prompts(one: Side, two: Side, notes: list[str]) -> list[dict]:
+    """The prompts that both shadow runs hold, what each wrote; of one side alone where the other has no shadow run."""
+    found = [{row["prompt"]: row for row in (side.shadow or {}).get("prompts", ())} for side in (one, two)]
+    if one.shadow and two.shadow and not found[0].keys() & found[1].keys():
+        notes.append("The two shadow runs share no prompt.")
+    rows = []
+    for prompt in dict.fromkeys([*found[0], *found[1]]):
+        a, b = (each.get(prompt) for each in found)
+        if one.shadow and two.shadow and None in (a, b):
+            continue
+        rows.append({
+            "prompt": prompt, "dense": (a or b)["dense"], "a": a and a["compressed"], "b": b and b["compressed"],
+            "kl_a": a and a.get("kl"), "kl_b": b and b.get("kl"),
+        })  # fmt: skip
+    return rows
+
+
+# In words.
+
+
+def table(document: dict) -> str:
+    """The comparison for a terminal: figures, then the weights that differ, then the prompts."""
+    a, b = (document[side] for side in "ab")
+    parts = [f"A  {show.value(a['name'])} ({a['kind']})\nB  {show.value(b['name'])} ({b['kind']})"]
+    rows = [
+        [row["label"], row["a"], row["b"], row["difference"], said(row), (row["better"] or "").upper()]
+        for row in document["metrics"]
+    ]
+    if rows:
+        parts.append(show.grid(["", "A", "B", "B − A", "", "better"], rows))
+    total, totals = len(document["layers"]), document["totals"]
+    parts.append(f"{totals['changed']} of {total} weights differ.")
+    changed = [row for row in document["layers"] if not row["same"]]
+    if changed:
+        rows = []
+        for row in changed:
+            cells = [row[side] or {} for side in "ab"]
+            sizes = [cell.get("parameters") for cell in cells]
+            change = sizes[1] - sizes[0] if None not in sizes else None
+            rows.append([row["name"], *map(what, cells), *sizes, change, *(cell.get("damage") for cell in cells)])
+        head = ["weight", "A", "B", "parameters A", "B", "B − A", "damage A", "B"]
+        parts.append(show.grid(head, rows))
+    for row in document["prompts"]:
+        texts = [f"  {side:5}  {show.value(row[key])}" for side, key in (("dense", "dense"), ("A", "a"), ("B", "b"))]
+        parts.append("\n".join([f"> {show.value(row['prompt'])}", *texts]))
+    return "\n\n".join([*parts, *map(show.value, document["notes"])])
+
+
+def what(cell: dict) -> str:
+    """A weight in a few words: "lowrank χ 64 int4"."""
+    if not cell:
+        return show.NOTHING
+    bond = f"χ {'·'.join(map(str, cell['chi']))}" if cell["chi"] else ""
+    return " ".join(filter(None, (cell["network"], bond, cell["quantize"])))
+
+
+def said(row: dict) -> str:
+    """The interval of a difference in words, empty where there is none."""
+    if row["low"] is None:
+        return ""
+    span = f"{row['low']:+.4g} to {row['high']:+.4g}"
+    return span if row["measurable"] else f"no measurable difference ({span})"
