@@ -23,6 +23,7 @@ SHARD_BYTES = 4_000_000_000
 CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.(?:codes|scales|zeros))?")
 TABLES = ("embed", "head")  # roles outside the blocks that may become networks
 TIED = ("contract", "untie")
+RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json"}  # of one folder alone
 KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
 
@@ -348,7 +349,8 @@ def _write(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_
     """Fills a new folder: the source's small files, the config, the tensors."""
     for file in sorted(source.iterdir()):
         readable = file.suffix in KEPT_FILES or file.name.startswith(("LICENSE", "NOTICE"))
-        if file.is_file() and readable and file.name != "config.json" and not file.name.endswith(".index.json"):
+        ours = file.name in RECORDS or file.name == "config.json" or file.name.endswith(".index.json")
+        if file.is_file() and readable and not ours:
             shutil.copyfile(file, folder / file.name)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     write_model(folder, pieces, shard_bytes)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
+from karipap_core.folder import RECORDS
 from karipap_core.tensorfile import chunks
 from karipap_core.workspace import read_json, write_json
 
@@ -84,11 +85,10 @@ def source_of(folder: str | Path, against: str | Path | Checkpoint | None = None
 def other_files(folder: str | Path) -> list[Path]:
     """The files of a model that hold no tensors: config, tokenizer, generation settings. Records are not of the model,
     hidden files are work in progress."""
-    records = {f"{kind}.json" for kind in KINDS} | {REPORT}
     return sorted(
         file
         for file in Path(folder).iterdir()
-        if file.is_file() and file.name[0] != "." and file.suffix != ".safetensors" and file.name not in records
+        if file.is_file() and file.name[0] != "." and file.suffix != ".safetensors" and file.name not in RECORDS
     )
 
 

@@ -173,7 +173,8 @@ def sweep(document: dict) -> str:
 
 
 def densified(document: dict) -> str:
-    return _page({key: document[key] for key in document if not isinstance(document[key], dict | list)}, "")
+    facts = {key: document[key] for key in document if key != "note" and not isinstance(document[key], dict | list)}
+    return _page(facts, "", [document["note"]] if document.get("note") else ())
 
 
 # Pieces.
