@@ -135,10 +135,10 @@ def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
 
     {"format", "version", "a" and "b": {"name", "kind", "model", "fingerprint"}, "same_model", "layers": [{"name",
     "layer", "role", "same", "a" and "b": {"network", "chi", "quantize", "parameters", "bytes", "damage",
-    "weight_error", "functional_error" (relative, squared, where the weight was compressed)} | None}], "totals": {"a" and "b": the sums over the rows, "changed": how many differ},
-    "metrics": [{"key", "label", "a", "b", "difference" (b − a), "low", "high", "measurable", "a_low", "a_high",
-    "b_low", "b_high", "better": "a" | "b" | None}], "prompts": [{"prompt", "dense", "a", "b", "kl_a", "kl_b"}],
-    "notes"}.
+    "weight_error", "functional_error"} | None}], "totals": {"a" and "b": the sums over the rows, "changed": how many
+    differ}, "metrics": [{"key", "label", "a", "b", "difference" (b − a), "low", "high", "measurable", "a_low",
+    "a_high", "b_low", "b_high", "better": "a" | "b" | None}], "prompts": [{"prompt", "dense", "a", "b", "kl_a",
+    "kl_b"}], "notes"}.
 
     bytes: 2 for each number that is not quantized. damage: predicted divergence of that weight alone, nats a token,
     where the workspace holds the model's calibration. An interval of a difference is paired where both were measured
