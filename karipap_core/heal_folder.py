@@ -67,6 +67,7 @@ def pack_cores(model: nn.Module, packed: dict[str, list[int]], metric_of: Callab
                 form = Packed(spec.core_shapes[k], spec.core_matrix(k), spec.formats[k], held.device, held.dtype)
                 for name, tensor in stored[k].tensors().items():
                     form._buffers[name].copy_(tensor)
+                delattr(module.cores, str(k))  # a parameter gives its name to no module
                 module.cores[k] = form
             elif held.is_floating_point():
                 held.copy_(stored[k])
