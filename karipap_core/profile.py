@@ -26,7 +26,7 @@ from karipap_core.spectrum import METRICS, describe, pick_device, singular_value
 from karipap_core.workspace import read_json, settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
-NETWORKS_WITH_BONDS = ("mpo",)
+NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")
 LONG_SECONDS = 10.0  # a matrix expected to take longer than this is announced with its expected time
 FIRST_GUESS = 1e10  # floating-point operations a second, until the first weight has been timed
 
@@ -66,7 +66,9 @@ class Profile:
 
     A row: name, layer, role, expert, shape [out, in], parameters, dtype, compressible, notes (what is missing and
     why), spectra {metric: numbers, see `spectrum.describe`} and bonds: a list of {bond (k, from 1), left_dims [[o, i]
-    of each site left of the cut], right_dims, dims [m, n] of the unfolding, max_chi, spectra}.
+    of each site left of the cut], right_dims, dims [m, n] of the unfolding, max_chi, spectra}. With the network `peps`
+    a row also has lattice: {grid [R, C], sites ["o·i"], bonds {metric: rows of `renormalize.bond_profile`}}, with
+    `tree` the document has groups: [{members, edges {metric: rows of `tree_edges.group_profile`}}].
     """
 
     def __init__(self, document: dict, spectra: dict[str, np.ndarray] | None = None, folder: Path | None = None):
@@ -103,6 +105,10 @@ class Profile:
     @property
     def settings(self) -> dict:
         return self.document["settings"]
+
+    def group(self, name: str) -> dict | None:
+        """The tree's group that a weight is in; None where this profile has no trees."""
+        return next((group for group in self.document.get("groups", ()) if name in group["members"]), None)
 
     @cached_property
     def _rows(self) -> dict[str, dict]:
@@ -189,7 +195,9 @@ def build_profile(
     progress: Progress = silent,
     folder: str | Path | None = None,
 ) -> Profile:
-    """Spectra of every weight of `checkpoint` under each metric, and of every MPO bond with network="mpo".
+    """Spectra of every weight of `checkpoint` under each metric; with a network also what its cuts hold: the spectrum
+    of every bond of an `mpo`, the entropy of every edge of a `tree` over each group of layers and of every bond of a
+    `peps`.
 
     `moments` (activations.Moments) gives what `functional` and `loss` need; weights that are not compressible
     (embeddings, head, ...) have their weight spectrum alone, with a note. With `folder` the profile is kept there: a
@@ -228,6 +236,7 @@ def build_profile(
         rows.append(row)
         spectra |= found
     progress("profile", len(rows), len(rows))
+    groups = _groups(checkpoint, settings, moments, key, folder, progress) if settings["network"] == "tree" else None
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -242,11 +251,11 @@ def build_profile(
         "seconds": round(time.monotonic() - began, 3),
         "weights": rows,
         "skipped": list(checkpoint.skipped),
-    }
+    } | ({} if groups is None else {"groups": groups})
     profile = Profile(document, spectra)
     if folder is not None:
         profile.save(folder)
-        for part in (folder / "partial").glob("*.safetensors"):
+        for part in (folder / "partial").glob("*.*"):
             part.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             (folder / "partial").rmdir()
@@ -261,7 +270,8 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     if wanted != settings["metrics"]:
         notes.append("Only the weights that can be compressed have their activations looked at: weight spectrum alone.")
     chosen = {name: None if name == "weight" else moments.metric(weight.name, name) for name in wanted}
-    cuts = _cuts(weight.shape, settings["network"]) if settings["network"] else []
+    cuts = _cuts(weight.shape, settings["network"]) if settings["network"] == "mpo" else []
+    lattice = _lattice(weight.shape) if settings["network"] == "peps" and weight.compressible else None
     row = {
         "name": weight.name,
         "layer": weight.layer,
@@ -275,6 +285,11 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
         "spectra": {},
         "bonds": [cut | {"spectra": {}} for cut in cuts],
     }
+    if lattice is not None:
+        row["lattice"] = {
+            "grid": list(lattice.grid), "bonds": {},
+            "sites": [f"{o}·{i}" for o, i in zip(lattice.out, lattice.in_, strict=True)],
+        }  # fmt: skip
     spectra = {}
     for name, metric in chosen.items():
         damping = {} if metric is None else _damping(metric, notes.append)
@@ -282,12 +297,49 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
         sigma = singular_values(whitened, device, weight.name, notes.append)
         spectra[f"{weight.name}|{name}"] = sigma
         row["spectra"][name] = describe(sigma, weight.shape) | ({"damping": damping} if damping else {})
+        if lattice is not None:
+            from karipap_core.networks.renormalize import bond_profile
+
+            row["lattice"]["bonds"][name] = bond_profile(whitened, lattice)
         for cut in row["bonds"]:
             unfolded = unfold(whitened, cut["left_dims"] + cut["right_dims"], cut["bond"])
             sigma = singular_values(unfolded, device, f"{weight.name}, bond {cut['bond']}", notes.append)
             spectra[f"{weight.name}|{name}|bond{cut['bond']}"] = sigma
             cut["spectra"][name] = describe(sigma, cut["dims"])
     return row, spectra
+
+
+def _lattice(shape: tuple[int, int]):
+    """The default lattice of a shape."""
+    from karipap_core.networks.peps import Peps
+
+    return Peps.for_shape(*shape, 1)
+
+
+def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, progress: Progress) -> list[dict]:
+    """Entropy of every edge of the tree over each group of layers; finished groups are kept beside the weights."""
+    from karipap_core.networks.base import Metric
+    from karipap_core.networks.tree import group_names
+    from karipap_core.networks.tree_edges import group_profile
+
+    groups = group_names(checkpoint.weights)
+    found = []
+    for number, members in enumerate(groups):
+        progress("entropy of trees", number, len(groups), ", ".join(members))
+        part = None if folder is None else folder / "partial" / f"tree-{number:05d}.json"
+        kept = read_json(part) if part is not None and part.exists() else {}
+        if kept.get("key") != key:
+            matrices = [checkpoint.read(name) for name in members]
+            edges = {}
+            for name in settings["metrics"]:
+                of = [Metric() if name == "weight" else moments.metric(member, name) for member in members]
+                edges[name] = group_profile(members, matrices, of)
+            kept = json.loads(json.dumps({"key": key, "members": members, "edges": edges}))
+            if part is not None:
+                write_json(part, kept)
+        found.append({"members": kept["members"], "edges": kept["edges"]})
+    progress("entropy of trees", len(groups), len(groups))
+    return found
 
 
 def _damping(metric, notice: Callable[[str], None]) -> dict[str, float | None]:

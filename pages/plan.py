@@ -92,7 +92,6 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             format_func={"model": "whole model", "blocks": "blocks"}.get,
             help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here.",
         )  # fmt: skip
-        plan_jobs.search(view, now, found)
     if missing := plan_session.state().get("missing"):
         plan_jobs.not_measured(view, missing)
 
@@ -115,6 +114,7 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
             help="A locked weight stays as it is when a heading or the budget is dragged.",
         )  # fmt: skip
         st.space("stretch")
+        plan_jobs.search(view, now, found)
         plan_jobs.import_plan(view)
         st.download_button(
             "Export", lambda: plan_jobs.exported(view, now, found, totals), "plan.json", "application/json",

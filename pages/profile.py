@@ -2,13 +2,15 @@
 
 import html
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures
+from karipap_core import figures, figures_peps, figures_tree
 from karipap_core.calibrate import LEVELS
+from karipap_core.curves import load_curves
 from karipap_core.profile import Profile, table
-from pages.parts import common, model, profiles
+from pages.parts import common, model, profiles, tables
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
 METRIC_SAYS = {
@@ -116,7 +118,7 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
         st.html(f'<p class="k-note">{html.escape(definition(view, quantity, metric, error))}</p>')
     with right:
         twin(profile, chosen)
-        one_weight(profile, chosen, metric)
+        one_weight(profile, chosen, metric, view)
 
 
 def definition(view, quantity: str, metric: str, error: float) -> str:
@@ -186,22 +188,25 @@ def twin(profile: Profile, chosen: dict) -> None:
         )  # fmt: skip
 
 
-def one_weight(profile: Profile, row: dict, metric: str) -> None:
+def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
     """The spectrum of one weight, its numbers, and what they mean."""
     st.html(f'<p class="k-name">{html.escape(row["name"])}</p>')
     if metric not in row["spectra"]:
         st.info(common.plain(" ".join(row["notes"]) or f"This profile has no {metric} spectrum of this weight."))
         return
     bonds = any(metric in bond["spectra"] for bond in row["bonds"])
-    views = ["spectrum", "kept"] + (["bonds"] if bonds else [])
-    names = {"spectrum": "Singular values", "kept": "Weight kept by χ", "bonds": "Entropy of each bond"}
+    views = ["spectrum", "kept"] + (["bonds"] if bonds else []) + (["tree", "peps"] if row["compressible"] else [])
+    names = {"spectrum": "Singular values", "kept": "Kept by χ", "bonds": "MPO bonds", "tree": "Tree", "peps": "PEPS"}
     shown = common.choose(
         st.segmented_control, "View", views, "view", "spectrum", required=True, format_func=names.get,
         label_visibility="collapsed",
     )  # fmt: skip
-    draw = {"spectrum": figures.spectrum, "kept": figures.cumulative, "bonds": figures.bonds}[shown]
-    fig = draw(profile, row["name"], metric)
-    common.figure(fig, "detail", f"{names[shown]} of {row['name']}", f"karipap-{shown}-{row['name']}")
+    if shown in ("tree", "peps"):
+        cuts(view, row, metric, shown)
+    else:
+        draw = {"spectrum": figures.spectrum, "kept": figures.cumulative, "bonds": figures.bonds}[shown]
+        fig = draw(profile, row["name"], metric)
+        common.figure(fig, "detail", f"{names[shown]} of {row['name']}", f"karipap-{shown}-{row['name']}")
     numbers, n_out, n_in = row["spectra"][metric], *row["shape"]
     common.listing(
         [
@@ -219,6 +224,55 @@ def one_weight(profile: Profile, row: dict, metric: str) -> None:
     )
     if row["notes"]:
         st.caption(common.plain(" ".join(row["notes"])))
+
+
+def cuts(view, row: dict, metric: str, network: str) -> None:
+    """What the cuts of a tree over the layers, or of a lattice, hold."""
+    found = profiles.with_network(view, network, metric)
+    if found is None:
+        profiles.measure_cuts(view, network)
+        return
+    has = metric if metric in found.settings["metrics"] else "weight"
+    of = {"weight": "the weights", "functional": "the outputs", "loss": "the loss"}[has]
+    other = "" if has == metric else f" This profile has cuts of {of} alone."
+    if network == "peps":
+        lattice = found.weight(row["name"])["lattice"]
+        fig = figures_peps.lattice(lattice["bonds"][has], lattice["grid"], lattice["sites"])
+        common.figure(fig, "detail", f"The lattice of {row['name']}, bonds as thick as their entropy",
+                      f"karipap-peps-{row['name']}")  # fmt: skip
+        st.html(
+            '<p class="k-note">Sites are factors out·in of the weight. A bond is as thick as the entropy S of the cut '
+            f"it crosses, over what a Gaussian weight has there: columns apart, rows apart. Of {of}.{other}</p>"
+        )
+        return
+    group = found.group(row["name"])
+    fig = figures_tree.tree(group["edges"][has])
+    common.figure(fig, "detail", f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
+                  f"karipap-tree-{row['name']}")  # fmt: skip
+    alone = " Its role shares nothing by default, so it is a tree alone." if len(group["members"]) == 1 else ""
+    st.html(
+        '<p class="k-note">Edges are as thick as their entropy; the pale band behind is that of a Gaussian. A thin '
+        "edge to the inputs or outputs is a basis that the layers share; leaves are the layers, each cut alone as low "
+        f"rank cuts it. Of {of}.{other}{alone}</p>"
+    )
+    against_lowrank(view, found, group, has)
+
+
+def against_lowrank(view, profile: Profile, group: dict, metric: str) -> None:
+    """The group's tree against low rank on each layer, where the tree's curve was measured on the Plan page."""
+    file = tables.sources(view, tables.What("tree", metric)).curves["tree", metric, False]
+    curve = next((c for c in load_curves(file) if set(c.members) == set(group["members"])), None) if file else None
+    if curve is None:
+        st.caption(f"Its error against low rank, layer by layer, is drawn once the tree was measured under the metric "
+                   f"{metric} (Plan page, network tree).")  # fmt: skip
+        return
+    squares = np.sort(np.concatenate([profile.sigma(name, metric) ** 2 for name in group["members"]]))
+    error = np.concatenate([np.cumsum(squares)[::-1], [0.0]])
+    shape = profile.weight(group["members"][0])["shape"]
+    sizes, dense = np.arange(len(error)) * sum(shape), len(group["members"]) * shape[0] * shape[1]
+    fig = figures_tree.against_lowrank(curve.parameters, curve.error, curve.total, sizes, error, dense)
+    common.figure(fig, "tree_line", "Error of the tree against its size, beside low rank on each layer",
+                  f"karipap-tree-line-{group['members'][0]}")  # fmt: skip
 
 
 COLUMNS = {

@@ -211,6 +211,41 @@ def test_a_product_operator_has_no_entropy_on_its_bonds(tmp_path):
         assert bond["spectra"]["weight"]["rank"] == 1
 
 
+def test_edges_of_the_trees_over_the_layers(checkpoint, tmp_path):
+    from karipap_core.networks.tree import group_names
+    from karipap_core.networks.tree_edges import group_profile
+
+    profile = build_profile(checkpoint, ("weight", "loss"), "tree", SomeMoments(), "cpu", folder=tmp_path / "p")
+    groups = profile.document["groups"]
+    assert [group["members"] for group in groups] == group_names(checkpoint.weights)
+    group = profile.group("model.layers.1.self_attn.q_proj")
+    assert group["members"] == [f"model.layers.{k}.self_attn.q_proj" for k in range(2)]
+    matrices = [checkpoint.read(name) for name in group["members"]]
+    wanted = group_profile(group["members"], matrices, [SomeMoments().metric(n, "loss") for n in group["members"]])
+    assert [row["entropy"] for row in group["edges"]["loss"]] == [row["entropy"] for row in wanted]
+    for row, name in zip(group["edges"]["weight"][-2:], group["members"], strict=True):
+        assert row["edge"] == "own" and row["members"] == [name]
+        assert row["entropy"] == pytest.approx(profile.weight(name)["spectra"]["weight"]["entropy"], rel=1e-9)
+    assert Profile.load(tmp_path / "p").document == json.loads(json.dumps(profile.document))
+    assert not (tmp_path / "p" / "partial").exists()
+    assert build_profile(checkpoint, device="cpu").group("model.layers.1.self_attn.q_proj") is None
+
+
+def test_bonds_of_the_default_lattice(checkpoint):
+    from karipap_core.networks.renormalize import bond_profile
+
+    profile = build_profile(checkpoint, ("weight", "functional"), "peps", SomeMoments(), "cpu")
+    for row in profile.weights:
+        if not row["compressible"]:
+            assert "lattice" not in row
+            continue
+        spec, lattice = NETWORKS["peps"].for_shape(*row["shape"], 1), row["lattice"]
+        assert lattice["grid"] == list(spec.grid) and len(lattice["sites"]) == len(spec.out)
+        assert set(lattice["bonds"]) == {"weight", "functional"}
+        assert lattice["bonds"]["weight"] == bond_profile(checkpoint.read(row["name"]), spec)
+        assert {bond["direction"] for bond in lattice["bonds"]["functional"]} <= {"horizontal", "vertical"}
+
+
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 

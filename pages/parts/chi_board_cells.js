@@ -262,10 +262,10 @@ export class Grid {
       sum += view.chi[w];
       same &&= view.chi[w] === view.chi[w0];
     }
-    const isDense = dense === n;
     const kept = this.sums(it, view);
     const mixed = T.labels ? "mixed" : `~${Math.round(sum / (n - dense))}`;
-    const text = isDense ? "dense" : same ? nameAt(T, w0, view.chi[w0]) : mixed;
+    const text = dense === n ? "dense" : same ? nameAt(T, w0, view.chi[w0]) : mixed;
+    const isDense = text === "dense"; // also where that is an option of a group
     const look = {
       text,
       dense: isDense,
@@ -284,7 +284,7 @@ export class Grid {
     });
     this.set(it, "locked", look.locked, (v) => it.el.classList.toggle("locked", v));
     it.max = T.labels?.[w0] ? T.last[w0] + 1 : Math.round(T.breakEven[w0]);
-    it.now = isDense ? it.max : Math.round(sum / Math.max(1, n - dense));
+    it.now = dense === n ? it.max : Math.round(sum / Math.max(1, n - dense));
     it.say = `${isDense || T.labels ? text : `χ ${text}`}, keeps ${formatPercent(kept, 0)}${look.locked ? ", locked" : ""}`;
   }
 

@@ -194,7 +194,7 @@ def table(history: draft.History, found: tables.Tables) -> None:
 def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     """What the plan comes to, with the definitions beside the numbers."""
     chis = [int(now.chi.get(name, 0)) for name in found.names]
-    dense = chis.count(0)
+    dense = sum(chi_board.name_at(row, chi) == "dense" for row, chi in zip(found.rows, chis, strict=True))
     blocks = [(row, chi) for row, chi in zip(found.rows, chis, strict=True) if row["role"] != "embed"]
     adds = sum(multiply_adds(now, found, row, chi) for row, chi in blocks)
     before = sum(row["parameters_dense"] for row, _ in blocks)

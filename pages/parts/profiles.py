@@ -19,6 +19,14 @@ def loaded(folder: str, stamp: int) -> Profile:
     return Profile.load(folder)
 
 
+CUTS = {
+    "mpo": "The spectrum across every bond of each weight's matrix product operator.",
+    "tree": "The entropy of every edge of a tree over the layers of one role: what the layers share, and what each has "
+    "of its own.",
+    "peps": "The entropy of every bond of each weight's lattice, across it and down it.",
+}
+
+
 def _load(folder: Path) -> Profile:
     return loaded(str(folder), (folder / "profile.json").stat().st_mtime_ns)
 
@@ -82,6 +90,22 @@ def follow(view, have: bool) -> None:
         job.panel(running, "profile_job")
 
 
+def with_network(view, network: str, metric: str) -> Profile | None:
+    """The newest profile that has what the cuts of this network hold, of this metric where there is one."""
+    found = [profile for folder in folders(view) if (profile := _load(folder)).settings["network"] == network]
+    made = {profile.folder: (profile.folder / "profile.json").stat().st_mtime for profile in found}
+    return max(found, key=lambda p: (metric in p.settings["metrics"], made[p.folder]), default=None)
+
+
+def measure_cuts(view, network: str) -> None:
+    """Offers the profile of the weights that has what the cuts of a network hold."""
+    st.caption(CUTS[network])
+    if st.button("Compute it", key=f"cuts_{network}", icon=":material/calculate:"):
+        job.start(["profile", view.source, "--metrics", "weight", "--network", network],
+                  f"Profile {view.checkpoint.name}, {network}", "profile_job")  # fmt: skip
+        st.rerun()
+
+
 def settings(view, profile: Profile) -> None:
     """A popover: which of several profiles, and making one that looks at text."""
     label = "Look at text too" if profile.settings["metrics"] == ["weight"] else "Spectra"
@@ -94,12 +118,24 @@ def settings(view, profile: Profile) -> None:
             st.caption(f"This profile: {common.plain(describe(profile))}.")
         st.markdown("**Look at text too**")
         st.caption(
-            "Spectra of what the layers do on text (outputs) and of what it costs (loss), and of every bond of the "
-            "matrix product operator. Takes forward and backward passes over the calibration text."
+            "Spectra of what the layers do on text (outputs) and of what it costs (loss), and of every cut of a "
+            "network. Takes forward and backward passes over the calibration text."
         )
+        network = st.segmented_control(
+            "Cuts of", list(CUTS), default="mpo", required=True, key="cuts_of",
+            format_func={"mpo": "MPO", "tree": "tree", "peps": "PEPS"}.get,
+        )  # fmt: skip
         chosen = texts.choose("profile", "calibration")
         if st.button("Measure", key="measure", disabled=chosen is None):
-            argv = ["profile", view.source, "--metrics", "weight,functional,loss", "--network", "mpo", *(chosen or [])]
+            argv = [
+                "profile",
+                view.source,
+                "--metrics",
+                "weight,functional,loss",
+                "--network",
+                network,
+                *(chosen or []),
+            ]
             st.session_state.pop("profile", None)
             job.start(argv, f"Profile {view.checkpoint.name} on text", "profile_job")
             st.rerun()
