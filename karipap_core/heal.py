@@ -90,10 +90,11 @@ def heal(
 
     Returns {"loss_before", "loss_after", "dense_loss", "steps", "seconds", "learning_rate", "curve": [{"step", "loss",
     "rate", "validation" at every look}], "improved", "best_step", "search", "trained", "trained_share", "objective",
-    "text", "validation", "folder", "notes", "dense_trained": {"loss", "steps", "learning_rate", "trained"} | None};
-    losses in nats a token of the validation text, of the models as stored; the curve's "loss" is that of the objective
-    on each step's own tokens. Where healing did not lower the loss, `out` is the incoming model and "improved" False.
-    Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be trained.
+    "text", "validation", "folder", "notes", "dense_trained": {"loss", "steps", "learning_rate", "trained"} | None,
+    "verify"}; losses in nats a token of the validation text, of the models as stored; the curve's "loss" is that of the
+    objective on each step's own tokens. Where healing did not lower the loss, `out` is the incoming model and
+    "improved" False. Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be
+    trained.
     """
     from karipap_core.verify import verify
 
@@ -122,6 +123,7 @@ def heal(
             report = read_json(out / REPORT)
             result = (report.get("result") or {}) | {"verify": {key: verdict[key] for key in ("ok", "checks")}}
             write_json(out / REPORT, report | {"result": result})
+        found = found | {"verify": read_json(out / REPORT)["result"]["verify"]}
         shutil.rmtree(out / WORK, ignore_errors=True)
     accelerator.wait_for_everyone()
     return found
@@ -233,7 +235,9 @@ def _healed(
         "folder": str(out), "notes": notes, "dense_trained": None,
     }  # fmt: skip
     incoming = read_json(patient.folder / REPORT) if (patient.folder / REPORT).is_file() else {}
-    report = {"format": "karipap-report", "version": 1, "source": str(patient.source or "")} | incoming
+    report = {"format": "karipap-report", "version": 1} | incoming
+    if patient.source is not None and "source" not in report:
+        report["source"] = str(patient.source)
     healing = {"identity": key, "from": str(patient.folder.resolve()), "from_fingerprint": checkpoint.fingerprint,
                "settings": asdict(settings), "result": result}  # fmt: skip
     if accelerator.is_main_process:

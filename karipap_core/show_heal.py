@@ -24,6 +24,9 @@ def table(document: dict) -> str:
         f"{document['learning_rate']:g}; {document['trained']:,} numbers trained on {document['text']['name']}",
         f"losses on {document['validation']['name']}, {document['validation']['tokens']:,} tokens, nats a token",
     ]
+    if document.get("verify"):
+        red = [check["name"] for check in document["verify"]["checks"] if not check["ok"]]
+        lines.append(f"verified, {'red: ' + ', '.join(red) if red else 'all green'}")
     for point in document.get("points", ()):
         lines.append(f"on {point['text']}: rise {point['rise']:+.4f}, {point['label']}")
     return "\n".join([*lines, *document["notes"], document["folder"]])
