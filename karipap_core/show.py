@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.ranking import rank, sentence
 from karipap_core.verify import summary as verified
 from karipap_core.workspace import read_json, read_runs
 
@@ -82,12 +83,12 @@ def plan(document: dict) -> str:
     rows = []
     for name, entry in checked.weights.items():
         spec = checked.spec(name)
-        marks = " ".join(filter(None, (entry.get("quantize"), "locked" if entry.get("locked") else None)))
+        marks = " ".join(filter(None, (_stored(entry), _shared(entry), "locked" if entry.get("locked") else None)))
         if spec is None:
             rows.append([name, "dense", None, None, None, None, marks])
             continue
         shape = (spec.n_out, spec.n_in)
-        kept = spec.parameters / (spec.n_out * spec.n_in)
+        kept = spec.bytes(2) / 2 / (spec.n_out * spec.n_in)  # a quantized number counts as its bits / 16
         rows.append([name, spec.network, _by(shape), _by(spec.chi), spec.parameters, kept, marks])
     predicted = document.get("predicted") or {}
     rule = document.get("rule", "hand")
@@ -98,6 +99,7 @@ def plan(document: dict) -> str:
         "metric": document["metric"],
         "budget": _budget(document),
         "calibration": (document.get("calibration") or {}).get("text"),
+        "embedding": _embedding(document),
         **_size(predicted),
     }
     if predicted.get("rise") is not None:
@@ -106,7 +108,34 @@ def plan(document: dict) -> str:
         facts["predicted"] = f"{what} rises by {value(predicted['rise'])}{error}"
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {_inline(entry)}" for entry in document.get("tried", ())]
-    return _page(facts, grid(head, rows), tried)
+    return _page(facts, grid(head, rows), [*tried, *_why(document["weights"])])
+
+
+def _stored(entry: dict) -> str | None:
+    """The format of a plan entry's cores: "int4", or "int3 + int4" of a quantized weight and its correction."""
+    return " + ".join(filter(None, (entry.get("bits"), entry.get("quantize")))) or None
+
+
+def _shared(entry: dict) -> str | None:
+    members = entry.get("members") or []
+    return f"{entry.get('at', 0) + 1} of {len(members)} that share cores" if len(members) > 1 else None
+
+
+def _embedding(document: dict) -> str | None:
+    found = document.get("embedding")
+    if not found:
+        return None
+    return found["kind"] + (", a tied head is untied" if found.get("tied") == "untie" else "")
+
+
+def _why(weights: dict[str, dict]) -> list[str]:
+    """Why each weight of a mixed plan became what it is; weights that share cores once."""
+    said: dict[tuple, list[str]] = {}
+    for name, entry in weights.items():
+        if entry.get("why"):
+            said.setdefault((tuple(entry.get("members") or (name,)), entry["why"]), []).append(name)
+    more = {key: f" and {len(names) - 1} more" if len(names) > 1 else "" for key, names in said.items()}
+    return [f"why: {names[0]}{more[key]}: {key[1]}" for key, names in said.items()]
 
 
 def compressed(document: dict) -> str:
@@ -117,6 +146,10 @@ def compressed(document: dict) -> str:
         [row["name"], row["network"], _by(row["chi"]), row["parameters"], row["weight_error"], row["functional_error"]]
         for row in document["weights"]
     ]
+    stored = {row["name"]: row.get("quantize") for row in document["weights"]}
+    if any(stored.values()):
+        head.append("stored in")
+        rows = [[*row, stored[row[0]] or ""] for row in rows]
     facts = _size(document) | {"seconds": document.get("seconds")}
     if document.get("verify"):
         facts["verified"] = verified(document["verify"])
@@ -169,7 +202,9 @@ def sweep(document: dict) -> str:
         "measured on": (document.get("text") or {}).get("name"),
         "runs": f"{len(document['runs'])}, and {len(document.get('baselines', ()))} baselines",
     }
-    return _page(facts, grid(head, rows), ["* on the Pareto front", *document.get("notes", ())])
+    ranked = rank([*document["runs"], *document.get("baselines", ())])
+    said = [sentence(ranked)] if ranked.rows else []
+    return _page(facts, grid(head, rows), ["* on the Pareto front", *said, *document.get("notes", ())])
 
 
 def densified(document: dict) -> str:

@@ -113,9 +113,9 @@ def import_plan(view) -> str | None:
 def promise(plan: Plan) -> None:
     """What the plan says of itself before anything is measured."""
     predicted = plan.predicted or {}
-    networks = [entry["network"] for entry in plan.weights.values()]
-    touched = sum(network != "dense" for network in networks)
-    items = [("Weights to compress", f"{touched} of {len(networks)}"), ("Metric", plan.metric), ("Rule", plan.rule)]
+    entries = plan.weights.values()
+    touched = sum(entry["network"] != "dense" or bool(entry.get("quantize")) for entry in entries)
+    items = [("Weights to compress", f"{touched} of {len(entries)}"), ("Metric", plan.metric), ("Rule", plan.rule)]
     if predicted.get("kept") is not None:
         items += [
             ("Parameters kept", f"{predicted['kept']:.1%}"), ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),

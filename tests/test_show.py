@@ -177,3 +177,26 @@ def test_a_sweep_is_ordered_by_size_and_marks_the_front():
     alone = show.anything(small | {"plan": PLAN, "settings": {"rule": "best"}, "model": {"name": "tiny"}})
     assert "lowrank, best, kept 0.5" in alone
     assert "best (refined won)" in alone
+
+
+def test_mixed_plans_say_how_they_are_stored_shared_and_why():
+    from karipap_core.networks.tree import group_specs
+
+    members = ["layers.0.q", "layers.1.q"]
+    why = "Predicted damage in nats at 30.0% of its size or less: tree 0.1, qlr bits=int3 int4 0.2."
+    shared = {
+        name: spec.to_json() | {"why": why}
+        for name, spec in zip(members, group_specs(members, (32, 64), 4, quantize="int4"), strict=True)
+    }
+    lone = {"network": "qlr", "out": [32], "in": [64], "chi": [2], "quantize": "int4", "bits": "int3"}
+    whole = {"network": "dense", "out": [32], "in": [64], "chi": [], "quantize": "int8"}
+    plan = PLAN | {"weights": shared | {"layers.0.k": lone | {"why": "k."}, "layers.0.v": whole}}
+    text = show.plan(plan | {"embedding": {"kind": "tt", "tied": "contract"}})
+    table = {row[0]: row for row in rows(text)[1:]}
+    assert table["layers.0.q"][-1] == "int4 1 of 2 that share cores" and table["layers.1.q"][-1].startswith(
+        "int4 2 of 2"
+    )
+    assert table["layers.0.k"][-1] == "int3 + int4" and table["layers.0.v"][-1] == "int8"
+    assert 0.5 < float(table["layers.0.v"][5]) < 0.6, "kept counts bits / 16"
+    assert "embedding    tt" in text
+    assert f"why: layers.0.q and 1 more: {why}" in text and text.count(why) == 1 and "why: layers.0.k: k." in text

@@ -131,7 +131,7 @@ export class Grid {
   addRow(row, open) {
     const { T } = this;
     const many = Math.max(...row.cells.map((cell) => cell.length));
-    const name = row.layer === null || row.layer === undefined ? "none" : row.layer;
+    const name = row.layer === null || row.layer === undefined ? "tables" : row.layer;
     const weights = row.cells.flat();
     const make = (className, cells, title, label) => {
       const el = element("div", `row ${className}`, this.body);
@@ -153,7 +153,7 @@ export class Grid {
       this.rows.push(line);
       return line;
     };
-    const line = make("", row.cells, String(name), `layer ${name}, all roles`);
+    const line = make("", row.cells, String(name), name === "tables" ? "tables of tokens" : `layer ${name}, all roles`);
     if (many < 2) return;
     const isOpen = open.has(row.layer);
     const toggle = element("button", "toggle", null, isOpen ? "▾" : "▸");

@@ -66,8 +66,13 @@ def open_on_board(run: dict) -> None:
 
 def describe(plan: Plan) -> str:
     """A plan in a line: network, rule, size, prediction."""
-    networks = sorted({entry["network"] for entry in plan.weights.values()} - {"dense"}) or ["all dense"]
-    words = [" + ".join(networks), f"{plan.rule}{f' ({plan.chosen_rule})' if plan.chosen_rule else ''}"]
+    networks = sorted({entry["network"] for entry in plan.weights.values()} - {"dense"})
+    formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
+    made = " + ".join(networks) or ("whole weights" if formats else "all dense")
+    words = [
+        made + (f" in {', '.join(formats)}" if formats else ""),
+        f"{plan.rule}{f' ({plan.chosen_rule})' if plan.chosen_rule else ''}",
+    ]
     predicted = plan.predicted or {}
     if predicted.get("kept") is not None:
         words.append(f"{predicted['kept']:.1%} kept")
