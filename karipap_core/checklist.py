@@ -183,7 +183,8 @@ def _said_evaluation(result: dict) -> tuple[bool, str]:
 def _said_shadow(result: dict) -> tuple[bool, str]:
     if not result.get("prompts") or not result.get("prompts_sha256"):
         return False, "it holds no prompts"
-    said = f"{len(result['prompts'])} prompts (SHA-256 {result['prompts_sha256'][:12]}…), "
+    count = len(result["prompts"])
+    said = f"{count} prompt{'s' if count > 1 else ''} (SHA-256 {result['prompts_sha256'][:12]}…), "
     return True, f"{said}agreement {result['agreement']:.1%}, KL {result['kl']:.3g} nats a token"
 
 

@@ -64,7 +64,7 @@ def test_after_the_flow_all_is_green_and_says_from_what(world):
     assert red(document) == []
     assert "SHA-256" in item(document, "evaluation on file")["evidence"]
     assert "windows of 32" in item(document, "evaluation on file")["evidence"]
-    assert "1 prompts" in item(document, "shadow run on file")["evidence"]
+    assert "1 prompt (" in item(document, "shadow run on file")["evidence"]
     assert "ready" in table(document)
 
 

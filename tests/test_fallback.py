@@ -1,7 +1,10 @@
 """DenseFallback: one switch, both models, no restart; and the rehearsal that is kept as evidence."""
 
+import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,8 +103,6 @@ def test_a_rehearsal_goes_through_the_switch_and_is_kept(world, monkeypatch):
     ]  # fmt: skip
     kept = read_json(world[1] / "fallback.json")
     assert kept["result"] == found and kept["of"]["dense"] == open_checkpoint(world[0]).fingerprint
-    import os
-
     assert os.environ[SWITCH] == "compressed", "the environment is as it was"
 
 
@@ -110,3 +111,51 @@ def test_a_switch_that_does_nothing_fails_the_rehearsal(world, monkeypatch):
     found = rehearse(world[1], device="cpu")
     assert not found["ok"]
     assert "switch to dense" in [check["name"] for check in found["checks"] if not check["ok"]]
+
+
+def blocks() -> list[str]:
+    """The Python blocks of docs/serving.md."""
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    return [block.split("```")[0] for block in text.split("```python\n")[1:]]
+
+
+def test_the_lines_in_the_documentation_run(world, monkeypatch):
+    monkeypatch.chdir(world[1].parent)
+    names = {}
+    exec(blocks()[0].replace('"compressed/"', '"out/"'), names)
+    assert networks(names["model"]) == 8
+
+
+def test_the_documented_server_switches_without_a_restart(world, monkeypatch):
+    """server.py as it is printed. FastAPI's part (routes, JSON) is played by stand-ins, ours is real."""
+
+    class Api:
+        def __init__(self):
+            self.routes = {}
+
+        def post(self, path):
+            return lambda function: self.routes.setdefault(path, function)
+
+        get = post
+
+    class Model:
+        def __init__(self, **given):
+            self.__dict__.update(given)
+
+    monkeypatch.setitem(sys.modules, "fastapi", SimpleNamespace(FastAPI=Api))
+    monkeypatch.setitem(sys.modules, "pydantic", SimpleNamespace(BaseModel=Model))
+    monkeypatch.setenv("KARIPAP_FOLDER", str(world[1]))
+    names = {}
+    exec(blocks()[1], names)
+    routes, prompt = names["app"].routes, names["Prompt"](text="def main():", tokens=4)
+    first = routes["/generate"](prompt)
+    assert first["served_by"] == "compressed"
+    assert routes["/fallback"](names["Switch"](use="dense")) == {"served_by": "dense"}
+    dense, tokenizer = load_model(world[0], dtype=torch.bfloat16)
+    ids = tokenizer("def main():", return_tensors="pt").input_ids
+    expected = tokenizer.decode(dense.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :],
+                                skip_special_tokens=True)  # fmt: skip
+    assert routes["/generate"](prompt) == {"text": expected, "served_by": "dense"}
+    routes["/fallback"](names["Switch"]())
+    assert routes["/generate"](prompt) == first
+    assert routes["/health"]()["dense_fingerprint"] == open_checkpoint(world[0]).fingerprint
