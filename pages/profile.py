@@ -247,6 +247,7 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
         return
     group = found.group(row["name"])
     fig = figures_tree.tree(group["edges"][has])
+    fig.update_xaxes(range=[-1.8, 1.8])  # room for the words where the page is narrow
     common.figure(fig, "detail", f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
                   f"karipap-tree-{row['name']}")  # fmt: skip
     alone = " Its role shares nothing by default, so it is a tree alone." if len(group["members"]) == 1 else ""
@@ -262,17 +263,18 @@ def against_lowrank(view, profile: Profile, group: dict, metric: str) -> None:
     """The group's tree against low rank on each layer, where the tree's curve was measured on the Plan page."""
     file = tables.sources(view, tables.What("tree", metric)).curves["tree", metric, False]
     curve = next((c for c in load_curves(file) if set(c.members) == set(group["members"])), None) if file else None
-    if curve is None:
-        st.caption(f"Its error against low rank, layer by layer, is drawn once the tree was measured under the metric "
-                   f"{metric} (Plan page, network tree).")  # fmt: skip
-        return
     squares = np.sort(np.concatenate([profile.sigma(name, metric) ** 2 for name in group["members"]]))
     error = np.concatenate([np.cumsum(squares)[::-1], [0.0]])
     shape = profile.weight(group["members"][0])["shape"]
     sizes, dense = np.arange(len(error)) * sum(shape), len(group["members"]) * shape[0] * shape[1]
-    fig = figures_tree.against_lowrank(curve.parameters, curve.error, curve.total, sizes, error, dense)
+    sizes_, errors = (curve.parameters, curve.error) if curve else (np.empty(0), np.empty((0, 1)))
+    fig = figures_tree.against_lowrank(sizes_, errors, error[0], sizes, error, dense)
+    if curve is None:
+        fig.for_each_trace(lambda trace: trace.update(visible=len(trace.x) > 0))
     common.figure(fig, "tree_line", "Error of the tree against its size, beside low rank on each layer",
                   f"karipap-tree-line-{group['members'][0]}")  # fmt: skip
+    if curve is None:
+        st.caption(f"The tree's own line is drawn once it was measured under the metric {metric} (Plan page).")
 
 
 COLUMNS = {

@@ -1,6 +1,6 @@
 """The χ board alone, on synthetic tables: what the browser test and bench/chi_board.py open.
 
-Query parameters: layers, experts (see tests/synthetic.py).
+Query parameters: layers, experts (see tests/synthetic.py); listed=1: options with labels, the layers of a role as one.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
+import numpy as np  # noqa: E402
 import streamlit as st  # noqa: E402  (Streamlit runs this file with its own folder on the path)
 from synthetic import llama_model, llama_rows  # noqa: E402
 
@@ -19,9 +20,14 @@ st.set_page_config(page_title="χ board", layout="wide")
 
 
 @st.cache_data
-def tables(layers: int, experts: int):
+def tables(layers: int, experts: int, listed: int):
     shape = {"hidden": 256, "mlp": 1024, "kv": 128, "points": 256} if experts else {}
     rows = llama_rows(layers, experts=experts, **shape)
+    for row in rows if listed else ():
+        few = np.linspace(0, len(row["chi"]) - 1, 40).astype(int)
+        cost = row["parameters"][few] / row["parameters"][-1] * 0.9 * row["parameters_dense"]
+        row |= {"parameters": cost, "steps": cost, "bytes": 2 * cost, "damage": row["damage"][few]}
+        row |= {"chi": np.arange(1, 41), "labels": [f"tree {k + 1}" for k in range(40)], "group": row["role"]}
     return rows, llama_model(), chi_board.board_data(rows, llama_model())
 
 
@@ -29,7 +35,7 @@ def number(name: str, default: int) -> int:
     return min(200, int(st.query_params.get(name, default)))
 
 
-rows, model, table = tables(number("layers", 32), number("experts", 0))
+rows, model, table = tables(number("layers", 32), number("experts", 0), number("listed", 0))
 plan = st.session_state.setdefault(
     "plan", {"chi": {}, "locked": [], "hand": [], "budget": 1.0, "seq": 0, "revision": 0}
 )

@@ -283,3 +283,21 @@ def test_a_finger_drags_sideways(browser, address):
 
     assert board.release(act)["hand"] == [name_of(1, "gate")]
     board.reader.context.close()
+
+
+def test_weights_that_share_cores_move_and_lock_together(browser, address):
+    board = Board(browser, address, "?layers=3&listed=1")
+    board.drag("budget", -250, part=0.9)
+    told = board.drag("layer 1 gate", 10, 30)
+    mates = [name_of(layer, "gate") for layer in range(3)]
+    assert told["hand"] == mates and len({told["chi"][name] for name in mates}) == 1
+    assert board.says("layer 0 gate").startswith(f"tree {told['chi'][mates[0]]}, keeps")
+    board.slider("layer 1 gate").focus()
+    assert "moves with the 2 it shares cores with" in board.page.locator(".status-text").inner_text()
+    told = board.key("layer 2 gate", "l")
+    assert told["locked"] == mates
+    told = board.key("layer 0 up", "ArrowLeft")
+    assert len({told["chi"][name_of(layer, "up")] for layer in range(3)}) == 1
+    assert board.figure("kept") == f"{100 * told['figures']['kept']:.1f}%"
+    board.reader.context.close()
+    assert not board.reader.complaints
