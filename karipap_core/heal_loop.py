@@ -127,14 +127,14 @@ class Training:
         """Search, train, keep the best; the model is left with the parameters of the best look (perhaps the first)."""
         self._load()
         state, course = self.state, self.course
-        began = time.monotonic() - state.seconds
+        self.began = time.monotonic() - state.seconds
         if math.isnan(state.before):
             state.before = state.best = self.validate()
             if not math.isfinite(state.before):
                 raise InputError("The model's loss on the validation text is not finite: check the model and the text.")
         if state.rate is None:
             state.rate = course.rate or self.search()
-            self._save(began)
+            self._save()
         while state.step < course.steps and state.stopped is None:
             rate = state.rate * schedule(state.step, course.steps)
             loss = self.step(state.step, rate)
@@ -143,15 +143,15 @@ class Training:
             if not math.isfinite(loss):
                 state.stopped = f"The loss of step {state.step} is not finite: training stopped there."
                 state.curve.pop()
-                self._save(began)
+                self._save()
                 break
             looks = state.step % course.every == 0 or state.step == course.steps
             told = f"loss {loss:.6f}" + (f", validation {self._look():.6f}" if looks else "")
             if looks:
-                self._save(began)
+                self._save()
             self.progress(self.stage, state.step, course.steps, f"step size {rate:.2g}", told)
         self.put(self.best)
-        state.seconds = time.monotonic() - began
+        state.seconds = time.monotonic() - self.began
         return state
 
     def _look(self) -> float:
@@ -183,7 +183,7 @@ class Training:
             found = self.validate()
             state.search[str(rate)] = found if math.isfinite(found) else None
             self.put(self.incoming)
-            self._save(time.monotonic() - state.seconds)
+            self._save()
         self.progress("step size", len(RATES), len(RATES))
         return min(RATES, key=lambda rate: math.inf if state.search[str(rate)] is None else state.search[str(rate)])
 
@@ -228,9 +228,9 @@ class Training:
         """The parameters now, whole, on the CPU."""
         return {name: whole(parameter) for name, parameter in self.parameters.items()}
 
-    def _save(self, began: float) -> None:
+    def _save(self) -> None:
         state, tensors = self.state, {}
-        state.seconds = time.monotonic() - began
+        state.seconds = time.monotonic() - self.began
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if state.step:
             for name, parameter in self.parameters.items():

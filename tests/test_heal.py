@@ -127,6 +127,19 @@ def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world
     assert all(torch.allclose(healed[name], same[name], atol=1e-6) for name in healed)
 
 
+def test_two_processes_take_the_steps_of_one(world, tmp_path):
+    """What `accelerate launch` starts on several GPUs, on the CPU: rows are dealt out, and one process writes."""
+    expected = heal(world / "small", tmp_path / "one", 4, world / "text.txt", rate=3e-3, every=2, **QUICK)
+    line = command(world, tmp_path / "two", 4, 2)
+    line[1:3] = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "karipap_core"]
+    ended = subprocess.run([*line, "--rate", "0.003"], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [p["loss"] for p in found["curve"]] == pytest.approx([p["loss"] for p in expected["curve"]], abs=1e-5)
+    assert found["loss_after"] == pytest.approx(expected["loss_after"], abs=1e-5) and found["verify"]["ok"]
+    assert not list((tmp_path / "two").glob(".*"))
+
+
 def progress_line(line):
     return json.loads(line) if line.startswith("{") else None
 
