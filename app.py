@@ -17,7 +17,7 @@ page = st.navigation(
         st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
         st.Page("pages/deploy.py", title="Deploy", icon=":material/rocket_launch:", url_path="deploy"),
-        st.Page("pages/checklist.py", title="Production", icon=":material/checklist:", url_path="production"),
+        st.Page("pages/checklist.py", title="Production", icon=":material/checklist:", url_path="checklist"),
         st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),
         st.Page("pages/networks.py", title="Networks", icon=":material/hub:", url_path="networks"),
         st.Page("pages/claims.py", title="Claims", icon=":material/fact_check:", url_path="claims"),
