@@ -106,9 +106,9 @@ def pair(view, points: list[dict]) -> None:
 
 
 def folders(view) -> dict[str, str]:
-    """Folder → label of the compressed folders of this model in the workspace, newest first."""
-    found = {}
-    for run in reversed(runs.of_model(view)):
+    """Folder → label of the compressed folders of this model in the workspace, newest first, healed ones last."""
+    found, newest = {}, list(reversed(runs.of_model(view)))
+    for run in sorted(newest, key=lambda run: "healing" in (run.get("settings") or {})):
         folder = run.get("folder")
         if folder and (Path(folder) / "config.json").is_file():
             found.setdefault(folder, run["label"])
