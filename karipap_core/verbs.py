@@ -12,6 +12,7 @@ from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.compare import table as compare_table
 from karipap_core.ising import table as ising_table
+from karipap_core.report import table as report_table
 from karipap_core.shadow import table as shadow_table
 from karipap_core.show_deploy import table as deploy_table
 from karipap_core.show_heal import launch_commands, typed
@@ -546,3 +547,16 @@ def compare(args, progress) -> dict:
     from karipap_core.compare import compare as side_by_side
 
     return side_by_side(args.a, args.b)
+
+
+@verb(
+    "a report to send: measured runs as one HTML file that needs no network, with CSV, JSON and plans beside it",
+    "sweep/ --out report.html",
+    report_table,
+    option("runs", metavar="RUN", nargs="+", help="run.json files, folders of runs, sweeps, or names of runs"),
+    option("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the file (default: report.html)"),
+)
+def report(args, progress) -> dict:
+    from karipap_core.report import report as write
+
+    return write(args.runs, args.out, progress)
