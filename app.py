@@ -16,6 +16,7 @@ page = st.navigation(
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
         st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
+        st.Page("pages/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
         st.Page("pages/deploy.py", title="Deploy", icon=":material/rocket_launch:", url_path="deploy"),
         st.Page("pages/checklist.py", title="Production", icon=":material/checklist:", url_path="checklist"),
         st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),

@@ -8,7 +8,7 @@ from karipap_core import records, show, uncertainty
 from karipap_core.calibrate import Calibration
 from karipap_core.errors import InputError
 from karipap_core.pareto import known
-from karipap_core.plan import Plan
+from karipap_core.plan import Plan, model_entry
 from karipap_core.roles import listing_key, place, role_of
 from karipap_core.workspace import Workspace, read_json, settings_key
 
@@ -57,11 +57,22 @@ def read(what: str | Path) -> Side:
     if document is None:
         return _of_folder(path)
     if document.get("format") == "karipap-plan":
-        plan = Plan.from_json(document, str(path))
-        return Side(path.stem, "plan", plan, _predicted(plan.predicted), model=plan.model)
+        return of_plan(path.stem, Plan.from_json(document, str(path)))
     if document.get("format") == "karipap-run":
         return of_run(document)
     raise InputError(f"{path} is a {document.get('format')}: compare plans, runs, compressed folders or models.")
+
+
+def of_plan(name: str, plan: Plan) -> Side:
+    """The side of a plan: what it is predicted to do is all that is known of it."""
+    return Side(name, "plan", plan, _predicted(plan.predicted), model=plan.model)
+
+
+def of_checkpoint(checkpoint) -> Side:
+    """The side of a dense model as it is."""
+    shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights if weight.compressible}
+    whole = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    return Side(checkpoint.name, "model", None, whole, model=model_entry(checkpoint), shapes=shapes)
 
 
 def of_run(run: dict) -> Side:
@@ -77,14 +88,10 @@ def of_run(run: dict) -> Side:
 def _of_folder(path: Path) -> Side:
     """A compressed folder with its records, or a dense model."""
     from karipap_core.checkpoint import open_checkpoint
-    from karipap_core.plan import model_entry
 
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if (config.get("quantization_config") or {}).get("quant_method") != "karipap":
-        checkpoint = open_checkpoint(path)
-        shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights if weight.compressible}
-        whole = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
-        return Side(checkpoint.name, "model", None, whole, model=model_entry(checkpoint), shapes=shapes)
+        return of_checkpoint(open_checkpoint(path))
     plan = Plan.from_json(records.settings_of(path)["plan"], str(path / "config.json"))
     report = records.report_of(path)
     found = {kind: (records.read(path, kind) or {}).get("result") for kind in ("evaluation", "shadow")}
@@ -348,10 +355,33 @@ def _prompts(one: Side, two: Side, notes: list[str]) -> list[dict]:
 # In words.
 
 
+def verdict(document: dict) -> str:
+    """One sentence on which of the two is better, or that nothing tells."""
+    rows = {row["key"]: row for row in document["metrics"]}
+    size, loss = rows.get("bytes_kept"), rows.get("loss") or rows.get("rise")
+    words = ""
+    if size and None not in (size["a"], size["b"]):
+        words = f"A keeps {size['a']:.1%} of the bytes, B {size['b']:.1%}. "
+    if loss is None or loss["difference"] is None:
+        predicted = rows.get("predicted_rise")
+        if predicted and predicted["difference"] is not None:
+            a, b = predicted["a"], predicted["b"]
+            return f"{words}The predicted rise in loss is {a:.4f} nats a token for A and {b:.4f} for B."
+        return f"{words}No figure of quality is known of both."
+    if loss["low"] is None:
+        return f"{words}The loss of B is {loss['difference']:+.4f} nats a token beside A's, without an interval."
+    span = f"95 % interval {loss['low']:+.4f} to {loss['high']:+.4f}"
+    if not loss["measurable"]:
+        return f"{words}There is no measurable difference in loss ({span} nats a token)."
+    return f"{words}The loss of B is {abs(loss['difference']):.4f} nats a token " + (
+        f"{'above' if loss['difference'] > 0 else 'below'} A's ({span})."
+    )
+
+
 def table(document: dict) -> str:
     """The comparison for a terminal: figures, then the weights that differ, then the prompts."""
     a, b = (document[side] for side in "ab")
-    parts = [f"A  {show.value(a['name'])} ({a['kind']})\nB  {show.value(b['name'])} ({b['kind']})"]
+    parts = [f"A  {show.value(a['name'])} ({a['kind']})\nB  {show.value(b['name'])} ({b['kind']})", verdict(document)]
     rows = [
         [row["label"], row["a"], row["b"], row["difference"], said(row), (row["better"] or "").upper()]
         for row in document["metrics"]

@@ -1,0 +1,88 @@
+"""The Compare page through Streamlit's AppTest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import streamlit as st
+from architectures import make
+from streamlit.runtime.pages_manager import PagesManager
+from streamlit.testing.v1 import AppTest
+from test_compare import entry, run
+
+from karipap_core.checkpoint import open_checkpoint
+from karipap_core.plan import Plan, model_entry
+from karipap_core.workspace import Workspace, write_json
+from pages.parts import model
+
+APP = str(Path(__file__).parents[1] / "app.py")
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    make("llama", folder / "tiny")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def alone(roots, monkeypatch):
+    """Through app.py as on a server that has drawn a page (see test_pages.py), with one small model."""
+
+    class Pages(PagesManager):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            PagesManager.uses_pages_directory = False
+
+    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
+    model.found.clear()
+    st.cache_resource.clear()
+
+
+def opened(**query) -> AppTest:
+    app = AppTest.from_file(APP, default_timeout=60)
+    app.query_params["model"] = "tiny"
+    app.run().switch_page("pages/compare.py")
+    for name, value in ({"model": "tiny"} | query).items():
+        app.query_params[name] = value
+    app.run()
+    assert not app.exception and not app.error, [error.value for error in app.error]
+    return app
+
+
+def words(app: AppTest) -> str:
+    return "\n".join([*(each.value for each in app.markdown), *(each.proto.body for each in app.get("html"))])
+
+
+def test_nothing_to_compare_says_what_to_do():
+    assert "Nothing to compare yet" in opened().info[0].value
+
+
+def test_two_runs_a_plan_and_the_dense_model(roots):
+    checkpoint = open_checkpoint(roots / "tiny")
+    whole = model_entry(checkpoint)
+    weights = [weight for weight in checkpoint.weights if weight.compressible]
+    small, large = (Plan(whole, "weight", {w.name: entry(*w.shape, chi) for w in weights}) for chi in (2, 4))
+    noise = np.random.default_rng(0).normal(0.1, 0.3, 100)
+    small.save(Workspace().plan_file("small"))
+    for name, plan, rises in (("r1", small, noise + 0.1), ("r2", large, noise)):
+        write_json(Workspace().runs_dir / name / "run.json", run(name, plan, rises, model=whole))
+    app = opened(a="run:r1", b="run:r2")
+    assert "The loss of B is 0.1000 nats a token below A" in words(app)
+    figures, table = app.dataframe[0].value, app.dataframe[1].value
+    assert figures[figures["figure"].str.startswith("loss")]["better"].item() == "B"
+    assert len(table) == len(weights) and (table["change"] > 0).all()
+    assert "2 measured models" in words(app) and len(app.get("download_button")) == 3
+    same = opened(a="plan:small", b="run:r1")
+    assert "Both make the same of every weight" in words(same)
+    dense = opened(a="dense", b="run:r2")
+    assert "A keeps 100.0% of the bytes" in words(dense)
+    assert "choose two" in opened(a="dense", b="dense").info[0].value
+
+
+def test_the_url_is_not_trusted(roots):
+    checkpoint = open_checkpoint(roots / "tiny")
+    Plan(model_entry(checkpoint), "weight", {}).save(Workspace().plan_file("whole"))
+    app = opened(a="run:../../etc/passwd", b="plan:<script>")
+    assert app.selectbox(key="a").value == "plan:whole"
