@@ -72,7 +72,8 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
 def _finished(out: Path, identity: str) -> bool:
     """Whether `out` already holds this very plan's model: the report is the last file written."""
     report = out / REPORT
-    return report.is_file() and json.loads(report.read_text()).get("identity") == identity
+    found = json.loads(report.read_text()) if report.is_file() else {}
+    return found.get("identity") == identity and "healing" not in found  # a healed folder is another model
 
 
 def _decompose(study, plan: Plan, weight, file: Path) -> None:
