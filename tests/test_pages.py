@@ -455,3 +455,21 @@ def test_a_chosen_point_is_in_the_url_and_its_plan_goes_to_the_board(plan):
     app.button(key="to_board").click().run()
     assert Workspace().plan_file("net").is_file()
     sound(opened(page="tradeoff", point="made-up"))
+
+
+def test_every_network_stands_in_the_same_bytes(plan):
+    keep_run(plan, "net", method="tree", settings={}, rise=0.2, bytes_kept_blocks=0.5)
+    keep_run(plan, "int4", kind="baseline", method="gptq", settings={"bits": 4}, rise=0.01, bytes_kept_blocks=0.27)
+    said = words(sound(opened(page="tradeoff")))
+    assert "GPTQ int4 loses least at 90%, 70%, 50% and 30%" in said and "No tensor network wins" in said
+    assert "<b>0.0100</b>" in said and "0.2000" in said and "at 27%" in said
+
+
+def test_a_sweep_of_all_networks_formats_and_tables(tiny, profiled, started):
+    app = sound(opened(page="tradeoff"))
+    app.multiselect(key="sweep_networks").set_value(["all"])
+    app.selectbox(key="sweep_quantize").set_value("int4")
+    app.selectbox(key="sweep_embedding").set_value("tt").run()
+    sound(app.button(key="sweep_start").click().run())
+    (argv,) = started
+    assert [argv[argv.index(flag) + 1] for flag in ("--networks", "--quantize", "--embedding")] == ["all", "int4", "tt"]
