@@ -86,7 +86,8 @@ def equal_bytes(points: list[dict]) -> None:
     st.html(
         '<p class="k-note">Columns are bytes kept of the blocks (16 bits for every number that is not quantized). Each '
         "cell is the measured point nearest to its size and not above it; where that is much smaller, its own size "
-        "stands beside. Bold: least, or level with it within the error of measuring. Filled dots are networks, rings their rivals; rows "
+        "stands beside. Bold: least, or level with it within the error of measuring. Filled dots are networks, "
+        "rings their rivals; rows "
         "are ordered by their places over all sizes.</p>"
     )
 
