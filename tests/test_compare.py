@@ -7,7 +7,7 @@ import pytest
 from architectures import make
 
 from karipap_core import cli, records
-from karipap_core.compare import Side, compare, damages, of_run, read, table
+from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, table, verdict
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.uncertainty import figures
@@ -177,3 +177,17 @@ def test_the_verb_prints_one_document_or_a_table(tmp_path, capsys):
     assert cli.main(["compare", str(tmp_path / "one.json"), str(tmp_path / "two.json")]) == 0
     assert "2 of 3 weights differ" in capsys.readouterr().out
     assert cli.main(["compare", str(tmp_path / "one.json"), "nothing"]) == 2
+
+
+def test_the_verdict_is_one_sentence_on_what_is_known(noise):
+    one, shifted = of_run(run("one", ONE, noise)), of_run(run("two", TWO, noise - 0.05))
+    assert verdict(compare(one, shifted)).startswith(
+        "A keeps 50.0% of the bytes, B 50.0%. The loss of B is 0.0500 nats"
+    )
+    assert "below A's (95 % interval -0.0500 to -0.0500)" in verdict(compare(one, shifted))
+    same = of_run(run("two", TWO, noise + np.random.default_rng(1).normal(0, 0.2, 100)))
+    assert "no measurable difference in loss" in verdict(compare(one, same))
+    plans = [of_plan(name, each) for name, each in (("a", ONE), ("b", TWO))]
+    assert verdict(compare(*plans)) == "The predicted rise in loss is 0.1000 nats a token for A and 0.1000 for B."
+    plans[1].point.clear()
+    assert "No figure of quality" in verdict(compare(*plans))
