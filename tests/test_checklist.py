@@ -103,6 +103,15 @@ def test_records_that_report_a_failure_are_red(folder):
         write_json(folder / f"{kind}.json", kept)
 
 
+def test_a_record_that_no_dense_model_stood_beside_is_red(folder):
+    for kind, name in (("evaluation", FLOW[0]), ("shadow", FLOW[1]), ("fallback", FLOW[2])):
+        kept = read_json(folder / f"{kind}.json")
+        write_json(folder / f"{kind}.json", kept | {"of": kept["of"] | {"dense": None}})
+        document = checklist(folder)
+        assert red(document) == [name] and "without the dense model" in item(document, name)["evidence"]
+        write_json(folder / f"{kind}.json", kept)
+
+
 def test_another_tensor_makes_every_record_stale(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
