@@ -50,7 +50,7 @@ th, td { text-align: right; padding: .28rem .45rem; border-bottom: 1px solid var
 th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 .words { text-align: left; }
 td { white-space: nowrap; }
-td.words { overflow-wrap: anywhere; white-space: normal; }
+td.words { overflow-wrap: break-word; white-space: normal; }
 td.words:first-child { min-width: 13rem; }
 tbody tr.front { background: var(--tint); }
 code, pre { font: .82rem/1.5 ui-monospace, "Source Code Pro", Menlo, Consolas, monospace; }
@@ -68,7 +68,8 @@ footer { padding: 2.5rem 1.5rem 3rem; }
   h2, h3, summary { break-after: avoid; } figure, tr, .facts div { break-inside: avoid; }
   thead { display: table-header-group; }
   .wide { overflow: visible; } table { font-size: 7pt; } th { white-space: normal; } th, td { padding: .15rem .3rem; }
-  td.words:first-child { min-width: 0; } .modebar { display: none; }
+  td.words:first-child { min-width: 0; }
+  td.words { overflow-wrap: anywhere; } .modebar { display: none; }
 }
 """
 
