@@ -33,14 +33,17 @@ class Calibration:
     tokens: int = 0
     checks: list[dict] = field(default_factory=list)  # {"predicted", "measured", "text"} of evaluated plans
 
-    def damage(self, name: str, error) -> np.ndarray:
+    def damage(self, name: str, error, network: str = "lowrank") -> np.ndarray:
         """Predicted divergence of truncating one weight alone to an absolute metric error (array in, array out).
+
+        One curve serves every network; but a table of tokens has one for each network that was measured on it
+        (`levels["<name>|<network>"]`), since what an error of rare tokens does depends on how it is spread.
 
         log damage runs piecewise linearly over log error through the measured levels, never falling, slopes clamped
         to `SLOPES`, carried on beyond the ends. Zero error is zero damage.
         """
         error = np.asarray(error, dtype=np.float64)
-        rows = np.array(self.levels[name], dtype=np.float64)
+        rows = np.array(self.levels[self.key(name, network)], dtype=np.float64)
         x, y = np.log(np.maximum(rows[:, 1], FLOOR)), np.log(np.maximum(rows[:, 2], FLOOR))
         order = np.argsort(x)
         x, y = x[order], np.maximum.accumulate(y[order])
@@ -56,6 +59,11 @@ class Calibration:
         above = heights[-1] + (point - x[-1]) * slopes[-1]
         value = np.exp(np.where(point < x[0], below, np.where(point > x[-1], above, inside)))
         return np.where(error <= 0, 0.0, value)
+
+    def key(self, name: str, network: str) -> str:
+        """Where the levels of a weight in a network are: under its name, or under both for a table measured so."""
+        both = f"{name}|{network}"
+        return both if both in self.levels else name
 
     @property
     def points(self) -> list[tuple[float, float]]:

@@ -133,8 +133,10 @@ class Planner:
     def _damage(self, rule: str) -> Callable[[Kind, str, np.ndarray, np.ndarray, float], np.ndarray]:
         """The damage of errors of one weight in a kind: f(kind, name, parameters, error, total)."""
         if rule in ("calibrated", "refined"):
-            calibration = self.study.calibration(self.metric, self.tables)
-            return lambda kind, name, parameters, error, total: calibration.damage(name, error) * self.scale[name]
+            calibration = self._calibration()
+            return lambda kind, name, parameters, error, total: (
+                calibration.damage(name, error, kind.network) * self.scale[name]
+            )
         if rule == "functional":
             return self._functional
         return lambda kind, name, parameters, error, total: 0.5 * error
@@ -320,7 +322,7 @@ class Planner:
     def _refined(self, limit: float, unit: str, tried: list[dict]) -> tuple[dict[str, dict], dict]:
         """Calibrated, then: measure every weight's marginal at the plan, scale its curve by √(measured / predicted)
         (clamped to 0.2–5), allocate again; the plan with the least divergence on the check windows wins."""
-        calibration = self.study.calibration(self.metric, self.tables)
+        calibration = self._calibration()
         decompositions, probe = self.study.decompositions(self.metric), self.study.probe
         best = weights = self._allocated("calibrated", limit, unit)
         best_found = self.measure(weights, learn=True)
@@ -332,7 +334,7 @@ class Planner:
             probe.restore()
             for name, (spec, change) in found.items():
                 error = self._error(name, spec)
-                predicted = float(calibration.damage(name, error)) * self.scale[name]
+                predicted = float(calibration.damage(name, error, spec.network)) * self.scale[name]
                 if predicted > 0:
                     self.scale[name] *= float(np.clip(np.sqrt(max(change, 0.0) / predicted), 0.2, 5.0))
             weights = self._allocated("refined", limit, unit)
@@ -419,9 +421,12 @@ class Planner:
 
     def damage_sum(self, weights: dict[str, dict]) -> float:
         """Σ over weights of the calibrated damage of its entry alone."""
-        calibration = self.study.calibration(self.metric, self.tables)
-        specs = self._specs(weights)
-        return sum(float(calibration.damage(n, self._error(n, s))) for n, s in specs.items() if s is not None)
+        calibration = self._calibration()
+        known = {name: spec for name, spec in self._specs(weights).items() if spec is not None}
+        return sum(float(calibration.damage(n, self._error(n, s), s.network)) for n, s in known.items())
+
+    def _calibration(self):
+        return self.study.calibration(self.metric, *([self.tables, self.table_kinds[0]] if self.tables else []))
 
     def plan_kept(self, weights: dict[str, dict]) -> float:
         return Plan(model_entry(self.checkpoint), self.metric, weights).ledger(self.checkpoint).kept_blocks

@@ -1,12 +1,18 @@
 """Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
 from karipap_core.calibrate import LEVELS
+from karipap_core.curves import Kind
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.progress import Progress, silent
 
+LOWRANK = Kind("lowrank")
 
-def measure_levels(probe, decompositions, weights, partial, progress: Progress = silent) -> dict[str, list]:
-    """rows [χ, absolute metric error, divergence] for each of `weights` cut alone to `LEVELS` of its break-even.
+
+def measure_levels(
+    probe, decompositions, weights, partial, progress: Progress = silent, kind: Kind = LOWRANK
+) -> dict[str, list]:
+    """rows [χ, absolute metric error, divergence] for each of `weights` cut alone to `LEVELS` of its break-even in a
+    kind of network.
 
     `partial` is a dictionary-like of finished weights (kept on disk by the caller, so that a killed run goes on).
     """
@@ -16,19 +22,19 @@ def measure_levels(probe, decompositions, weights, partial, progress: Progress =
         if weight.name in partial:
             rows[weight.name] = partial[weight.name]
             continue
-        rows[weight.name] = _weight_levels(probe, decompositions, weight)
+        rows[weight.name] = _weight_levels(probe, decompositions, weight, kind)
         partial[weight.name] = rows[weight.name]
     progress("sensitivity", len(weights), len(weights))
     return rows
 
 
-def _weight_levels(probe, decompositions, weight) -> list[list[float]]:
-    break_even = LowRank.for_shape(*weight.shape, 1).break_even_chi
+def _weight_levels(probe, decompositions, weight, kind: Kind) -> list[list[float]]:
+    break_even = kind.break_even(weight.shape)
     chis = sorted({max(1, round(level * break_even)) for level in LEVELS})
     dense, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
     rows = []
     for chi in chis:
-        matrix = decompositions.matrix(weight.name, LowRank.for_shape(*weight.shape, chi))
+        matrix = decompositions.matrix(weight.name, kind.spec(weight.shape, chi))
         probe.replace(weight.name, matrix)
         divergence = probe.measure(weight.layer).divergence
         probe.restore(weight.name)

@@ -218,20 +218,23 @@ class Study:
     def has_calibration(self, metric: str) -> bool:
         return metric in self._calibrations or self.calibration_file(metric).exists()
 
-    def calibration(self, metric: str, tables=()) -> Calibration:
-        """The measured sensitivity of every weight (and of these tables) under a metric, and the fit through whole
-        plans."""
+    def calibration(self, metric: str, tables=(), kind: Kind | None = None) -> Calibration:
+        """The measured sensitivity of every weight (and of these tables in this kind of network) under a metric, and
+        the fit through whole plans."""
         if metric not in self._calibrations:
             file = self.calibration_file(metric)
             if not file.exists():
                 self._calibrate(metric, file)
             self._calibrations[metric] = Calibration.from_json(read_json(file))
         found = self._calibrations[metric]
-        missing = [weight for weight in tables if weight.name not in found.levels]
+        kind = kind or Kind("lowrank")
+        mark = "" if kind.network == "lowrank" else f"|{kind.network}"
+        missing = [weight for weight in tables if weight.name + mark not in found.levels]
         if missing:
             from karipap_core.sensitivity import measure_levels
 
-            found.levels |= measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress)
+            levels = measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress, kind)
+            found.levels |= {name + mark: rows for name, rows in levels.items()}
             write_json(self.calibration_file(metric), found.to_json())
         return found
 

@@ -37,7 +37,7 @@ class Measured:
                 raise InputError(f"The curves of {kind.label} under the metric {metric} were not measured yet.")
         return self.read[key]
 
-    def calibration(self, metric: str, tables=()):
+    def calibration(self, metric: str, tables=(), kind: Kind | None = None):
         return self.found
 
     def has_calibration(self, metric: str) -> bool:

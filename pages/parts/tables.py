@@ -253,7 +253,8 @@ def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources
     if not weights or (what.embedding != "dense" and _found.tables is None):
         return None
     calibration = _calibration(_found, weights)
-    if calibration and not all(table.name in calibration.levels for table in tokens):
+    network = {"tt": "tt_embedding"}.get(what.embedding, what.embedding)
+    if calibration and not all(calibration.key(table.name, network) in calibration.levels for table in tokens):
         return None  # what the tables of tokens are worth has to be measured first
     functional = what.metric == "functional" or all(
         file for (_, metric, _), file in _found.curves.items() if metric == "functional"
