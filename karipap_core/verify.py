@@ -87,7 +87,10 @@ def verify(
         note("unchanged", *_unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}))
         sound = plan is not None and not wrong and not damaged
         if sound:
-            note("logits", *_logits(folder, plan, source if same else None, core_files, checkpoint, device))
+            # Healed norms are not the dense model's: then the folder is held against itself, made dense in memory.
+            own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
+            dense = source if same and not own_norms else None
+            note("logits", *_logits(folder, plan, dense, core_files, checkpoint, device))
     for name in ORDER:
         if name not in found:
             note(name, None, "not checked: see what is red above")

@@ -2,8 +2,9 @@
 
     python assets/demo_model/measure.py
 
-Profile under the three metrics with every MPO bond, curves of both networks, and the calibration under the loss
-metric, as `python -m karipap_core` would find them: see `Workspace.adopt`. A few minutes on one core.
+Profile under the three metrics with every MPO bond, curves of every network that `auto` chooses from, and the
+calibration under the loss metric, as `python -m karipap_core` would find them: see `Workspace.adopt`. Half an hour on
+one core. The measured runs in `karipap/runs` are those of the sweep in README, copied.
 """
 
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
+from karipap_core.planning import WHOLE, kinds_of  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.study import Study  # noqa: E402
 from karipap_core.workspace import write_json  # noqa: E402
@@ -20,13 +22,15 @@ METRICS = ("weight", "functional", "loss")
 
 
 def main() -> None:
-    shutil.rmtree(HERE / "karipap", ignore_errors=True)  # measured anew, not adopted
+    for kind in ("profiles", "curves", "calibration"):
+        shutil.rmtree(HERE / "karipap" / kind, ignore_errors=True)  # measured anew, not adopted
     study = Study(HERE, progress=json_lines())
     study.profile()
     study.profile(METRICS, "mpo")
     study.calibration("loss")
-    for network in ("lowrank", "mpo"):
-        study.curves(network, "loss")
+    for kind in kinds_of("auto", None):
+        if kind != WHOLE:
+            study.curves(kind, "loss")
     study.curves("lowrank", "functional")
     for kind in ("profiles", "curves", "calibration"):
         shutil.copytree(study.folder / kind, HERE / "karipap" / kind)
