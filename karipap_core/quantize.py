@@ -72,9 +72,10 @@ class Quantized:
 
     def dense(self) -> torch.Tensor:
         """Ŵ (out, in) float32."""
-        rows, columns = self.codes.shape
-        codes = functional.pad(self.codes, (0, -columns % self.group)).reshape(rows, -1, self.group).float()
-        return codes.sub_(self.zeros[..., None]).mul_(self.scales[..., None]).reshape(rows, -1)[:, :columns]
+        (rows, columns), groups = self.codes.shape, self.scales.shape[1]
+        codes = functional.pad(self.codes, (0, -columns % self.group)).reshape(rows, groups, self.group).float()
+        codes = codes.sub_(self.zeros[..., None]).mul_(self.scales[..., None])
+        return codes.reshape(rows, groups * self.group)[:, :columns]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored: `codes` and `zeros` packed (1-D uint8), `scales` float16 (out, groups)."""

@@ -166,7 +166,7 @@ class Points:
             "budget": plan.budget, "scope": plan.scope,
         }  # fmt: skip
         formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
-        settings |= {"quantize": ", ".join(formats)} if formats and network != "qlr" else {}
+        settings |= {"quantize": ", ".join(formats)} if formats and network not in ("qlr", "auto") else {}
         settings |= {"embedding": plan.embedding["kind"]} if plan.embedding else {}
         around = sorted({word for entry in plan.weights.values() for word in entry.get("structure", {})
                          if entry["structure"][word]})  # fmt: skip
