@@ -352,7 +352,7 @@ def price(squares: Sequence[np.ndarray], owns: Sequence[int], chi: int, budget: 
         steps.append((jump[leave], whole - each * (leave + 1), member, every, tails[leave]))
     if left_over < 0:
         return None
-    stopped, smallest = set(), min((own + chi for own in owns), default=1)
+    stopped, smallest = set(), min((step[1] for step in steps), default=1)
     for _, cost, member, rank, gain in sorted(steps, key=lambda step: (-step[0], step[3])):
         if left_over < smallest:
             break
