@@ -120,7 +120,7 @@ HELD_OUT = text_option("measure on", "held-out modules")
         metavar="A,B",
         help="weight (needs no text), functional, loss (default: all three)",
     ),
-    option("--network", help="mpo: also the spectrum of every bond of each weight's MPO"),
+    option("--network", help="mpo, tree or peps: also the spectrum of every bond of that network"),
     DEVICE,
     option("--out", type=Path, metavar="DIR", help="keep a copy of the profile in this folder"),
 )

@@ -18,6 +18,7 @@ PAGES = {
     "plan": "/plan?model=demo",
     "run": "/run?model=demo",
     "tradeoff": "/tradeoff?model=demo",
+    "networks": "/networks?network=peps",
 }
 READY = (
     "!document.querySelector('[data-testid=stSkeleton]') && [...document.querySelectorAll("
