@@ -97,10 +97,10 @@ def command(world, out, steps, every):
 
 def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world):
     """SIGKILL in the search for a step size and at a random step, the same command each time: the curve is the same."""
-    expected = heal(world / "small", world / "whole", 40, world / "text.txt", every=3, **QUICK)
+    expected = heal(world / "small", world / "whole", 60, world / "text.txt", every=3, **QUICK)
     at = int(np.random.default_rng().integers(4, 25))  # a busy machine takes some more steps before the signal comes
     for stage, done in (("step size", 2), ("heal", at)):
-        line = command(world, world / "killed", 40, 3)
+        line = command(world, world / "killed", 60, 3)
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for told in map(progress_line, process.stderr):
             if told and told["stage"] == stage and told["done"] >= done:
@@ -113,7 +113,7 @@ def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world
     def progress(stage, done, *_):
         steps.append((stage, done))
 
-    again = heal(world / "small", world / "killed", 40, world / "text.txt", every=3, progress=progress, **QUICK)
+    again = heal(world / "small", world / "killed", 60, world / "text.txt", every=3, progress=progress, **QUICK)
     first = min(done for stage, done in steps if stage == "heal")
     assert 1 < at // 3 * 3 - 3 < first or at < 9, (at, first)
     assert ("step size", 0) not in steps, "the search is not made again"
