@@ -1,11 +1,9 @@
 """The Production page through Streamlit's AppTest: it shows what is on disk, and its buttons start the verbs."""
 
 import json
-from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 from test_verify import folder_of, plan_for
 
@@ -15,8 +13,8 @@ from karipap_core.fallback import rehearse
 from karipap_core.shadow import read_prompts, shadow
 from karipap_core.workspace import Workspace, read_json, write_json
 from pages.parts import model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
+from tests.app_page import words
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +42,8 @@ def started(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def alone(world, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py)."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py)."""
+    app_page.through_app(monkeypatch)
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(world[0].parent))
     model.found.clear()
     st.cache_resource.clear()
@@ -68,18 +60,7 @@ def run(world):
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.query_params["model"] = "tiny"
-    app.run().switch_page("pages/checklist.py")
-    for name, value in ({"model": "tiny"} | query).items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception and not app.error, [error.value for error in app.error]
-    return app
-
-
-def words(app: AppTest) -> str:
-    return "\n".join([*(each.value for each in app.markdown), *(each.proto.body for each in app.get("html"))])
+    return app_page.opened_on_tiny("pages/checklist.py", 60, query)
 
 
 def test_without_a_folder_it_says_where_one_is_made():

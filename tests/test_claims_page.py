@@ -5,10 +5,8 @@ import html
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_claims, jobs
@@ -16,20 +14,13 @@ from karipap_core.checkpoint import open_checkpoint
 from karipap_core.claims import CLAIMS, result_file
 from karipap_core.workspace import write_json
 from pages.parts import model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
 
 
 @pytest.fixture(autouse=True)
 def through_app(monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py)."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py)."""
+    app_page.through_app(monkeypatch)
 
 
 @pytest.fixture
@@ -76,19 +67,11 @@ def keep(folder, claim: str, document) -> None:
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=30)
-    app.query_params["model"] = "tiny"
-    app.run().switch_page("pages/claims.py")
-    for name, value in ({"model": "tiny"} | query).items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception and not app.error, [error.value for error in app.error]
-    return app
+    return app_page.opened_on_tiny("pages/claims.py", 30, query)
 
 
 def words(app: AppTest) -> str:
-    parts = [each.value for kind in ("markdown", "caption", "subheader", "code") for each in getattr(app, kind)]
-    return "\n".join([*parts, *(each.proto.body for each in app.get("html"))])
+    return app_page.words(app, ("markdown", "caption", "subheader", "code"))
 
 
 @pytest.mark.parametrize("claim", CLAIMS)

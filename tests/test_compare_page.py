@@ -1,12 +1,9 @@
 """The Compare page through Streamlit's AppTest."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import streamlit as st
 from architectures import make
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 from test_compare import entry, run
 
@@ -14,8 +11,8 @@ from karipap_core.checkpoint import open_checkpoint
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import Workspace, write_json
 from pages.parts import model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
+from tests.app_page import words
 
 
 @pytest.fixture(scope="module")
@@ -27,32 +24,15 @@ def roots(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def alone(roots, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py), with one small model."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
+    app_page.through_app(monkeypatch)
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
     model.found.clear()
     st.cache_resource.clear()
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.query_params["model"] = "tiny"
-    app.run().switch_page("pages/compare.py")
-    for name, value in ({"model": "tiny"} | query).items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception and not app.error, [error.value for error in app.error]
-    return app
-
-
-def words(app: AppTest) -> str:
-    return "\n".join([*(each.value for each in app.markdown), *(each.proto.body for each in app.get("html"))])
+    return app_page.opened_on_tiny("pages/compare.py", 60, query)
 
 
 def test_nothing_to_compare_says_what_to_do():

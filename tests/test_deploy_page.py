@@ -2,14 +2,12 @@
 
 import json
 import shlex
-from pathlib import Path
 
 import configs
 import numpy as np
 import pytest
 import streamlit as st
 from architectures import make
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import cli, figures_deploy, hardware, kv, verbs  # noqa: F401  (verbs fills cli.VERBS)
@@ -19,8 +17,8 @@ from karipap_core.footprint import of_config
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, Workspace
 from pages.parts import model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
+from tests.app_page import words
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +30,8 @@ def roots(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def alone(roots, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py), with one small model and no CUDA."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model and no CUDA."""
+    app_page.through_app(monkeypatch)
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
     monkeypatch.setattr(hardware, "detect", lambda: None)
     model.found.clear()
@@ -47,18 +39,7 @@ def alone(roots, monkeypatch):
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
-    app.query_params["model"] = "tiny"
-    app.run().switch_page("pages/deploy.py")
-    for name, value in ({"model": "tiny"} | query).items():
-        app.query_params[name] = value
-    app.run()
-    assert not app.exception and not app.error, [error.value for error in app.error]
-    return app
-
-
-def words(app: AppTest) -> str:
-    return "\n".join([*(each.value for each in app.markdown), *(each.proto.body for each in app.get("html"))])
+    return app_page.opened_on_tiny("pages/deploy.py", 60, query)
 
 
 def test_the_verdict_comes_first_and_says_what_was_not_measured():

@@ -6,35 +6,28 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_claims
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
 from pages.parts import common, model
 from pages.parts.network_docs import DOCS
+from tests import app_page
 
 ROOT = Path(__file__).parents[1]
-APP = str(ROOT / "app.py")
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py), with no model but the demo's, if any."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py), with no model but the demo's, if any."""
+    app_page.through_app(monkeypatch)
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path))
     model.found.clear()
     st.cache_resource.clear()
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(app_page.APP, default_timeout=60)
     app.run().switch_page("pages/networks.py")
     for name, value in query.items():
         app.query_params[name] = value

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import jobs
@@ -20,21 +19,12 @@ from karipap_core.errors import InputError
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import Workspace, write_json
 from pages.parts import common, model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
 
 
 @pytest.fixture(autouse=True)
 def through_app(monkeypatch):
-    """Runs go through app.py, as on any server that has drawn a page: AppTest forgets before each run that
-    `st.navigation` was called, and would start pages on their own."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    app_page.through_app(monkeypatch)
 
 
 @pytest.fixture
@@ -83,7 +73,7 @@ def started(monkeypatch) -> list:
 
 
 def opened(page: str = "profile", **query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=30)
+    app = AppTest.from_file(app_page.APP, default_timeout=30)
     if page != "profile":
         app.query_params["model"] = "tiny"
         app.run().switch_page(f"pages/{page}.py")
@@ -214,10 +204,11 @@ def test_a_damaged_profile_is_passed_over(profiled, started):
 def test_the_first_paint_needs_no_torch(profiled, tmp_path):
     code = (
         "import sys; from streamlit.testing.v1 import AppTest; "
-        f"app = AppTest.from_file({APP!r}, default_timeout=30); app.query_params['model'] = 'tiny'; app.run(); "
+        f"app = AppTest.from_file({app_page.APP!r}, default_timeout=30); "
+        "app.query_params['model'] = 'tiny'; app.run(); "
         "print(len(app.get('plotly_chart')), 'torch' in sys.modules, 'transformers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(APP).parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(app_page.APP).parent)
     assert done.stdout.split() == ["2", "False", "False"], done.stderr[-2000:]
 
 

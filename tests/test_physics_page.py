@@ -1,30 +1,21 @@
 """The Physics check through Streamlit's AppTest, and its figures against the numbers they draw."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import streamlit as st
-from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_ising, ising
 from karipap_core.ising import CRITICAL, exact, solve
 from pages.parts import model
-
-APP = str(Path(__file__).parents[1] / "app.py")
+from tests import app_page
+from tests.app_page import words
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see test_pages.py), with no model and nothing computed."""
-
-    class Pages(PagesManager):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            PagesManager.uses_pages_directory = False
-
-    monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    """Through app.py as on a server that has drawn a page (see app_page.py), with no model and nothing computed."""
+    app_page.through_app(monkeypatch)
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path))
     model.found.clear()
     st.cache_resource.clear()
@@ -44,17 +35,13 @@ def asked(monkeypatch) -> list[tuple]:
 
 
 def opened(**query) -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(app_page.APP, default_timeout=60)
     app.run().switch_page("pages/physics.py")
     for name, value in ({"ising_chi": "4"} | query).items():
         app.query_params[name] = value
     app.run()
     assert not app.exception and not app.error, [error.value for error in app.error]
     return app
-
-
-def words(app: AppTest) -> str:
-    return "\n".join([*(each.value for each in app.markdown), *(each.proto.body for each in app.get("html"))])
 
 
 def test_it_shows_the_number_the_exact_one_and_the_error():
@@ -112,7 +99,7 @@ def test_a_failure_is_a_sentence(monkeypatch):
         raise RuntimeError("secret /path")
 
     monkeypatch.setattr(ising, "solve", fails)
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(app_page.APP, default_timeout=60)
     app.run().switch_page("pages/physics.py").run()
     assert not app.exception
     assert "Something went wrong while checking the physics" in app.error[0].value
