@@ -1,6 +1,7 @@
 """`python -m karipap_core <verb>`: the frame around the verbs of verbs.py.
 
-Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug); 2 bad input; 130 cancelled.
+Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), or a verdict of not ok (`verify`,
+`checklist`: the document is printed all the same); 2 bad input; 130 cancelled.
 Only the result goes to stdout: a table, or with --json exactly one JSON document. All else, that of libraries
 included, goes to stderr. Nothing here imports torch: `--help` is instant.
 """
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Compress language models with tensor networks: profile → plan → compress → evaluate → sweep.",
         epilog="MODEL is a folder, a .safetensors file or a hub id. `VERB --help` shows an example of each verb. "
-        "Exit status: 0 done, 1 failed, 2 bad input, 130 cancelled.",
+        "Exit status: 0 done, 1 failed or (verify, checklist) not ok, 2 bad input, 130 cancelled.",
     )
     parser.add_argument("--version", action="version", version=f"karipap {__version__}")
     subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
     except Exception as error:
         return _fail(args, _in_a_line(error), FAILED)
-    return DONE
+    return FAILED if document.get("ok") is False else DONE  # so that a pipeline stops at a verdict of not ok
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -277,12 +277,18 @@ class Job:
             elif asked is not None and time.monotonic() - asked > document["grace"]:
                 _signal_group(child.pid, signal.SIGKILL)
         _signal_group(child.pid, signal.SIGKILL)  # helpers that the command left behind
-        if code == 0:
+        if code == 0 or (code == 1 and self._answered()):
             self._finish("done", code, None)
         elif self._cancel.exists() or (code == 130 and not stopping):
             self._finish("cancelled", code, None)
         else:
             self._finish("failed", code, LOST if stopping else self._why(code))
+
+    def _answered(self) -> bool:
+        """Whether the command printed its document: with status 1 that is a verdict of not ok, and no failure."""
+        with suppress(InputError):
+            return isinstance(read_json(self._result).get("ok"), bool)
+        return False
 
     def _finish(self, state: str, code: int | None, reason: str | None) -> None:
         ending = {"state": state, "exit": code, "reason": reason, "finished": time.time()}

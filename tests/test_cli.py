@@ -139,6 +139,13 @@ def test_exit_statuses(verb, capsys, failure, status, said):
     assert ("Traceback" in capsys.readouterr().err) is (status != 130)
 
 
+def test_a_verdict_of_not_ok_is_printed_and_stops_a_pipeline(verb, capsys):
+    for ok, status in ((False, 1), (True, 0)):
+        verb(lambda args, progress, ok=ok: {"ok": ok})
+        assert cli.main(["trial", "--json"]) == status
+        assert json.loads(capsys.readouterr().out) == {"ok": ok}
+
+
 def test_nan_in_a_result_is_a_failure_and_not_a_document(verb, capsys):
     verb(lambda args, progress: {"loss": float("nan")})
     assert cli.main(["trial", "--json"]) == 1

@@ -31,6 +31,9 @@ if verb == "ok":
 elif verb == "bad":
     print("error: Weight x holds NaN.", file=sys.stderr)
     sys.exit(2)
+elif verb == "verdict":
+    print('{"ok": false}' if sys.argv[2] == "whole" else '{"ok": fal')
+    sys.exit(1)
 elif verb == "crash":
     os.kill(os.getpid(), signal.SIGSEGV)
 elif verb == "sleep":
@@ -129,6 +132,13 @@ def test_failures_say_why(work):
     missing = ended(jobs.start(["x"], "no program", program=("/no/such/program",)))
     assert missing["state"] == "failed"
     assert "/no/such/program" in missing["reason"]
+
+
+def test_a_verdict_of_not_ok_is_a_result_and_no_failure(work):
+    job = start("verdict", "whole")
+    status = ended(job)
+    assert (status["state"], status["exit"], job.result()) == ("done", 1, {"ok": False})
+    assert ended(start("verdict", "cut short"))["state"] == "failed"
 
 
 def test_a_job_killed_for_memory_fails_and_resumes(work):
