@@ -12,6 +12,7 @@ from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.compare import table as compare_table
 from karipap_core.ising import table as ising_table
+from karipap_core.layer_sensitivity import table as sensitivity_table
 from karipap_core.report import table as report_table
 from karipap_core.shadow import table as shadow_table
 from karipap_core.show_deploy import table as deploy_table
@@ -560,3 +561,43 @@ def report(args, progress) -> dict:
     from karipap_core.report import report as write
 
     return write(args.runs, args.out, progress)
+
+
+@verb(
+    "each weight or layer compressed alone: what it loses, and whether entropy foretells it here",
+    "assets/demo_model --network lowrank --kept 0.5",
+    sensitivity_table,
+    MODEL,
+    option("--network", default="lowrank", help="as of `plan`, but not auto (default: lowrank)"),
+    option("--kept", type=fraction, metavar="KEPT", help="fraction of each weight's numbers to keep (default: 0.5)"),
+    option("--chi", type=positive, metavar="N", help="every bond at this χ instead"),
+    option("--metric", default="loss", help="weight, functional or loss: what the cores are fitted to (default: loss)"),
+    option(
+        "--by",
+        choices=("weight", "layer"),
+        default="weight",
+        help="one weight at a time, or all of a layer at once (default: weight)",
+    ),
+    option("--quantize", metavar="FORMAT", help="store the cores in int8, int4, int3, int2 or fp8"),
+    HELD_OUT,
+    option(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="text to calibrate on (default: a quarter of --text, which is then not measured on; without --text the "
+        "standard library's calibration modules)",
+    ),
+    *SCORING,
+    DEVICE,
+    option("--out", type=Path, metavar="FILE", help="also write the result to this file"),
+)
+def sensitivity(args, progress) -> dict:
+    from karipap_core.layer_sensitivity import sensitivity as measure
+    from karipap_core.workspace import write_json
+
+    names = ("network", "kept", "chi", "metric", "by", "quantize", "text", "device")
+    values = {name: getattr(args, name) for name in names} | _given(args)
+    found = measure(args.model, calibration=args.calibrate, progress=progress, **values)
+    if args.out:
+        write_json(args.out, found)
+    return found
