@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import plotly.graph_objects as go
 
+from karipap_core import scores, uncertainty
 from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
 from karipap_core.pareto import known, pareto
 
@@ -69,18 +70,62 @@ RIVALS = {
 }  # fmt: skip
 
 
+def quality(points: Iterable[dict], y: str) -> Axis:
+    """The axis of a figure of these points: one of `QUALITIES`, or a score of a task such as "hellaswag: acc_norm".
+    Raises KeyError for what is neither."""
+    if y in QUALITIES:
+        return QUALITIES[y]
+    more = scores.keys(points)[y]
+    return Axis(y, y, ".1%" if more else ".4f", "score of a benchmark task, as lm-evaluation-harness names it", more)
+
+
+def interval(point: dict, y: str) -> tuple[float, float] | None:
+    """Where a figure of a point lies by its 95 % interval, None where it has none.
+
+    That of the rise is paired to the dense model on the same tokens (`uncertainty.rise_of`), so those of what follows
+    from the loss are: loss = dense + rise, perplexity = dense · exp(rise), bits per byte = dense · (loss / dense loss).
+    Of a task see `scores.interval`.
+    """
+    if y not in QUALITIES:
+        return scores.interval(point, y)
+    found, dense = uncertainty.rise_of(point), point.get("dense") or {}
+    if found is None or y not in scores.LOSSES:
+        return None
+    ends = (found.low, found.high)
+    if y == "rise":
+        return ends
+    if not known(dense, "loss") or not known(dense, y):
+        return None
+    if y == "loss":
+        return tuple(dense["loss"] + end for end in ends)
+    if y == "perplexity":
+        return tuple(dense["perplexity"] * math.exp(end) for end in ends)
+    return tuple(dense["bits_per_byte"] * (1 + end / dense["loss"]) for end in ends)
+
+
+def measurable(point: dict, y: str) -> bool | None:
+    """Whether a point differs from the dense model by a figure, None where no interval tells."""
+    if y in QUALITIES and y not in scores.LOSSES:
+        return None
+    found = uncertainty.rise_of(point) if y in scores.LOSSES else scores.to_dense(point, y)
+    return found and found.measurable
+
+
 def tradeoff(
     points: Sequence[dict], x: str = "bytes_kept", y: str = "rise", log: bool | None = None,
     selected: str | None = None,
 ) -> go.Figure:  # fmt: skip
     """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
 
-    Every marker's `customdata` is the point's id. On a logarithmic axis, numbers at or below the noise floor (a
-    ten-thousandth of a nat, or the smallest number of the scale) are drawn on the floor, which then says so; hovering
-    gives the true number.
+    y is a key of `QUALITIES` or a score of a task (`scores.keys`); then points alone that were scored in one way are
+    drawn. Bars are 95 % intervals (`interval`). Every marker's `customdata` is the point's id. On a logarithmic axis,
+    numbers at or below the noise floor (a ten-thousandth of a nat, or the smallest number of the scale) are drawn on
+    the floor, which then says so; hovering gives the true number.
     """
-    size, quality = SIZES[x], QUALITIES[y]
-    log = quality.log if log is None else log
+    size, axis = SIZES[x], quality(points, y)
+    score = y not in QUALITIES
+    points = scores.with_score(points, y) if score else points
+    log = axis.log if log is None else log
     drawn = [point for point in points if known(point, x) and known(point, y)]
     figure = go.Figure()
     floor = 1e-4 if y in ("rise", "kl") else 1e-6
@@ -88,7 +133,7 @@ def tradeoff(
     def height(point: dict) -> float:
         return max(point[y], floor) if log else point[y]
 
-    front = pareto(drawn, x, y, maximize=(y,) if quality.more else ())
+    front = pareto(drawn, x, y, maximize=(y,) if axis.more else ())
     if len(front) > 1:
         figure.add_scatter(
             x=_array(point[x] for point in front), y=_array(map(height, front)), mode="lines", name="Pareto front",
@@ -98,7 +143,8 @@ def tradeoff(
         members = sorted(members, key=lambda point: point[x])
         figure.add_scatter(
             x=_array(point[x] for point in members), y=_array(map(height, members)), name=name, mode="lines+markers",
-            customdata=[point["id"] for point in members], hovertext=[_hover(point, size) for point in members],
+            customdata=[point["id"] for point in members], hovertext=[_hover(point, size, y) for point in members],
+            error_y=_bars(members, y, height, floor if log else -math.inf, style["color"]),
             hovertemplate="%{hovertext}<extra></extra>", line=dict(color=style["color"], width=style["width"],
             dash=style["dash"]), marker=dict(symbol=style["symbol"], size=style["size"], color=style["color"],
             line=dict(width=2 if "open" in style["symbol"] else 0)), selected_marker_opacity=1,
@@ -111,10 +157,15 @@ def tradeoff(
             marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
         )  # fmt: skip
     dense = next((p["dense"][y] for p in drawn if y in (p.get("dense") or {})), None)
-    if dense is not None:
-        figure.add_hline(dense, line=dict(color=GREY, width=1, dash="dot"))
+    levels = {"dense": (scores.dense(points, y) if score else dense, "dot")}
+    levels |= {"chance": (scores.chance(points, y), "dash")} if score else {}
+    for word, (at, dash) in levels.items():
+        if at is None or (log and at <= 0):
+            continue
+        figure.add_hline(at, line=dict(color=GREY, width=1, dash=dash))
+        label = f"{word} {at:{axis.form}}" if score else word
         figure.add_annotation(
-            x=0, xref="paper", y=math.log10(dense) if log else dense, text="dense", showarrow=False, xanchor="left",
+            x=0, xref="paper", y=math.log10(at) if log else at, text=label, showarrow=False, xanchor="left",
             yanchor="bottom", font=dict(size=11, color=GREY),
         )  # fmt: skip
     figure.update_layout(
@@ -124,7 +175,9 @@ def tradeoff(
     )  # fmt: skip
     figure.update_xaxes(title_text=size.label, tickformat=".0%", gridcolor=FAINT, zeroline=False, automargin=True)
     unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
-    figure.update_yaxes(title_text=quality.label + unit, gridcolor=FAINT, zeroline=False, automargin=True)
+    figure.update_yaxes(title_text=escape(axis.label) + unit, gridcolor=FAINT, zeroline=False, automargin=True)
+    if score and axis.more and not log:
+        figure.update_yaxes(tickformat=".0%")
     if log and any(point[y] < floor for point in drawn):
         figure.add_annotation(
             x=1, xref="paper", y=math.log10(floor), text=f"at or below {floor:g}", showarrow=False, xanchor="right",
@@ -133,6 +186,22 @@ def tradeoff(
     if log:
         figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, drawn))))
     return figure
+
+
+def _bars(members: Sequence[dict], y: str, height, floor: float, color: str) -> dict | None:
+    """Error bars from the marker's place, nothing (NaN) for points without an interval. An end that a logarithmic axis
+    cannot show stops at the floor."""
+    found = [interval(point, y) for point in members]
+    if not any(found):
+        return None
+    up, down = [], []
+    for point, ends in zip(members, found, strict=True):
+        at = height(point)
+        up.append(max(ends[1] - at, 0.0) if ends else math.nan)
+        down.append(max(at - max(ends[0], floor), 0.0) if ends else math.nan)
+    return dict(
+        type="data", symmetric=False, array=_array(up), arrayminus=_array(down), color=color, thickness=1.3, width=4
+    )
 
 
 def _ends(values: Iterable[float]) -> tuple[float, float]:
@@ -162,13 +231,21 @@ def _series(points: Iterable[dict]):
         yield f"{method}, {rule}", members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
 
 
-def _hover(point: dict, size: Axis) -> str:
+def _hover(point: dict, size: Axis, y: str) -> str:
     lines = [f"<b>{escape(point['label'])}</b>", f"{size.label.lower()} {point[size.key]:{size.form}}"]
+    if y not in QUALITIES:
+        axis, ends = quality([point], y), scores.interval(point, y)
+        span = f" (95 % {ends[0]:{axis.form}} to {ends[1]:{axis.form}})" if ends else ""
+        lines.append(f"{escape(y)} {point[y]:{axis.form}}{span}")
     for axis in QUALITIES.values():
         if known(point, axis.key):
-            error = point.get("rise_error") if axis.key == "rise" else None
-            more = f" ± {error:.2g}" if error else ""
-            lines.append(f"{axis.label.lower()} {point[axis.key]:{axis.form}}{more}")
+            lines.append(f"{axis.label.lower()} {point[axis.key]:{axis.form}}")
+            if axis.key != "rise":
+                continue
+            ends, error = interval(point, "rise"), point.get("rise_error")
+            lines[-1] += f" (95 % {ends[0]:+.4f} to {ends[1]:+.4f})" if ends else f" ± {error:.2g}" if error else ""
+    if measurable(point, y) is False:
+        lines.append("<b>no measurable difference</b> to dense")
     predicted = (point.get("predicted") or {}).get("rise")
     if predicted is not None:
         lines.append(f"predicted rise {predicted:.4f}")

@@ -8,10 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from karipap_core import scores, uncertainty
+
 SIZES = (0.9, 0.7, 0.5, 0.3, 0.2)
 SLACK = 0.005  # a plan may end that much above its budget, in rounding
 BESIDE = 0.02  # points of one method this close in size are at the same size: the best of them counts
-SAME = 0.001  # nats: differences below are noise, whatever the errors say
+SAME = 0.001  # nats: of points without units, differences below are noise, whatever their errors say
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Ranking:
-    """rows: best first.  winners[size]: the row that loses least there, and those level with it within the error of
-    measuring; empty where nothing was measured.  quality: the key of what is compared."""
+    """rows: best first.  winners[size]: the row that loses least there, and those level with it (`level`); empty where
+    nothing was measured.  quality: the key of what is compared."""
 
     rows: list[Row]
     winners: tuple[tuple[int, ...], ...]
@@ -96,9 +98,26 @@ def _winners(rows: list[Row], column: int, quality: str) -> tuple[int, ...]:
 
 
 def _level(rows: list[Row], best: int, other: int, column: int, quality: str) -> bool:
-    first, second = rows[best].points[column], rows[other].points[column]
-    noise = math.hypot(first.get("rise_error") or 0.0, second.get("rise_error") or 0.0) if quality == "rise" else 0.0
-    return second[quality] - first[quality] <= max(noise, SAME if quality == "rise" else 0.0)
+    return level(rows[best].points[column], rows[other].points[column], quality)
+
+
+def level(a: dict, b: dict, quality: str) -> bool:
+    """Whether two points are level by a figure: no difference between them can be measured.
+
+    Where both kept what they lost by document, the paired 95 % interval of their difference
+    (`uncertainty.difference`) holds 0; of tasks that of their items (`scores.difference`). Points that were measured
+    before units were kept are level within both standard errors of the rise, or within `SAME` nats. Other figures have
+    no error: equal numbers alone are level.
+    """
+    if quality in scores.LOSSES:
+        if (found := uncertainty.difference(a, b)) is not None:
+            return not found.measurable
+        if quality in ("rise", "loss"):
+            noise = math.hypot(a.get("rise_error") or 0.0, b.get("rise_error") or 0.0)
+            return abs(a[quality] - b[quality]) <= max(noise, SAME)
+    elif (found := scores.difference(a, b, quality)) is not None:
+        return not found.measurable
+    return a[quality] == b[quality]
 
 
 def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:

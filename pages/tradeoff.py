@@ -1,12 +1,13 @@
 """Trade-off: every run and every baseline of the model on one chart, size against quality."""
 
 import html
+import re
 from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_runs, ranking
+from karipap_core import anchors, figures_runs, ranking, scores
 from karipap_core.pareto import pareto
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, runs, tables, texts, winner
@@ -14,7 +15,8 @@ from pages.parts import common, job, model, plan_jobs, runs, tables, texts, winn
 COLUMNS = {
     "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
     "kept": ("Parameters kept", "percent"), "kept_blocks": ("Blocks kept", "percent"), "rise": ("Rise", "%.4f"),
-    "rise_error": ("±", "%.4f"), "predicted_rise": ("Predicted", "%.4f"), "loss": ("Loss", "%.4f"),
+    "rise_low": ("95 % from", "%.4f"), "rise_high": ("to", "%.4f"), "to_dense": ("To dense", None),
+    "predicted_rise": ("Predicted", "%.4f"), "loss": ("Loss", "%.4f"),
     "perplexity": ("Perplexity", "%.3f"), "bits_per_byte": ("Bits/byte", "%.4f"), "kl": ("KL", "%.4f"),
     "top1_agreement": ("Top-1", "percent"), "relative_error": ("Output error", "%.4f"), "on_front": ("Front", None),
 }  # fmt: skip
@@ -51,6 +53,7 @@ def same_conditions(points: list[dict]) -> list[dict]:
 
 def chart(points: list[dict]) -> None:
     qualities = [key for key in figures_runs.QUALITIES if any(point.get(key) is not None for point in points)]
+    qualities += list(scores.keys(points))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
         x = common.choose(
             st.selectbox, "Size", list(figures_runs.SIZES), "x", "bytes_kept", width=230, filter_mode=None,
@@ -58,14 +61,35 @@ def chart(points: list[dict]) -> None:
         )  # fmt: skip
         y = common.choose(
             st.selectbox, "Quality", qualities, "y", qualities[0], width=230, filter_mode=None,
-            format_func=lambda key: figures_runs.QUALITIES[key].label,
+            format_func=lambda key: figures_runs.quality(points, key).label,
         )  # fmt: skip
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
+        published = with_published(x, y)
     st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
     runs.warn_of_text(points[0])
     log = {"auto": None, "linear": False, "log": True}[scale]
-    picture(points, x, y, log)
+    picture(points, x, y, log, published)
     equal_bytes(points)
+
+
+def published_axis(x: str, y: str) -> str | None:
+    """What published points are called on these axes, None where to draw them would compare models with each other:
+    their perplexity is that of another model on another text, only its rise can stand beside this one's."""
+    name = y if y in figures_runs.QUALITIES else y.rpartition(": ")[0]
+    return name if (y == "rise" or y not in figures_runs.QUALITIES) and anchors.on_axes(x, name) else None
+
+
+def with_published(x: str, y: str) -> bool:
+    """The switch of the reference layer; kept in the URL. Off where these axes have no published point."""
+    some = published_axis(x, y) is not None
+    common.setting("published", [False, True], False)
+    wanted = st.toggle(
+        "Published points", key="published", persist_state="session", disabled=not some,
+        help="Figures that papers report of other models, as a reference: published, not measured here. They have "
+        "bytes or parameters kept, and a rise in loss or the accuracy of a task.",
+    )  # fmt: skip
+    common.share("published", False)
+    return wanted and some
 
 
 def equal_bytes(points: list[dict]) -> None:
@@ -86,9 +110,9 @@ def equal_bytes(points: list[dict]) -> None:
     st.html(
         '<p class="k-note">Columns are bytes kept of the blocks (16 bits for every number that is not quantized). Each '
         "cell is the measured point nearest to its size and not above it; where that is much smaller, its own size "
-        "stands beside. Bold: least, or level with it within the error of measuring. Filled dots are networks, "
-        "rings their rivals; rows "
-        "are ordered by their places over all sizes.</p>"
+        "stands beside. Bold: least, or no measurable difference to that. ≈ dense: no measurable difference to the "
+        "dense model. Filled dots are networks, rings their rivals; rows are ordered by their places over all sizes."
+        "</p>"
     )
 
 
@@ -101,6 +125,7 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
             continue
         number = f"{point[ranked.quality]:.4f}"
         number = f"<b>{number}</b>" if index in winners else number
+        number += " <small>≈ dense</small>" if figures_runs.measurable(point, ranked.quality) is False else ""
         own = point["bytes_kept_blocks"]
         small = f" <small>at {own:.0%}</small>" if own < size - ranking.BESIDE else ""
         cells.append(f'<td title="{html.escape(point["label"], quote=True)}">{number}{small}</td>')
@@ -110,29 +135,81 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
 
 
 @st.fragment
-def picture(points: list[dict], x: str, y: str, log: bool | None) -> None:
+def picture(points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     """Chart, chosen point and table; a click re-runs only this."""
     with common.plain_errors("drawing the trade-off"):
-        _picture(points, x, y, log)
+        _picture(points, x, y, log, published)
 
 
-def _picture(points: list[dict], x: str, y: str, log: bool | None) -> None:
+def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
+    if published:
+        anchors.add_anchors(fig, x, published_axis(x, y))
     common.figure(
         fig, "curve", "Size against quality of every measured model; the same numbers are in the table below.",
         "karipap-tradeoff", on_select=clicked, selection_mode="points",
     )  # fmt: skip
-    size, quality = figures_runs.SIZES[x], figures_runs.QUALITIES[y]
+    size, quality = figures_runs.SIZES[x], figures_runs.quality(points, y)
+    dense = (points[0].get("dense") or {}).get("loss")
     st.html(
-        f'<p class="k-note"><b>{size.label}</b>: {size.says}. <b>{quality.label}</b>: {quality.says}. Measured on '
-        f"{html.escape(runs.say_conditions(points[0]))}; dense loss "
-        f"{(points[0].get('dense') or {}).get('loss', float('nan')):.4f}. Filled markers are tensor networks, hollow "
-        "ones baselines; the wide band is the Pareto front. Click a point for its plan.</p>"
+        f'<p class="k-note"><b>{size.label}</b>: {size.says}. <b>{html.escape(quality.label)}</b>: {quality.says}. '
+        f"Measured on {html.escape(runs.say_conditions(points[0]))}"
+        f"{f'; dense loss {dense:.4f}' if dense is not None else ''}. Filled markers are tensor networks, hollow "
+        f"ones baselines; the wide band is the Pareto front. {bars(points, y)}Click a point for its plan.</p>"
     )
+    if published:
+        sources(x, y)
     if chosen:
         one_point(chosen)
     whole_table(points, x, y)
+
+
+def bars(points: list[dict], y: str) -> str:
+    """What the bars are, and how many points have none or are left out, in HTML."""
+    task = y not in figures_runs.QUALITIES
+    shown = scores.comparable(points, y) if task else [point for point in points if point.get(y) is not None]
+    without = sum(figures_runs.interval(point, y) is None for point in shown)
+    if without == len(shown):
+        said = "No bars: these points were measured without intervals. " if y in scores.LOSSES else ""
+    else:
+        what = "paired bootstrap of the difference to dense over "
+        what += "the items" if task else "documents, or windows of a short text"
+        said = f"Bars: 95 % intervals, {what}. "
+        if without:
+            said += f"{without} of {len(shown)} points were measured before intervals were kept and have none. "
+    if task:
+        held, rest = scores.of(shown[0], y)[0], sum(scores.of(point, y) is not None for point in points) - len(shown)
+        shots = held.get("shots")
+        said += f"{held.get('items') or 'All'} items{f', {shots} shots' if shots is not None else ''}; the same "
+        said += "items for every point. "
+        if rest:
+            said += f"{rest} more points were scored on other items or with other shots and are left out. "
+    return said
+
+
+def sources(x: str, y: str) -> None:
+    """Which published points are drawn, of which models, and where each is from."""
+    drawn = anchors.on_axes(x, published_axis(x, y))
+    models = ", ".join(dict.fromkeys(f"{row['model']} on {row['dataset']}" for row in drawn))
+    by_source: dict[str, list[str]] = {}
+    for row in drawn:
+        methods = by_source.setdefault(row["source"], [])
+        if row["method"] not in methods:
+            methods.append(row["method"])
+    listed = "; ".join(f"{', '.join(methods)} ({linked(source)})" for source, methods in by_source.items())
+    st.html(
+        f'<p class="k-note" id="published"><b>{anchors.LABEL[0].upper() + anchors.LABEL[1:]}</b>: the thin hollow '
+        f"markers are of {html.escape(models)}, another model, text and context than this chart's. They say what is "
+        f"usual, and count neither for the front nor for any sentence here. Sources: {listed}.</p>"
+    )
+
+
+def linked(source: str) -> str:
+    """A source, in HTML, with a link where it is on arXiv."""
+    number = re.search(r"arXiv (\d{4}\.\d{4,5})", source)
+    said = html.escape(source)
+    return f'<a href="https://arxiv.org/abs/{number[1]}" target="_blank" rel="noopener">{said}</a>' if number else said
 
 
 def clicked() -> None:
@@ -171,12 +248,17 @@ def one_point(point: dict) -> None:
 
 def whole_table(points: list[dict], x: str, y: str) -> None:
     """Every point in a row, as on the chart; choosing a row is choosing its marker."""
-    more = figures_runs.QUALITIES[y].more
+    more = figures_runs.quality(points, y).more
+    tasks = scores.keys(points)
+    for key in tasks:
+        points = scores.with_score(points, key)
     front = {point["id"] for point in pareto(points, x, y, maximize=(y,) if more else ())}
+    columns = COLUMNS | {key: (key, "percent" if up else "%.4f") for key, up in tasks.items()}
     rows = [
-        {key: point.get(key) for key in COLUMNS}
+        {key: point.get(key) for key in columns}
         | {
             "predicted_rise": (point.get("predicted") or {}).get("rise"),
+            "to_dense": {False: "no measurable difference"}.get(figures_runs.measurable(point, y)),
             "on_front": point["id"] in front,
             "id": point["id"],
         }
@@ -190,11 +272,11 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
         common.csv_button(frame, "karipap-tradeoff", "tradeoff_csv")
     settings = {
         key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
-        for key, (label, form) in COLUMNS.items()
+        for key, (label, form) in columns.items()
     }
     settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
     event = st.dataframe(
-        frame, column_order=[c for c in COLUMNS if c in frame.columns], column_config=settings, hide_index=True,
+        frame, column_order=[c for c in columns if c in frame.columns], column_config=settings, hide_index=True,
         height=min(460, 38 + 35 * len(frame)), placeholder="", key="points", on_select="rerun",
         selection_mode="single-row", alt="All measured points",
     )  # fmt: skip

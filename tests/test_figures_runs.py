@@ -107,7 +107,7 @@ def test_it_says_when_a_baseline_wins_everywhere(points):
 
 def test_differences_within_the_error_are_a_tie():
     pair = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "baseline", "svd", 0.5, 0.1012)]
-    assert "tie within the error" in winner.verdict(pair)
+    assert "no difference between the two can be measured" in winner.verdict(pair)
     pair[1]["rise"] = 0.11
     assert "a network is better" in winner.verdict(pair)
 

@@ -1,25 +1,28 @@
 """Who is better at which size: sentences that measured points support. Nothing here draws."""
 
-import math
 from collections import Counter
 
-from karipap_core.figures_runs import QUALITIES, SIZES
+from karipap_core import scores
+from karipap_core.figures_runs import QUALITIES, SIZES, Axis, measurable, quality
 from karipap_core.pareto import known
+from karipap_core.ranking import level
 
 ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
 WORDS = {
     "network": "a network is better", "baseline": "a baseline is better",
-    "tie": "both tie within the error of measuring",
+    "tie": "no difference between the two can be measured",
 }  # fmt: skip
 
 
 def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
     """Networks against baselines, in a few sentences.
 
-    At every measured size the best network that is no larger stands against the best baseline that is no larger;
-    differences within the standard errors of both count as a tie. What holds at most sizes is said first. Then: how
-    small each side gets while losing little.
+    At every measured size the best network that is no larger stands against the best baseline that is no larger; it is
+    a tie where no difference can be measured (`ranking.level`). What holds at most sizes is said first. Then: how small
+    each side gets while losing little, and with no measurable difference to the dense model.
     """
+    axis = quality(points, y)
+    points = points if y in QUALITIES else scores.with_score(points, y)
     measured = [point for point in points if known(point, x) and known(point, y)]
     networks = [point for point in measured if point["kind"] == "network"]
     rivals = [point for point in measured if point["kind"] == "baseline"]
@@ -27,11 +30,14 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
         return "No network has been measured on this text yet."
     if not rivals:
         return "No baseline has been measured on this text yet, so nothing can be said about who wins."
-    rounds = []
+    rounds, known_winners = [], {}
     for at in sorted({point[x] for point in measured}):
-        ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], y) for side in (networks, rivals))
+        ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], axis) for side in (networks, rivals))
         if ours and theirs:
-            rounds.append((_winner(ours, theirs, y), at, ours, theirs))
+            pair = id(ours), id(theirs)
+            if pair not in known_winners:
+                known_winners[pair] = _winner(ours, theirs, axis)
+            rounds.append((known_winners[pair], at, ours, theirs))
     size = SIZES[x].label.lower()
     ranked = [winner for winner, _ in Counter(entry[0] for entry in rounds).most_common()]
     sentences = []
@@ -44,20 +50,21 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
         else:
             where = f"at {_spans(rounds, winner)} {size}"
         such = f", such as {mine[len(mine) // 2][1]:.1%}" if len(mine) > 1 else ""
-        sentences.append(f"{WORDS[winner]} {where}{such} {_example(mine[len(mine) // 2], y)}.")
+        sentences.append(f"{WORDS[winner]} {where}{such} {_example(mine[len(mine) // 2], axis)}.")
     sentences += _little_lost(networks, rivals, x, y)
+    sentences += _nothing_lost(networks, rivals, x, y)
     smallest = min(point[x] for point in networks), min(point[x] for point in rivals)
     if smallest[0] < smallest[1] - 1e-9:
         sentences.append(f"below {smallest[1]:.1%} no baseline was measured.")
     said = " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])
-    return f"By {QUALITIES[y].label.lower()}, {sentences[0]} {said}".strip()
+    return f"By {axis.label.lower() if y in QUALITIES else axis.label}, {sentences[0]} {said}".strip()
 
 
-def _example(entry: tuple, y: str) -> str:
+def _example(entry: tuple, axis: Axis) -> str:
     """Both sides' best at one size: the winner first."""
     winner, _, ours, theirs = entry
     best, other = (theirs, ours) if winner == "baseline" else (ours, theirs)
-    form = QUALITIES[y].form
+    form, y = axis.form, axis.key
     return f"({best['label']}: {best[y]:{form}}; {other['label']}: {other[y]:{form}})"
 
 
@@ -89,16 +96,25 @@ def _little_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
     return []
 
 
-def _winner(ours: dict, theirs: dict, y: str) -> str:
-    better = ours[y] - theirs[y] if QUALITIES[y].more else theirs[y] - ours[y]
-    noise = 0.0
-    if y in ("rise", "loss"):
-        noise = math.hypot(*(point.get("rise_error") or 0.0 for point in (ours, theirs)))
-    if abs(better) <= noise:
+def _nothing_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
+    """The smallest model of each side whose interval to the dense model holds 0, where intervals were kept."""
+    small = [min((p for p in side if measurable(p, y) is False), key=lambda p: p[x], default=None)
+             for side in (networks, rivals)]  # fmt: skip
+    words = [
+        f"{'network' if side == 0 else 'baseline'} takes {p[x]:.1%} ({p['label']})"
+        for side, p in enumerate(small)
+        if p is not None
+    ]
+    return [f"with no measurable difference to dense, the smallest {', the smallest '.join(words)}."] if words else []
+
+
+def _winner(ours: dict, theirs: dict, axis: Axis) -> str:
+    if level(ours, theirs, axis.key):
         return "tie"
-    return "network" if better > 0 else "baseline"
+    better = ours[axis.key] - theirs[axis.key]
+    return "network" if (better > 0) == axis.more else "baseline"
 
 
-def _best(points: list[dict], y: str) -> dict | None:
-    pick = max if QUALITIES[y].more else min
-    return pick(points, key=lambda point: point[y], default=None)
+def _best(points: list[dict], axis: Axis) -> dict | None:
+    pick = max if axis.more else min
+    return pick(points, key=lambda point: point[axis.key], default=None)
