@@ -1,0 +1,303 @@
+"""Sensitivity: each weight or layer compressed alone, what it loses, and whether entropy foretells that here."""
+
+import html
+import json
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from karipap_core import figures_sensitivity as figures
+from karipap_core import layer_sensitivity as core
+from karipap_core.spectrum import METRICS
+from karipap_core.workspace import Workspace
+from pages.parts import common, job, model, texts
+
+NETWORKS = {
+    "lowrank": "low rank", "mpo": "MPO", "qlr": "Q + low rank", "peps": "PEPS", "disentangled": "disentangled",
+    "tree": "tree",
+}  # fmt: skip
+KEPT = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
+TOKENS = [2048, 4096, 8192, 16384, 32768]
+FORMATS = ("none", "int8", "int4", "int3", "int2")
+ANSWERS = {"weight": "weights", "layer": "whole layers"}
+
+
+def page() -> None:
+    view = model.current()
+    common.title(
+        "Sensitivity",
+        "One part of the model compressed, all else dense: what it loses, and which number could have said so.",
+    )
+    running = job.followed("sensitivity_job")
+    documents = {Path(document["path"]).stem: document for document in core.read_all(folder(view))}
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
+        chosen = which(documents)
+        ask(view, running)
+    if running is not None:
+        job.panel(running, "sensitivity_job")
+    if chosen is None:
+        if running is None:
+            st.info("Nothing measured on this model yet. Choose a network and a size under Measure; it runs as a job.")
+        return
+    busy = running is not None and running.status()["state"] == "running"
+    st.fragment(results, run_every=3.0 if busy else None)(view, chosen)
+
+
+def folder(view) -> Path:
+    return Workspace().profile_dir(view.checkpoint.fingerprint, "x").parents[1]
+
+
+def which(documents: dict[str, dict]) -> str | None:
+    """The name of the measurement in view: the newest to begin with."""
+    if not documents:
+        return None
+    names = list(documents)
+    return common.choose(
+        st.selectbox, "Measured", names, "measurement", names[0], width=520, filter_mode=None,
+        format_func=lambda name: core.say_settings(documents[name]) if name in documents else name,
+    )  # fmt: skip
+
+
+def ask(view, running) -> None:
+    """A popover with the choices of a new measurement."""
+    with st.popover("Measure", icon=":material/science:", key="k-sensitivity"):
+        network = common.choose(
+            st.selectbox, "Network", list(NETWORKS), "sens_network", "lowrank", format_func=NETWORKS.get,
+            filter_mode=None,
+        )  # fmt: skip
+        by = "weight"
+        if network == "tree":
+            st.caption("Weights that share a tree's cores are compressed together.")
+        else:
+            by = common.choose(
+                st.segmented_control, "One at a time", list(ANSWERS), "sens_by", "weight", required=True,
+                format_func=ANSWERS.get,
+            )  # fmt: skip
+        size = common.choose(
+            st.segmented_control, "Size by", ["kept", "chi"], "sens_size", "kept", required=True,
+            format_func={"kept": "part kept", "chi": "χ"}.get,
+        )  # fmt: skip
+        if size == "kept":
+            kept = common.choose(
+                st.select_slider, "Kept of each weight's numbers", KEPT, "sens_kept", 0.5, format_func="{:.0%}".format
+            )
+            argv = ["--kept", f"{kept:g}"]
+        else:
+            chi = st.number_input("χ of every bond", 1, 65536, 32, key="sens_chi", persist_state="session")
+            argv = ["--chi", str(int(chi))]
+        metric = common.choose(
+            st.segmented_control, "Cores fitted to", METRICS, "sens_metric", "loss", required=True,
+            format_func={"weight": "weights", "functional": "outputs", "loss": "loss"}.get,
+        )  # fmt: skip
+        form = common.choose(
+            st.selectbox, "Store cores in", FORMATS, "sens_format", "none", filter_mode=None,
+            format_func=lambda name: "the weight's own dtype" if name == "none" else name,
+        )  # fmt: skip
+        tokens = common.choose(
+            st.select_slider, "Tokens to measure on", TOKENS, "sens_tokens", core.MAX_TOKENS, format_func="{:,}".format
+        )
+        text = texts.choose("sensitivity", "held-out")
+        argv = ["sensitivity", view.source, "--network", network, *argv, "--metric", metric, "--by", by]
+        argv += ["--quantize", form] if form != "none" else []
+        argv += ["--max-tokens", str(tokens), *(text or [])]
+        busy = running is not None and running.status()["state"] not in job.ENDED
+        if st.button("Measure", type="primary", key="sens_start", disabled=text is None or busy):
+            st.session_state.pop("measurement", None)
+            st.query_params.pop("measurement", None)
+            job.start(argv, f"Sensitivity of {view.checkpoint.name}, {NETWORKS[network]}", "sensitivity_job")
+            st.rerun()
+        if busy:
+            st.caption("One measurement at a time from this page; the running one goes on below.")
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def correlations(_rows: list[dict], quality: str, path: str, count: int) -> dict:
+    """ρ of the rows of a file; a file's rows only grow, so their number tells whether they are the same."""
+    return core.correlations(_rows, quality)
+
+
+def results(view, name: str) -> None:
+    with common.plain_errors("drawing the sensitivity"):
+        _results(view, name)
+
+
+def _results(view, name: str) -> None:
+    """Everything of one measurement, read anew: a job may be adding to it."""
+    document = next((d for d in core.read_all(folder(view)) if Path(d["path"]).stem == name), None)
+    if document is None:
+        st.info("This measurement is gone: choose another.")
+        return
+    units = [unit for unit in core.UNITS if document[f"{unit}s"]]
+    by = units[0]
+    if len(units) > 1:
+        by = common.choose(
+            st.segmented_control, "Shown", units, "unit_shown", units[0], required=True, format_func=ANSWERS.get
+        )
+    rows, quality = document[f"{by}s"], document["quality"]
+    found = correlations(rows, quality, f"{document['path']}|{by}", len(rows))
+    st.html(f'<p class="k-verdict">{html.escape(core.verdict(document, by, found))}</p>')
+    total = document["total"].get(by, len(rows))
+    if len(rows) < total:
+        st.caption(f"{len(rows)} of {total} measured so far.")
+    selected = in_view(rows)
+    left, right = st.columns([10, 9], gap="large")
+    with left:
+        st.subheader("What each loses", anchor=False)
+        listed = [
+            {"name": w.name, "layer": w.layer, "role": w.role, "shape": w.shape}
+            for w in view.checkpoint.weights
+            if w.compressible
+        ]
+        member = st.session_state.get("weight")
+        fig = figures.sensitivity_map(listed, rows, quality, member)
+        common.figure(
+            fig, "sens_map", "Map of the model, layers down and roles across; the same numbers are in the table below.",
+            "karipap-sensitivity", on_select=clicked, selection_mode="points",
+        )  # fmt: skip
+        st.html(f'<p class="k-note">{html.escape(how(document))}</p>')
+        details(selected, quality)
+    with right:
+        st.subheader("Which number could have said so", anchor=False)
+        foretold(rows, quality, found, selected)
+    if found:
+        forest(found)
+    if document["layers"]:
+        st.subheader("Layer by layer", anchor=False)
+        common.figure(
+            figures.layers(document["layers"], quality), "sens_layers", "What the model loses when one layer's weights "
+            "are compressed and all else is dense", "karipap-sensitivity-layers",
+        )  # fmt: skip
+    table(document, rows, by)
+
+
+def how(document: dict) -> str:
+    """What the colours mean."""
+    if document["quality"] == "rise":
+        what = "Loss minus the dense model's, nats a token, with this weight alone compressed"
+    else:
+        what = "Squared error of the model's last hidden states over their square, with this weight alone compressed"
+    return f"{what} ({core.say_settings(document)}). Colours run by decades. Click a cell for its figures."
+
+
+def clicked() -> None:
+    points = st.session_state.sens_map["selection"]["points"]
+    if points:
+        st.session_state.weight = points[0]["customdata"][0]
+
+
+def picked() -> None:
+    points = st.session_state.sens_scatter["selection"]["points"]
+    if points and points[0].get("customdata"):
+        name = points[0]["customdata"]
+        st.session_state.weight = name if isinstance(name, str) else name[0]
+
+
+def in_view(rows: list[dict]) -> dict:
+    """The row of the weight in view (this session's, the URL's, else the most sensitive); a row's name stands too."""
+    name = st.session_state.get("weight") or st.query_params.get("weight")
+    row = next((row for row in rows if name == row["name"] or name in row["members"]), None)
+    if row is None:
+        quality = "rise" if rows[0]["rise"] is not None else "relative_error"
+        row = max(rows, key=lambda row: row[quality])
+    if name not in row["members"]:
+        name = row["members"][0]
+    st.session_state.weight = name
+    if st.query_params.get("weight") != name:
+        st.query_params["weight"] = name
+    return row
+
+
+def details(row: dict, quality: str) -> None:
+    """The figures of the part in view."""
+    st.html(f'<p class="k-name">{html.escape(row["name"])}</p>')
+    items = [("χ", f"{row['chi']:,}" if row["chi"] else "of each"), ("Kept", f"{row['kept']:.1%}")]
+    if quality == "rise":
+        span = "" if row["rise_low"] is None else f" ({row['rise_low']:+.4f} to {row['rise_high']:+.4f})"
+        items += [("Rise in loss", f"{row['rise']:+.4f}{span}"), ("KL", f"{row['kl']:.4g}")]
+        items += [("Top-1 agreement", f"{row['top1_agreement']:.1%}")]
+    else:
+        items += [("Output error", f"{row['relative_error']:.4g}")]
+    items += [(core.MEASURES[key].label, f"{row[key]:.4g}") for key in core.MEASURES if row.get(key) is not None]
+    common.listing(items)
+
+
+def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> None:
+    """A measure against what was measured."""
+    measures = [key for key in core.MEASURES if any(row.get(key) is not None for row in rows)]
+    measure = common.choose(
+        st.selectbox, "Measure", measures, "sens_measure", "entropy", filter_mode=None,
+        format_func=lambda key: core.MEASURES[key].label,
+    )  # fmt: skip
+    fig = figures.scatter(rows, measure, quality, found.get(measure), selected["name"])
+    common.figure(
+        fig, "sens_scatter", f"{core.MEASURES[measure].label} of each part against what was measured",
+        f"karipap-sensitivity-{measure}", on_select=picked, selection_mode="points",
+    )  # fmt: skip
+    st.html(f'<p class="k-note">{html.escape(core.MEASURES[measure].says)}.</p>')
+
+
+def forest(found: dict) -> None:
+    """ρ of every measure as a figure, and in words."""
+    st.subheader("Spearman's ρ of every measure", anchor=False)
+    left, right = st.columns([10, 9], gap="large")
+    with left:
+        common.figure(
+            figures.forest(found), "sens_forest", "Spearman's rank correlation of every measure with its interval",
+            "karipap-sensitivity-rho",
+        )  # fmt: skip
+    with right:
+        lines = []
+        for key, one in found.items():
+            within = one["within"] or {}
+            measure = core.MEASURES[key]
+            lines.append(
+                {"measure": measure.label, "rho": one["rho"], "low": one["low"], "high": one["high"],
+                 "says": core.answer(one, measure.sign), "within": within.get("rho"),
+                 "within_says": core.answer(one["within"], measure.sign)}
+            )  # fmt: skip
+        form = {key: st.column_config.NumberColumn(label, format="%.2f") for key, label in
+                (("rho", "ρ"), ("low", "low"), ("high", "high"), ("within", "ρ within roles"))}  # fmt: skip
+        form |= {"measure": "Measure", "says": "Foretells?", "within_says": "Within roles?"}
+        st.dataframe(
+            pd.DataFrame(lines), column_config=form, hide_index=True, key="sens_rho", placeholder="",
+            height=38 + 35 * len(lines), alt="Rank correlation of every measure with what was measured",
+        )  # fmt: skip
+    st.html(
+        '<p class="k-note">ρ compares ranks only; its 95 % interval comes from resampling the weights. Roles differ in '
+        "shape and place, so within roles ranks are taken among the weights of one role and pooled. Effective rank is "
+        "exp S and ranks as S does. Predicted damage is itself measured, on the calibration text; the others need no "
+        "forward pass.</p>"
+    )
+
+
+def table(document: dict, rows: list[dict], by: str) -> None:
+    """Every part in a row, for reading, sorting and saving."""
+    frame = pd.DataFrame(rows).drop(columns=["members", "shape"])
+    frame = frame[[column for column in frame.columns if frame[column].notna().any()]]
+    head, button = st.columns([5, 1], vertical_alignment="bottom")
+    head.subheader(f"All {ANSWERS[by]}", anchor=False)
+    with button.container(horizontal=True, horizontal_alignment="right"):
+        common.csv_button(frame, f"karipap-sensitivity-{by}s", "sens_csv")
+        st.download_button(
+            "JSON", lambda: json.dumps(core.described(document, by), indent=1), "karipap-sensitivity.json",
+            "application/json", key="sens_json", on_click="ignore", type="tertiary", icon=":material/download:",
+        )  # fmt: skip
+    labels = {"name": "Weight" if by == "weight" else "Layer", "layer": "Number", "role": "Role", "chi": "χ",
+              "kept": "Kept", "rise": "Rise", "rise_low": "low", "rise_high": "high", "kl": "KL"}  # fmt: skip
+    labels |= {key: measure.label for key, measure in core.MEASURES.items()}
+    form = {}
+    for column in frame.columns:
+        label = labels.get(column, column.replace("_", " ").capitalize())
+        number = pd.api.types.is_float_dtype(frame[column])
+        form[column] = st.column_config.NumberColumn(label, format="%.4g") if number else label
+    st.dataframe(
+        frame, column_config=form, hide_index=True, height=min(460, 38 + 35 * len(frame)), placeholder="",
+        key="sens_rows", alt="What every part loses, with the numbers that may foretell it",
+    )  # fmt: skip
+    for row in document.get("skipped", ()):
+        st.caption(common.plain(f"{row['name']}: left out, {row['why']}"))
+
+
+with common.plain_errors("drawing the sensitivity"):
+    page()
