@@ -99,8 +99,9 @@ def deploy(
     ]  # fmt: skip
     progress("deploy", 4, 4)
     return {
-        "format": FORMAT, "version": VERSION, "model": foot.name, "parameters": foot.parameters, "dtype": foot.dtype,
-        "dtype_assumed": foot.assumed, "plan": plan.model["name"] if plan else None, "load": asdict(load),
+        "format": FORMAT, "version": VERSION, "model": foot.name, "parameters": foot.parameters,
+        "active_parameters": foot.active_parameters, "dtype": foot.dtype, "dtype_assumed": foot.assumed,
+        "plan": plan.model["name"] if plan else None, "load": asdict(load),
         "gpu": card and asdict(card), "usable_bytes": usable, "weights_bytes": weights, "kv_bytes": kv_bytes,
         "kv_bytes_whole": cache.bytes(tokens, batch, kv_dtype), "activation_bytes": case.activations,
         "total_bytes": total, "fits": None if usable is None else total <= usable,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.kv import GENERATIVE, cache_of
+from karipap_core.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.roles import compressible, place, role_of
 from karipap_core.workspace import read_json
 
@@ -73,21 +73,46 @@ class Footprint:
         share = sum(m.parameters for m in self.matrices if m.expert) / self.parameters
         return round(n_bytes * (1 - share * (1 - chosen / experts) ** batch))
 
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through: all but the experts that it does not go to."""
+        return self.active(self.parameters, 1)
+
     def activations(self, tokens: int, batch: int) -> int:
         """Bytes that a pass holds at its peak, in 16 bits: a prefill chunk of c = min(PREFILL, tokens · batch) tokens,
-        each with its residual stream twice, queries, keys and values, and the widest inside of an MLP (gate and up;
-        of every expert that a token goes to); and one row of logits in float32 for each sequence. Scores are never
-        stored whole (flash attention). An estimate: engines and allocators add to it."""
+        each with its residual stream twice, queries, keys and values (`_attention`), and twice the widest inside of an
+        MLP (gate and up; `_inside`); and one row of logits in float32 for each sequence. Scores are never stored whole
+        (flash attention). An estimate: engines and allocators add to it."""
         config = self.config.get_text_config(decoder=True)
-        hidden = config.hidden_size
-        heads = getattr(config, "num_attention_heads", None) or 1
-        width = (getattr(config, "head_dim", None) or hidden // heads) * heads
-        inside = getattr(config, "intermediate_size", None) or 4 * hidden
-        inside = max(inside) if isinstance(inside, list | tuple) else inside
-        if chosen := getattr(config, "num_experts_per_tok", None):
-            inside = max(inside, chosen * (getattr(config, "moe_intermediate_size", None) or inside))
         chunk = min(PREFILL, tokens * batch)
-        return 2 * chunk * (2 * hidden + 3 * width + 2 * inside) + 4 * batch * config.vocab_size
+        each = 2 * config.hidden_size + _attention(config) + 2 * _inside(config)
+        return 2 * chunk * each + 4 * batch * config.vocab_size
+
+
+def _attention(config) -> int:
+    """Numbers of one token's queries, keys and values. Latent attention (MLA) forms every head's own from the latent
+    while it reads a prompt."""
+    if getattr(config, "kv_lora_rank", None):
+        heads, key = config.num_attention_heads, config.qk_nope_head_dim + config.qk_rope_head_dim
+        return heads * (2 * key + config.v_head_dim)
+    if not getattr(config, "num_attention_heads", None):  # no attention: a state, about as wide
+        return 3 * config.hidden_size
+    kv_heads, heads = heads_of(config)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return width * (heads + 2 * kv_heads)
+
+
+def _inside(config) -> int:
+    """The widest MLP that a token passes: a dense one, or all experts that it goes to and the shared ones together."""
+    dense = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    dense = max(dense) if isinstance(dense, list | tuple) else dense
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not chosen:
+        return dense
+    expert = getattr(config, "moe_intermediate_size", None) or dense
+    shared = getattr(config, "shared_expert_intermediate_size", None)
+    shared = shared or (getattr(config, "n_shared_experts", None) or 0) * expert
+    return max(dense, chosen * expert + shared)
 
 
 EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")

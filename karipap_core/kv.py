@@ -119,8 +119,8 @@ def _type(config) -> str:
     return "chunked_attention" if getattr(config, "attention_chunk_size", None) else "full_attention"
 
 
-def _heads(config) -> tuple[int, int]:
-    """(KV heads, query heads)."""
+def heads_of(config) -> tuple[int, int]:
+    """(KV heads, query heads) of a transformers config. Raises InputError where it does not say."""
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int) or heads < 1:
         raise InputError(f"The config of a {config.model_type} does not say num_attention_heads.")
@@ -134,7 +134,7 @@ def _heads(config) -> tuple[int, int]:
 def _values(config) -> int:
     if getattr(config, "kv_lora_rank", None):
         return config.kv_lora_rank + config.qk_rope_head_dim
-    kv_heads, heads = _heads(config)
+    kv_heads, heads = heads_of(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return 2 * kv_heads * width
 
@@ -142,7 +142,7 @@ def _values(config) -> int:
 def _kind(config) -> str:
     if getattr(config, "kv_lora_rank", None):
         return "MLA"
-    kv_heads, heads = _heads(config)
+    kv_heads, heads = heads_of(config)
     return "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
 
 
@@ -168,8 +168,8 @@ def placements(
     whole, kept, selected: bytes of all tokens, of those that stay (kv_keep) and of those that a step of sparse
     attention reads; read: bytes of weights that a step reads; free: bytes of the GPU left for the cache; bandwidth,
     pcie: of the GPU, in bytes a second; cxl: the pool of hardware.json; signal: whether something says which tokens
-    matter. A step reads weights and cache from the GPU's memory while the
-    part outside streams in: its time is the longer of the two, the least that any overlap can reach.
+    matter. A step reads weights and cache from the GPU's memory while the part outside streams in: its time is the
+    longer of the two, the least that any overlap can reach.
 
     Dense attention reads every token in every step, so that what lies outside has to come in whole: fetching a
     selection is open only where there is a signal.

@@ -25,6 +25,12 @@ def ordered(document: dict) -> list[dict]:
     return sorted(document["ways"], key=lambda row: row["way"] != recommended(document))
 
 
+def said_of(entry: dict) -> str:
+    """Where a published figure is from, and what is to be said of it."""
+    address = f" ({entry['source']['url']})" if entry["source"]["url"] else ""
+    return f"Source: {entry['source']['name']}{address}. {entry['note']}"
+
+
 def table(document: dict) -> str:
     """The verdict first, then the memory, the four ways, the places for the cache, and the reasons node by node."""
     gpu = document["gpu"]
@@ -57,6 +63,6 @@ def table(document: dict) -> str:
     for node in document["nodes"]:
         lines = [f"{node['node']}. {node['title']}: {node['answer']}", *(f"   {reason}" for reason in node["reasons"])]
         parts.append("\n".join(lines))
-    published = document["published"][0]
-    parts.append(f"Published, not measured here: {published['what']}: {published['text']}.")
+    for entry in document["published"]:
+        parts.append(f"Published, not measured here: {entry['what']}: {entry['text']}.\n{said_of(entry)}")
     return "\n\n".join(parts)

@@ -11,7 +11,7 @@ import streamlit as st
 from karipap_core import figures_deploy, kv
 from karipap_core.deploy import deploy
 from karipap_core.footprint import Footprint, of_checkpoint
-from karipap_core.show_deploy import ordered, recommended, size
+from karipap_core.show_deploy import ordered, recommended, said_of, size
 from pages.parts import common, deploy_controls, model
 
 HEADS = ("Way", "Weights", "In all", "Fits", "Quality", "$ / M tokens", "What it costs to maintain")
@@ -145,7 +145,8 @@ def questions(document: dict) -> None:
         )
     st.html(f'<div class="k-nodes">{"".join(sections)}</div>')
     for entry in document["published"]:
-        note(f"<b>Published, not measured here.</b> {html.escape(entry['what'])}: {html.escape(entry['text'])}.")
+        said = f"{entry['what']}: {entry['text']}. {said_of(entry)}"
+        note(f"<b>Published, not measured here.</b> {html.escape(said)}")
 
 
 def told(reason: str) -> str:

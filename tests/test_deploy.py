@@ -41,19 +41,31 @@ def foot():
 # ---- sizes, by hand ---------------------------------------------------------------------------------------------
 
 
+MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and its values
+
+
 @pytest.mark.parametrize(
-    ("name", "parameters", "kind", "a_token", "tokens", "kv_bytes"),
+    ("name", "parameters", "active", "kind", "a_token", "tokens", "kv_bytes", "a_position", "vocabulary"),
     [
-        ("LLAMA_2_7B", 6_738_415_616, "MHA", 2 * 32 * 32 * 128 * 2, 4096, 2_147_483_648),
-        ("LLAMA_3_8B", 8_030_261_248, "GQA", 2 * 32 * 8 * 128 * 2, 8192, 1_073_741_824),
-        ("QWEN_2_5_05B", 494_032_768, "GQA", 2 * 24 * 2 * 64 * 2, 32768, 402_653_184),
-        ("MIXTRAL_8X7B", 46_702_792_704, "GQA", 2 * 32 * 8 * 128 * 2, 32768, 4_294_967_296),
-        ("DEEPSEEK_V2_LITE", 15_706_484_224, "MLA", 27 * (512 + 64) * 2, 32768, 1_019_215_872),
+        ("LLAMA_2_7B", 6_738_415_616, 6_738_415_616, "MHA", 2 * 32 * 32 * 128 * 2, 4096, 2_147_483_648,
+         2 * 4096 + 3 * 4096 + 2 * 11008, 32000),
+        ("LLAMA_3_8B", 8_030_261_248, 8_030_261_248, "GQA", 2 * 32 * 8 * 128 * 2, 8192, 1_073_741_824,
+         2 * 4096 + 4096 + 2 * 1024 + 2 * 14336, 128256),
+        ("QWEN_2_5_05B", 494_032_768, 494_032_768, "GQA", 2 * 24 * 2 * 64 * 2, 32768, 402_653_184,
+         2 * 896 + 896 + 2 * 128 + 2 * 4864, 151936),
+        ("MIXTRAL_8X7B", 46_702_792_704, 12_879_925_248, "GQA", 2 * 32 * 8 * 128 * 2, 32768, 4_294_967_296,
+         2 * 4096 + 4096 + 2 * 1024 + 2 * 2 * 14336, 32000),
+        ("DEEPSEEK_V2_LITE", 15_706_484_224, 2_661_150_208, "MLA", 27 * (512 + 64) * 2, 32768, 1_019_215_872,
+         2 * 2048 + MLA_WIDTH + 2 * (6 + 2) * 1408, 102400),
     ],
-)
-def test_known_models(foot, name, parameters, kind, a_token, tokens, kv_bytes):
+)  # fmt: skip
+def test_known_models(foot, name, parameters, active, kind, a_token, tokens, kv_bytes, a_position, vocabulary):
+    """active: of a mixture, without the experts that a token does not go to; a_position: 16-bit numbers of one token of
+    a prefill chunk of 2048: residual twice, queries, keys, values, and the MLP's inside twice."""
     document = deploy(foot(name), tokens=tokens, gpu=None)
     assert (document["parameters"], document["weights_bytes"]) == (parameters, 2 * parameters)
+    assert document["active_parameters"] == active
+    assert document["activation_bytes"] == 2 * 2048 * a_position + 4 * vocabulary
     assert document["attention"]["kind"] == kind
     assert document["kv_bytes"] == a_token * tokens == kv_bytes
     assert deploy(foot(name), tokens=tokens, batch=3, gpu=None)["kv_bytes"] == 3 * kv_bytes
@@ -362,6 +374,8 @@ def test_every_figure_of_the_hardware_has_a_source():
     document = hardware.document()
     for row in [*document["gpus"], document["pools"]["cxl"]]:
         assert row["source"]["name"] and row["source"]["url"].startswith("https://")
+    for entry in document["published"]:  # whose article has no address on record, and says so
+        assert entry["source"]["name"] and (entry["source"]["url"] or "not on record" in entry["note"])
     for name, gpu in hardware.gpus().items():
         assert gpu.generation in hardware.GENERATIONS, name
         assert 1e10 < gpu.memory < 1e12 and 1e11 < gpu.bandwidth < 1e13 and gpu.pcie in (32e9, 64e9)
