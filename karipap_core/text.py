@@ -8,6 +8,7 @@ of Python, although its text may differ. A model trained on the `train` side (th
 
 import hashlib
 import json
+import re
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from karipap_core.errors import InputError
 
 SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
+HEADING = re.compile(r"\s* = [^=\n]+ = *\n")
 # Tests are missing on many systems, pydoc_data is generated prose, _sysconfigdata is one machine's settings.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 
@@ -102,6 +104,35 @@ def _json_documents(path: Path, text: str) -> list[str]:
     if not documents or not all(isinstance(document, str) for document in documents):
         raise InputError(f"Text file {path} must hold a list of strings or of objects with a field `text`.")
     return documents
+
+
+def is_wikitext(text: Text) -> bool:
+    """Whether a text is one document in WikiText's form: its first line is an article's heading, ` = Title = `."""
+    return len(text.documents) == 1 and HEADING.match(text.documents[0]) is not None
+
+
+def joined_rows(text: Text) -> str:
+    """The rows of a text joined by two newlines, as papers feed it.
+
+    Rows are documents; those of WikiText are its lines with their ends, as the hub's data set `wikitext-2-raw-v1` has
+    them: a line of white space alone is an empty row.
+    """
+    if not is_wikitext(text):
+        return "\n\n".join(text.documents)
+    lines = text.documents[0].split("\n")
+    return "\n\n".join(line + "\n" if line.strip() else "" for line in lines)
+
+
+def wikitext_pages(text: Text) -> tuple[str, ...]:
+    """The articles of a WikiText, cut as `EleutherAI/wikitext_document_level` is: before each heading of first rank."""
+    pages, page = [], []
+    for line in text.documents[0].split("\n"):
+        bare = line.replace("= = =", "===").replace("= =", "==").strip()
+        if bare.startswith("= ") and bare.endswith(" ="):
+            pages.append("\n".join(page))
+            page = []
+        page.append(line)
+    return tuple(page for page in [*pages, "\n".join(page)] if page.strip())
 
 
 def divide(text: Text) -> tuple[Text, Text]:

@@ -96,6 +96,16 @@ SCORING = (
     option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
     option("--stride", type=positive, metavar="N", help="tokens that are scored in each window (default: half of it)"),
 )
+CONVENTIONS = option(
+    "--conventions",
+    type=names,
+    nargs="?",
+    const=["non-overlapping", "sliding", "rolling"],
+    default=[],
+    metavar="A,B",
+    help="also the perplexity of the whole text as papers and harnesses give it: non-overlapping (windows of 2048 "
+    "tokens, the rows joined), sliding, rolling (lm-eval's wikitext); alone: all three",
+)
 
 
 def _given(args: argparse.Namespace) -> dict:
@@ -201,6 +211,7 @@ def compress(args, progress) -> dict:
     option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
     HELD_OUT,
     *SCORING,
+    CONVENTIONS,
     DEVICE,
 )
 def evaluate(args, progress) -> dict:
@@ -214,6 +225,7 @@ def evaluate(args, progress) -> dict:
         text=read_text(args.text) if args.text else None,
         device=args.device,
         progress=progress,
+        conventions=args.conventions,
         **_given(args),
     )
     keep_evaluation(args.folder, found)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from karipap_core.errors import InputError
+from karipap_core.evaluate.conventions import check_names, measure_conventions
 from karipap_core.evaluate.fidelity import EncoderSample, measure, output_fidelity
 from karipap_core.evaluate.perplexity import Sample, tokenize
 from karipap_core.evaluate.speed import measure_memory, measure_speed
@@ -28,16 +29,19 @@ def evaluate_folder(
     dtype: str = "float32",
     speed: bool = True,
     progress: Progress = silent,
+    conventions: tuple[str, ...] | list[str] = (),
 ) -> dict:
     """Evaluate the model in `folder`, compressed or not, against the dense model `against`.
 
     against: default the model that the folder's plan names, where it still opens with the plan's fingerprint; else
     nothing is compared and "notes" says so. text: default the standard library's held-out modules; max_tokens: scored
-    at most, in windows spread evenly over the text (None: all of it); window and stride: see `perplexity.Sample`.
+    at most, in windows spread evenly over the text (None: all of it); window and stride: see `perplexity.Sample`;
+    conventions: names of `conventions.CONVENTIONS`, measured besides on the whole text whatever `max_tokens` is.
 
     Returns {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense": {the same} | None, "rise",
     "rise_error", "kl", "top1_agreement", "speed": {"compressed", "dense"} | None, "memory": {"compressed", "dense"},
-    "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes", "environment"}. Nats a token; see
+    "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes", "environment"}, and "conventions", as
+    `conventions.measure_conventions` has it, where some were asked for. Nats a token; see
     `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys are None
     and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do not fit.
     """
@@ -46,6 +50,7 @@ def evaluate_folder(
     folder = Path(folder)
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    check_names(conventions)
     device = pick_device(device)
     text = text or standard_library("heldout")
     notes: list[str] = []
@@ -59,8 +64,13 @@ def evaluate_folder(
         tokenizer = tokenizer or dense_tokenizer
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
+    if conventions and not is_causal(model):
+        raise InputError(f"{folder.name} is an encoder: it predicts no next token and has no perplexity.")
     result = _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes)
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
+    if conventions:
+        args = (model, tokenizer, text, dense, conventions, window, stride, progress)
+        result["conventions"] = measure_conventions(*args)
     result["speed"] = measure_speed(models, progress=progress) if speed else None
     result["memory"] = {
         name: measure_memory(each) | {"disk_bytes": disk_bytes(path)}

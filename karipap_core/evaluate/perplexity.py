@@ -92,8 +92,11 @@ class Sample:
         }
 
 
-def tokenize(tokenizer, text: Text, vocabulary: int = 256, opened: bool = True) -> Tokens:
+def tokenize(tokenizer, text: Text, vocabulary: int = 256, opened: bool | None = True) -> Tokens:
     """Documents one behind the other, each (if `opened`) behind the bos of a tokenizer that has one, no other specials.
+
+    This is the project's own way. Papers and harnesses take whatever specials the tokenizer adds by itself, often none,
+    and score them like any token: `opened` None does that (see `conventions`); their bytes are 0.
 
     Without a tokenizer (None) the text's UTF-8 bytes modulo `vocabulary` stand for tokens: enough to compare two
     models, though such a loss says nothing about text. A token's bytes are those between the end of the token before
@@ -102,7 +105,7 @@ def tokenize(tokenizer, text: Text, vocabulary: int = 256, opened: bool = True) 
     opener = tokenizer.bos_token_id if tokenizer is not None and opened else None
     ids, sizes, scored = [], [], []
     for document in text.documents:
-        document_ids, document_sizes = _document(tokenizer, document, vocabulary)
+        document_ids, document_sizes = _document(tokenizer, document, vocabulary, specials=opened is None)
         if opener is not None:
             ids.append(np.array([opener]))
             sizes.append(np.array([0]))
@@ -123,14 +126,14 @@ def encode(tokenizer, text: Text, vocabulary: int = 256) -> torch.Tensor:
     return tokenize(tokenizer, text, vocabulary).ids
 
 
-def _document(tokenizer, document: str, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and bytes a token of one document."""
+def _document(tokenizer, document: str, vocabulary: int, specials: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and bytes a token of one document, with the tokenizer's own special tokens if `specials`."""
     if tokenizer is None:
         raw = np.frombuffer(document.encode(), dtype=np.uint8)
         return raw.astype(np.int64) % vocabulary, np.ones(len(raw), dtype=np.int64)
     fast = bool(getattr(tokenizer, "is_fast", False))
     # verbose=False: the warning about sequences longer than the model is void, windows are cut later.
-    coded = tokenizer(document, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    coded = tokenizer(document, add_special_tokens=specials, return_offsets_mapping=fast, verbose=False)
     ids = np.array(coded["input_ids"], dtype=np.int64)
     points = np.frombuffer(document.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
@@ -217,14 +220,16 @@ def scored_logits(model, sample: Sample) -> Iterator[torch.Tensor]:
 
 
 def losses_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """−ln softmax(logits)[target], (k,) float32 on CPU. InputError where one is not finite."""
-    losses = functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu()
+    """−ln softmax(logits)[target], (k,) float32 on CPU, rows in chunks. InputError where one is not finite."""
+    rows = max(1, LOGITS_AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(rows), targets.to(logits.device).split(rows), strict=True)
+    losses = torch.cat([functional.cross_entropy(part.float(), hit, reduction="none").cpu() for part, hit in parts])
     if not torch.isfinite(losses).all():
         raise InputError("The model's loss is not finite (NaN or Inf in its output): load it in float32 or check it.")
     return losses
 
 
-def losses(model, sample: Sample, progress: Progress = silent) -> torch.Tensor:
+def losses(model, sample: Sample, progress: Progress = silent, stage: str = "perplexity") -> torch.Tensor:
     """Loss in nats at every one of `sample.positions`, (n,) float32 on CPU."""
     targets = sample.tokens.ids[sample.positions]
     result = torch.empty(len(targets))
@@ -233,7 +238,7 @@ def losses(model, sample: Sample, progress: Progress = silent) -> torch.Tensor:
         stop = done + len(logits)
         result[done:stop] = losses_of(logits, targets[done:stop])
         done = stop
-        progress("perplexity", done, len(targets))
+        progress(stage, done, len(targets))
     return result
 
 
