@@ -191,9 +191,9 @@ def _healed(
     rows, validation = _data(model, tokenizer, text, settings, accelerator)
     progress("load", 1, 2, str(patient.source or ""))
     dense = patient.load_dense(device) if patient.source is not None else None
-    dense_loss = None if dense is None else validation_loss(dense, validation, accelerator)
+    dense_loss = None if dense is None else validation_loss(dense, validation)
     teacher = dense if settings.objective == "distill" else None
-    before = validation_loss(model, validation, accelerator)
+    before = validation_loss(model, validation)
     packed = {}
     if settings.requantize:
         if accelerator.num_processes > 1:
@@ -205,12 +205,12 @@ def _healed(
         raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
     _fast(model, settings)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in this mode alone
     file = out / WORK / f"{key}.safetensors"
     training = Training(model, rows, validation, _course(settings), accelerator, file, teacher, "heal", progress)
     state = training.run()
-    bare = training.bare.eval()
+    bare = training.whole_precision()
     values = training.values()
     if packed:
         progress("quantize", 0, 1)
@@ -218,7 +218,7 @@ def _healed(
         values = {name: value for name, value in bare.state_dict().items() if ".cores." in name or name in values}
     tensors = store.new_tensors(bare, checkpoint, values)
     store.round_as_stored(bare, checkpoint, tensors)
-    after = validation_loss(bare, validation, accelerator)
+    after = validation_loss(bare, validation)
     improved = after < before
     notes = [*patient.notes, *filter(None, [state.stopped])]
     if not improved:
@@ -229,7 +229,7 @@ def _healed(
         "steps": state.step, "seconds": round(state.seconds, 3), "learning_rate": state.rate, "curve": state.curve,
         "improved": improved, "best_step": state.best_step if improved else 0, "search": state.search,
         "trained": trained, "trained_share": trained / max(total, trained), "objective": settings.objective,
-        "text": {"name": text.name, "sha256": text.sha256},
+        "text": {"name": text.name, "sha256": text.sha256, "path": text.path},
         "validation": {"name": validation.text.name, "sha256": validation.text.sha256,
                        "tokens": len(validation.positions)},
         "folder": str(out), "notes": notes, "dense_trained": None,
@@ -251,7 +251,7 @@ def _train_dense(
     patient: _Patient, text: Text, settings: Settings, file: Path, accelerator, progress: Progress
 ) -> dict:
     """The dense model's own weights, those that the plan compresses, given the same training by next-token loss."""
-    from karipap_core.heal_loop import Training
+    from karipap_core.heal_loop import Training, validation_loss
     from karipap_core.modules import sites
 
     if patient.source is None:
@@ -268,10 +268,12 @@ def _train_dense(
             if "norm" in type(module).__name__.lower():
                 module.requires_grad_(True)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    before = validation_loss(model, validation)
     training = Training(model, rows, validation, _course(settings), accelerator, file, None, "dense", progress)
     state = training.run()
+    loss = validation_loss(training.whole_precision(), validation)
     return {
-        "loss": state.best, "loss_before": state.before, "steps": state.step, "learning_rate": state.rate,
+        "loss": loss, "loss_before": before, "steps": state.step, "learning_rate": state.rate,
         "search": state.search, "trained": trained, "seconds": round(state.seconds, 3),
     }  # fmt: skip
 
@@ -360,6 +362,8 @@ def _accelerator(settings: Settings, device: str):
         raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}: healing picks the GPUs by launcher.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device here: take --device cpu.")
+    if settings.mixed_precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("fp16 needs a GPU: take --mixed-precision bf16.")
     alone = "RANK" not in os.environ
     AcceleratorState._reset_state(reset_partial_state=alone)  # of an earlier healing in this process
     return Accelerator(

@@ -8,6 +8,7 @@ the number, in one safetensors file that is written whole.
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -224,6 +225,10 @@ class Training:
                 parameter.copy_(like(parameter, values[name]))
         self.optimizer.state.clear()
 
+    def whole_precision(self) -> torch.nn.Module:
+        """The model itself, in eval mode, without the mixed precision that it was trained in."""
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
+
     def values(self) -> dict[str, torch.Tensor]:
         """The parameters now, whole, on the CPU."""
         return {name: whole(parameter) for name, parameter in self.parameters.items()}
@@ -270,10 +275,11 @@ class Training:
             self.accelerator.scaler.load_state_dict(state.scaler)
 
 
-def validation_loss(model: torch.nn.Module, sample: Sample, accelerator) -> float:
-    """Next-token loss of a model on a sample, nats a token; infinite where its output is not finite."""
+def validation_loss(model: torch.nn.Module, sample: Sample, accelerator=None) -> float:
+    """Next-token loss of a model on a sample, nats a token; infinite where its output is not finite. In the mixed
+    precision of `accelerator`, without one in the model's own: what judges a healing is not rounded."""
     try:
-        with accelerator.autocast():
+        with accelerator.autocast() if accelerator is not None else nullcontext():
             return sample.summary(losses(model, sample))["loss"]
     except InputError:
         return math.inf

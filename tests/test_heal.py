@@ -255,6 +255,26 @@ def test_parts_of_a_step_and_checkpointing_change_nothing_but_memory(world, tmp_
         assert [p["loss"] for p in curves[name]] == pytest.approx([p["loss"] for p in curves["plain"]], abs=2e-5), name
 
 
+def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
+    from karipap_core.evaluate.perplexity import perplexity
+    from karipap_core.text import read_text
+
+    text, kept = world / "text.txt", split(read_text(world / "text.txt"))[1]
+    ways = {precision: heal(world / "small", tmp_path / precision, 6, text, rate=1e-2, mixed_precision=precision,
+                            compare_dense=True, **QUICK) for precision in ("no", "bf16")}  # fmt: skip
+    plain, mixed = ways["no"], ways["bf16"]
+    assert mixed["improved"] and mixed["loss_before"] == plain["loss_before"]
+    assert mixed["dense_loss"] == plain["dense_loss"] == mixed["dense_trained"]["loss_before"]
+    losses = [[point["loss"] for point in way["curve"]] for way in (plain, mixed)]
+    assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], abs=0.05)
+    model, tokenizer = load_model(tmp_path / "bf16")
+    read = perplexity(model, tokenizer, kept, window=32, stride=32, max_tokens=8192)["loss"]
+    assert read == pytest.approx(mixed["loss_after"], abs=1e-5)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / "model.safetensors").values()} == {torch.float32}
+    with pytest.raises(InputError, match="fp16 needs a GPU"):
+        heal(world / "small", tmp_path / "no", 2, text, mixed_precision="fp16", **QUICK)
+
+
 def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
     from accelerate import Accelerator
 
