@@ -11,10 +11,12 @@ from karipap_core.checklist import table as checklist_table
 from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
 from karipap_core.compare import table as compare_table
+from karipap_core.errors import InputError
 from karipap_core.ising import table as ising_table
 from karipap_core.layer_sensitivity import table as sensitivity_table
 from karipap_core.report import table as report_table
 from karipap_core.shadow import table as shadow_table
+from karipap_core.show_autopilot import table as autopilot_table
 from karipap_core.show_deploy import table as deploy_table
 from karipap_core.show_heal import launch_commands, typed
 from karipap_core.show_heal import table as heal_table
@@ -106,6 +108,41 @@ CONVENTIONS = option(
     help="also the perplexity of the whole text as papers and harnesses give it: non-overlapping (windows of 2048 "
     "tokens, the rows joined), sliding, rolling (lm-eval's wikitext); alone: all three",
 )
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+TASKS = (
+    option(
+        "--tasks",
+        type=names,
+        metavar="A,B",
+        help="also benchmark tasks, by lm-eval: its names (hellaswag, mmlu, arc_easy … with items from the hub), those of "
+        "--task-dir, or python_continuation and python_closing, which need no network",
+    ),
+    option("--task-dir", type=Path, metavar="DIR", help="a folder of lm-eval's YAML with items in local files"),
+    option("--limit", type=positive, metavar="N", help="items of each task, the first ones (default: all)"),
+    option("--shots", type=whole, metavar="K", help="examples before each item (default: what the task says)"),
+)
+
+
+def _suite(args: argparse.Namespace, progress):
+    """The benchmark tasks that were asked for, None where none were; the model to measure must predict tokens."""
+    if args.tasks is None:
+        given = [
+            f"--{name.replace('_', '-')}" for name in ("task_dir", "limit", "shots") if getattr(args, name) is not None
+        ]
+        if given:
+            raise InputError(f"{given[0]} is about benchmark tasks: name them with --tasks.")
+        return None
+    from karipap_core.tasks import Suite, causal
+
+    causal(getattr(args, "folder", None) or args.model)
+    return Suite(args.tasks, args.task_dir, args.limit, args.shots, progress=progress)
 
 
 def _given(args: argparse.Namespace) -> dict:
@@ -212,13 +249,16 @@ def compress(args, progress) -> dict:
     HELD_OUT,
     *SCORING,
     CONVENTIONS,
+    *TASKS,
     DEVICE,
 )
 def evaluate(args, progress) -> dict:
     from karipap_core.evaluate import evaluate_folder
     from karipap_core.records import keep_evaluation
+    from karipap_core.tasks import add_tasks
     from karipap_core.text import read_text
 
+    suite = _suite(args, progress)
     found = evaluate_folder(
         args.folder,
         against=args.against,
@@ -228,6 +268,8 @@ def evaluate(args, progress) -> dict:
         conventions=args.conventions,
         **_given(args),
     )
+    if suite is not None:
+        found = add_tasks(found, suite, args.folder, args.device, progress)
     keep_evaluation(args.folder, found)
     return found
 
@@ -240,6 +282,7 @@ def evaluate(args, progress) -> dict:
     PLAN,
     HELD_OUT,
     *SCORING,
+    *TASKS,
     option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
     FORCE,
     DEVICE,
@@ -255,6 +298,7 @@ def run(args, progress) -> dict:
         force=args.force,
         device=args.device,
         progress=progress,
+        tasks=_suite(args, progress),
         **_given(args),
     )
 
@@ -297,6 +341,7 @@ def run(args, progress) -> dict:
         "standard library's calibration modules)",
     ),
     *SCORING,
+    *TASKS,
     DEVICE,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
 )
@@ -317,6 +362,7 @@ def sweep(args, progress) -> dict:
         structure=args.structure,
         device=args.device,
         progress=progress,
+        tasks=_suite(args, progress),
         **_given(args),
     )
 
@@ -613,3 +659,95 @@ def sensitivity(args, progress) -> dict:
     if args.out:
         write_json(args.out, found)
     return found
+
+
+def percent_of_perplexity(text: str) -> float:
+    """3% or 0.03: the rise in nats that multiplies perplexity by 1.03."""
+    from math import log1p
+
+    return log1p(above_zero(text.removesuffix("%")) / (100 if text.endswith("%") else 1))
+
+
+def ends(text: str) -> int | str:
+    """auto, or a number of blocks, 0 among them"""
+    return text if text == "auto" else int(text) if text == "0" else positive(text)
+
+
+@verb(
+    "the plan for a quality line or a size, found step by step with every plan measured",
+    "assets/demo_model --max-rise 0.03 --networks lowrank --out pilot/",
+    autopilot_table,
+    MODEL,
+    option(
+        "--max-rise",
+        type=above_zero,
+        metavar="NATS",
+        help="the line: the loss may rise by this much, in nats a token (encoders: relative squared error of the "
+        "outputs); the upper end of the 95 %% interval has to be under it",
+    ),
+    option(
+        "--max-perplexity",
+        type=percent_of_perplexity,
+        metavar="PERCENT",
+        help="the same line as a rise of perplexity, such as 3%%: a rise of ln 1.03 = 0.0296 nats",
+    ),
+    option(
+        "--budget-bytes",
+        type=fraction,
+        metavar="KEPT",
+        help="instead of a line: the best plan at this fraction of the bytes, 16 bits for every number that is not "
+        "quantized",
+    ),
+    option("--networks", type=names, default=["lowrank"], metavar="A,B", help="as for `sweep` (default: lowrank)"),
+    SCOPE,
+    QUANTIZE,
+    EMBEDDING,
+    option(
+        "--keep-ends",
+        type=ends,
+        default="auto",
+        metavar="N|auto",
+        help="blocks at each end that stay dense (default: auto, 0 or 1 by measurement)",
+    ),
+    option(
+        "--max-evaluations",
+        type=positive,
+        default=12,
+        metavar="N",
+        help="plans that the search may measure; the verdict measures its plan and the rivals besides (default: 12)",
+    ),
+    option(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="held-out text, half of its documents to search on and half for the verdict (default: the standard "
+        "library's held-out modules)",
+    ),
+    option("--calibrate", type=Path, metavar="FILE", help="text to calibrate on (default: as for `sweep`)"),
+    *SCORING,
+    DEVICE,
+    option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),
+)
+def autopilot(args, progress) -> dict:
+    from karipap_core.autopilot import autopilot as find
+    from karipap_core.errors import InputError
+
+    if args.max_rise is not None and args.max_perplexity is not None:
+        raise InputError("--max-rise and --max-perplexity are one line in two units: give one of them.")
+    return find(
+        args.model,
+        max_rise=args.max_rise if args.max_rise is not None else args.max_perplexity,
+        budget=args.budget_bytes,
+        networks=args.networks,
+        out=args.out,
+        text=args.text,
+        calibration=args.calibrate,
+        quantize=args.quantize,
+        embedding=args.embedding,
+        scope=args.scope,
+        keep_ends=args.keep_ends,
+        max_evaluations=args.max_evaluations,
+        device=args.device,
+        progress=progress,
+        **_given(args),
+    )
