@@ -473,7 +473,7 @@ AGAINST = option("--against", metavar="MODEL", help="the dense model (default: t
 
 
 @verb(
-    "whether a compressed folder is what its plan says and loads as that, and ten lines that load it",
+    "whether a compressed folder is what its plan says and loads as that (exit status 1: no), and ten lines to load it",
     "compressed/ --against assets/demo_model",
     verify_table,
     COMPRESSED,
@@ -564,7 +564,8 @@ def heal(args, progress) -> dict:
     shadow_table,
     COMPRESSED,
     AGAINST,
-    option("--prompts", type=Path, required=True, metavar="FILE", help="one prompt a line, or a JSON list of strings"),
+    option("--prompts", type=Path, metavar="FILE", help="one prompt a line, or a JSON list of strings"),
+    option("--prompt", action="append", metavar="TEXT", help="a prompt typed here; may be given again"),
     option("--tokens", type=positive, default=64, metavar="N", help="tokens to write after each prompt (default: 64)"),
     DEVICE,
 )
@@ -572,12 +573,12 @@ def shadow(args, progress) -> dict:
     from karipap_core.shadow import read_prompts
     from karipap_core.shadow import shadow as compare
 
-    prompts = read_prompts(args.prompts)
+    prompts = [*(read_prompts(args.prompts) if args.prompts else ()), *(args.prompt or ())]
     return compare(args.folder, prompts, args.against, args.tokens, args.device, progress)
 
 
 @verb(
-    "whether a compressed folder is fit to be served: each item from evidence on disk, with what to run",
+    "whether a compressed folder is fit to be served (exit status 1: no): each item from evidence, with what to run",
     "compressed/ --against assets/demo_model",
     checklist_table,
     COMPRESSED,
