@@ -21,34 +21,45 @@ def run(
     force: bool = False,
     device: str = "auto",
     progress: Progress = silent,
+    tasks=None,
 ) -> dict:
     """Compress `model` by `plan` into `<out>/model` and measure that folder beside the dense model.
 
     text: what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it with
     `max_tokens` (default: as `sweep`), window and stride. out: default a folder of the workspace's runs that is named
-    by all of this, so that the same command goes on where it stopped. Returns, and writes to `<out>/run.json`, a point
-    as `tradeoff.Points` describes it, with "speed", "memory", "folder" and "weights" (the rows of `compress`) besides.
+    by all of this, so that the same command goes on where it stopped. tasks: benchmark tasks (`tasks.Suite`) to measure
+    besides; a finished run gets those that it lacks. Returns, and writes to `<out>/run.json`, a point as
+    `tradeoff.Points` describes it, with "speed", "memory", "folder" and "weights" (the rows of `compress`) besides.
     """
     from karipap_core import pipeline
     from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint import open_checkpoint
     from karipap_core.evaluate import evaluate_folder
+    from karipap_core.tasks import add_tasks, causal
     from karipap_core.tradeoff import MAX_TOKENS
 
     began = time.monotonic()
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoint = open_checkpoint(model)
     plan.check(checkpoint, force)
+    if tasks is not None:
+        causal(checkpoint)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")
     cut = {"window": window, "stride": stride, "max_tokens": max_tokens or MAX_TOKENS}
     what = {"plan": plan.to_json(), "fingerprint": checkpoint.fingerprint, "sha256": text.sha256}
     name = f"run-{settings_key(what | cut)}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("id") == name:
-        return read_json(folder / "run.json")
+        point = read_json(folder / "run.json")
+        if tasks is not None and tasks.missing(point):
+            point = add_tasks(point, tasks, folder / "model", device, progress)
+            write_json(folder / "run.json", point)
+        return point
     report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
     compressed = time.monotonic()
     found = evaluate_folder(folder / "model", against=model, text=text, device=device, progress=progress, **cut)
+    if tasks is not None:
+        found = add_tasks(found, tasks, folder / "model", device, progress)
     keep_evaluation(folder / "model", found)
     networks = sorted({_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"]
     ledger = plan.ledger(checkpoint)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -108,6 +108,18 @@ class Suite:
             name: _group(root, found) if _is_group(root) else found[name]["result"] for name, root in self.roots.items()
         }
 
+    def missing(self, point: dict) -> bool:
+        """Whether a measured point lacks one of these tasks, or has it of other items or another number of shots."""
+        has, wanted = point.get("tasks") or {}, ("task_hash", "limit", "shots")
+        asked = {name: self._asked(root) for name, root in self.roots.items()}
+        return any(name not in has or [has[name].get(key) for key in wanted] != asked[name] for name in asked)
+
+    def _asked(self, root) -> list:
+        hashes = [self.hashes[leaf.task_name] for leaf in _leaves(root)]
+        shots = {leaf.get_config("num_fewshot") for leaf in _leaves(root)}
+        task_hash = _group_hash(hashes) if _is_group(root) else hashes[0]
+        return [task_hash, self.limit, shots.pop() if len(shots) == 1 else None]
+
     def _leaf(self, task, harness: Callable, model: str, dtype: str, progress: Progress) -> dict:
         """{"raw": the harness's figures, "result"} of one task, from the kept file where there is one."""
         name = task.task_name
@@ -149,7 +161,7 @@ def measure_folders(
     from karipap_core.hf import load_model, load_tokenizer
 
     def one(model, spare=None):
-        checkpoint = _causal(model)
+        checkpoint = causal(model)
 
         def load():
             live, tokenizer = load_model(checkpoint, dtype=getattr(torch, dtype), device=device)
@@ -160,10 +172,18 @@ def measure_folders(
     if dense is None:
         return one(folder), None
     theirs = one(dense)
-    return with_difference(one(folder, _causal(dense)), theirs), theirs
+    return with_difference(one(folder, causal(dense)), theirs), theirs
 
 
-def _causal(model):
+def add_tasks(found: dict, suite: Suite, folder: str | Path, device: str = "auto", progress: Progress = silent) -> dict:
+    """What `evaluate_folder` found of `folder`, with "tasks" and, beside a dense model, "dense"."tasks"."""
+    ours, theirs = measure_folders(suite, folder, found.get("against"), found["dtype"], device, progress)
+    found = found | {"tasks": ours}
+    return found if theirs is None else found | {"dense": found["dense"] | {"tasks": theirs}}
+
+
+def causal(model):
+    """The open checkpoint of a model that predicts the next token. Raises InputError for another."""
     from karipap_core.checkpoint import open_checkpoint
 
     checkpoint = model if hasattr(model, "weights") else open_checkpoint(model, compressed=True)
@@ -380,10 +400,9 @@ def _group(group, found: dict[str, dict]) -> dict:
         result |= _correct([one for part in parts.values() for one in part["correct"]], figures[main])
     shots = {part["shots"] for part in parts.values()}
     first = next(iter(parts.values()))
-    hashes = {name: part["task_hash"] for name, part in parts.items()}
     return result | {
         "shots": shots.pop() if len(shots) == 1 else None, "limit": first["limit"], "version": group.version,
-        "task_hash": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
+        "task_hash": _group_hash(part["task_hash"] for part in parts.values()),
     }  # fmt: skip
 
 
@@ -408,6 +427,10 @@ def _task_hash(task, limit: int | None) -> str:
         for doc in task.fewshot_docs():
             digest.update(_canonical(doc))
     return digest.hexdigest()
+
+
+def _group_hash(hashes: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _canonical(value) -> bytes:

@@ -6,8 +6,8 @@ stopped. `bytes_kept` counts 16 bits for each number that is not quantized (base
 
 import math
 import time
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 from karipap_core.baselines import baselines, measure_baseline, plan_sizes
@@ -23,6 +23,7 @@ from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, environment, read_js
 
 SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
 MAX_TOKENS = 16384
+SAME_LOSS = 0.005  # nats: what other versions and machines make of the same weights on the same tokens
 AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
 AUTO_KEPT = (0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 AUTO_KEPT += (0.07, 0.05, 0.03)
@@ -48,6 +49,7 @@ def sweep(
     embedding: str = "dense",
     structure: str | None = None,
     progress: Progress = silent,
+    tasks=None,
 ) -> dict:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
@@ -57,7 +59,8 @@ def sweep(
     what is measured on (default: the standard library's held-out modules); plans are calibrated on `calibration`
     (default: the standard library's calibration modules, or a quarter of `text`, which is then not measured on). out: a
     folder (default: the workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are
-    measured in memory (InPlace).
+    measured in memory (InPlace). tasks: benchmark tasks (`tasks.Suite`) that every point has besides;
+    points that were finished without them are measured anew.
 
     Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
@@ -66,7 +69,7 @@ def sweep(
     study, text = _study_and_text(model, text, calibration, device, progress)
     out = Path(out) if out is not None else study.workspace.root
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
-    points = Points(study, text, out, window, stride, max_tokens, progress)
+    points = Points(study, text, out, window, stride, max_tokens, progress, tasks)
     planners = {
         network: Planner(
             study,
@@ -141,11 +144,13 @@ class Points:
     "kind" ("network" or "baseline"), "method" (the network or the baseline's), "label", "settings", "model", "plan" (or
     None), the sizes of `baselines.sizes`, the figures of `fidelity.measure` or `fidelity.output_fidelity`, "predicted",
     "text", "window", "stride", "seconds" {"plan", "measure"}, and format, version, id, created and environment as every
-    run of the workspace has.
+    run of the workspace has. With a suite of benchmark tasks also "tasks" and "dense"."tasks" (see `tasks.Suite`).
     """
 
-    def __init__(self, study: Study, text: Text, out: Path, window, stride, max_tokens, progress: Progress) -> None:
-        self.study, self.text, self.folder, self.progress = study, text, out / "runs", progress
+    def __init__(
+        self, study: Study, text: Text, out: Path, window, stride, max_tokens, progress: Progress, suite=None
+    ) -> None:
+        self.study, self.text, self.folder, self.progress, self.suite = study, text, out / "runs", progress, suite
         self.cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
         self.conditions = {"fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, **self.cut}
         self.known = {run["measurement"]: run for run in read_runs(self.folder) if "measurement" in run}
@@ -156,7 +161,8 @@ class Points:
             if probe in self.study.__dict__:
                 getattr(self.study, probe).restore()
         model, tokenizer = self.study.model
-        return InPlace(model, tokenizer, self.study.checkpoint, self.text, progress=self.progress, **self.cut)
+        more = {"progress": self.progress, "suite": self.suite}
+        return InPlace(model, tokenizer, self.study.checkpoint, self.text, **self.cut, **more)
 
     def of_plan(self, plan: Plan, network: str, seconds: float = 0.0) -> dict:
         """The point of a plan, measured unless a plan with the same entries was."""
@@ -171,19 +177,18 @@ class Points:
         around = sorted({word for entry in plan.weights.values() for word in entry.get("structure", {})
                          if entry["structure"][word]})  # fmt: skip
         settings |= {"structure": ", ".join(around)} if around else {}
-        size = plan_sizes(self.study.checkpoint, plan.ledger(self.study.checkpoint))
-        specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
-        source = self.study.decompositions(plan.metric)
-
-        def figures() -> dict:
-            matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
-            return size | self.bench.measure(matrices, self.progress)
-
         words = [network, *(f"+ {word}" for word in around), "quantized" if "quantize" in settings else ""]
         label = f"{' '.join(filter(None, words))}, {plan.rule}, kept {plan.budget:g}"
-        point = self._point("network", network, label, settings, plan, cores, figures, seconds)
+        point = self._point("network", network, label, settings, plan, cores, lambda: self._figures(plan), seconds)
         self.study.check_prediction(plan, point, self.text.name)
         return point
+
+    def _figures(self, plan: Plan) -> dict:
+        source = self.study.decompositions(plan.metric)
+        specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
+        matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
+        size = plan_sizes(self.study.checkpoint, plan.ledger(self.study.checkpoint))
+        return size | self.bench.measure(matrices, self.progress)
 
     def of_baseline(self, baseline) -> dict:
         """The point of a baseline (baselines.py)."""
@@ -201,10 +206,11 @@ class Points:
         name = f"{method}-{settings_key({'label': label, 'settings': settings, 'measurement': measurement})}"
         file = self.folder / name / "run.json"
         if file.exists():
-            return read_json(file)
+            return self._with_all(read_json(file), figures)
         began = time.monotonic()
         known = self.known.get(measurement)
-        measured = _figures_of(known) if known else figures() | self.bench.settings
+        fresh = known is None or self.lacks(known)
+        measured = figures() | self.bench.settings if fresh else _figures_of(known)
         point = {
             "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": kind,
             "method": method, "label": label, "settings": settings, "model": model_entry(self.study.checkpoint),
@@ -215,6 +221,59 @@ class Points:
         write_json(file, point)
         self.known[measurement] = point
         return point
+
+    def lacks(self, point: dict) -> bool:
+        """Whether a point has to be measured anew because tasks are asked for: it has them not, or has no interval of
+        its rise (written before there were any)."""
+        if self.suite is None:
+            return False
+        return self.suite.missing(point) or "rise_low" not in point or "units" not in point
+
+    def _with_all(self, point: dict, figures: Callable[[], dict]) -> dict:
+        """A finished point, measured anew where it lacks something: its file is rewritten whole, its id stays."""
+        if not self.lacks(point):
+            return point
+        point = {key: value for key, value in point.items() if key != "path"}
+        before, began = dict(point), time.monotonic()
+        point |= figures() | self.bench.settings
+        # Weights that are not the ones that were measured then would silently make another point of it.
+        if abs(point["loss"] - before["loss"]) > SAME_LOSS:
+            raise InputError(
+                f"{before['id']} has a loss of {point['loss']:.4f} now and {before['loss']:.4f} in its run.json: other "
+                "weights, text or windows than it was measured with. Delete its folder to measure it again."
+            )
+        point["environment"] = environment()
+        point["seconds"] = point["seconds"] | {"measure": round(time.monotonic() - began, 3)}
+        write_json(self.folder / point["id"] / "run.json", point)
+        self.known[point["measurement"]] = point
+        return point
+
+    def complete(self, point: dict) -> dict:
+        """A point of this folder with the tasks and intervals that it lacks, measured anew from its own plan or
+        baseline: no plan is made. Raises InputError where it was measured on another model, text or cut, calibrated on
+        another text, or is of a baseline that is not here."""
+        what = f"{point['id']} was"
+        if point["model"]["fingerprint"] != self.study.checkpoint.fingerprint:
+            raise InputError(f"{what} measured on another model than {self.study.checkpoint.name}.")
+        if point["text"]["sha256"] != self.text.sha256:
+            raise InputError(f"{what} measured on another text than {self.text.name} is here.")
+        plan = Plan.from_json(point["plan"]) if point["plan"] else None
+        used = (plan and plan.calibration) or {}
+        if plan and plan.metric != "weight" and used.get("sha256") != self.study.text.sha256:
+            raise InputError(f"{what} calibrated on another text than {self.study.text.name} is here.")
+        if not self.lacks(point):
+            return point
+        if plan is not None:
+            return self._with_all(point, lambda: self._figures(plan))
+        there = [one for one in baselines(self.study, (), "model") if _is_of(one, point)]
+        if not there:
+            raise InputError(f"{what} made by {point['method']}, which is not installed here.")
+        figures = partial(measure_baseline, there[0], self.bench, self.study.checkpoint, self.progress)
+        return self._with_all(point, figures)
+
+
+def _is_of(baseline, point: dict) -> bool:
+    return (baseline.method, baseline.settings) == (point["method"], point["settings"])
 
 
 _NOT_FIGURES = {"format", "version", "id", "created", "kind", "method", "label", "settings", "model", "plan", "path"}

@@ -89,7 +89,11 @@ STRUCTURE = option(
 
 def text_option(use: str, default: str):
     return option(
-        "--text", type=Path, metavar="FILE", help=f"text to {use} (default: the standard library's {default})"
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help=f"text to {use}: .txt, .raw, .json, .jsonl, .parquet, or wikitext, which is WikiText-2's test split from the "
+        f"hub (default: the standard library's {default})",
     )
 
 
@@ -121,7 +125,7 @@ TASKS = (
         "--tasks",
         type=names,
         metavar="A,B",
-        help="also benchmark tasks, by lm-eval: its names (hellaswag, mmlu, arc_easy … with items from the hub), those of "
+        help="also benchmark tasks, by lm-eval: its names (hellaswag, mmlu … with items from the hub), those of "
         "--task-dir, or python_continuation and python_closing, which need no network",
     ),
     option("--task-dir", type=Path, metavar="DIR", help="a folder of lm-eval's YAML with items in local files"),

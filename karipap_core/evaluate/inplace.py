@@ -1,5 +1,6 @@
 """A dense model in memory, measured with some of its weights replaced: plans and baselines without writing a folder."""
 
+import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 
@@ -18,12 +19,14 @@ class InPlace:
     """model: dense, float32, loaded from `checkpoint`; text: what to measure on, cut as by `perplexity.Sample`.
 
     The dense model's logits are kept: 4 · vocabulary bytes a token, so `max_tokens` is lowered until they fit into
-    `LOGITS_BYTES`. `dense` holds the dense model's own figures.
+    `LOGITS_BYTES`. `dense` holds the dense model's own figures. suite: benchmark tasks (`tasks.Suite`) that every
+    measurement has besides, None: none.
     """
 
     def __init__(
-        self, model, tokenizer, checkpoint, text: Text, window=None, stride=None, max_tokens=None, progress=silent
-    ) -> None:
+        self, model, tokenizer, checkpoint, text: Text, window=None, stride=None, max_tokens=None, progress=silent,
+        suite=None,
+    ) -> None:  # fmt: skip
         from karipap_core.hf import sites
 
         self.model, self.sites = model, sites(model, checkpoint, tables=True)
@@ -38,6 +41,12 @@ class InPlace:
             self.sample = EncoderSample.of(model, tokenizer, text, window, max_tokens)
             self._reference = list(hidden_states(model, self.sample))
             self.dense = {"relative_error": 0.0}
+        self.suite, self._tokenizer = suite, tokenizer
+        if suite is not None:
+            from karipap_core import tasks
+
+            self._identity = tasks.identity(tasks.causal(checkpoint))
+            self.dense["tasks"] = self._tasks(self._identity, progress)
 
     @property
     def settings(self) -> dict:
@@ -48,15 +57,31 @@ class InPlace:
 
     def measure(self, matrices: Iterable[tuple[str, torch.Tensor]], progress: Progress = silent) -> dict:
         """The model with these weights (name, Ŵ (out, in)) in place: `fidelity.measure` against the dense model, or
-        `fidelity.output_fidelity` for an encoder. Every weight is as before when this returns or raises.
+        `fidelity.output_fidelity` for an encoder. Every weight is as before when this returns or raises. With a suite
+        also "tasks", with the difference to the dense model, whose own are in "dense".
 
         Raises InputError for a weight that the model does not compute with as one linear layer.
         """
+        seen = hashlib.sha256()
         with ExitStack() as stack:
             for name, matrix in matrices:
                 if name not in self.sites:
                     raise InputError(f"Weight {name} cannot be replaced in a {type(self.model).__name__}.")
                 stack.enter_context(self.sites[name].replaced(matrix))
-            if self.causal:
-                return measure(self.model, self.sample, self._reference, progress)
-            return output_fidelity(self.model, self.sample, self._reference, progress)
+                if self.suite is not None:  # finished tasks are found again by the very weights
+                    seen.update(name.encode() + matrix.detach().float().cpu().contiguous().numpy().tobytes())
+            if not self.causal:
+                return output_fidelity(self.model, self.sample, self._reference, progress)
+            found = measure(self.model, self.sample, self._reference, progress)
+            if self.suite is not None:
+                from karipap_core.tasks import with_difference
+
+                ours = self._tasks(f"{self._identity} with {seen.hexdigest()}", progress)
+                found["tasks"] = with_difference(ours, self.dense["tasks"])
+                found["dense"]["tasks"] = self.dense["tasks"]
+            return found
+
+    def _tasks(self, identity: str, progress: Progress) -> dict:
+        from karipap_core.tasks import dtype_of
+
+        return self.suite.measure(lambda: (self.model, self._tokenizer), identity, dtype_of(self.model), progress)
