@@ -1,5 +1,6 @@
 """Karipap's documents as tables in a terminal: profiles, plans, compressed folders, evaluations, runs."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -175,7 +176,44 @@ def evaluation(document: dict) -> str:
         "KL to dense": document.get("kl"),
         "top-1 agreement": document.get("top1_agreement"),
     }
-    return _page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))
+    parts = [_page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))]
+    return "\n\n".join([*parts, *conventions(document.get("conventions") or {})])
+
+
+def conventions(found: dict[str, dict]) -> list[str]:
+    """A row a convention of perplexity, and under the table what each was measured on; [] where there are none."""
+    rows, notes = [], []
+    for name, entry in found.items():
+        if entry.get("missing"):
+            notes.append(f"{name}: {entry['missing']}")
+            continue
+        dense = entry.get("dense") or {}
+        keys = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+        rows.append([name, *(entry[key] for key in keys), dense.get("perplexity"), perplexity_rise(entry)])
+        notes.append(f"{name}: {convention_note(entry)}")
+    head = ["perplexity of all the text", "a token", "a word", "a byte", "bits a byte", "dense, a token", "difference"]
+    return [_page({}, grid(head, rows) if rows else "", notes)] if found else []
+
+
+def perplexity_rise(entry: dict) -> str | None:
+    """By how much perplexity by a convention rose over the dense one, e^rise − 1, with its 95 % interval."""
+    if entry.get("rise") is None:
+        return None
+    said = f"{100 * math.expm1(entry['rise']):+.2f} %"
+    if entry.get("rise_low") is None:
+        return said
+    low, high = (f"{100 * math.expm1(entry[key]):+.2f}" for key in ("rise_low", "rise_high"))
+    none = ", no measurable difference" if entry["rise_low"] <= 0 <= entry["rise_high"] else ""
+    return f"{said} ({low} to {high} %{none})"
+
+
+def convention_note(entry: dict) -> str:
+    """What a convention was measured on, in a line."""
+    cut = f"{entry['windows']:,} windows of {entry['window']:,} tokens"
+    cut += f", stride {entry['stride']:,}" if entry["stride"] != entry["window"] else ""
+    scored = f"{entry['tokens']:,} of {entry['text_tokens']:,} tokens scored, {entry['text_bytes']:,} bytes"
+    text = f"{entry['text']['name']}, SHA-256 {entry['text']['sha256'][:12]}"
+    return " ".join([f"{cut}; {scored} of {text}.", *entry["notes"]])
 
 
 def run(document: dict) -> str:

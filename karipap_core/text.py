@@ -17,6 +17,8 @@ from karipap_core.errors import InputError
 
 SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
+SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".parquet")
+HUB_NAMES = ("wikitext", "wikitext-2-raw-v1")
 HEADING = re.compile(r"\s* = [^=\n]+ = *\n")
 # Tests are missing on many systems, pydoc_data is generated prose, _sysconfigdata is one machine's settings.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
@@ -28,7 +30,7 @@ class Text:
 
     name: str
     documents: tuple[str, ...]
-    path: str | None = None  # of the file it was read from; None for the standard library
+    path: str | None = None  # what `read_text` reads it from again; None for the standard library
 
     @property
     def sha256(self) -> str:
@@ -73,26 +75,79 @@ def standard_library(split: str, root: Path | None = None) -> Text:
 
 
 def read_text(path: str | Path) -> Text:
-    """A text file as documents: plain UTF-8 cut at every `<|endoftext|>`, or `.json` / `.jsonl` of strings or of
-    objects with a field `text`.
+    """A text as documents: plain UTF-8 cut at every `<|endoftext|>`, `.json` / `.jsonl` of strings or of objects with a
+    field `text`, or `.parquet` with a column `text`.
 
-    Raises InputError for a file that is missing, empty, not UTF-8, or JSON of another form.
+    `path` is a file; a folder of splits, whose test split is read; or, where no such file is, `wikitext-2-raw-v1` or
+    `wikitext` for the test split of WikiText-2 from the Hugging Face hub, which needs `datasets` and a network or its
+    cache. WikiText's rows are one document, the lines of `wiki.test.raw`, however they came. Raises InputError for a
+    file that is missing, empty, not UTF-8, or of another form, and where the hub gives nothing.
     """
-    path = Path(path)
+    if str(path) in HUB_NAMES and not Path(path).exists():
+        return Text("WikiText-2 raw, test", _row_documents(_hub_rows(str(path))), str(path))
+    path = _test_split(Path(path)) if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise InputError(f"Text file {path} does not exist.")
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first.") from None
-    if path.suffix in (".json", ".jsonl"):
-        parts = _json_documents(path, text)
+    if path.suffix == ".parquet":
+        documents = _row_documents(_parquet_rows(path))
     else:
-        parts = text.split(END_OF_TEXT)
-    documents = tuple(part.strip("\n") for part in parts if part.strip())
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first."
+            ) from None
+        parts = _json_documents(path, text) if path.suffix in (".json", ".jsonl") else text.split(END_OF_TEXT)
+        documents = tuple(part.strip("\n") for part in parts if part.strip())
     if not documents:
         raise InputError(f"Text file {path} is empty: nothing to measure on.")
     return Text(path.name, documents, str(path.resolve()))
+
+
+def _test_split(folder: Path) -> Path:
+    """The one file of a data set's test split."""
+    found = sorted(file for file in folder.iterdir() if "test" in file.name and file.suffix in SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise InputError(f"Folder {folder} must hold one file of a test split, it holds {names}: name a file.")
+    return found[0]
+
+
+def _parquet_rows(path: Path) -> list[str]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise InputError(f"Text file {path} is Parquet, which needs pyarrow: pip install pyarrow.") from None
+    try:
+        table = parquet.read_table(path)
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"Text file {path} is not valid Parquet: {str(error).splitlines()[0]}") from None
+    rows = table["text"].to_pylist() if "text" in table.column_names else [None]
+    if not all(isinstance(row, str) for row in rows):
+        raise InputError(f"Text file {path} must have a column `text` of strings.")
+    return rows
+
+
+def _hub_rows(name: str) -> list[str]:
+    """The rows of WikiText-2's test split. Whatever goes wrong on the way becomes one sentence."""
+    advice = "name a text file with --text, such as wiki.test.raw"
+    try:
+        from datasets import load_dataset
+
+        return load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"][:]
+    except ImportError:
+        raise InputError(f"{name} comes from the hub through datasets: pip install datasets, or {advice}.") from None
+    except Exception as error:  # its errors are of a dozen classes, and an offline machine gives any of them
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"{name} could not be fetched from the hub ({why}): {advice}.") from None
+
+
+def _row_documents(rows: list[str]) -> tuple[str, ...]:
+    """Rows as documents; those of WikiText as the one document that its file is, empty rows being its blank lines."""
+    whole = "".join(row if row.strip() else " \n" for row in rows).strip("\n")
+    if HEADING.match(whole):
+        return (whole,)
+    return tuple(row.strip("\n") for row in rows if row.strip())
 
 
 def _json_documents(path: Path, text: str) -> list[str]:

@@ -92,8 +92,8 @@ def text_option(use: str, default: str):
         "--text",
         type=Path,
         metavar="FILE",
-        help=f"text to {use}: .txt, .raw, .json, .jsonl, .parquet, or wikitext, which is WikiText-2's test split from the "
-        f"hub (default: the standard library's {default})",
+        help=f"text to {use} (.txt, .raw, .json, .jsonl or .parquet; wikitext: WikiText-2's test split from the hub; "
+        f"default: the standard library's {default})",
     )
 
 

@@ -88,6 +88,19 @@ def evaluate_folder(
     }
 
 
+def folder_conventions(
+    folder: str | Path, against: str | Path | None, text: Text, names, window=None, stride=None, device: str = "auto",
+    progress: Progress = silent,
+) -> dict[str, dict]:  # fmt: skip
+    """`conventions.measure_conventions` of a folder, beside `against`: for a run that was measured before without."""
+    from karipap_core.hf import load_model
+
+    device = pick_device(device)
+    model, tokenizer = load_model(folder, device=device)
+    dense, other = (None, None) if against is None else load_model(against, device=device)
+    return measure_conventions(model, tokenizer or other, text, dense, names, window, stride, progress)
+
+
 def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes) -> dict:
     """The part of the result that says how good the model is; every key is there for causal models and encoders."""
     empty = dict.fromkeys(
