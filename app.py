@@ -14,6 +14,7 @@ page = st.navigation(
         st.Page("pages/profile.py", title="Profile", icon=":material/grid_on:", url_path="profile", default=True),
         st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/science:", url_path="sensitivity"),
         st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
+        st.Page("pages/autopilot.py", title="Autopilot", icon=":material/flight_takeoff:", url_path="autopilot"),
         st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
         st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
         st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
