@@ -18,9 +18,10 @@ from karipap_core.roles import ORDER
 LABELS = {"rise": "rise in loss", "relative_error": "output error"}
 UNITS = {"rise": ", nats a token", "relative_error": ""}
 FLOORS = {"rise": 1e-4, "relative_error": 1e-9}
+WIDE = 3.0
 STYLES = (
     (BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle-up"), (PURPLE, "square"), (GOLD, "pentagon"),
-    (GREY, "star"), ("#3a8f9c", "hexagon"), ("#b8336a", "cross"),
+    (GREY, "star"), ("#b8336a", "hexagon"), ("#3a8f9c", "cross"),
 )  # fmt: skip
 
 
@@ -51,12 +52,13 @@ def scatter(
 ) -> go.Figure:  # fmt: skip
     """A measure against what was measured, a point a part, its interval upright; ρ and its interval in the title.
 
-    Both axes run by decades, but for a measure that has values at or below zero. A colour and a symbol for each role;
-    every marker's `customdata` is the name of the part.
+    Both axes run by decades, but for a measure that spans less than a factor of `WIDE` or reaches zero. A colour and a
+    symbol for each role; every marker's `customdata` is the name of the part.
     """
     floor = FLOORS[quality]
     known = [row for row in rows if row.get(measure) is not None and row[quality] is not None]
-    by_decades = all(row[measure] > 0 for row in known)
+    values = [row[measure] for row in known] or [1.0]
+    by_decades = min(values) > 0 and max(values) >= WIDE * min(values)
     figure = go.Figure()
     roles = sorted({row["role"] for row in known}, key=lambda role: ORDER.index(role) if role in ORDER else 99)
     for number, role in enumerate(roles):
@@ -90,8 +92,7 @@ def scatter(
     )  # fmt: skip
     heights = [max(row[quality], floor) for row in known] or [1.0]
     figure.update_yaxes(type="log", **log_ticks(min(heights), max(heights)))
-    if by_decades and known:
-        values = [row[measure] for row in known]
+    if by_decades:
         figure.update_xaxes(type="log", **log_ticks(min(values), max(values)))
     if known and min(row[quality] for row in known) < floor:
         figure.add_annotation(

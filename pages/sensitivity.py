@@ -218,7 +218,9 @@ def details(row: dict, quality: str) -> None:
         items += [("Top-1 agreement", f"{row['top1_agreement']:.1%}")]
     else:
         items += [("Output error", f"{row['relative_error']:.4g}")]
-    items += [(core.MEASURES[key].label, f"{row[key]:.4g}") for key in core.MEASURES if row.get(key) is not None]
+    for key, measure in core.MEASURES.items():
+        if row.get(key) is not None:
+            items.append((measure.label, f"{row[key]:,}" if key == "parameters" else f"{row[key]:.4g}"))
     common.listing(items)
 
 
@@ -240,7 +242,7 @@ def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> Non
 def forest(found: dict) -> None:
     """ρ of every measure as a figure, and in words."""
     st.subheader("Spearman's ρ of every measure", anchor=False)
-    left, right = st.columns([10, 9], gap="large")
+    left, right = st.columns([9, 11], gap="large")
     with left:
         common.figure(
             figures.forest(found), "sens_forest", "Spearman's rank correlation of every measure with its interval",
@@ -249,19 +251,22 @@ def forest(found: dict) -> None:
     with right:
         lines = []
         for key, one in found.items():
-            within = one["within"] or {}
-            measure = core.MEASURES[key]
-            lines.append(
-                {"measure": measure.label, "rho": one["rho"], "low": one["low"], "high": one["high"],
-                 "says": core.answer(one, measure.sign), "within": within.get("rho"),
-                 "within_says": core.answer(one["within"], measure.sign)}
-            )  # fmt: skip
-        form = {key: st.column_config.NumberColumn(label, format="%.2f") for key, label in
-                (("rho", "ρ"), ("low", "low"), ("high", "high"), ("within", "ρ within roles"))}  # fmt: skip
-        form |= {"measure": "Measure", "says": "Foretells?", "within_says": "Within roles?"}
+            line = {"measure": core.MEASURES[key].label}
+            for name, part in (("", one), ("within_", one["within"])):
+                span = f"{part['low']:.2f} to {part['high']:.2f}" if part else None
+                says = core.answer(part, core.MEASURES[key].sign)
+                line |= {f"{name}rho": part and part["rho"], f"{name}interval": span, f"{name}says": says}
+            lines.append(line)
+        form = {"measure": st.column_config.TextColumn("Measure", width=135)}
+        for name, label in (("", "ρ"), ("within_", "Within roles")):
+            form |= {
+                f"{name}rho": st.column_config.NumberColumn(label, format="%.2f", width=50 if not name else 85),
+                f"{name}interval": st.column_config.TextColumn("95 % interval", width=95),
+                f"{name}says": st.column_config.TextColumn("Foretells?", width=155),
+            }
         st.dataframe(
-            pd.DataFrame(lines), column_config=form, hide_index=True, key="sens_rho", placeholder="",
-            height=38 + 35 * len(lines), alt="Rank correlation of every measure with what was measured",
+            pd.DataFrame(lines), column_config=form, hide_index=True, key="sens_rho", placeholder="", height="content",
+            alt="Rank correlation of every measure with what was measured",
         )  # fmt: skip
     st.html(
         '<p class="k-note">ρ compares ranks only; its 95 % interval comes from resampling the weights. Roles differ in '
@@ -273,7 +278,7 @@ def forest(found: dict) -> None:
 
 def table(document: dict, rows: list[dict], by: str) -> None:
     """Every part in a row, for reading, sorting and saving."""
-    frame = pd.DataFrame(rows).drop(columns=["members", "shape"])
+    frame = pd.DataFrame(rows).drop(columns=["members", "shape", *(["layer"] if by == "layer" else [])])
     frame = frame[[column for column in frame.columns if frame[column].notna().any()]]
     head, button = st.columns([5, 1], vertical_alignment="bottom")
     head.subheader(f"All {ANSWERS[by]}", anchor=False)
@@ -283,8 +288,9 @@ def table(document: dict, rows: list[dict], by: str) -> None:
             "JSON", lambda: json.dumps(core.described(document, by), indent=1), "karipap-sensitivity.json",
             "application/json", key="sens_json", on_click="ignore", type="tertiary", icon=":material/download:",
         )  # fmt: skip
-    labels = {"name": "Weight" if by == "weight" else "Layer", "layer": "Number", "role": "Role", "chi": "χ",
-              "kept": "Kept", "rise": "Rise", "rise_low": "low", "rise_high": "high", "kl": "KL"}  # fmt: skip
+    labels = {"name": "Weight" if by == "weight" else "Layer", "layer": "Layer", "role": "Role", "chi": "χ",
+              "kept": "Kept", "rise": "Rise", "rise_low": "low", "rise_high": "high", "kl": "KL",
+              "top1_agreement": "Top-1 agreement"}  # fmt: skip
     labels |= {key: measure.label for key, measure in core.MEASURES.items()}
     form = {}
     for column in frame.columns:

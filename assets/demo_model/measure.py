@@ -2,9 +2,10 @@
 
     python assets/demo_model/measure.py
 
-Profile under the three metrics with every MPO bond, curves of every network that `auto` chooses from, and the
-calibration under the loss metric, as `python -m karipap_core` would find them: see `Workspace.adopt`. Half an hour on
-one core. The measured runs in `karipap/runs` are those of the sweep in README, copied.
+Profile under the three metrics with every MPO bond, curves of every network that `auto` chooses from, the calibration
+under the loss metric, and what each weight and each layer loses when it alone is cut to half by low rank, as
+`python -m karipap_core` would find them: see `Workspace.adopt`. Half an hour on one core. The measured runs in
+`karipap/runs` are those of the sweep in README, copied.
 """
 
 import shutil
@@ -13,16 +14,18 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
+from karipap_core.layer_sensitivity import sensitivity  # noqa: E402
 from karipap_core.planning import WHOLE, kinds_of  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.study import Study  # noqa: E402
 from karipap_core.workspace import write_json  # noqa: E402
 
+MEASURED = ("profiles", "curves", "calibration", "sensitivity")
 METRICS = ("weight", "functional", "loss")
 
 
 def main() -> None:
-    for kind in ("profiles", "curves", "calibration"):
+    for kind in MEASURED:
         shutil.rmtree(HERE / "karipap" / kind, ignore_errors=True)  # measured anew, not adopted
     study = Study(HERE, progress=json_lines())
     study.profile()
@@ -32,7 +35,9 @@ def main() -> None:
         if kind != WHOLE:
             study.curves(kind, "loss")
     study.curves("lowrank", "functional")
-    for kind in ("profiles", "curves", "calibration"):
+    for by in ("weight", "layer"):
+        sensitivity(study, by=by, progress=study.progress)
+    for kind in MEASURED:
         shutil.copytree(study.folder / kind, HERE / "karipap" / kind)
     write_json(HERE / "karipap" / "measured.json", {"fingerprint": study.checkpoint.fingerprint})
 
