@@ -4,25 +4,92 @@ Each weight alone is cut to a few levels of its break-even χ and the divergence
 forward passes. That gives a curve metric error → damage for each weight, which holds for any network under the same
 metric. The sum of single damages ranks plans well but its size is off, since damages add coherently: so the rise in
 loss of a few whole plans is measured too, and rise = a·sum^b runs through them, piece by piece (METHODS.md,
-"Allocation" and "Prediction"). Nothing here imports torch: the dashboard reads it.
+"Allocation" and "Prediction"). Plans that are evaluated later are checks: what they cost on a held-out text, beside
+what the curve says, gives a factor for that text and each network. Nothing here imports torch: the dashboard reads it.
 """
 
-from dataclasses import dataclass, field
+import time
+from collections import Counter
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-FORMAT, VERSION = "karipap-calibration", 1
+from karipap_core.errors import InputError
+
+FORMAT, VERSION = "karipap-calibration", 2  # 1: no history of fits, and checks that do not say their plan
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
 SLOPES = (0.3, 3.0)  # of log damage against log error; outside lies noise or saturation
 FLOOR = 1e-12
-WORTH_CHECKING = 0.01  # rises below this are within the noise of a few thousand tokens
+WORTH_CHECKING = 0.01  # rises below this are within the noise of a few thousand tokens, where no error was kept
+SURE = 4.0  # standard errors that a rise must have to say anything of a ratio
+USUAL = 0.8  # share of predictions that the stated error holds
+ENOUGH = 4  # checks that a network needs to have an error of its own, and a text to have factors
+TOWARDS = 1.0  # checks that the text's own factor counts for in the factor of a network
+KEPT_VERSIONS = 20
+MIXED = "mixed"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What predictions of one kind of plan go through. points: (sum of damages, rise on `text`), sorted; factor: rise
+    on `text` over the rise on the calibration text; error: see `Calibration.fit`; version: of the calibration."""
+
+    points: list[tuple[float, float]]
+    version: int
+    text: str | None
+    factor: float
+    error: float | None
+    checked: int
+    measure: str
+    dense_loss: float
+
+    def rise(self, total: float) -> float:
+        """Predicted rise in loss for a sum of damages: a·sum^b between neighbouring measured plans (log-log)."""
+        return predicted_rise(self.points, total)
+
+    def predicted(self, total: float) -> dict:
+        """A plan's `predicted` fields for this sum of damages."""
+        rise = self.rise(total)
+        return {
+            "measure": self.measure, "sum": total, "rise": rise, "dense_loss": self.dense_loss,
+            "loss": self.dense_loss + rise, "source": "curve", "error": self.error, "fitted_plans": len(self.points),
+            "fit": self.version, "checked": self.checked, "text": self.text, "factor": self.factor,
+        }  # fmt: skip
+
+
+def group_of(networks, quantized: bool = False, embedding: bool = False) -> str:
+    """The kind of plan that a factor is of: the one network that its weights are in, or "mixed": several, quantized
+    ones, or with compressed tables of tokens."""
+    found = sorted(set(networks) - {"dense"})
+    return found[0] if len(found) == 1 and not quantized and not embedding else MIXED
+
+
+def group_of_plan(plan) -> str:
+    """The same of a plan (plan.py)."""
+    entries = plan.weights.values()
+    formats = any(entry.get("quantize") for entry in entries)
+    return group_of({entry["network"] for entry in entries}, formats, bool(plan.embedding))
+
+
+def words(predicted: dict) -> str:
+    """How a prediction was made and how far such predictions were off, from a plan's `predicted` fields."""
+    if predicted.get("source", "curve") != "curve":
+        return "measured on calibration text with this very plan"
+    version, checked, error = (predicted.get(key) for key in ("fit", "checked", "error"))
+    said = "predicted" if version is None else f"predicted with calibration v{version}"
+    if checked is not None:
+        said += f" ({checked} {'plan' if checked == 1 else 'plans'} checked)"
+    return said if error is None else f"{said}, usually within ±{error:.0%}"
 
 
 @dataclass
 class Calibration:
     """measure: `kl` (nats a token) or `output error` (relative, encoders). levels[name]: rows [χ, error, damage] with
     error the absolute metric error. dense_loss: on the check windows. plans: measured whole plans, rows
-    {"kept_blocks", "sum", "rise", "divergence"}. scale[name]: factor that `refined` found for a weight's curve."""
+    {"kept_blocks", "sum", "rise", "divergence"}. checks: evaluated plans, rows {"predicted", "measured", "text"} and,
+    since version 2 of the file, {"id", "sum", "network" (`group_of`), "error" (standard error of the rise),
+    "dense_loss", "fit" (version that predicted it)}. history: versions of the fit, the last ones, rows {"version",
+    "date", "plans", "checks", "error", "what"}."""
 
     metric: str
     measure: str
@@ -31,7 +98,8 @@ class Calibration:
     levels: dict[str, list[list[float]]]
     plans: list[dict] = field(default_factory=list)
     tokens: int = 0
-    checks: list[dict] = field(default_factory=list)  # {"predicted", "measured", "text"} of evaluated plans
+    checks: list[dict] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
 
     def damage(self, name: str, error, network: str = "lowrank") -> np.ndarray:
         """Predicted divergence of truncating one weight alone to an absolute metric error (array in, array out).
@@ -77,34 +145,176 @@ class Calibration:
         return points
 
     def rise(self, total: float) -> float:
-        """Predicted rise in loss for a sum of damages: a·sum^b between neighbouring measured plans (log-log)."""
+        """Predicted rise in loss on the calibration text for a sum of damages: a·sum^b between neighbouring measured
+        plans (log-log)."""
         return predicted_rise(self.points, total)
 
     @property
     def error(self) -> float | None:
-        """How far predictions were off, the largest |predicted / measured − 1|: over the inner measured plans, each
-        predicted from the others, and over the plans that were evaluated since, on whatever text. None where there is
-        nothing to go by."""
-        points = self.points
-        pairs = [
-            (predicted_rise(points[:i] + points[i + 1 :], points[i][0]), points[i][1])
-            for i in range(1, len(points) - 1)
-        ]
-        pairs += [(check["predicted"], check["measured"]) for check in self.checks]
-        return max((abs(p / m - 1) for p, m in pairs if m >= WORTH_CHECKING), default=None)
+        """How far the curve alone was off: see `fit`."""
+        return self._usual(self.left_out(False))
 
-    def check(self, predicted: float, measured: float, text: str) -> None:
-        """Remember what an evaluated plan was predicted to cost and what it did cost; once for the same figures."""
+    def fit(self, group: str | None = None) -> Fit:
+        """What plans of this kind (`group_of`) are predicted with, and how far such predictions were off.
+
+        The curve through whole plans holds on the calibration text. Where at least `ENOUGH` plans were evaluated on
+        another text and leaving each one out shows that it helps, the rise is that on the text most were evaluated on:
+        the curve's times a factor for each network, the least squares one on a log scale, ln f = (Σ ln(measured /
+        curve) + `TOWARDS` · m) / (n + `TOWARDS`) over the network's n checks, m the mean of ln(measured / curve) over
+        all checks.
+
+        error: |predicted / measured − 1| that four of five predictions (`USUAL`) do not exceed, each made without the
+        plan it is of: the inner whole plans and the checks; of this kind's own checks where there are `ENOUGH`. Never
+        the error on what was fitted. None where there is nothing to go by.
+        """
+        text = self.scored_text
+        factor = self.factors.get(group, self.factors.get(None, 1.0)) if group else 1.0
+        on_text = group is not None and bool(self.factors)
+        rows = self.left_out(on_text)
+        known = [c["dense_loss"] for c in self.checks if c["text"] == text and c.get("dense_loss")]
+        dense = known[-1] if on_text and known else self.dense_loss
+        return Fit(
+            points=[(total, rise * factor) for total, rise in self.points], version=self.version,
+            text=text if on_text else self.text.get("text") or self.text.get("name"), factor=factor,
+            error=self._usual(rows, group), checked=len(self.checks), measure=self.measure,
+            dense_loss=dense,
+        )  # fmt: skip
+
+    @property
+    def scored_text(self) -> str | None:
+        """The text that most checks are on."""
+        counts = Counter(check["text"] for check in self.checks if self._tells(check))
+        return counts.most_common(1)[0][0] if counts else None
+
+    @property
+    def factors(self) -> dict[str | None, float]:
+        """Factor of each network on `scored_text`, and of all others (None); empty where it would not help."""
+        if not self._helps():
+            return {}
+        rows = self._ratios()
+        groups = {group for group, _ in rows} | {None}
+        return {group: float(np.exp(_towards(rows, group))) for group in groups}
+
+    def _ratios(self) -> list[tuple[str | None, float]]:
+        """(network, ln(measured / curve)) of the checks on `scored_text`."""
+        text = self.scored_text
+        return [
+            (check.get("network"), float(np.log(check["measured"] / self._curve(check))))
+            for check in self.checks
+            if check["text"] == text and self._tells(check)
+        ]
+
+    def _tells(self, check: dict) -> bool:
+        return worth(check) and self._curve(check) > 0
+
+    def _curve(self, check: dict) -> float:
+        """What today's curve says of a check without a factor; of checks that do not say their sum, what was told."""
+        return self.rise(check["sum"]) if check.get("sum") else check["predicted"]
+
+    def _helps(self) -> bool:
+        """Whether factors found without a check predict it better than none do, over all checks (squares of logs)."""
+        rows = self._ratios()
+        if len(rows) < ENOUGH:
+            return False
+        left = [ratio - _towards(rows[:i] + rows[i + 1 :], group) for i, (group, ratio) in enumerate(rows)]
+        return sum(each**2 for each in left) < sum(ratio**2 for _, ratio in rows)
+
+    def left_out(self, factors: bool = True) -> list[dict]:
+        """Predictions made without what they predict, rows {"id", "network", "text", "sum", "predicted", "measured"}:
+        the inner whole plans from the others, and the checks from the curve, times a factor from the other checks."""
+        points = self.points
+        found = [
+            {"id": None, "network": "lowrank", "text": None, "error": None, "sum": points[i][0],
+             "measured": points[i][1], "predicted": predicted_rise(points[:i] + points[i + 1 :], points[i][0])}
+            for i in range(1, len(points) - 1)
+        ]  # fmt: skip
+        rows, text, use = self._ratios(), self.scored_text, factors and self._helps()
+        number = 0
+        for check in self.checks:
+            predicted = self._curve(check)
+            if check["text"] == text and self._tells(check):
+                if use:
+                    predicted *= float(np.exp(_towards(rows[:number] + rows[number + 1 :], check.get("network"))))
+                number += 1
+            elif use and check["text"] == text:
+                predicted *= self.factors.get(check.get("network"), self.factors[None])
+            found.append(
+                {key: check.get(key) for key in ("id", "network", "text", "sum", "measured", "error")}
+                | {"predicted": predicted}
+            )
+        return found
+
+    def _usual(self, rows: list[dict], group: str | None = None) -> float | None:
+        """The quantile `USUAL` of |predicted / measured − 1|. A kind with few checks of its own has the error of all,
+        and not less than it was off itself."""
+        rows = [row for row in rows if worth(row)]
+        own = [row for row in rows if group is not None and row["network"] == group and row["text"] is not None]
+        used = own if len(own) >= ENOUGH else rows
+        if not used:
+            return None
+        usual = float(np.quantile([off(row) for row in used], USUAL, method="higher"))
+        return usual if used is own else max([usual, *map(off, own)])
+
+    @property
+    def version(self) -> int:
+        """Of the fit: 1 as it was made, one more with each plan learned or checked since."""
+        return self.history[-1]["version"] if self.history else 1
+
+    def note(self, what: str) -> None:
+        """Give the fit a new version, with the date and what changed."""
+        if not self.history:  # what was before, so that a first change is seen to be one
+            self.history = [{"version": 1, "date": None, "plans": None, "checks": None, "error": None, "what": "made"}]
+        error = self._usual(self.left_out())
+        self.history = [*self.history, {
+            "version": self.version + 1, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "plans": len(self.plans), "checks": len(self.checks), "error": error, "what": what,
+        }][-KEPT_VERSIONS:]  # fmt: skip
+
+    def check(self, predicted: float, measured: float, text: str, **more) -> bool:
+        """Remember what an evaluated plan was predicted to cost and what it did cost; `more` as in `checks`. Returns
+        whether that was new: the same figures count once, and only gain what was not said of them before."""
         entry = {"predicted": predicted, "measured": measured, "text": text}
-        if entry not in self.checks:
-            self.checks.append(entry)
+        more = {key: value for key, value in more.items() if value is not None}
+        for known in self.checks:
+            if known.get("id") == more.get("id", object()) or all(known[key] == value for key, value in entry.items()):
+                added = {key: value for key, value in more.items() if key not in known}
+                known |= added
+                return bool(added)
+        self.checks.append(entry | more)
+        return True
 
     def to_json(self) -> dict:
         return {"format": FORMAT, "version": VERSION} | self.__dict__
 
     @classmethod
     def from_json(cls, document: dict) -> "Calibration":
-        return cls(**{k: v for k, v in document.items() if k not in ("format", "version")})
+        """A calibration from its JSON form, of this version of the file or an older one. Raises InputError for a newer
+        one."""
+        if document.get("version", 1) > VERSION:
+            raise InputError(
+                f"A calibration of version {document['version']} was written by a newer Karipap (this one reads up to "
+                f"{VERSION}): update it, or measure the model again."
+            )
+        names = {each.name for each in fields(cls)}
+        return cls(**{key: value for key, value in document.items() if key in names})
+
+
+def worth(row: dict) -> bool:
+    """Whether a measured rise stands far enough above its own error for a ratio to mean anything."""
+    error = row.get("error")
+    return row["measured"] > (SURE * error if error else WORTH_CHECKING)
+
+
+def off(row: dict) -> float:
+    """|predicted / measured − 1|"""
+    return abs(row["predicted"] / row["measured"] - 1)
+
+
+def _towards(rows: list[tuple[str | None, float]], group: str | None) -> float:
+    """ln of the factor of a network: the mean of its own ratios, drawn to that of all by `TOWARDS` rows."""
+    everyone = sum(ratio for _, ratio in rows) / len(rows)
+    own = [ratio for mine, ratio in rows if mine == group and group is not None]
+    return (sum(own) + TOWARDS * everyone) / (len(own) + TOWARDS)
 
 
 def predicted_rise(points: list[tuple[float, float]], total: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from karipap_core.allocate import Options, allocate, by_entropy, merged, together, uniform
+from karipap_core.calibrate import group_of_plan
 from karipap_core.curves import STRUCTURES, Kind
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, RULES, Plan, model_entry
@@ -463,12 +464,7 @@ class Planner:
                 "loss": dense + measured["rise"], "source": "this plan on calibration text", "error": None,
             }  # fmt: skip
         elif calibration is not None:
-            rise = calibration.rise(predicted["sum"])
-            predicted |= {
-                "measure": calibration.measure, "rise": rise, "dense_loss": calibration.dense_loss,
-                "loss": calibration.dense_loss + rise, "source": "curve", "error": calibration.error,
-                "fitted_plans": len(calibration.points),
-            }  # fmt: skip
+            predicted |= calibration.fit(group_of_plan(plan)).predicted(predicted["sum"])
         return predicted
 
 

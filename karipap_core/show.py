@@ -105,7 +105,7 @@ def plan(document: dict) -> str:
     }
     if predicted.get("rise") is not None:
         what = "output error" if predicted.get("measure") == "output error" else "loss"
-        error = f", {predicted['error']:.0%} off where it was measured" if predicted.get("error") else ""
+        error = f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
         facts["predicted"] = f"{what} rises by {value(predicted['rise'])}{error}"
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {_inline(entry)}" for entry in document.get("tried", ())]

@@ -274,20 +274,31 @@ class Study:
         return [sums[total] for total in sorted(chosen)]
 
     def check_prediction(self, plan, measured: dict, text: str) -> None:
-        """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both."""
-        predicted = plan.predicted or {}
-        if predicted.get("source") == "curve" and measured.get("rise") is not None:
-            calibration = self.calibration(plan.metric)
-            calibration.check(predicted["rise"], measured["rise"], text)
+        """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both, and
+        its fit gets a new version."""
+        from karipap_core.predictions import add_check
+
+        if not self.calibration_file(plan.metric).exists() and not self.has_calibration(plan.metric):
+            return
+        calibration = self._calibrations[plan.metric] = self._latest(plan.metric)
+        label = measured.get("label") or "a plan"
+        if add_check(calibration, plan, measured, text):
+            calibration.note(f"checked on {text}: {label}")
             write_json(self.calibration_file(plan.metric), calibration.to_json())
 
     def learn(self, metric: str, measured: dict) -> None:
-        """Add a measured whole plan to the calibration's fit and keep it."""
-        calibration = self._calibrations[metric]
-        calibration.plans.append({k: measured[k] for k in ("kept_blocks", "sum", "rise", "divergence", "network")})
+        """Add a measured whole plan to the calibration's fit, which gets a new version, and keep it."""
         file = self.calibration_file(metric)
+        calibration = self._calibrations[metric] = self._latest(metric)
+        calibration.plans.append({k: measured[k] for k in ("kept_blocks", "sum", "rise", "divergence", "network")})
         if file.exists():
+            calibration.note(f"learned: {measured['network']}, {measured['kept_blocks']:.0%} of the blocks kept")
             write_json(file, calibration.to_json())
+
+    def _latest(self, metric: str) -> Calibration:
+        """The calibration as it is on disk, where another process may have added to it."""
+        file = self.calibration_file(metric)
+        return Calibration.from_json(read_json(file)) if file.exists() else self.calibration(metric)
 
 
 def _log(value: float) -> float:

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core import figures_runs
+from karipap_core.calibrate import words
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
@@ -121,8 +122,7 @@ def promise(plan: Plan) -> None:
             ("Parameters kept", f"{predicted['kept']:.1%}"), ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
         ]  # fmt: skip
     if predicted.get("rise") is not None:
-        error = f" (off by up to {predicted['error']:.0%} before)" if predicted.get("error") else ""
-        items.append(("Predicted rise in loss", f"{predicted['rise']:.4f} nats{error}"))
+        items.append(("Predicted rise in loss", f"{predicted['rise']:.4f} nats, {words(predicted)}"))
     if plan.calibration:
         items.append(("Calibrated on", plan.calibration["text"]))
     common.listing(items)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from synthetic import llama_model, llama_rows
 
+from karipap_core.calibrate import Fit
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
@@ -20,9 +21,11 @@ FINGERPRINT = "ab" * 32
 def found():
     """Tables of a small model; what `tables.Tables` has that drafts need."""
     rows = llama_rows(2, hidden=32, kv=16, mlp=48)
-    calibration = SimpleNamespace(dense_loss=1.633, text={"text": "t", "sha256": "0" * 64, "tokens": 9, "window": 8})
+    calibration = SimpleNamespace(text={"text": "t", "sha256": "0" * 64, "tokens": 9, "window": 8})
+    model = llama_model(50, 32)
+    model["fit"] = Fit(model["points"], 1, "t", 1.0, model["error"], 0, "kl", model["dense_loss"])
     return SimpleNamespace(
-        choices=None, rows=rows, model=llama_model(50, 32), calibration=calibration, names=[r["name"] for r in rows]
+        choices=None, rows=rows, model=model, calibration=calibration, names=[r["name"] for r in rows]
     )
 
 

@@ -169,12 +169,8 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     if found.choices:
         predicted = counted(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
     if totals["rise"] is not None:
-        predicted |= {
-            "measure": found.model["measure"], "sum": totals["damage"], "rise": totals["rise"],
-            "dense_loss": found.calibration.dense_loss, "loss": found.calibration.dense_loss + totals["rise"],
-            "source": "curve", "error": None if draft.hand else found.model["error"],
-            "fitted_plans": len(found.model["points"]),
-        }  # fmt: skip
+        predicted |= found.model["fit"].predicted(totals["damage"])
+        predicted["error"] = None if draft.hand else found.model["error"]
     rule, more = draft.rule, {}
     if draft.origin:
         predicted = draft.origin["predicted"] or predicted

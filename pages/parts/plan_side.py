@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from karipap_core import figures
+from karipap_core.calibrate import words
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 RULE_SAYS = {
@@ -245,8 +246,8 @@ def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str
         return label, f"{told['rise']:+.4f}", "nats, measured on calibration text with this very plan"
     if totals["rise"] is None:
         return label, "unknown", "nothing was measured on this model yet"
-    unit, plans, error = "nats, " if causal else "", len(found.model["points"]), found.model["error"]
+    unit, fit = "nats, " if causal else "", found.model["fit"]
+    where = f"; on {fit.text}" if fit.text else ""
     if now.rule != "calibrated" or now.hand:
         return label, f"{totals['rise']:+.4f}", f"{unit}by the curve of calibrated plans: another choice costs more"
-    off = f", off by up to {error:.0%} before" if error is not None else ""
-    return label, f"{totals['rise']:+.4f}", f"{unit}through {plans} measured plans{off}"
+    return label, f"{totals['rise']:+.4f}", f"{unit}{words(fit.predicted(totals['damage']))}{where}"

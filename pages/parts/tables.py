@@ -13,7 +13,7 @@ import numpy as np
 import streamlit as st
 
 from karipap_core import allocate
-from karipap_core.calibrate import Calibration
+from karipap_core.calibrate import Calibration, group_of
 from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
 from karipap_core.spectrum import METRICS
@@ -238,7 +238,7 @@ def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> T
         if weight.name in special:
             _pin(row, *special[weight.name])
         rows.append(row)
-    model = _model(_view.checkpoint, weights, calibration, used)
+    model = _model(_view.checkpoint, weights, calibration, used, what)
     return Tables(what, used, rules, rows, model, chi_board.board_data(rows, model, network), calibration)
 
 
@@ -270,7 +270,7 @@ def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources
     for row in choices.rows:
         if special := _special.get(row["name"]):
             _pin_listed(row, special, measured.label(special["entry"], planner))
-    model = _model(_view.checkpoint, planner.weights, calibration, used)
+    model = _model(_view.checkpoint, planner.weights, calibration, used, what)
     packed = chi_board.board_data(choices.rows, model, what.network)
     return Tables(what, used, rules, choices.rows, model, packed, calibration, choices)
 
@@ -338,15 +338,19 @@ def _multiply_adds(network: str, shape: tuple[int, int], chis: tuple[int, ...]) 
     return np.array([spec.with_chi(chi).multiply_adds(1) for chi in chis])
 
 
-def _model(checkpoint, weights, calibration: Calibration | None, rule: str) -> dict:
+def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what: What) -> dict:
     """What no χ changes, and what predictions run through: the curve of calibrated plans, whose error is theirs."""
     causal = calibration is not None and calibration.measure == "kl"
+    mixed = what.network in ("auto", "qlr") or what.quantize is not None
+    group = group_of([what.network], mixed, what.embedding != "dense")
+    fit = calibration.fit(group) if calibration else None
     return {
         "other_parameters": checkpoint.parameters - sum(weight.parameters for weight in weights),
         "other_bytes": checkpoint.bytes - sum(weight.bytes for weight in weights),
-        "dense_loss": calibration.dense_loss if causal else None,
-        "points": calibration.points if calibration else None,
-        "error": calibration.error if calibration and rule == "calibrated" else None,
+        "dense_loss": fit.dense_loss if causal else None,
+        "points": fit.points if fit else None,
+        "error": fit.error if fit and rule == "calibrated" else None,
+        "fit": fit,
         "measure": calibration.measure if calibration else "kl",
     }
 

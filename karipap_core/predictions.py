@@ -1,0 +1,173 @@
+"""What was predicted beside what was measured, for every run of a model so far; and the refit that follows from it.
+
+Two predictions are told apart: what a plan was told when it was made (kept in its run, and never changed since), and
+what today's calibration says of it when that very run is left out of the fit (calibrate.py, `Calibration.left_out`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from karipap_core.calibrate import Calibration, group_of_plan, off, worth
+from karipap_core.errors import InputError
+from karipap_core.pareto import known
+from karipap_core.plan import Plan
+from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+
+CURVE, ITSELF = "curve", "this plan on calibration text"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and what came: rises in loss, nats a token. error: standard error of `measured`; stated: the
+    relative error that was stated with the prediction; source: `CURVE`, or `ITSELF` where the plan was measured on the
+    calibration text before; text: measured on, None for the calibration text; fit: version that predicted it."""
+
+    id: str | None
+    label: str
+    method: str
+    predicted: float
+    measured: float
+    error: float | None
+    stated: float | None
+    source: str
+    text: str | None
+    fit: int | None = None
+
+    @property
+    def worth(self) -> bool:
+        """Whether the measured rise stands far enough above its error for the ratio to mean anything."""
+        return self.predicted > 0 and worth({"measured": self.measured, "error": self.error})
+
+
+def as_told(points: Iterable[dict]) -> list[Pair]:
+    """Every run with a prediction and a measured rise, as it was told when the plan was made."""
+    found = []
+    for point in points:
+        predicted = point.get("predicted") or {}
+        if not known(point, "rise") or not known(predicted, "rise"):
+            continue
+        text = point["text"].get("name") if isinstance(point.get("text"), dict) else "an unnamed text"
+        found.append(Pair(
+            point["id"], point["label"], point["method"], predicted["rise"], point["rise"], point.get("rise_error"),
+            predicted.get("error"), predicted.get("source", CURVE), text, predicted.get("fit"),
+        ))  # fmt: skip
+    return found
+
+
+def left_out(calibration: Calibration, points: Iterable[dict]) -> list[Pair]:
+    """What today's calibration says of every plan that it has measured or checked, each left out of its own
+    prediction. `points` give the checks their names."""
+    runs = {point["id"]: point for point in points}
+    stated = {each: calibration.fit(each).error for each in {check.get("network") for check in calibration.checks}}
+    found = []
+    for row in calibration.left_out():
+        run = runs.get(row["id"]) or {}
+        inner = row["text"] is None
+        label = run.get("label") or ("a whole plan of the calibration" if inner else "a plan checked earlier")
+        found.append(Pair(
+            row["id"], label, run.get("method") or row["network"] or "unknown", row["predicted"], row["measured"],
+            row["error"], stated.get(row["network"], calibration.error), CURVE, row["text"], calibration.version,
+        ))  # fmt: skip
+    return found
+
+
+def figures(pairs: Sequence[Pair]) -> dict | None:
+    """How far predictions were off, over the pairs that tell (`Pair.worth`); None where there are none.
+
+    {"plans": their number n, "below": pairs within their own noise, left out, "median" and "largest" of
+    |predicted / measured − 1|, "bias": exp(mean of ln(predicted / measured)) − 1, "stated": pairs whose error was
+    stated, "inside": the share of those that were off by no more than it}.
+    """
+    telling = [pair for pair in pairs if pair.worth]
+    if not telling:
+        return None
+    ratios = np.array([pair.predicted / pair.measured for pair in telling])
+    stated = [pair for pair in telling if pair.stated is not None]
+    inside = [off({"predicted": pair.predicted, "measured": pair.measured}) <= pair.stated for pair in stated]
+    return {
+        "plans": len(telling), "below": len(pairs) - len(telling), "median": float(np.median(abs(ratios - 1))),
+        "largest": float(abs(ratios - 1).max()), "bias": float(np.exp(np.log(ratios).mean()) - 1),
+        "stated": len(stated), "inside": float(np.mean(inside)) if inside else None,
+    }  # fmt: skip
+
+
+# The calibration that runs belong to, and the refit.
+
+
+def calibration_file(plan: Plan) -> Path | None:
+    """Where the workspace keeps the calibration of a plan's model, metric and calibration text; None where it has
+    none."""
+    from karipap_core.activations import CalibrationSettings
+
+    entry, fingerprint = plan.calibration or {}, plan.model.get("fingerprint") or ""
+    if "sha256" not in entry or not fingerprint:
+        return None
+    settings = {each.name: entry.get(each.name) for each in fields(CalibrationSettings)}
+    key = settings_key({"text": entry["sha256"], "settings": settings})
+    try:
+        file = Workspace().calibration_file(fingerprint, f"{plan.metric}-{key}")
+    except InputError:
+        return None
+    return file if file.is_file() else None
+
+
+def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:
+    """The calibration files that predicted these runs by their curves, each with its runs; most runs first."""
+    found: dict[Path, list[dict]] = {}
+    for point in points:
+        if not checkable(point):
+            continue
+        file = calibration_file(Plan.from_json(point["plan"], point["id"]))
+        if file is not None:
+            found.setdefault(file, []).append(point)
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def checkable(point: dict) -> bool:
+    """Whether a run holds a prediction of a curve against a measured rise."""
+    predicted = point.get("predicted") or {}
+    return bool(point.get("plan")) and predicted.get("source") == CURVE and known(point, "rise") and bool(
+        known(predicted, "rise") and isinstance(point.get("text"), dict)
+    )  # fmt: skip
+
+
+def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> bool:
+    """Give a calibration the check that a measured plan is, if the curve predicted it; returns whether it was new."""
+    predicted = plan.predicted or {}
+    if predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
+        return False
+    return calibration.check(
+        predicted["rise"], point["rise"], text, id=point.get("id"), sum=predicted.get("sum"),
+        network=group_of_plan(plan), error=point.get("rise_error"), fit=predicted.get("fit"),
+        dense_loss=(point.get("dense") or {}).get("loss"),
+    )  # fmt: skip
+
+
+def refit(file: Path, points: Sequence[dict]) -> Calibration:
+    """Add these measured runs to the checks of a calibration and write it, its fit with a new version where there was
+    anything new. Returns the calibration."""
+    calibration = Calibration.from_json(read_json(file))
+    if new := unchecked(calibration, points):
+        for point in new:
+            add_check(calibration, Plan.from_json(point["plan"], point["id"]), point, point["text"]["name"])
+        calibration.note(f"refitted from {len(new)} measured {'run' if len(new) == 1 else 'runs'}")
+        write_json(file, calibration.to_json())
+    return calibration
+
+
+def unchecked(calibration: Calibration, points: Iterable[dict]) -> list[dict]:
+    """The runs that a calibration does not know yet. The same figures count once, whatever the run is called."""
+    ids = {check.get("id") for check in calibration.checks}
+    told = {
+        (check["predicted"], check["measured"], check["text"]) for check in calibration.checks if check.get("network")
+    }
+    return [
+        point
+        for point in points
+        if checkable(point)
+        and point["id"] not in ids
+        and (point["predicted"]["rise"], point["rise"], point["text"]["name"]) not in told
+    ]
