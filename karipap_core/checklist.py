@@ -1,12 +1,13 @@
 """The production checklist: green or red from what is on disk, never from a tick box; for what is red, what to run."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from karipap_core import records
+from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan import RULES, Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.verify import summary, unsafe_files
 
@@ -15,17 +16,21 @@ ITEMS = (
     "safetensors only", "plan valid", "all run since the last change",
 )  # fmt: skip
 OF_ITEM = dict(zip(ITEMS[1:5], records.KINDS, strict=True))
+PROMPTS = ("def main():", "Once upon a time")  # to begin with; prompts of one's own say more (docs/serving.md)
+MOST_PROMPTS, MOST_LETTERS = 8, 200  # of an earlier shadow run that fit into a command
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the items are decided on. state: None where the folder's tensors cannot be read."""
+    """What the items are decided on. wanted: the fingerprint that the plan pins; state: None where the folder's tensors
+    cannot be read; encoder: the model writes no text."""
 
     folder: Path
     settings: dict
     source: records.Source
-    wanted: str  # the fingerprint that the plan pins
+    wanted: str
     state: dict | None
+    encoder: bool
 
     @property
     def model(self) -> str:
@@ -37,29 +42,67 @@ class _Facts:
         if verb == "fallback":
             return f"{records.PROGRAM} checklist {folder} --against {self.model} --test-fallback"
         verb = {"evaluation": "evaluate"}.get(verb, verb)
-        more = " --prompts prompts.txt" if verb == "shadow" else ""
+        more = "".join(f" --prompt {shlex.quote(each)}" for each in self.prompts()) if verb == "shadow" else ""
         return f"{records.PROGRAM} {verb} {folder} --against {self.model}{more}"
 
+    def prompts(self) -> tuple[str, ...]:
+        """Those of the last shadow run where they are few and short, else `PROMPTS`."""
+        document = records.read(self.folder, "shadow")
+        rows = (document or {"result": {}})["result"].get("prompts") or []
+        known = tuple(row.get("prompt") for row in rows if isinstance(row, dict))
+        if 0 < len(known) <= MOST_PROMPTS and all(isinstance(p, str) and 0 < len(p) <= MOST_LETTERS for p in known):
+            return known
+        return PROMPTS
+
     def written_again(self) -> str:
-        """Commands that write the folder anew from its own plan."""
-        out = shlex.quote(f"{self.folder}-again")
+        """Commands that write the folder anew from its own plan, and heal it again where it was healed."""
         config = shlex.quote(str(self.folder / "config.json"))
         code = "import json, sys; json.dump(json.load(open(sys.argv[1]))['quantization_config']['plan'], "
         code += "open('plan.json', 'w'))"
-        return (
-            f'python -c "{code}" {config} && '
-            f"{records.PROGRAM} compress {self.model} --plan plan.json --out {out}"
-        )  # fmt: skip
+        healing = records.report_of(self.folder).get("healing")
+        out, again = (shlex.quote(f"{self.folder}-{word}") for word in ("before-healing", "again"))
+        first = out if healing else again
+        commands = [f'python -c "{code}" {config}']
+        commands += [f"{records.PROGRAM} compress {self.model} --plan plan.json --out {first}"]
+        if healing:
+            commands += [f"{records.PROGRAM} heal {out} --distill {self.model}{_typed(healing)} --out {again}"]
+        return " && ".join(commands)
 
     def planned_again(self) -> str:
-        """Commands that make a new plan for the dense model as it is, and the folder by it."""
-        budget = self.settings["plan"].get("budget")
-        budget = budget if isinstance(budget, int | float) and 0 < budget <= 1 else 0.7
-        out = shlex.quote(f"{self.folder}-again")
+        """Commands that make a new plan of the same kind for the dense model as it is, and the folder by it."""
+        plan, out = self.settings["plan"], shlex.quote(f"{self.folder}-again")
+        words = f"--budget {_fraction(plan.get('budget')) or 0.7:g}"
+        if kept := _fraction(plan.get("budget_bytes")):
+            words = f"--budget-bytes {kept:g}"
+        for key, allowed in (("scope", ("blocks",)), ("rule", RULES), ("metric", ("weight", "functional"))):
+            words += f" --{key} {plan[key]}" if plan.get(key) in allowed else ""
+        weights = plan.get("weights")
+        entries = [entry for entry in weights.values() if isinstance(entry, dict)] if isinstance(weights, dict) else []
+        networks = {str(entry.get("network")) for entry in entries} - {"dense"}
+        formats = {str(entry["quantize"]) for entry in entries if entry.get("quantize")} if networks != {"qlr"} else {}
+        for key, found in (("network", networks), ("quantize", formats)):
+            words += f" --{key} {shlex.quote(min(found)) if len(found) == 1 else 'auto'}" if found else ""
         return (
-            f"{records.PROGRAM} plan {self.model} --budget {budget:g} --out plan.json && "
+            f"{records.PROGRAM} plan {self.model} {words} --out plan.json && "
             f"{records.PROGRAM} compress {self.model} --plan plan.json --out {out}"
         )
+
+
+def _fraction(value) -> float | None:
+    return value if isinstance(value, int | float) and 0 < value <= 1 else None
+
+
+def _typed(healing: dict) -> str:
+    """The options of `heal` that a healing was made with."""
+    from karipap_core.heal import Settings
+
+    usual = {field.name: field.default for field in fields(Settings)}
+    words = ""
+    for name, value in healing["settings"].items():
+        if value != usual.get(name):
+            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    path = healing["result"]["text"].get("path")
+    return words + (f" --text {shlex.quote(path)}" if path else "")
 
 
 def checklist(folder: str | Path, against: str | Path | None = None, progress: Progress = silent) -> dict:
@@ -78,7 +121,8 @@ def checklist(folder: str | Path, against: str | Path | None = None, progress: P
         state = records.state_of(folder)
     except InputError:
         state = None
-    facts = _Facts(folder, settings, source, records.pinned(settings), state)
+    encoder = state is not None and open_checkpoint(folder, compressed=True).kind != "causal"
+    facts = _Facts(folder, settings, source, records.pinned(settings), state, encoder)
     found = {
         "fingerprint pinned": _fingerprint(facts),
         "safetensors only": _safe(facts),
@@ -146,12 +190,14 @@ def _plan(facts: _Facts) -> tuple[bool, str, str | None]:
 
 
 def _record(facts: _Facts, kind: str) -> tuple[bool, str, str | None]:
-    document = records.read(facts.folder, kind)
-    fix = facts.command(kind)
-    if document is None:
-        return False, f"no {kind}.json in the folder", fix
     if facts.state is None:
         return False, "the folder's tensors cannot be read", facts.written_again()
+    if kind == "shadow" and facts.encoder:
+        ok, said, fix = _record(facts, "evaluation")
+        return ok, f"an encoder writes no text, its outputs are compared: {said}", fix
+    document, fix = records.read(facts.folder, kind), facts.command(kind)
+    if document is None:
+        return False, f"no {kind}.json in the folder", fix
     if why := records.stale(document, facts.state, facts.wanted):
         return False, f"{kind}.json is stale: {why}", fix
     ok, said = _SAID[kind](document["result"])
@@ -159,7 +205,10 @@ def _record(facts: _Facts, kind: str) -> tuple[bool, str, str | None]:
         ok, said = False, "it was made without the dense model beside it"
     if not ok and kind == "verify":
         wrong = {check["name"] for check in document["result"].get("checks", ()) if check["ok"] is False}
-        fix = facts.written_again() if wrong - {"safetensors only", "fingerprint"} else fix
+        if wrong - {"safetensors only", "fingerprint"}:
+            fix = facts.written_again()
+        # What another item says to do first: without it, verify would say the same again.
+        fix = next((item(facts)[2] for item in (_fingerprint, _plan, _safe) if not item(facts)[0]), fix)
     return ok, f"{kind}.json: {said}", None if ok else fix
 
 
@@ -204,10 +253,14 @@ def _flow(facts: _Facts, found: dict) -> tuple[bool, str, str | None]:
     """Whether every record is of the folder and of the dense model as they are now."""
     if not found["fingerprint pinned"][0]:
         return False, "the dense model is not the one that the folder was made from", found["fingerprint pinned"][2]
+    if facts.state is None:
+        return False, "the folder's tensors cannot be read", facts.written_again()
     old = []
     for kind in records.KINDS:
+        if kind == "shadow" and facts.encoder:
+            continue
         document = records.read(facts.folder, kind)
-        if document is None or facts.state is None or records.stale(document, facts.state, facts.wanted):
+        if document is None or records.stale(document, facts.state, facts.wanted):
             old.append(kind)
     if old:
         return False, f"not run on the folder as it is now: {', '.join(old)}", " && ".join(map(facts.command, old))

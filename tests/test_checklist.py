@@ -1,6 +1,7 @@
 """The checklist: green only from evidence, red when it is missing, wrong or stale, and the fix makes it green."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
-from test_verify import folder_of
+from test_verify import folder_of, plan_for
 
 from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checklist import ITEMS, checklist, table
@@ -76,12 +79,15 @@ def verb_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]),
                                         ("fallback", FLOW[2])])  # fmt: skip
-def test_each_record_is_needed_and_the_fix_makes_it_anew(world, folder, monkeypatch, capsys, kind, name):
+def test_each_record_is_needed_and_the_fix_makes_it_anew(world, folder, tmp_path, monkeypatch, kind, name):
     (folder / f"{kind}.json").unlink()
     document = checklist(folder)
     assert red(document) == [name, "all run since the last change"]
-    monkeypatch.chdir(world[2])  # prompts.txt is there
-    short = {"evaluation": ["--text", "text.txt", "--max-tokens", "64", "--window", "32"], "shadow": ["--tokens", "3"]}
+    monkeypatch.chdir(tmp_path)  # where nothing is that a fix could lean on
+    short = {
+        "evaluation": ["--text", str(world[2] / "text.txt"), "--max-tokens", "64", "--window", "32"],
+        "shadow": ["--tokens", "3"],
+    }
     argv = verb_of(item(document, name)["fix"]) + short.get(kind, []) + ["--device", "cpu", "--progress", "off"]
     assert cli.main(argv) == 0
     assert checklist(folder)["ok"]
@@ -171,24 +177,94 @@ def test_a_plan_that_does_not_fit(folder):
     assert "plan valid" in red(document) and "compress" in item(document, "plan valid")["fix"]
 
 
-def test_writing_the_folder_again_works_as_the_fix_says(world, folder, tmp_path, monkeypatch):
+def test_writing_the_folder_again_works_as_the_fix_says(world, folder, tmp_path):
     kept = read_json(folder / "verify.json")
     wrong = {"ok": False, "checks": [{"name": "unchanged", "ok": False, "detail": ""}]}
     write_json(folder / "verify.json", kept | {"result": wrong})
     fix = item(checklist(folder), "verify passed")["fix"]
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    done = subprocess.run(["sh", "-c", fix], cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    run(fix, tmp_path)
     again = Path(f"{folder}-again")
     assert "verify passed" not in red(checklist(again))
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def run(fix: str, folder: Path) -> None:
+    """A fix in a shell, with the program that is being tested."""
+    path = os.environ | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(["sh", "-c", fix], cwd=folder, capture_output=True, text=True, timeout=250, env=path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_healed_folder_is_written_and_healed_again(world, tmp_path):
+    from karipap_core.heal import heal
+
+    more = {"window": 32, "tokens": 64, "device": "cpu", "rate": 1e-2, "norms": True}
+    heal(world[1], tmp_path / "healed", 3, world[2] / "text.txt", **more)
+    assert red(checklist(tmp_path / "healed")) == [*FLOW, "all run since the last change"]
+    file = tmp_path / "healed" / "model.safetensors"
+    expected = load_file(file)
+    file.write_bytes(file.read_bytes()[:-5])
+    document = checklist(tmp_path / "healed")
+    assert red(document) == ["verify passed", *FLOW, "all run since the last change"]
+    fix = item(document, "verify passed")["fix"]
+    assert item(document, "all run since the last change")["fix"] == item(document, FLOW[0])["fix"] == fix
+    run(fix, tmp_path)
+    again = load_file(tmp_path / "healed-again" / "model.safetensors")
+    assert expected.keys() == again.keys()
+    assert all(torch.equal(expected[name], again[name]) for name in expected)
+
+
+def test_a_new_plan_is_of_the_kind_of_the_old_one(world, folder):
+    config = read_json(folder / "config.json")
+    plan = config["quantization_config"]["plan"]
+
+    def fix(**change):
+        changed = config | {"quantization_config": config["quantization_config"] | {"plan": plan | change}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        fix = item(checklist(folder), "plan valid")["fix"]
+        for command in fix.split(" && "):
+            cli.build_parser().parse_args(verb_of(command))
+        return fix
+
+    bad = {"x": {"network": "mpo", "quantize": "int4"}, "y": {"network": "dense", "quantize": None}}
+    found = fix(weights=bad, budget=0.4, scope="blocks", rule="calibrated", metric="functional")
+    assert "--budget 0.4 --scope blocks --rule calibrated --metric functional --network mpo --quantize int4" in found
+    mixed = bad | {"z": {"network": "lowrank", "quantize": "int8"}}
+    assert "--budget-bytes 0.3 --network auto --quantize auto" in fix(weights=mixed, budget_bytes=0.3, metric="loss")
+    assert "--network" not in fix(weights=[]) and "--budget 0.7" in fix(weights={"x": 1}, budget="half")
+
+
+def test_an_encoder_is_compared_by_its_outputs(made, tmp_path):
+    plan = plan_for(made("bert"), {role: ("lowrank", None) for role in ("q", "fc1", "fc2")})
+    folder = folder_of(made("bert"), tmp_path / "out", plan)
+    document = checklist(folder)
+    assert red(document) == [*FLOW, "all run since the last change"]
+    fixes = dict.fromkeys(item(document, name)["fix"] for name in FLOW)
+    assert [verb_of(fix)[0] for fix in fixes] == ["evaluate", "checklist"]
+    (tmp_path / "text.txt").write_text("the square of a number is not its cube\n" * 60)
+    common = ["--device", "cpu", "--progress", "off"]
+    text = ["--text", str(tmp_path / "text.txt"), "--max-tokens", "64", "--window", "32"]
+    for fix in fixes:
+        argv = verb_of(fix) + (text if "evaluate" in fix else []) + common
+        assert cli.main(argv) == 0
+    done = checklist(folder)
+    assert red(done) == [] and "writes no text" in item(done, "shadow run on file")["evidence"]
+
+
+def test_what_another_dense_model_makes_red_is_planned_again_and_not_verified_again(world, tmp_path):
+    from architectures import make
+
+    other = make("llama", tmp_path / "other", seed=1)
+    folder = folder_of(other, tmp_path / "forced", plan_for(world[0]), force=True)
+    document = checklist(folder)
+    assert "fingerprint pinned" in red(document) and "verify passed" in red(document)
+    assert item(document, "verify passed")["fix"] == item(document, "fingerprint pinned")["fix"]
+
+
 def test_the_verb_prints_what_to_run(world, folder, capsys):
     (folder / "shadow.json").unlink()
-    assert cli.main(["checklist", str(folder), "--progress", "off"]) == 0
+    assert cli.main(["checklist", str(folder), "--progress", "off"]) == 1
     out = capsys.readouterr().out
-    assert "not ready" in out and "shadow" in out and "--prompts prompts.txt" in out
+    assert "not ready" in out and "shadow" in out and "--prompt 'def main():' --prompt 'Once upon a time'" in out
     with pytest.raises(InputError, match="not a model compressed"):
         checklist(world[0])

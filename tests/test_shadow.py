@@ -129,3 +129,8 @@ def test_the_verb(world, tmp_path, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert "diverges at token" in out and "def f(x):" in out
+    assert cli.main([*argv, "--prompt", "typed", "--prompt", "twice", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["prompts"]
+    assert [row["prompt"] for row in rows] == ["def f(x):", "typed", "twice"]
+    assert cli.main(["shadow", str(world[1]), "--progress", "off"]) == 2
+    assert "--prompt TEXT" in capsys.readouterr().err
