@@ -62,7 +62,7 @@ def shadow(
         raise InputError(f"{source.name} writes no text: an encoder is compared by `evaluate`.")
     if not prompts or max_new_tokens < 1:
         raise InputError(
-            "A shadow run needs a prompt (--prompts FILE or --prompt TEXT), and at least one token to write."
+            "A shadow run needs a prompt (--prompts FILE or --prompt TEXT) and a token to write."
         )
     progress("dense", 0, len(prompts), "loading")
     model, tokenizer = load_model(source.checkpoint, device=device)

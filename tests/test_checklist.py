@@ -211,7 +211,8 @@ def test_a_healed_folder_is_written_and_healed_again(world, tmp_path):
     run(fix, tmp_path)
     again = load_file(tmp_path / "healed-again" / "model.safetensors")
     assert expected.keys() == again.keys()
-    assert all(torch.equal(expected[name], again[name]) for name in expected)
+    for name, healed in expected.items():  # by another process, with sums in another order
+        assert torch.allclose(healed, again[name], atol=1e-3), name
 
 
 def test_a_new_plan_is_of_the_kind_of_the_old_one(world, folder):
