@@ -6,6 +6,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.ranking import rank, sentence
+from karipap_core.uncertainty import Interval, in_words
 from karipap_core.verify import summary as verified
 from karipap_core.workspace import read_json, read_runs
 
@@ -177,7 +178,28 @@ def evaluation(document: dict) -> str:
         "top-1 agreement": document.get("top1_agreement"),
     }
     parts = [_page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))]
-    return "\n\n".join([*parts, *conventions(document.get("conventions") or {})])
+    parts += conventions(document.get("conventions") or {})
+    return "\n\n".join([*parts, *task_table(document.get("tasks") or {}, dense.get("tasks") or {})])
+
+
+def task_table(ours: dict[str, dict], dense: dict[str, dict]) -> list[str]:
+    """A row a benchmark task: main metric ± standard error, beside the dense model's; [] where there are none."""
+    rows = []
+    for name, found in ours.items():
+        metric, theirs = found["metric"], dense.get(name) or {}
+        figures = [_with_error(one.get(metric), one.get(_stderr(metric))) if one else None for one in (found, theirs)]
+        said = found.get("difference")
+        interval = said and Interval(said["mean"], said["low"], said["high"], said["items"])
+        rows.append([f"{name}, {metric}", *figures, interval and in_words(interval, "+.3f"), found.get("chance")])
+        rows[-1] += [found["items"], found["shots"]]
+    head = ["benchmark task", "this model", "dense", "difference", "guessing", "items", "shots"]
+    return [grid(head, rows)] if rows else []
+
+
+def _stderr(metric: str | None) -> str:
+    """The harness's name of a metric's standard error: acc_stderr, or exact_match_stderr,strict-match with a filter."""
+    name, comma, filtered = (metric or "").partition(",")
+    return f"{name}_stderr{comma}{filtered}"
 
 
 def conventions(found: dict[str, dict]) -> list[str]:
