@@ -1,6 +1,7 @@
 """Compress and evaluate in one go: a plan → a compressed folder, its figures, and a point of the trade-off."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from karipap_core.plan import Plan
@@ -22,19 +23,22 @@ def run(
     device: str = "auto",
     progress: Progress = silent,
     tasks=None,
+    conventions: Sequence[str] = (),
 ) -> dict:
     """Compress `model` by `plan` into `<out>/model` and measure that folder beside the dense model.
 
     text: what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it with
     `max_tokens` (default: as `sweep`), window and stride. out: default a folder of the workspace's runs that is named
     by all of this, so that the same command goes on where it stopped. tasks: benchmark tasks (`tasks.Suite`) to measure
-    besides; a finished run gets those that it lacks. Returns, and writes to `<out>/run.json`, a point as
-    `tradeoff.Points` describes it, with "speed", "memory", "folder" and "weights" (the rows of `compress`) besides.
+    besides, and conventions: perplexities as papers give them (`conventions.CONVENTIONS`); a finished run gets those
+    that it lacks. Returns, and writes to `<out>/run.json`, a point as `tradeoff.Points` describes it, with "speed",
+    "memory", "folder" and "weights" (the rows of `compress`) besides.
     """
     from karipap_core import pipeline
     from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint import open_checkpoint
-    from karipap_core.evaluate import evaluate_folder
+    from karipap_core.evaluate import evaluate_folder, folder_conventions
+    from karipap_core.evaluate.conventions import check_names
     from karipap_core.tasks import add_tasks, causal
     from karipap_core.tradeoff import MAX_TOKENS
 
@@ -42,6 +46,7 @@ def run(
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoint = open_checkpoint(model)
     plan.check(checkpoint, force)
+    check_names(conventions, checkpoint.kind == "causal")
     if tasks is not None:
         causal(checkpoint)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")
@@ -54,10 +59,16 @@ def run(
         if tasks is not None and tasks.missing(point):
             point = add_tasks(point, tasks, folder / "model", device, progress)
             write_json(folder / "run.json", point)
+        had = {name: entry for name, entry in point.get("conventions", {}).items() if "missing" not in entry}
+        if lacking := [each for each in conventions if each not in had]:
+            args = (folder / "model", model, text, lacking, window, stride, device, progress)
+            point["conventions"] = had | folder_conventions(*args)
+            write_json(folder / "run.json", point)
         return point
     report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
     compressed = time.monotonic()
-    found = evaluate_folder(folder / "model", against=model, text=text, device=device, progress=progress, **cut)
+    how = {"text": text, "device": device, "progress": progress, "conventions": conventions}
+    found = evaluate_folder(folder / "model", against=model, **how, **cut)
     if tasks is not None:
         found = add_tasks(found, tasks, folder / "model", device, progress)
     keep_evaluation(folder / "model", found)

@@ -286,6 +286,7 @@ def evaluate(args, progress) -> dict:
     PLAN,
     HELD_OUT,
     *SCORING,
+    CONVENTIONS,
     *TASKS,
     option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
     FORCE,
@@ -303,6 +304,7 @@ def run(args, progress) -> dict:
         device=args.device,
         progress=progress,
         tasks=_suite(args, progress),
+        conventions=args.conventions,
         **_given(args),
     )
 

@@ -64,8 +64,7 @@ def evaluate_folder(
         tokenizer = tokenizer or dense_tokenizer
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
-    if conventions and not is_causal(model):
-        raise InputError(f"{folder.name} is an encoder: it predicts no next token and has no perplexity.")
+    check_names(conventions, is_causal(model))
     result = _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes)
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:

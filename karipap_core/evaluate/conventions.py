@@ -73,11 +73,13 @@ def measure_conventions(
     return found
 
 
-def check_names(names) -> None:
-    """InputError for a name that is no convention."""
+def check_names(names, causal: bool = True) -> None:
+    """InputError for a name that is no convention, and for any name where the model is not `causal`."""
     for name in names:
         if name not in CONVENTIONS:
             raise InputError(f"Convention {name!r} is not one of {', '.join(CONVENTIONS)}.")
+        if not causal:
+            raise InputError("An encoder predicts no next token, so it has no perplexity: leave out --conventions.")
 
 
 def _measured(name: str, cutting: Cutting, text: Text, model, dense, progress: Progress) -> dict:
@@ -209,7 +211,7 @@ def _joined(tokenizer, text: Text, model) -> tuple[Tokens, str, tuple[str, ...]]
     tokens = tokenize(tokenizer, Text(text.name, (joined,)), model.config.get_text_config().vocab_size, opened=None)
     if len(tokens.ids) < 2:
         raise InputError(f"Text {text.name} has {len(tokens.ids)} token: at least 2 are needed to predict one.")
-    missing = is_wikitext(text) and "\n\n\n" not in joined
+    missing = is_wikitext(text) and all(line.strip() for line in text.documents[0].split("\n"))
     note = "This copy of WikiText lacks the blank lines between headings and paragraphs that papers' copy has: figures "
     note += "on it come near theirs and are not theirs."
     return tokens, joined, (note,) if missing else ()
