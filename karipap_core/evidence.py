@@ -112,19 +112,31 @@ def quality(run: dict) -> tuple[str, float] | None:
     return None
 
 
+QUANTIZERS = ("rtn", "gptq", "torchao")
+
+
+def quantization_alone(run: dict) -> bool:
+    """Whether a run is of numbers in few bits and nothing else: such a baseline, or a plan without any network."""
+    if run.get("kind") == "baseline":
+        return run.get("method") in QUANTIZERS
+    entries = _entries(run)
+    return bool(entries) and all(entry["network"] == "dense" for entry in entries)
+
+
 def of_quantization(runs: list[dict], format: str) -> dict | None:
     """The best measured run that stores every weight of the blocks in this format and changes nothing else."""
     bits = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}.get(format)
 
     def is_it(run: dict) -> bool:
         if run.get("kind") == "baseline":
-            return run.get("method") in ("rtn", "gptq", "torchao") and (run.get("settings") or {}).get("bits") == bits
-        entries = ((run.get("plan") or {}).get("weights") or {}).values()
-        return bool(entries) and all(
-            entry["network"] == "dense" and (entry.get("quantize") or "").split("g")[0] == format for entry in entries
-        )
+            return bits is not None and (run.get("settings") or {}).get("bits") == bits
+        return all((entry.get("quantize") or "").split("g")[0] == format for entry in _entries(run))
 
-    return _best([run for run in runs if is_it(run)])
+    return _best([run for run in runs if quantization_alone(run) and is_it(run)])
+
+
+def _entries(run: dict) -> list[dict]:
+    return list(((run.get("plan") or {}).get("weights") or {}).values())
 
 
 def of_plan(runs: list[dict], plan) -> dict | None:
@@ -134,7 +146,7 @@ def of_plan(runs: list[dict], plan) -> dict | None:
 
 def pipelines(runs: list[dict]) -> list[dict]:
     """Measured runs of tensor-network plans."""
-    return [run for run in runs if run.get("kind") == "network" and quality(run)]
+    return [run for run in runs if run.get("kind") == "network" and quality(run) and not quantization_alone(run)]
 
 
 def cheaper(runs: list[dict], run: dict) -> dict | None:
@@ -142,7 +154,7 @@ def cheaper(runs: list[dict], run: dict) -> dict | None:
     rivals = [
         rival
         for rival in runs
-        if rival.get("method") in ("rtn", "gptq", "torchao") and quality(rival) and quality(run)
+        if quantization_alone(rival) and quality(rival) and quality(run)
         and rival["bytes"] <= run["bytes"] and quality(rival)[1] <= quality(run)[1]
     ]  # fmt: skip
     return _best(rivals)

@@ -367,6 +367,24 @@ def test_a_measured_quantization_that_is_smaller_and_better_wins(tiny):
     assert evidence.cheaper([network, worse, larger, pruned], network) is None
 
 
+def test_a_plan_without_any_network_is_quantization_alone(tiny):
+    """What `plan --network auto --quantize auto` comes to where no network pays."""
+    checkpoint = open_checkpoint(tiny)
+
+    def entries(*formats):
+        return {"weights": {str(n): {"network": "dense", "quantize": form} for n, form in enumerate(formats)}}
+
+    eights = measured(checkpoint, "network", "auto", 900, 0.01, plan=entries("int8", "int8"))
+    mixed = measured(checkpoint, "network", "auto", 600, 0.02, plan=entries("int4g128", "int2"))
+    network = measured(checkpoint, "network", "lowrank", 700, 0.3, plan={"weights": {"0": {"network": "lowrank"}}})
+    runs = [eights, mixed, network]
+    assert [evidence.quantization_alone(run) for run in runs] == [True, True, False]
+    assert evidence.pipelines(runs) == [network] and evidence.cheaper(runs, network) == mixed
+    assert evidence.of_quantization(runs, "int8") == eights and evidence.of_quantization(runs, "int4") is None
+    bare = measured(checkpoint, "baseline", "rtn", 500, 0.1, settings={})
+    assert evidence.of_quantization([bare, network], "fp8") is None
+
+
 # ---- hardware ---------------------------------------------------------------------------------------------------
 
 
