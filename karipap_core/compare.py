@@ -1,19 +1,18 @@
 """Two plans, runs, compressed folders or models side by side: each weight, each figure, and what they write."""
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from karipap_core import records, show, uncertainty
+from karipap_core import records, scores, show, uncertainty
 from karipap_core.calibrate import Calibration
 from karipap_core.errors import InputError
 from karipap_core.pareto import known
 from karipap_core.plan import Plan, model_entry
 from karipap_core.roles import listing_key, place, role_of
-from karipap_core.workspace import Workspace, read_json, settings_key
+from karipap_core.workspace import Workspace, read_json
 
 FORMAT, VERSION = "karipap-comparison", 1
-NORMAL = 1.959964  # standard errors of a 95 % interval
 
 # (key, label, whether more is better; None: neither)
 FIGURES = (
@@ -223,21 +222,13 @@ def _cell(side: Side, name: str, shapes: dict, damage: dict, same: bool) -> dict
 def damages(plan: Plan) -> dict[str, float]:
     """Predicted divergence of each compressed weight alone, nats a token, from the calibration and curves that the
     workspace holds for the plan's model and text; {} where it holds none. Nothing is computed anew."""
-    from karipap_core.activations import CalibrationSettings
     from karipap_core.curves import Kind, load_curves
     from karipap_core.planning import _own_options, _read_at
+    from karipap_core.predictions import calibration_file
 
-    entry, fingerprint = plan.calibration or {}, plan.model.get("fingerprint") or ""
-    if "sha256" not in entry or not fingerprint:
+    if (file := calibration_file(plan)) is None:
         return {}
-    settings = {each.name: entry.get(each.name) for each in fields(CalibrationSettings)}
-    key = settings_key({"text": entry["sha256"], "settings": settings})
-    try:
-        file = Workspace().calibration_file(fingerprint, f"{plan.metric}-{key}")
-    except InputError:
-        return {}
-    if not file.is_file():
-        return {}
+    key = file.stem.removeprefix(f"{plan.metric}-")
     calibration, tables, found = Calibration.from_json(read_json(file)), {}, {}
     for name in plan.weights:
         spec = plan.spec(name)
@@ -309,24 +300,23 @@ def _bounds(side: str, interval) -> dict:
 
 
 def _tasks(one: dict, two: dict) -> list[dict]:
-    """Scores of benchmark tasks with their standard errors; the difference of two as if they were independent, which
-    is too wide an interval where both answered the same items."""
-    rows, tasks = [], [point.get("tasks") or {} for point in (one, two)]
-    for task in dict.fromkeys([*tasks[0], *tasks[1]]):
-        scores = [each.get(task) if isinstance(each.get(task), dict) else {} for each in tasks]
-        for metric in dict.fromkeys(key for each in scores for key in each if known(each, f"{key}_stderr")):
-            values = [each.get(metric) for each in scores]
-            errors = [each.get(f"{metric}_stderr") for each in scores]
-            row = _row(f"{task}.{metric}", f"{task}, {metric}", *values, metric.split(",")[0] not in ("perplexity",))
-            for side, value, error in zip("ab", values, errors, strict=True):
-                if value is not None and error is not None:
-                    row |= {f"{side}_low": value - NORMAL * error, f"{side}_high": value + NORMAL * error}
-            if row["difference"] is not None and None not in errors:
-                reach = NORMAL * math.hypot(*errors)
-                row |= {"low": row["difference"] - reach, "high": row["difference"] + reach}
-                row["measurable"] = abs(row["difference"]) > reach
-                row["better"] = row["better"] if row["measurable"] else None
-            rows.append(row)
+    """Scores of benchmark tasks with their intervals; the difference of two is paired over the items where both kept
+    them, else as if they were independent, which is too wide (`scores.difference`)."""
+    rows = []
+    for key, more in scores.keys((one, two)).items():
+        held = [scores.of(point, key) for point in (one, two)]
+        values = [found and found[0][found[1]] for found in held]
+        row = _row(key, key, *values, more)
+        for side, point in zip("ab", (one, two), strict=True):
+            low, high = scores.interval(point, key) or (None, None)
+            row |= {f"{side}_low": low, f"{side}_high": high}
+        between = scores.difference(one, two, key)
+        if between is not None:
+            row |= {"low": between.low, "high": between.high, "measurable": between.measurable}
+            row["better"] = row["better"] if between.measurable else None
+        elif None not in values:  # other items, or other shots: the two do not compare
+            row |= {"difference": None, "better": None}
+        rows.append(row)
     return rows
 
 

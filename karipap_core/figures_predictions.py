@@ -14,9 +14,10 @@ from karipap_core.scores import NORMAL
 # How a prediction was made and where it was held against: name, symbol.
 KINDS = {
     "held out": ("on held-out text", "circle"),
-    "calibration": ("on the calibration text", "square-open"),
-    "itself": ("the plan itself was measured on the calibration text", "diamond-open"),
+    "calibration": ("on calibration text", "square-open"),
+    "itself": ("measured itself before", "diamond-open"),
 }
+FLOOR = 1e-4  # nats: below lies noise, which would stretch the axes
 
 
 def kind(pair: Pair) -> str:
@@ -26,14 +27,18 @@ def kind(pair: Pair) -> str:
     return "calibration" if pair.text is None else "held out"
 
 
+def drawn(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that these axes can show."""
+    return [pair for pair in pairs if min(pair.predicted, pair.measured) >= FLOOR]
+
+
 def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | None = None) -> go.Figure:
     """Predicted against measured rise, nats a token, log-log, with the diagonal and a band of ± `error` round it.
 
     Colours are networks, symbols `KINDS`, bars 95 % of the measuring (±1.96 standard errors); pairs within their own
-    noise (`Pair.worth`) are pale. Pairs that are not above 0 cannot be drawn on these axes. Every marker's
-    `customdata` is the run's id.
+    noise (`Pair.worth`) are pale, and those below `FLOOR` are not drawn. Every marker's `customdata` is the run's id.
     """
-    shown = [pair for pair in pairs if pair.predicted > 0 and pair.measured > 0]
+    shown = drawn(pairs)
     figure = go.Figure()
     values = [value for pair in shown for value in (pair.predicted, pair.measured)] or [0.01, 1.0]
     ends = np.array([min(values) / 1.6, max(values) * 1.6])

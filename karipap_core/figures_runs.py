@@ -43,12 +43,12 @@ SIZES = {
 QUALITIES = {
     axis.key: axis
     for axis in (
-        Axis("rise", "Rise in loss", ".4f", "loss minus the dense model's, nats a token", log=True),
+        Axis("rise", "Rise in loss", "z.4f", "loss minus the dense model's, nats a token", log=True),
         Axis("loss", "Loss", ".4f", "mean of −ln p of the next token, nats a token"),
         Axis("perplexity", "Perplexity", ".3f", "exp of the loss", log=True),
         Axis("bits_per_byte", "Bits per byte", ".4f", "the loss in bits, per byte of the text: comparable across "
              "tokenizers"),
-        Axis("kl", "KL divergence", ".4f", "mean KL(dense ‖ compressed) of the next token, nats a token", log=True),
+        Axis("kl", "KL divergence", "z.4f", "mean KL(dense ‖ compressed) of the next token, nats a token", log=True),
         Axis("top1_agreement", "Top-1 agreement", ".1%", "share of tokens that both models put first", more=True),
         Axis("relative_error", "Output error", ".4f", "Σ‖h − h_dense‖² / Σ‖h_dense‖² of the last hidden states",
              log=True),

@@ -5,7 +5,7 @@ what today's calibration says of it when that very run is left out of the fit (c
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -100,12 +100,10 @@ def figures(pairs: Sequence[Pair]) -> dict | None:
 def calibration_file(plan: Plan) -> Path | None:
     """Where the workspace keeps the calibration of a plan's model, metric and calibration text; None where it has
     none."""
-    from karipap_core.activations import CalibrationSettings
-
     entry, fingerprint = plan.calibration or {}, plan.model.get("fingerprint") or ""
     if "sha256" not in entry or not fingerprint:
         return None
-    settings = {each.name: entry.get(each.name) for each in fields(CalibrationSettings)}
+    settings = {key: value for key, value in entry.items() if key not in ("text", "path", "sha256")}
     key = settings_key({"text": entry["sha256"], "settings": settings})
     try:
         file = Workspace().calibration_file(fingerprint, f"{plan.metric}-{key}")

@@ -10,8 +10,9 @@ import streamlit as st
 from karipap_core import anchors, figures_runs, ranking, scores
 from karipap_core.pareto import pareto
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, plan_jobs, runs, tables, texts, winner
+from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, texts, winner
 
+SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
 COLUMNS = {
     "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
     "kept": ("Parameters kept", "percent"), "kept_blocks": ("Blocks kept", "percent"), "rise": ("Rise", "%.4f"),
@@ -34,7 +35,11 @@ def page() -> None:
     if not points:
         st.info("Nothing has been measured on this model yet. Start a sweep, or compress a plan on the Run page.")
     else:
-        chart(same_conditions(points))
+        shown = common.choose(
+            st.segmented_control, "Show", list(SHOWN), "show", "tradeoff", format_func=SHOWN.get, required=True,
+            label_visibility="collapsed",
+        )  # fmt: skip
+        predicted.page(view) if shown == "predictions" else chart(same_conditions(points))
     sweep_form(view, sweep_job, first=not points)
 
 
@@ -145,7 +150,7 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
     if published:
-        anchors.add_anchors(fig, x, published_axis(x, y))
+        anchors.add_anchors(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
     common.figure(
         fig, "curve", "Size against quality of every measured model; the same numbers are in the table below.",
         "karipap-tradeoff", on_select=clicked, selection_mode="points",

@@ -1,11 +1,15 @@
 """Runs and plans of the model in view: found in the workspace, put in words, and opened on the board."""
 
+import html
 import math
 import re
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
+from karipap_core import show
+from karipap_core import scores, uncertainty
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace, read_runs
@@ -94,6 +98,26 @@ def warn_of_text(run: dict) -> None:
         )
 
 
+def is_main(run: dict, key: str) -> bool:
+    """Whether a score is its task's main metric."""
+    task, metric = scores.of(run, key)
+    return metric == task.get("metric")
+
+
+def task_fact(run: dict, key: str) -> tuple[str, str, str]:
+    """The main score of a task: the dense model's and chance beside it, and how sure the difference is."""
+    (task, metric), dense, chance = scores.of(run, key), scores.dense([run], key), scores.chance([run], key)
+    form = ".1%" if scores.more_is_better(task, metric) else ".4f"
+    notes = [f"dense {dense:{form}}"] if dense is not None else []
+    notes += [f"chance {chance:{form}}"] if chance is not None else []
+    found = scores.to_dense(run, key)
+    if found is not None:
+        notes.append(uncertainty.in_words(found, "+.3f"))
+    elif task.get(f"{metric}_stderr") is not None:
+        notes.append(f"± {scores.NORMAL * task[f'{metric}_stderr']:{form}}")
+    return key, f"{task[metric]:{form}}", "; ".join(notes)
+
+
 def facts(run: dict) -> None:
     """The figures of one run, each with its definition, dense beside compressed."""
     dense = run.get("dense") or {}
@@ -103,8 +127,14 @@ def facts(run: dict) -> None:
     ]
     if run.get("rise") is not None:
         error = f"± {run['rise_error']:.2g} " if run.get("rise_error") else ""
-        predicted = (run.get("predicted") or {}).get("rise")
-        told = f"{predicted:.4f} was predicted" if predicted is not None else "nothing was predicted"
+        interval = uncertainty.rise_of(run)
+        if interval is not None:
+            error = f"{uncertainty.in_words(interval).removeprefix(f'{interval.mean:+.4f} ')} "
+        predicted = run.get("predicted") or {}
+        told = "nothing was predicted"
+        if predicted.get("rise") is not None:
+            told = f"{predicted['rise']:.4f} was predicted"
+            told += f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
         items.append(("Rise in loss", f"{run['rise']:+.4f}", f"{error}nats a token; {told}"))
         items.append(("Perplexity", f"{run['perplexity']:.3f}", f"dense {dense.get('perplexity', math.nan):.3f}"))
         items.append(
@@ -112,6 +142,7 @@ def facts(run: dict) -> None:
         )
         items.append(("KL divergence", f"{run['kl']:.4f}", "nats a token, dense ‖ compressed"))
         items.append(("Top-1 agreement", f"{run['top1_agreement']:.1%}", "tokens that both put first"))
+    items += [task_fact(run, key) for key in scores.keys([run]) if is_main(run, key)]
     if run.get("relative_error") is not None or run.get("fidelity"):
         found = run.get("fidelity") or run
         items.append(("Output error", f"{found['relative_error']:.4f}", "Σ‖h − h_dense‖² / Σ‖h_dense‖²"))
@@ -130,3 +161,38 @@ def facts(run: dict) -> None:
         note = f"dense {common.size(disk)}" if disk else "safetensors files"
         items.append(("On disk", common.size(ours.get("disk_bytes") or 0), note))
     common.facts(items)
+    conventions(run)
+
+
+def conventions(run: dict) -> None:
+    """Perplexities as papers and harnesses give them, compressed beside dense, where the run has them."""
+    found = run.get("conventions") or {}
+    if not found:
+        return
+    st.markdown("**Perplexity as papers give it**")
+    measured = {name: entry for name, entry in found.items() if not entry.get("missing")}
+    if measured:
+        rows = pd.DataFrame(
+            {
+                "convention": name,
+                "perplexity": entry["perplexity"],
+                "dense": (entry.get("dense") or {}).get("perplexity"),
+                "difference": show.perplexity_rise(entry),
+                "bits": entry["bits_per_byte"],
+                "word": entry["word_perplexity"],
+            }
+            for name, entry in measured.items()
+        )
+        number = st.column_config.NumberColumn
+        st.dataframe(
+            rows, hide_index=True, key=f"conventions_{run['id']}", placeholder="–", alt="Perplexity by convention",
+            column_config={
+                "convention": "Convention", "perplexity": number("Perplexity", format="%.4f", help="of a token"),
+                "dense": number("Dense", format="%.4f"),
+                "difference": st.column_config.TextColumn("Difference", help="of the perplexities, 95 % interval"),
+                "bits": number("Bits per byte", format="%.4f"),
+                "word": number("Word perplexity", format="%.2f", help="a word is what stands between white space"),
+            },
+        )  # fmt: skip
+    notes = [f"{name}: {entry.get('missing') or show.convention_note(entry)}" for name, entry in found.items()]
+    st.html("".join(f'<p class="k-note">{html.escape(note)}</p>' for note in notes))
