@@ -15,7 +15,7 @@ from karipap_core import uncertainty
 from karipap_core.baselines import QUANTIZED, plan_sizes, sizes
 from karipap_core.baselines import _integers as integers
 from karipap_core.baselines import _svd as svd_baselines
-from karipap_core.calibrate import Calibration
+from karipap_core.calibrate import Calibration, Fit, group_of
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, Plan, model_entry
 from karipap_core.planning import Budget, Planner
@@ -37,6 +37,7 @@ INSIDE = 0.97  # of the line: what a step back aims at
 ENDS_FROM = 4  # blocks a model must have before its ends are tried apart
 ENDS_WORTH = 1.5  # times the predicted rise at which dense ends are not worth a measurement
 SAME_SIZE = 0.002  # of the model: a rival may be that much larger and is still at equal bytes
+EQUAL = 0.02  # of the model: how much larger a uniform plan may be for want of one between
 THOUSAND = 1000  # sizes are asked for in thousandths
 
 
@@ -48,7 +49,8 @@ class Trail:
     ends: int
     scope: str
     curve: Calibration
-    sums: dict[int, float | None] = field(default_factory=dict)
+    rises: dict[int, float] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,13 +63,20 @@ class Trail:
 
     def predicted(self, size: int) -> float:
         """The predicted rise at this size (thousandths), infinite where the network cannot be so small."""
-        if size not in self.sums:
+        if size not in self.rises:
             try:
-                self.sums[size] = self.planner.damage_sum(self.allocated(size))
+                self.rises[size] = self.foretold(self.allocated(size))["rise"]
             except InputError:
-                self.sums[size] = None
-        total = self.sums[size]
-        return math.inf if total is None else self.curve.rise(total)
+                self.rises[size] = math.inf
+        return self.rises[size]
+
+    def foretold(self, weights: dict[str, dict]) -> dict:
+        """A plan's `predicted` fields for these weights, from the frozen calibration."""
+        formats = any(entry.get("quantize") for entry in weights.values())
+        group = group_of({entry["network"] for entry in weights.values()}, formats, bool(self.planner.tables))
+        if group not in self.fits:
+            self.fits[group] = self.curve.fit(group)
+        return self.fits[group].predicted(self.planner.damage_sum(weights))
 
     def size_for(self, rise: float) -> int | None:
         """The smallest size that is predicted to lose no more than `rise`, None where even the largest does."""
@@ -82,9 +91,7 @@ class Trail:
     def plan(self, size: int, rule: str = "calibrated", weights: dict[str, dict] | None = None) -> Plan:
         """The plan at a size, or one of these weights by another rule, its prediction from the frozen curve."""
         plan = self.planner.plan(weights or self.allocated(size), rule, Budget(size / THOUSAND, scope=self.scope))
-        rise = self.curve.rise(self.planner.damage_sum(plan.weights))
-        plan.predicted |= {"rise": rise, "loss": self.curve.dense_loss + rise, "error": self.curve.error}
-        plan.predicted["fitted_plans"] = len(self.curve.points)
+        plan.predicted |= self.foretold(plan.weights)
         return plan
 
 
@@ -290,11 +297,11 @@ class Search:
         trail = self._trail(best.trail.planner.network, 1)
         rise = trail.predicted(best.asked)
         if rise > ENDS_WORTH * best.predicted:
-            told = "cannot be so small" if rise == math.inf else f"would lose {_figure(rise)}"
+            told = "is not possible" if rise == math.inf else f"is predicted to lose {_figure(rise)}"
             self._say(
                 "Left the ends alone",
-                f"With the first and last block dense a plan of {best.asked / THOUSAND:.1%} {told} by prediction, "
-                f"against {_figure(best.predicted)}.",
+                f"With the first and last block dense a plan of {best.asked / THOUSAND:.1%} {told}, with none dense "
+                f"{_figure(best.predicted)}.",
                 "Not worth a measurement: every block may be compressed.", predicted=None if rise == math.inf else rise,
             )  # fmt: skip
             return best
@@ -339,8 +346,8 @@ class Search:
         one = holds or fails
         size = trail.size_for(self.line / self._ratio(one))
         if fails:
-            size = max(size or THOUSAND, fails.asked + max(1, fails.asked // 50))
-            return size if size <= THOUSAND and fails.asked < THOUSAND else None
+            size = max(size or THOUSAND, fails.asked + max(1, (THOUSAND - fails.asked) // 8))
+            return size if fails.asked < THOUSAND else None
         size = min(size or THOUSAND, holds.asked)
         return size if holds.asked - size > NEAR * holds.asked and trail.predicted(size) < math.inf else None
 
@@ -410,7 +417,7 @@ class Search:
         ratio, weights = self._ratio(best), dict(best.plan.weights)
         for count, unit in enumerate(queue):
             weights |= {name: target[name] for name in unit}
-            if ratio * self.curve.rise(best.trail.planner.damage_sum(weights)) > self.line:
+            if ratio * best.trail.foretold(weights)["rise"] > self.line:
                 return max(1, count)
         return len(queue)
 
@@ -488,9 +495,9 @@ class Search:
                       kept=row[self.size_key])  # fmt: skip
 
     def _uniform(self, planner: Planner, size: float) -> Plan | None:
-        """The uniform plan that is nearest to a size and not below it (the first that is, if none is near)."""
-        plan = None
-        for more in range(0, 40):
+        """The uniform plan of a size or just above it; where bond dimensions are too coarse for that, the nearest."""
+        found = []
+        for more in range(int(THOUSAND * EQUAL)):
             budget = Budget(min(1.0, round(size + more / THOUSAND, 4)), scope=self.asked["scope"])
             try:
                 limit, unit = budget.limit(self.checkpoint, planner.tables)
@@ -498,13 +505,15 @@ class Search:
             except InputError:
                 continue
             plan = Plan(
-                model_entry(self.checkpoint), planner.metric, weights, "uniform", self.asked["scope"],
-                budget.kept, calibration=self.study.calibration_entry(),
+                model_entry(self.checkpoint), planner.metric, weights, "uniform", self.asked["scope"], budget.kept,
+                calibration=self.study.calibration_entry(),
                 embedding={"kind": planner.embedding, "tied": "contract"} if planner.tables else None,
             )  # fmt: skip
-            if plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.size_key] >= size or budget.kept == 1:
+            found.append((plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.size_key] - size, plan))
+            if found[-1][0] >= 0 or budget.kept == 1:
                 break
-        return plan
+        near = next((plan for gap, plan in found if -SAME_SIZE <= gap <= EQUAL), None)
+        return near or min(found, key=lambda row: abs(row[0]), default=(0, None))[1]
 
     def _formats(self, size: float) -> list[tuple[int, int | None]]:
         """The two formats of plain integers that are largest without being larger than a size; the smallest there is
@@ -536,8 +545,8 @@ class Search:
         return [tried for tried in self.tried if tried.trail is trail and self._holds(tried)]
 
     def _ratio(self, tried: Tried) -> float:
-        """How many times the prediction was exceeded, within 0.2 and 5: beyond lies noise."""
-        return min(max(self._value(tried) / max(tried.predicted, 1e-9), 0.2), 5.0)
+        """How many times the prediction was exceeded, at least 0.2: a rise below that is noise."""
+        return max(self._value(tried) / max(tried.predicted, 1e-9), 0.2)
 
     def _against(self, tried: Tried) -> str:
         return f"{'Under' if self._holds(tried) else 'Over'} the line of {_figure(self.line)}"
