@@ -7,7 +7,7 @@ import time
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_runs
+from karipap_core import figures_predictions, figures_runs, predictions
 from karipap_core.calibrate import words
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
@@ -82,8 +82,14 @@ def new_run(view, running) -> None:
             st.select_slider, "Tokens to score, at most", TOKENS, "tokens", 16384, format_func="{:,}".format,
             help="Runs share a chart only where text, windows and tokens are the same. A sweep scores 16,384.",
         )  # fmt: skip
+        papers = view.checkpoint.kind == "causal" and st.checkbox(
+            "Perplexity as papers give it", key="papers", persist_state="session",
+            help="Besides, on the whole text whatever the tokens above, so it takes longer: windows of 2,048 tokens "
+            "that do not overlap (GPTQ, SVD-LLM and most tables), sliding windows (Hugging Face), rolling (lm-eval).",
+        )  # fmt: skip
         busy = running is not None and running.status()["state"] not in job.ENDED
         argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", str(tokens)]
+        argv += ["--conventions"] if papers else []
         pressed = st.button(
             "Compress & evaluate", type="primary", key="start", icon=":material/play_arrow:",
             disabled=text is None or busy, width="stretch",
@@ -194,11 +200,13 @@ def one_run(view, run: dict, points: list[dict]) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Predicted against measured**")
-        predicted = [p for p in points if (p.get("predicted") or {}).get("rise") is not None and p.get("rise")]
-        if predicted:
-            fig = figures_runs.predicted_against_measured(predicted, run["id"])
+        pairs = predictions.as_told(points)
+        if pairs:
+            error = (run.get("predicted") or {}).get("error")
+            fig = figures_predictions.scatter(pairs, error, run["id"]).update_layout(height=340, showlegend=False)
             common.figure(fig, "promise", "Predicted against measured rise in loss of all runs", "karipap-prediction")
-            st.html('<p class="k-note">All measured plans of this model; the band is ±15 % round equality.</p>')
+            band = f"; the band is ±{error:.0%}, the error stated with this one" if error else ""
+            st.html(f'<p class="k-note">All measured plans of this model, this one ringed{band}.</p>')
         else:
             st.caption("No plan of this model carried a prediction: calibrated and refined plans do.")
     with right:

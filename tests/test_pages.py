@@ -346,6 +346,26 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
     assert jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
 
 
+def test_perplexity_as_papers_give_it_is_asked_for_and_shown(plan, tiny, started):
+    entry = {
+        "perplexity": 8.25, "word_perplexity": 900.0, "bits_per_byte": 1.5, "rise": 0.02, "rise_low": 0.01,
+        "rise_high": 0.03, "dense": {"perplexity": 8.1}, "windows": 166, "window": 2048, "stride": 2048,
+        "tokens": 339_802, "text_tokens": 341_469, "text_bytes": 1_284_000, "notes": [],
+        "text": {"name": "wiki.test.raw", "sha256": "c0ffee" * 10},
+    }  # fmt: skip
+    rolling = {"missing": "lm-eval is not installed."}
+    keep_run(plan, "one", conventions={"non-overlapping": entry, "rolling": rolling})
+    app = sound(opened(page="run", run="one"))
+    table = next(each.value for each in app.dataframe if "convention" in each.value)
+    assert table["difference"].tolist() == ["+2.02 % (+1.01 to +3.05 %)"] and table["dense"].tolist() == [8.1]
+    said = words(app)
+    assert "166 windows of 2,048 tokens; 339,802 of 341,469 tokens scored" in said
+    assert "rolling: lm-eval is not installed." in said
+    sound(app.checkbox(key="papers").check().run())
+    sound(app.button(key="start").click().run())
+    assert started[0][-1] == "--conventions"
+
+
 @pytest.mark.parametrize("job_id", ["x", "../../etc", "20260101-000000-abcdef", "<b>"])
 def test_a_job_that_a_url_makes_up_is_dropped(plan, job_id):
     app = sound(opened(page="run", job=job_id))

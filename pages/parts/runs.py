@@ -112,8 +112,8 @@ def task_fact(run: dict, key: str) -> tuple[str, str, str]:
     found = scores.to_dense(run, key)
     if found is not None:
         notes.append(uncertainty.in_words(found, "+.3f"))
-    elif task.get(f"{metric}_stderr") is not None:
-        notes.append(f"± {scores.NORMAL * task[f'{metric}_stderr']:{form}}")
+    elif (error := scores.error_of(task, metric)) is not None:
+        notes.append(f"± {scores.NORMAL * error:{form}}")
     return key, f"{task[metric]:{form}}", "; ".join(notes)
 
 

@@ -21,8 +21,8 @@ def choose(key: str, side: str) -> list[str] | None:
     )  # fmt: skip
     if kind == LIBRARY:
         return []
-    kinds = ["txt", "md", "raw", "json", "jsonl"]
-    file = st.file_uploader("Text file (UTF-8, at most 8 MB)", type=kinds, key=f"{key}_file")
+    kinds = ["txt", "md", "raw", "json", "jsonl", "parquet"]
+    file = st.file_uploader("Text file (UTF-8 or Parquet, at most 8 MB)", type=kinds, key=f"{key}_file")
     if file is None:
         return None
     with common.plain_errors("reading the text"):
