@@ -1,8 +1,8 @@
 """Plotly figures of a sensitivity measurement (layer_sensitivity.py): map, scatter, ρ of every measure, layers.
 
-See figures.py for the manners of all figures. A rise is one in loss, nats a token; of an encoder the relative output
-error takes its place. On logarithmic axes what is at or below the floor, noise on a few thousand tokens, is drawn on
-the floor; hovering gives the true number.
+See figures.py for the manners of all figures. `quality` is what was measured: "rise" in loss or "kl" to the dense
+model, nats a token, or an encoder's "relative_error" of the output. On logarithmic axes what is at or below the floor
+is drawn on the floor (of a rise: noise on a few thousand tokens); hovering gives the true number.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE,
 from karipap_core.layer_sensitivity import MEASURES, in_words
 from karipap_core.roles import ORDER
 
-LABELS = {"rise": "rise in loss", "relative_error": "output error"}
-UNITS = {"rise": ", nats a token", "relative_error": ""}
-FLOORS = {"rise": 1e-4, "relative_error": 1e-9}
+LABELS = {"rise": "rise in loss", "kl": "KL divergence", "relative_error": "output error"}
+UNITS = {"rise": ", nats a token", "kl": ", nats a token", "relative_error": ""}
+FLOORS = {"rise": 1e-4, "kl": 1e-9, "relative_error": 1e-9}
 WIDE = 3.0
 STYLES = (
     (BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle-up"), (PURPLE, "square"), (GOLD, "pentagon"),
@@ -66,7 +66,7 @@ def scatter(
         mine = [row for row in known if row["role"] == role]
         y = np.array([max(row[quality], floor) for row in mine], np.float32)
         low, high = (
-            np.array([max(row[key] if row.get(key) is not None else row[quality], floor) for row in mine], np.float32)
+            np.array([max(_end(row, key, quality), floor) for row in mine], np.float32)
             for key in ("rise_low", "rise_high")
         )
         figure.add_scatter(
@@ -84,7 +84,7 @@ def scatter(
                 x=[row[measure]], y=[max(row[quality], floor)], mode="markers", hoverinfo="skip", showlegend=False,
                 marker=dict(symbol="circle-open", size=20, color=ORANGE, line_width=2.5),
             )  # fmt: skip
-    _frame(figure, MEASURES[measure].label, LABELS[quality].capitalize() + UNITS[quality], 430)
+    _frame(figure, MEASURES[measure].label, _capital(LABELS[quality]) + UNITS[quality], 430)
     said = in_words(found) if found else f"{len(known)} measured: too few for ρ"
     figure.update_layout(
         clickmode="event+select", title=dict(text=said, font_size=15, x=0, xref="paper"),
@@ -102,10 +102,15 @@ def scatter(
     return figure
 
 
+def _end(row: dict, key: str, quality: str) -> float:
+    """An end of the interval; KL and output errors have none."""
+    return row[key] if quality == "rise" and row.get(key) is not None else row[quality]
+
+
 def _hover(row: dict, measure: str, quality: str) -> str:
     lines = [f"<b>{escape(row['name'])}</b>", f"{MEASURES[measure].label.lower()} {row[measure]:.4g}"]
     lines.append(f"{LABELS[quality]} {row[quality]:.4g}")
-    if row.get("rise_low") is not None:
+    if quality == "rise" and row.get("rise_low") is not None:
         lines[-1] += f" ({row['rise_low']:.4g} to {row['rise_high']:.4g})"
     return "<br>".join(lines)
 
@@ -145,7 +150,7 @@ def layers(rows: Sequence[dict], quality: str = "rise") -> go.Figure:
     shown = [row for row in rows if row[quality] is not None]
     y = np.array([row[quality] for row in shown], np.float32)
     more = {}
-    if shown and all(row.get("rise_low") is not None for row in shown):
+    if shown and quality == "rise" and all(row.get("rise_low") is not None for row in shown):
         low, high = (np.array([row[key] for row in shown], np.float32) for key in ("rise_low", "rise_high"))
         more["error_y"] = dict(type="data", array=high - y, arrayminus=y - low, thickness=1.5, width=4, color=GREY)
     figure = go.Figure()
@@ -156,10 +161,14 @@ def layers(rows: Sequence[dict], quality: str = "rise") -> go.Figure:
             for row in shown
         ], **more,
     )  # fmt: skip
-    _frame(figure, "layer, compressed alone", LABELS[quality].capitalize() + UNITS[quality])
+    _frame(figure, "layer, compressed alone", _capital(LABELS[quality]) + UNITS[quality])
     figure.update_layout(bargap=0.35)
     figure.update_xaxes(type="category")
     return figure
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _frame(figure: go.Figure, x: str, y: str, height: int = 320) -> None:

@@ -333,10 +333,18 @@ def rows_of(document: dict, by: str | None = None) -> list[dict]:
 
 
 def described(document: dict, by: str = "weight") -> dict:
-    """The document with what its rows say: {"spearman": {measure: see `correlations`}, "verdict": words} and "by", the
-    unit that both are over."""
-    found = correlations(rows_of(document, by), document["quality"])
-    return document | {"by": by, "spearman": found, "verdict": verdict(document, by, found)}
+    """The document with what its rows say: "by", the unit that all of it is over; "spearman" {measure: see
+    `correlations`}; "spearman_kl", the same with the KL divergence in place of the rise ({} for an encoder); "verdict",
+    words.
+
+    The divergence is measured by the same passes and has far less noise than the rise, whose ranks are chance where
+    rises are within their intervals of 0.
+    """
+    rows, quality = rows_of(document, by), document["quality"]
+    found = correlations(rows, quality)
+    steadier = correlations(rows, "kl") if quality == "rise" else {}
+    said = verdict(document, by, found, steadier)
+    return document | {"by": by, "spearman": found, "spearman_kl": steadier, "verdict": said}
 
 
 # Which measure foretells the rise.
@@ -417,10 +425,10 @@ def answer(found: dict | None, sign: int = 1) -> str:
     return "no" if max(-low, high) < WEAK else "not told apart from none"
 
 
-def verdict(document: dict, by: str = "weight", found: dict | None = None) -> str:
-    """What the measurement says, in a few sentences: entropy, the best measure, the most sensitive part."""
+def verdict(document: dict, by: str, found: dict, steadier: dict) -> str:
+    """What the measurement says, in a few sentences: entropy, the best measure, the most sensitive part. `found` and
+    `steadier` are the correlations with the quality and with KL (see `described`)."""
     rows, quality = rows_of(document, by), document["quality"]
-    found = correlations(rows, quality) if found is None else found
     if not rows:
         return "Nothing measured yet."
     parts, entropy = f"{len(rows)} {'parts' if _grouped(rows) else by + 's'}", found.get("entropy")
@@ -428,9 +436,12 @@ def verdict(document: dict, by: str = "weight", found: dict | None = None) -> st
     said[0] += f": {in_words(entropy)} over {parts}." if entropy else f": {parts} measured."
     if entropy and entropy["within"]:
         said.append(f"Within roles: {answer(entropy['within'])}, {in_words(entropy['within'])}.")
+    if "entropy" in steadier:
+        one = steadier["entropy"]
+        said.append(f"With KL divergence in place of the rise: {answer(one)}, {in_words(one)}.")
     if found:
         best = max(found, key=lambda key: abs(found[key]["rho"]))
-        if answer(found[best], 1) in ("yes", "the other way round"):
+        if answer(found[best]) in ("yes", "the other way round"):
             said.append(f"Closest to what was measured: {MEASURES[best].label.lower()}, {in_words(found[best])}.")
         else:
             said.append("No measure is told apart from none.")
@@ -476,13 +487,14 @@ def table(document: dict) -> str:
     parts = [f"{show.value(document['model']['name'])}: {show.value(say_settings(document))}", document["verdict"]]
     rows = []
     for key, found in document["spearman"].items():
-        within = found["within"] or {}
+        within, steadier = found["within"] or {}, document["spearman_kl"].get(key) or {}
         said = answer(found, MEASURES[key].sign)
         figures = [*(found[part] for part in ("rho", "low", "high", "n")), said]
-        rows.append([MEASURES[key].label, *figures, *(within.get(part) for part in ("rho", "low", "high"))])
+        figures += [group.get(part) for group in (within, steadier) for part in ("rho", "low", "high")]
+        rows.append([MEASURES[key].label, *figures])
     if rows:
-        head = ["measure", "ρ", "low", "high", "n", "predicts?", "ρ within roles", "low", "high"]
-        parts.append(show.grid(head, rows))
+        head = ["measure", "ρ", "low", "high", "n", "foretells?", "ρ within roles", "low", "high", "ρ with KL", "low"]
+        parts.append(show.grid([*head, "high"], rows))
     columns = [quality, *(("rise_low", "rise_high", "kl") if quality == "rise" else ()), "predicted", "entropy"]
     columns += ["excess", "functional_error"]
     head = [by, "χ", "kept", *(column.replace("_", " ") for column in columns)]

@@ -20,7 +20,9 @@ NETWORKS = {
 KEPT = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 TOKENS = [2048, 4096, 8192, 16384, 32768]
 FORMATS = ("none", "int8", "int4", "int3", "int2")
-ANSWERS = {"weight": "weights", "layer": "whole layers"}
+QUALITIES = {"rise": ("rise", "kl"), "relative_error": ("relative_error",)}
+SHORT = {"not told apart from none": "unclear", "the other way round": "reversed", "too few to say": "too few"}
+NAMES = {"weight": "weights", "layer": "whole layers"}
 
 
 def page() -> None:
@@ -38,7 +40,7 @@ def page() -> None:
         job.panel(running, "sensitivity_job")
     if chosen is None:
         if running is None:
-            st.info("Nothing measured on this model yet. Choose a network and a size under Measure; it runs as a job.")
+            st.info("Nothing measured on this model yet: choose a network and a size under New measurement.")
         return
     busy = running is not None and running.status()["state"] == "running"
     st.fragment(results, run_every=3.0 if busy else None)(view, chosen)
@@ -61,7 +63,7 @@ def which(documents: dict[str, dict]) -> str | None:
 
 def ask(view, running) -> None:
     """A popover with the choices of a new measurement."""
-    with st.popover("Measure", icon=":material/science:", key="k-sensitivity"):
+    with st.popover("New measurement", icon=":material/science:", key="k-sensitivity"):
         network = common.choose(
             st.selectbox, "Network", list(NETWORKS), "sens_network", "lowrank", format_func=NETWORKS.get,
             filter_mode=None,
@@ -71,8 +73,8 @@ def ask(view, running) -> None:
             st.caption("Weights that share a tree's cores are compressed together.")
         else:
             by = common.choose(
-                st.segmented_control, "One at a time", list(ANSWERS), "sens_by", "weight", required=True,
-                format_func=ANSWERS.get,
+                st.segmented_control, "One at a time", list(NAMES), "sens_by", "weight", required=True,
+                format_func=NAMES.get,
             )  # fmt: skip
         size = common.choose(
             st.segmented_control, "Size by", ["kept", "chi"], "sens_size", "kept", required=True,
@@ -132,11 +134,20 @@ def _results(view, name: str) -> None:
     by = units[0]
     if len(units) > 1:
         by = common.choose(
-            st.segmented_control, "Shown", units, "unit_shown", units[0], required=True, format_func=ANSWERS.get
+            st.segmented_control, "Shown", units, "unit_shown", units[0], required=True, format_func=NAMES.get
         )
     rows, quality = document[f"{by}s"], document["quality"]
-    found = correlations(rows, quality, f"{document['path']}|{by}", len(rows))
-    st.html(f'<p class="k-verdict">{html.escape(core.verdict(document, by, found))}</p>')
+    both = {key: correlations(rows, key, f"{document['path']}|{by}", len(rows)) for key in QUALITIES[quality]}
+    said = core.verdict(document, by, both[quality], both.get("kl", {}))
+    st.html(f'<p class="k-verdict">{html.escape(said)}</p>')
+    if len(both) > 1:
+        quality = common.choose(
+            st.segmented_control, "Measured as", list(both), "sens_quality", quality, required=True,
+            format_func=lambda key: {"rise": "rise in loss", "kl": "KL divergence"}[key],
+            help="The rise is what counts; the KL divergence to the dense model comes from the same passes and has far "
+            "less noise, so that weights which lose little still rank.",
+        )  # fmt: skip
+    found = both[quality]
     total = document["total"].get(by, len(rows))
     if len(rows) < total:
         st.caption(f"{len(rows)} of {total} measured so far.")
@@ -155,7 +166,7 @@ def _results(view, name: str) -> None:
             fig, "sens_map", "Map of the model, layers down and roles across; the same numbers are in the table below.",
             "karipap-sensitivity", on_select=clicked, selection_mode="points",
         )  # fmt: skip
-        st.html(f'<p class="k-note">{html.escape(how(document))}</p>')
+        st.html(f'<p class="k-note">{html.escape(how(document, quality))}</p>')
         details(selected, quality)
     with right:
         st.subheader("Which number could have said so", anchor=False)
@@ -171,13 +182,15 @@ def _results(view, name: str) -> None:
     table(document, rows, by)
 
 
-def how(document: dict) -> str:
+def how(document: dict, quality: str) -> str:
     """What the colours mean."""
-    if document["quality"] == "rise":
-        what = "Loss minus the dense model's, nats a token, with this weight alone compressed"
-    else:
-        what = "Squared error of the model's last hidden states over their square, with this weight alone compressed"
-    return f"{what} ({core.say_settings(document)}). Colours run by decades. Click a cell for its figures."
+    what = {
+        "rise": "Loss minus the dense model's, nats a token",
+        "kl": "KL divergence of the next token from the dense model's, nats a token",
+        "relative_error": "Squared error of the model's last hidden states over their square",
+    }[quality]
+    said = f"{what}, with this weight alone compressed ({core.say_settings(document)})"
+    return f"{said}. Colours run by decades. Click a cell for its figures."
 
 
 def clicked() -> None:
@@ -212,7 +225,7 @@ def details(row: dict, quality: str) -> None:
     """The figures of the part in view."""
     st.html(f'<p class="k-name">{html.escape(row["name"])}</p>')
     items = [("χ", f"{row['chi']:,}" if row["chi"] else "of each"), ("Kept", f"{row['kept']:.1%}")]
-    if quality == "rise":
+    if row["rise"] is not None:
         span = "" if row["rise_low"] is None else f" ({row['rise_low']:+.4f} to {row['rise_high']:+.4f})"
         items += [("Rise in loss", f"{row['rise']:+.4f}{span}"), ("KL", f"{row['kl']:.4g}")]
         items += [("Top-1 agreement", f"{row['top1_agreement']:.1%}")]
@@ -228,7 +241,7 @@ def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> Non
     """A measure against what was measured."""
     measures = [key for key in core.MEASURES if any(row.get(key) is not None for row in rows)]
     measure = common.choose(
-        st.selectbox, "Measure", measures, "sens_measure", "entropy", filter_mode=None,
+        st.selectbox, "Number", measures, "sens_measure", "entropy", filter_mode=None,
         format_func=lambda key: core.MEASURES[key].label,
     )  # fmt: skip
     fig = figures.scatter(rows, measure, quality, found.get(measure), selected["name"])
@@ -255,6 +268,7 @@ def forest(found: dict) -> None:
             for name, part in (("", one), ("within_", one["within"])):
                 span = f"{part['low']:.2f} to {part['high']:.2f}" if part else None
                 says = core.answer(part, core.MEASURES[key].sign)
+                says = SHORT.get(says, says)
                 line |= {f"{name}rho": part and part["rho"], f"{name}interval": span, f"{name}says": says}
             lines.append(line)
         form = {"measure": st.column_config.TextColumn("Measure", width=135)}
@@ -262,7 +276,7 @@ def forest(found: dict) -> None:
             form |= {
                 f"{name}rho": st.column_config.NumberColumn(label, format="%.2f", width=50 if not name else 85),
                 f"{name}interval": st.column_config.TextColumn("95 % interval", width=95),
-                f"{name}says": st.column_config.TextColumn("Foretells?", width=155),
+                f"{name}says": st.column_config.TextColumn("Foretells?", width=80),
             }
         st.dataframe(
             pd.DataFrame(lines), column_config=form, hide_index=True, key="sens_rho", placeholder="", height="content",
@@ -270,9 +284,10 @@ def forest(found: dict) -> None:
         )  # fmt: skip
     st.html(
         '<p class="k-note">ρ compares ranks only; its 95 % interval comes from resampling the weights. Roles differ in '
-        "shape and place, so within roles ranks are taken among the weights of one role and pooled. Effective rank is "
-        "exp S and ranks as S does. Predicted damage is itself measured, on the calibration text; the others need no "
-        "forward pass.</p>"
+        "shape and place, so within roles ranks are taken among the weights of one role and pooled. Unclear: the "
+        "interval holds 0 and reaches beyond ±0.3. Effective rank is exp S and ranks as S does. Predicted damage is "
+        "itself measured, weight by weight, on the calibration text; the others come from spectra, or from inputs and "
+        "gradients on that text.</p>"
     )
 
 
@@ -281,7 +296,7 @@ def table(document: dict, rows: list[dict], by: str) -> None:
     frame = pd.DataFrame(rows).drop(columns=["members", "shape", *(["layer"] if by == "layer" else [])])
     frame = frame[[column for column in frame.columns if frame[column].notna().any()]]
     head, button = st.columns([5, 1], vertical_alignment="bottom")
-    head.subheader(f"All {ANSWERS[by]}", anchor=False)
+    head.subheader(f"All {NAMES[by]}", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, f"karipap-sensitivity-{by}s", "sens_csv")
         st.download_button(

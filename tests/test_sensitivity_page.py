@@ -76,7 +76,7 @@ def test_nothing_measured_says_what_to_do():
 def test_a_measurement_is_shown_whole(roots):
     document = measured(roots)
     app = opened()
-    assert core.verdict(document) in words(app).replace("&lt;", "<").replace("&gt;", ">")
+    assert core.described(document)["verdict"] in words(app).replace("&lt;", "<").replace("&gt;", ">")
     table = app.dataframe[0].value
     assert table["measure"].tolist() == [core.MEASURES[key].label for key in core.MEASURES]
     best = table.set_index("measure").loc["Output error"]

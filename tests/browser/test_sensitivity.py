@@ -23,7 +23,7 @@ def test_measured_and_read_by_clicks(browser, place):
     with shared.Reader(browser, place) as reader:
         page = reader.open("/sensitivity?model=tiny&sens_metric=weight&sens_tokens=2048")
         assert "Nothing measured on this model yet" in reader.text()
-        page.get_by_role("button", name="Measure").click()
+        page.get_by_role("button", name="New measurement").click()
         page.get_by_test_id("stPopoverBody").get_by_role("button", name="Measure").click()
         page.locator(".k-job.k-done").wait_for(timeout=240_000)
         reader.still()
