@@ -7,6 +7,7 @@ stays dense. Nothing here imports torch until a network has to be checked.
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -196,6 +197,24 @@ class Plan:
         own_head = any(weight.role == "head" for weight in checkpoint.weights)
         asked = (self.embedding or {}).get("tied") == "untie"
         return asked and not own_head and checkpoint.kind == "causal" and bool(self.tables(checkpoint))
+
+
+def made_of(entries) -> str:
+    """What plan entries come to, in words: "integers alone 34 (int4 31, int3 3), networks 1 (lowrank int4)"; where
+    integers alone were chosen everywhere, the sentence says so."""
+    counts: dict[str, Counter] = {"integers alone": Counter(), "networks": Counter(), "as it was": Counter()}
+    for entry in entries:
+        form = " + ".join(filter(None, (entry.get("bits"), entry.get("quantize"))))
+        if entry["network"] != "dense":
+            counts["networks"][f"{entry['network']} {form}".strip()] += 1
+        else:
+            counts["integers alone" if form else "as it was"][form] += 1
+    said = []
+    for name, found in counts.items():
+        forms = ", ".join(f"{form} {count}" for form, count in found.most_common() if form)
+        said += [f"{name} {found.total()}" + (f" ({forms})" if forms else "")] if found else []
+    only_integers = counts["integers alone"] and not counts["networks"] and not counts["as it was"]
+    return ", ".join(said) + (": no network pays for its bytes here" if only_integers else "")
 
 
 def model_entry(checkpoint) -> dict:

@@ -79,7 +79,7 @@ def profile(document: dict) -> str:
 
 def plan(document: dict) -> str:
     """What the plan does as a whole, and a row a weight."""
-    from karipap_core.plan import Plan
+    from karipap_core.plan import Plan, made_of
 
     checked = Plan.from_json(document)
     rows = []
@@ -101,6 +101,7 @@ def plan(document: dict) -> str:
         "metric": document["metric"],
         "budget": _budget(document),
         "calibration": (document.get("calibration") or {}).get("text"),
+        "weights": made_of(checked.weights.values()),
         "embedding": _embedding(document),
         **_size(predicted),
     }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.networks.mpo import Mpo
-from karipap_core.plan import Plan, model_entry, schema
+from karipap_core.plan import Plan, made_of, model_entry, schema
 from tests.architectures import make
 
 
@@ -115,3 +115,13 @@ def test_the_schema_is_a_valid_schema():
     import jsonschema
 
     jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_a_plan_says_what_it_is_made_of_and_where_integers_alone_were_best():
+    integers = [{"network": "dense", "quantize": form} for form in ("int4", "int4", "int3")]
+    assert made_of(integers) == "integers alone 3 (int4 2, int3 1): no network pays for its bytes here"
+    networks = [{"network": "lowrank", "quantize": "int4"}, {"network": "qlr", "bits": "int3", "quantize": "int4"}]
+    said = made_of([*integers, *networks, {"network": "dense"}, {"network": "peps", "quantize": None}])
+    assert said == (
+        "integers alone 3 (int4 2, int3 1), networks 3 (lowrank int4 1, qlr int3 + int4 1, peps 1), as it was 1"
+    )

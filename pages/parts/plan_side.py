@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import streamlit as st
 
 from karipap_core import figures
 from karipap_core.calibrate import words
+from karipap_core.plan import made_of
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 RULE_SAYS = {
@@ -214,6 +216,8 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     ]  # fmt: skip
     common.facts(items)
     notes = [RULE_SAYS.get(now.rule, "")]
+    if found.choices is not None:
+        notes.insert(0, f"Weights: {made_of(entries(now, found, chis))}.")
     if found.calibration:
         text = found.calibration.text.get("name") or found.calibration.text.get("text") or "calibration text"
         notes.append(
@@ -223,6 +227,12 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     else:
         notes.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
     st.html(f'<p class="k-note">{html.escape(" ".join(notes))}</p>')
+
+
+def entries(now: draft.Draft, found: tables.Tables, chis: list[int]) -> Iterator[dict]:
+    """The plan entry of every weight at these options."""
+    for name, chi in zip(found.names, chis, strict=True):
+        yield now.special[name]["entry"] if chi and name in now.special else found.choices.entry(name, chi)
 
 
 def multiply_adds(now: draft.Draft, found: tables.Tables, row: dict, chi: int) -> float:
