@@ -137,9 +137,9 @@ class Case:
         if runs and (loss := (runs[-1].get("dense") or {}).get("loss")) is not None:
             text = (runs[-1].get("text") or {}).get("name")
             dense["measured"] = {"measure": "rise", "value": 0.0, "label": f"loss {loss:.4f}", "text": text}
-        return [
-            dense, self._quantized(runs, format_name), self._pipeline(planned, runs), self._smaller(smaller)
-        ]  # fmt: skip
+        quantized = self._quantized(runs, format_name)
+        pipeline = self._pipeline(planned, runs, quantized["weights_bytes"])
+        return [dense, quantized, pipeline, self._smaller(smaller)]
 
     def _quantized(self, runs: list[dict], format_name: str) -> dict:
         """In the format of node 2; in int4 where only that fits, or where the format's weights alone do not."""
@@ -163,17 +163,23 @@ class Case:
     def quantized(self, name: str) -> int:
         return self.foot.quantized(lambda rows, columns: format_bytes(name, rows, columns))
 
-    def _pipeline(self, planned: int | None, runs: list[dict]) -> dict:
-        """The plan; without one, the measured tensor-network run that loses least of those that fit."""
+    def _pipeline(self, planned: int | None, runs: list[dict], quantized: int) -> dict:
+        """The plan; without one, of the measured tensor-network runs that fit and are no larger than quantization
+        alone, the one that loses least. Where quantization alone was measured to do as well, the row says so."""
         if planned is not None:
-            return self.way("full pipeline", planned, evidence.of_plan(runs, self.plan), "the plan")
-        measured = evidence.pipelines(runs)
-        fitting = [run for run in measured if self.fits(run["bytes"])] or measured
-        if not fitting:
-            return self.way("full pipeline", None, note="no plan given, and no tensor network measured")
-        small = [run for run in fitting if run["bytes"] < self.foot.bytes] or fitting
-        run = min(small, key=lambda run: evidence.quality(run)[1])
-        return self.way("full pipeline", run["bytes"], run, "the measured run that loses least of those that fit")
+            run, note = evidence.of_plan(runs, self.plan), "the plan"
+        else:
+            measured = evidence.pipelines(runs)
+            if not measured:
+                return self.way("full pipeline", None, note="no plan given, and no tensor network measured")
+            fitting = [run for run in measured if self.fits(run["bytes"])] or measured
+            small = [run for run in fitting if run["bytes"] <= quantized]
+            run = min(small or fitting, key=lambda run: evidence.quality(run)[1])
+            planned, note = run["bytes"], "the measured run that loses least"
+            note += " of those no larger than quantization only" if small else ""
+        if run is not None and (rival := evidence.cheaper(runs, run)):
+            note += f"; {rival['label']} alone is no larger and loses no more"
+        return self.way("full pipeline", planned, run, note)
 
     def _smaller(self, smaller: Footprint | None) -> dict:
         if smaller is None:

@@ -17,8 +17,8 @@ DTYPES = {"fp16": (ORANGE, "solid"), "fp8": (BLUE, "dash"), "int8": (BLUE, "dash
 
 
 def memory(document: dict) -> go.Figure:
-    """A bar for each of the four ways that has figures, stacked from weights, cache and activations, in GB, beside the
-    line that the GPU ends at (unless it lies far out); the recommended way on top."""
+    """A bar for each of the four ways that has figures, stacked from weights, cache and activations, beside the line
+    that the GPU ends at (unless it lies far out); the recommended way on top."""
     rows = [row for row in ordered(document) if row["total_bytes"] is not None]
     names = [row["way"] for row in rows]
     activations = [document["activation_bytes"]] * len(rows)
@@ -30,18 +30,19 @@ def memory(document: dict) -> go.Figure:
         "KV cache": [r if o else r - a for r, a, o in zip(rest, activations, other, strict=True)],
         "activations": [0 if o else a for a, o in zip(activations, other, strict=True)],
     }
+    largest = max(row["total_bytes"] for row in rows)
+    unit, power, one = ("GB", "⁹", 1e9) if largest >= 1e9 else ("MB", "⁶", 1e6)
     figure = go.Figure()
     for name, color, pattern in PARTS:
         values = parts[name]
         figure.add_bar(
-            y=names, x=np.array(values, np.float32) / np.float32(1e9), orientation="h", name=name,
+            y=names, x=np.array(values, np.float32) / np.float32(one), orientation="h", name=name,
             marker=dict(color=color, pattern=dict(shape=pattern, fillmode="overlay", fgcolor=PALE, size=6)),
             hovertext=[f"{way}: {name} {size(value)}" for way, value in zip(names, values, strict=True)],
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
-    largest = max(row["total_bytes"] for row in rows)
     if document["usable_bytes"] and document["usable_bytes"] < FAR * largest:
-        end = document["usable_bytes"] / 1e9
+        end = document["usable_bytes"] / one
         figure.add_vline(end, line=dict(color=GREY, width=2, dash="dash"))
         figure.add_annotation(
             x=end, y=1, yref="paper", yanchor="bottom", showarrow=False, text="may be filled",
@@ -49,7 +50,7 @@ def memory(document: dict) -> go.Figure:
         )  # fmt: skip
     _frame(figure, 110 + 52 * len(rows))
     figure.update_layout(barmode="stack", bargap=0.35, legend=dict(traceorder="normal"))
-    figure.update_xaxes(title_text="Memory, in GB (10⁹ bytes)", rangemode="tozero")
+    figure.update_xaxes(title_text=f"Memory, in {unit} (10{power} bytes)", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
 

@@ -354,6 +354,19 @@ def test_runs_of_the_workspace_are_marked_measured(tiny):
     hopper = deploy(tiny, plan, tokens=16, gpu="H100")["ways"]
     assert hopper[1]["measured"] is None and "int8 was: rise 0.02" in hopper[1]["note"]
     assert hopper[2]["measured"]["value"] == 0.3
+    assert "alone" not in hopper[2]["note"]
+
+
+def test_the_pipeline_is_compared_at_the_size_of_quantization_alone(tiny):
+    checkpoint, workspace = open_checkpoint(tiny), Workspace()
+    quantized = deploy(tiny, tokens=16, gpu="A100")["ways"][1]["weights_bytes"]
+    for bytes_, rise in ((quantized + 1, 0.0), (quantized, 0.1), (quantized // 2, 0.2)):
+        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
+    row = deploy(tiny, tokens=16, gpu="A100")["ways"][2]
+    assert (row["weights_bytes"], row["measured"]["value"]) == (quantized, 0.1) and "alone" not in row["note"]
+    workspace.new_run(measured(checkpoint, "baseline", "gptq", quantized // 3, 0.05, settings={"bits": 2}))
+    note = deploy(tiny, tokens=16, gpu="A100")["ways"][2]["note"]
+    assert f"gptq {quantized // 3} alone is no larger and loses no more" in note
 
 
 def test_a_measured_quantization_that_is_smaller_and_better_wins(tiny):

@@ -125,7 +125,9 @@ def test_the_memory_figure_draws_the_documents_bytes():
     assert figure.data[1].x == pytest.approx([document["kv_bytes"] / 1e9] * 2)
     assert figure.layout.shapes[0].x0 == pytest.approx(72.0)
     tiny = deploy(of_config(configs.QWEN_2_5_05B), tokens=10, batch=1, gpu="B200")
-    assert not figures_deploy.memory(tiny).layout.shapes  # the end of the GPU lies far outside
+    small = figures_deploy.memory(tiny)
+    assert not small.layout.shapes  # the end of the GPU lies far outside
+    assert small.data[0].x[0] == pytest.approx(2 * 494.032768) and "in MB (10⁶ bytes)" in small.layout.xaxis.title.text
 
 
 def test_the_cache_figure_draws_the_caches_bytes():
