@@ -1,4 +1,4 @@
-"""Plotly figures of measured runs: the trade-off, prediction against measurement, and what each weight lost.
+"""Plotly figures of measured runs: the trade-off, and what each weight lost.
 
 A point is a run as `tradeoff.Points` and `run.run` write it: a flat dictionary with "id", "kind", "method", "label",
 "settings", sizes and figures. See figures.py for the manners of all figures.
@@ -250,42 +250,6 @@ def _hover(point: dict, size: Axis, y: str) -> str:
     if predicted is not None:
         lines.append(f"predicted rise {predicted:.4f}")
     return "<br>".join(lines)
-
-
-def predicted_against_measured(points: Sequence[dict], selected: str | None = None) -> go.Figure:
-    """Predicted against measured rise in loss, nats a token, log-log; the band is ±15 % round equality."""
-    shown = [p for p in points if known(p, "rise") and (p.get("predicted") or {}).get("rise") is not None]
-    shown = [p for p in shown if p["rise"] > 0 and p["predicted"]["rise"] > 0]
-    figure = go.Figure()
-    if shown:
-        values = [value for p in shown for value in (p["rise"], p["predicted"]["rise"])]
-        ends = np.array([min(values) / 1.6, max(values) * 1.6], np.float32)
-        for factor, fill in ((1 / 1.15, None), (1.15, "tonexty")):
-            figure.add_scatter(
-                x=ends, y=ends * np.float32(factor), mode="lines", line_width=0, fill=fill, showlegend=False,
-                fillcolor="rgba(128,134,140,0.18)", hoverinfo="skip",
-            )  # fmt: skip
-        figure.add_scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, width=1), hoverinfo="skip",
-                           showlegend=False)  # fmt: skip
-        hover = [
-            f"<b>{escape(p['label'])}</b><br>predicted {p['predicted']['rise']:.4f}<br>measured {p['rise']:.4f}"
-            for p in shown
-        ]
-        mine = [p["id"] == selected for p in shown]
-        figure.add_scatter(
-            x=_array(p["predicted"]["rise"] for p in shown), y=_array(p["rise"] for p in shown), mode="markers",
-            hovertext=hover, hovertemplate="%{hovertext}<extra></extra>", customdata=[p["id"] for p in shown],
-            showlegend=False, marker=dict(
-                size=[15 if own else 9 for own in mine], color=[ORANGE if own else BLUE for own in mine],
-                symbol=["diamond" if own else "circle" for own in mine],
-            ),
-        )  # fmt: skip
-    figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest")
-    axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
-    axis |= log_ticks(*_ends([*(p["rise"] for p in shown), *(p["predicted"]["rise"] for p in shown)]))
-    figure.update_xaxes(title_text="predicted rise, nats a token", **axis)
-    figure.update_yaxes(title_text="measured rise, nats a token", **axis)
-    return figure
 
 
 def lost(weights: Iterable[dict], rows: Sequence[dict], field: str = "functional_error") -> go.Figure:

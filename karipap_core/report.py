@@ -7,9 +7,10 @@ import json
 import shlex
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from karipap_core import __version__, show, uncertainty
+from karipap_core import __version__, scores, show, uncertainty
 from karipap_core.errors import InputError
 from karipap_core.pareto import known, pareto
 from karipap_core.plan import Plan
@@ -142,10 +143,10 @@ def describe(points: list[dict], stem: str = "report") -> dict:
     {"format", "version", "karipap", "created", "model", "runs" and "baselines": the points as they were measured, less
     where they lie on this machine, "groups": [{"conditions" {"text", "sha256", "window", "stride", "tokens"},
     "quality", "points" (ids), "front" (ids)}] of the points measured in one way, "summary": sentences, "plans": {id:
-    rows}, "environments": [..], "data": [{"what", "name", "sha256"}], "commands", "anchors": published points,
-    "notes"}.
+    rows}, "tasks": {score: whether more is better}, "predictions": {"figures", "pairs"} of `predictions.as_told`,
+    "environments": [..], "data": [{"what", "name", "sha256"}], "commands", "anchors": published points, "notes"}.
     """
-    from karipap_core import anchors  # with Plotly, which `--help` does not wait for
+    from karipap_core import anchors, predictions  # with Plotly, which `--help` does not wait for
 
     points = [{key: value for key, value in point.items() if key not in PRIVATE} for point in points]
     groups = _groups(points)
@@ -161,12 +162,16 @@ def describe(points: list[dict], stem: str = "report") -> dict:
         )
     if any(known(point, "rise") and point.get("rise_low") is None for point in points):
         notes.append("Some runs were measured before intervals were kept: their rise has a standard error alone.")
+    pairs = predictions.as_told(points)
+    curve = [pair for pair in pairs if pair.source == predictions.CURVE]
     return {
         "format": FORMAT, "version": VERSION, "karipap": __version__, "created": round(time.time(), 3),
         "model": points[0]["model"],
         "runs": [point for point in points if point.get("kind") == "network"],
         "baselines": [point for point in points if point.get("kind") != "network"],
         "groups": groups, "summary": [line for group in groups for line in summary(points, group)], "plans": plans,
+        "tasks": scores.keys(points),
+        "predictions": {"figures": predictions.figures(curve), "pairs": [asdict(pair) for pair in pairs]},
         "environments": environments, "data": data(points), "commands": commands(points, stem),
         "anchors": {"label": anchors.LABEL, "points": anchors.table()}, "notes": notes,
     }  # fmt: skip
@@ -255,6 +260,8 @@ def data(points: list[dict]) -> list[dict]:
             rows.append({"what": "text measured on", "name": text.get("name"), "sha256": text.get("sha256")})
         if entry := plan.get("calibration"):
             rows.append({"what": "text calibrated on", "name": entry.get("text"), "sha256": entry.get("sha256")})
+        for name, task in (point.get("tasks") or {}).items():
+            rows.append({"what": "task, its settings and items", "name": name, "sha256": task.get("task_hash")})
     for point in points:
         if point.get("plan"):
             canonical = json.dumps(point["plan"], sort_keys=True, separators=(",", ":")).encode()
@@ -297,11 +304,20 @@ def _scoring(point: dict) -> str:
     parts += [f"--{key} {point[key]}" for key in ("window", "stride") if point.get(key)]
     if point.get("tokens"):
         parts.append(f"--max-tokens {point['tokens'] + (point.get('stride') or 1) - 1}")
+    tasks = point.get("tasks") or {}
+    if tasks:
+        parts.append(f"--tasks {shlex.quote(','.join(tasks))}")
+        for key in ("limit", "shots"):
+            values = {task.get(key) for task in tasks.values()}
+            if len(values) == 1 and (value := values.pop()) is not None:
+                parts.append(f"--{key} {value}")
     return "".join(f" {part}" for part in parts)
 
 
 def rows(document: dict) -> list[dict]:
-    """A flat row a point, with the columns of the CSV."""
+    """A flat row a point, with the columns of the CSV: `COLUMNS`, then each task's scores and where its difference to
+    the dense model lies."""
+    tasks = scores.keys([*document["runs"], *document["baselines"]])
     front = {name for group in document["groups"] for name in group["front"]}
     found = []
     for point in [*document["runs"], *document["baselines"]]:
@@ -313,6 +329,10 @@ def rows(document: dict) -> list[dict]:
         row |= {"predicted_rise": (point.get("predicted") or {}).get("rise")}
         row |= {"text": text.get("name"), "text_sha256": text.get("sha256")}
         row |= {"relative_error": (point.get("fidelity") or point).get("relative_error")}
+        for key in tasks:
+            held, between = scores.of(point, key), scores.to_dense(point, key)
+            row |= {key: held and held[0][held[1]], f"{key}, error": held and scores.error_of(*held)}
+            row |= {f"{key}, low": between and between.low, f"{key}, high": between and between.high}
         found.append(row)
     return sorted(found, key=lambda row: (row["bytes_kept"] is None, row["bytes_kept"], row["label"]))
 
@@ -320,7 +340,8 @@ def rows(document: dict) -> list[dict]:
 def table_csv(table_rows: list[dict]) -> str:
     """The rows as CSV; text that a spreadsheet would take for a formula gets an apostrophe in front."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in table_rows for key in row)]))
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
     for row in table_rows:
         writer.writerow(

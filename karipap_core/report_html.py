@@ -9,7 +9,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from karipap_core import anchors, figures, figures_runs, uncertainty
+from karipap_core import anchors, figures, figures_predictions, figures_runs, predictions, scores, uncertainty
 from karipap_core.pareto import known
 
 ROLE_COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GOLD, figures.GREY, "#5b5fc7")
@@ -196,12 +196,59 @@ def _group(document: dict, number: int, drawn: Drawn) -> str:
     head = "Trade-off" if len(document["groups"]) == 1 else f"Trade-off {number + 1}"
     says = "Size against quality of every measured model. Filled markers are networks, hollow ones baselines; the wide "
     says += f"band is the Pareto front. Measured on {where}."
+    says += " Bars are 95 % intervals, paired with the dense model."
     parts = [f"<h2>{head}</h2>", drawn.place(figures_runs.tradeoff(points, y=quality), says)]
-    if any((point.get("predicted") or {}).get("rise") and known(point, "rise") for point in points):
-        says = "Predicted against measured rise in loss; the band is 15 % round equality."
-        parts.append(drawn.place(figures_runs.predicted_against_measured(points), says))
     parts.append(_points(points, set(group["front"])))
+    parts += [_tasks(points, drawn), _predictions(points, drawn)]
     return "\n".join(parts)
+
+
+def _tasks(points: list[dict], drawn: Drawn) -> str:
+    """Scores of benchmark tasks: a chart of each task's main metric, and the table of all."""
+    keys = scores.keys(points)
+    if not keys:
+        return ""
+    parts = ["<h3>Benchmark tasks</h3>"]
+    for key in keys:
+        held = next(scores.of(point, key) for point in points if scores.of(point, key))
+        if held[1] == held[0].get("metric"):
+            says = f"{key} of every model that was scored on the same items; bars are 95 % intervals, paired with the "
+            says += "dense model. The dashed line is chance."
+            parts.append(drawn.place(figures_runs.tradeoff(points, y=key, log=False), says))
+    rows = []
+    for key in keys:
+        dense, chance = scores.dense(points, key), scores.chance(points, key)
+        for point in sorted(scores.comparable(points, key), key=lambda point: point.get("bytes_kept") or 0):
+            task, metric = scores.of(point, key)
+            between = scores.to_dense(point, key)
+            row = [key, point["label"], _share(point.get("bytes_kept")), _number(task[metric])]
+            row += [_number(scores.error_of(task, metric)), _number(dense), _number(chance), task.get("items")]
+            rows.append([*row, task.get("shots"), between and uncertainty.in_words(between)])
+    head = ["score", "model", "bytes kept", "value", "standard error", "dense", "chance", "items", "shots"]
+    head += ["difference to dense"]
+    caption = "Scored by EleutherAI's lm-evaluation-harness, named as it names them."
+    return "\n".join([*parts, _table(head, rows, caption, words=(0, 1, 9))])
+
+
+def _predictions(points: list[dict], drawn: Drawn) -> str:
+    """Predicted against measured rises, and how far predictions were off."""
+    pairs = predictions.as_told(points)
+    if not pairs:
+        return ""
+    found = predictions.figures([pair for pair in pairs if pair.source == predictions.CURVE])
+    stated = sorted(pair.stated for pair in pairs if pair.stated is not None)
+    error = stated[len(stated) // 2] if stated else None
+    says = "Predicted against measured rise in loss, as it was told when each plan was made. Diamonds were measured "
+    says += "themselves on the calibration text; pale points lie within their own noise."
+    says += f" The band is ±{error:.0%}, the middle one of the errors that were stated." if error else ""
+    parts = ["<h3>Predictions</h3>"]
+    if found:
+        inside = "" if found["inside"] is None else f"; {found['inside']:.0%} were inside the error that was stated"
+        parts.append(
+            f"<p>Over {found['plans']} plans, predictions by the curve were off by {found['median']:.0%} in the median "
+            f"and {found['largest']:.0%} at most, with a bias of {found['bias']:+.0%}{inside}.</p>"
+        )
+    return "\n".join([*parts, drawn.place(figures_predictions.scatter(pairs, error), says)])
 
 
 def _points(points: list[dict], front: set[str]) -> str:

@@ -32,6 +32,14 @@ def of(point: dict, key: str) -> tuple[dict, str] | None:
     return (found, metric) if isinstance(found, dict) and metric and known(found, metric) else None
 
 
+def error_of(task: dict, metric: str) -> float | None:
+    """The harness's standard error of a metric: of "acc" under "acc_stderr", of "exact_match,strict-match" under
+    "exact_match_stderr,strict-match"."""
+    name, comma, chosen = metric.partition(",")
+    key = f"{name}_stderr{comma}{chosen}"
+    return task[key] if known(task, key) else None
+
+
 def more_is_better(task: dict, metric: str) -> bool:
     """Of the main metric the harness says so; the others go by their names."""
     if metric == task.get("metric") and isinstance(task.get("higher_is_better"), bool):
@@ -48,9 +56,9 @@ def keys(points: Iterable[dict]) -> dict[str, bool]:
             if not isinstance(held, dict):
                 continue
             for metric in held:
-                if metric.endswith("_stderr") or metric in NOT_SCORES or not known(held, metric):
+                if metric in NOT_SCORES or metric.split(",")[0].endswith("_stderr"):
                     continue
-                if isinstance(held[metric], bool):
+                if isinstance(held[metric], bool) or not known(held, metric):
                     continue
                 place = found if metric == held.get("metric") else others
                 place.setdefault(key_of(task, metric), more_is_better(held, metric))
@@ -109,9 +117,9 @@ def interval(point: dict, key: str) -> tuple[float, float] | None:
     paired, theirs = task.get("difference") if metric == task.get("metric") else None, dense([point], key)
     if theirs is not None and isinstance(paired, dict) and known(paired, "low") and known(paired, "high"):
         return theirs + paired["low"], theirs + paired["high"]
-    if not known(task, f"{metric}_stderr"):
+    if (error := error_of(task, metric)) is None:
         return None
-    reach = NORMAL * task[f"{metric}_stderr"]
+    reach = NORMAL * error
     return task[metric] - reach, task[metric] + reach
 
 
@@ -134,8 +142,8 @@ def difference(a: dict, b: dict, key: str) -> uncertainty.Interval | None:
     right = [task.get("correct") for task in (theirs, ours)]
     if metric == ours.get("metric") and all(right) and len(right[0]) == len(right[1]):
         return uncertainty.paired_bootstrap(np.subtract(right[1], right[0]))
-    errors = [task.get(f"{metric}_stderr") for task in (theirs, ours)]
-    if not all(isinstance(error, int | float) and math.isfinite(error) for error in errors):
+    errors = [error_of(task, metric) for task in (theirs, ours)]
+    if None in errors:
         return None
     mean, reach = ours[metric] - theirs[metric], NORMAL * math.hypot(*errors)
     return uncertainty.Interval(mean, mean - reach, mean + reach, ours.get("items") or 0)

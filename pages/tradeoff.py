@@ -2,6 +2,7 @@
 
 import html
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import streamlit as st
 
 from karipap_core import anchors, figures_runs, ranking, scores
 from karipap_core.pareto import pareto
+from karipap_core.tasks_python import NAMES
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, texts, winner
 
@@ -316,21 +318,42 @@ def sweep_form(view, running, first: bool) -> None:
                 embedding = st.selectbox("Embedding", tables.EMBEDDINGS, key="sweep_embedding", filter_mode=None)
         with right:
             text = texts.choose("sweep", "held-out")
+            chosen, problem_of_tasks = sweep_tasks(view)
         problem, budgets = ("", "auto") if auto else _budgets(typed)
+        problem = problem or problem_of_tasks
         if problem:
             st.error(problem)
         busy = running is not None and running.status()["state"] not in job.ENDED
-        ready = networks and rules and budgets and text is not None and not busy
+        ready = networks and rules and budgets and text is not None and not busy and not problem
         if st.button("Start the sweep", type="primary", key="sweep_start", disabled=not ready):
             argv = ["sweep", view.source, "--networks", ",".join(networks), "--rules", ",".join(rules)]
             argv += ["--budgets", budgets, "--scope", scope]
             argv += ["--quantize", stored] if stored != "none" else []
             argv += ["--embedding", embedding] if embedding != "dense" else []
-            argv += ["--out", str(Workspace().root), *text]
+            argv += ["--out", str(Workspace().root), *text, *chosen]
             job.start(argv, f"Sweep {view.checkpoint.name}", "sweep_job")
             st.rerun()
         st.caption("Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
                    "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning.")  # fmt: skip
+
+
+def sweep_tasks(view) -> tuple[list[str], str]:
+    """(options of the command line, problem) of the benchmark tasks that every point of a sweep gets besides."""
+    there = find_spec("lm_eval") is not None
+    causal = view.checkpoint.kind == "causal"
+    names = st.multiselect(
+        "Tasks", NAMES, [], key="sweep_tasks", accept_new_options=True, disabled=not (there and causal),
+        placeholder="none, or a name of lm-eval" if there else "needs lm-eval: pip install lm-eval",
+        help="Benchmark tasks, scored by EleutherAI's lm-eval on every model and on the dense one. The two here need "
+        "no network; other names of lm-eval, such as hellaswag, take their items from the Hugging Face hub.",
+    )  # fmt: skip
+    if not names or not (there and causal):
+        return [], ""
+    limit = st.number_input("Items of each task, at most", 1, None, None, key="sweep_limit", placeholder="all")
+    wrong = [name for name in names if not re.fullmatch(r"\w[\w.+-]{0,99}", name)]
+    if wrong:
+        return [], f"{wrong[0][:40]} is not the name of a task: letters, digits, '_', '-', '.', '+'."
+    return ["--tasks", ",".join(names), *(["--limit", str(limit)] if limit else [])], ""
 
 
 def _budgets(typed: str) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def test_scores_of_tasks_keep_their_errors(noise):
     scores = {"boolq": {"acc,none": 0.7, "acc_stderr,none": 0.01, "acc": 0.7, "acc_stderr": 0.01}}
     other = {"boolq": {"acc": 0.6, "acc_stderr": 0.01}}
     one, two = run("one", ONE, noise, tasks=scores), run("two", TWO, noise, tasks=other)
-    row = metric(compare(of_run(one), of_run(two)), "boolq.acc")
+    row = metric(compare(of_run(one), of_run(two)), "boolq: acc")
     assert row["difference"] == pytest.approx(-0.1) and row["measurable"] and row["better"] == "a"
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * 0.01 * np.sqrt(2), rel=1e-3)
     assert row["a_low"] == pytest.approx(0.7 - 0.0196, abs=1e-4)

@@ -29,6 +29,20 @@ def points() -> list[dict]:
     ]
 
 
+def task(acc: float, n: int = 200, seed: int = 0, **more) -> dict:
+    """A task's result as the harness and `tasks.Suite` give it, round(acc·n) of n items right."""
+    right = np.zeros(n, int)
+    right[: round(acc * n)] = 1
+    correct = np.random.default_rng(seed).permutation(right).tolist()
+    share = float(np.mean(correct))
+    error = float(np.sqrt(share * (1 - share) / (n - 1)))
+    return {
+        "acc": share, "acc_stderr": error, "acc_norm": share + 0.01, "acc_norm_stderr": error, "chance": 0.25,
+        "items": n, "correct": correct, "metric": "acc", "higher_is_better": True, "shots": 0, "limit": None,
+        "version": 1, "task_hash": "h",
+    } | more  # fmt: skip
+
+
 def lines(figure) -> dict:
     return {trace.name: trace for trace in figure.data}
 
@@ -66,15 +80,59 @@ def test_the_dense_model_is_marked_where_it_has_the_number(points):
     assert any(shape.y0 == 2.0 for shape in figure.layout.shapes)
 
 
-@pytest.mark.parametrize("draw", [figures_runs.tradeoff, figures_runs.predicted_against_measured])
-def test_nothing_measured_is_still_a_figure(draw):
-    assert draw([]).to_json()
+def test_nothing_measured_is_still_a_figure():
+    assert figures_runs.tradeoff([]).to_json()
 
 
-def test_prediction_and_measurement_are_on_their_own_axes(points):
-    marks = figures_runs.predicted_against_measured(points, "net-6").data[-1]
-    assert marks.x.tolist() == pytest.approx([0.45, 0.12]) and marks.y.tolist() == pytest.approx([0.5, 0.1])
-    assert marks.marker.symbol == ("circle", "diamond")
+# ---- intervals and tasks ----------------------------------------------------------------------------------------
+
+
+def with_interval(found: dict, low: float, high: float) -> dict:
+    return found | {"rise_low": low, "rise_high": high, "documents": 12}
+
+
+def test_bars_are_the_paired_interval_and_older_points_have_none(points):
+    points[0] = with_interval(points[0], 0.4, 0.7)
+    trace = lines(figures_runs.tradeoff(points))["lowrank, calibrated"]
+    assert trace.error_y.array.tolist() == pytest.approx([0.2, np.nan, np.nan], nan_ok=True)
+    assert trace.error_y.arrayminus.tolist() == pytest.approx([0.1, np.nan, np.nan], nan_ok=True)
+    assert lines(figures_runs.tradeoff(points))["mpo, calibrated"].error_y.array is None
+    assert "0.4000 to +0.7000" in trace.hovertext[0] and "± 0.001" in trace.hovertext[1]
+
+
+def test_an_interval_that_holds_0_stops_at_the_floor_and_is_said(points):
+    points[2] = with_interval(points[2], -0.002, 0.001)
+    trace = lines(figures_runs.tradeoff(points))["lowrank, calibrated"]
+    assert trace.y[-1] == pytest.approx(1e-4) and trace.error_y.arrayminus[-1] == 0
+    assert trace.error_y.array[-1] == pytest.approx(0.001 - 1e-4)
+    assert "no measurable difference" in trace.hovertext[-1]
+    assert (
+        figures_runs.measurable(points[2], "perplexity") is False and figures_runs.measurable(points[2], "kl") is None
+    )
+
+
+def test_what_follows_from_the_loss_has_the_interval_of_the_rise():
+    found = with_interval(point("a", "network", "lowrank", 0.5, 0.1), 0.05, 0.2)
+    found["dense"] = {"loss": 2.0, "perplexity": float(np.exp(2.0)), "bits_per_byte": 0.9}
+    assert figures_runs.interval(found, "loss") == pytest.approx((2.05, 2.2))
+    assert figures_runs.interval(found, "perplexity") == pytest.approx((np.exp(2.05), np.exp(2.2)))
+    assert figures_runs.interval(found, "bits_per_byte") == pytest.approx((0.9 * 2.05 / 2, 0.9 * 2.2 / 2))
+    assert figures_runs.interval(found, "kl") is None
+
+
+def test_a_task_is_an_axis_with_chance_the_dense_level_bars_and_a_front(points):
+    for index, found in enumerate(points):
+        found["tasks"] = {"t": task(0.6 - found["rise"] / 2, seed=index)}
+        found["dense"] = found["dense"] | {"tasks": {"t": task(0.62, seed=9)}}
+    points[1]["tasks"]["t"]["task_hash"] = "other"
+    figure = figures_runs.tradeoff(points, y="t: acc")
+    drawn = [name for trace in figure.data for name in (trace.customdata if trace.customdata is not None else [])]
+    assert len(drawn) == 5 and "net-6" not in drawn, "scored on other items"
+    said = {note.text: note.y for note in figure.layout.annotations}
+    assert said["chance 25.0%"] == 0.25 and said["dense 62.0%"] == pytest.approx(0.62)
+    front = lines(figure)["Pareto front"]
+    assert front.y.tolist() == sorted(front.y.tolist()), "more is better"
+    assert np.isfinite(lines(figure)["lowrank, calibrated"].error_y.array).all()
 
 
 def test_what_each_weight_lost_is_at_its_place():
