@@ -32,6 +32,11 @@ class TaskFile:
         tasks = self.settings["task"] if "group" in self.settings else []
         return {one for one in tasks if isinstance(one, str)} if isinstance(tasks, list) else {tasks}
 
+    @property
+    def local(self) -> bool:
+        """Whether the items are files: not so where `dataset_path` names a set on the hub."""
+        return self.settings.get("dataset_path", FILES[0]) in FILES
+
     def entry(self):
         """For the harness's index. It holds the settings themselves, so that the harness reads no file again."""
         from lm_eval.tasks._index import TaskIndex

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ INSTALL = "Benchmark tasks need EleutherAI's lm-eval: pip install lm-eval==0.4.1
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of one batch's logits in float32
 MAX_BATCH, MAX_LENGTH = 64, 2048
 MAIN = ("acc", "exact_match", "acc_norm")  # which of a task's metrics is the one that is compared, the first there is
+RESAMPLES = 1000  # for the standard error of a metric that is no mean, such as a perplexity; means need none
 SEEDS = (0, 1234, 1234, 1234)  # of random, NumPy, torch and the few-shot sampler: the harness's own defaults
 
 
@@ -249,23 +251,42 @@ def _load(names: list[str], task_dir: str | Path | None, keep: Path) -> dict:
     given = read_folder(task_dir) if task_dir is not None else {}
     if set(names) & set(tasks_python.NAMES) - set(given):
         given = read_folder(tasks_python.write_tasks(keep)) | given
-    # The harness's own thousands of YAML take long to look through: only where one of them may be meant.
-    local = set(names) <= given.keys() and all(one.members <= given.keys() for one in given.values())
-    manager = TaskManager(include_defaults=not local)
-    for name, one in given.items():
-        manager.task_index[name] = one.entry()
+    manager = TaskManager(include_defaults=False)
+    if not set(names).union(*(one.members for one in given.values())) <= given.keys():
+        manager.task_index.update(_known_to_the_harness())
+    manager.task_index.update({name: one.entry() for name, one in given.items()})
     found = {}
     for name in names:
         if name not in manager.task_index:
             where = f"neither in {task_dir} nor in lm-eval" if task_dir is not None else "not in lm-eval"
             raise InputError(f"Task {name} is {where}: `lm_eval ls tasks` lists what there is.")
-        with _explained(name, name in given):
+        with _explained(name, name in given and given[name].local):
             built = manager.load([name])
         if name in built["groups"]:
             found[name] = built["groups"][name]
         else:
             found |= built["tasks"]
     return found
+
+
+def _known_to_the_harness() -> dict:
+    """The harness's own tasks, groups and tags by name. It takes minutes on a slow disk to look through its 14,000
+    files, so that what is where is written down once for a version of it."""
+    from lm_eval import tasks
+    from lm_eval.tasks._index import Entry, Kind, TaskIndex
+
+    root = Path(tasks.__file__).parent
+    file = Workspace().cache_file("lm-eval", settings_key({"version": metadata.version("lm-eval"), "at": str(root)}))
+    if not file.is_file():
+        rows = {
+            name: [entry.kind.name, entry.yaml_path and str(entry.yaml_path.relative_to(root)), sorted(entry.tags)]
+            for name, entry in TaskIndex.build([root]).items()
+        }
+        write_json(file, rows)
+    return {
+        name: Entry(name, Kind[kind], path and root / path, tags=set(tags))
+        for name, (kind, path, tags) in read_json(file).items()
+    }
 
 
 @contextmanager
@@ -326,7 +347,8 @@ def _score(lm, task, limit: int | None, progress: Progress) -> tuple[dict, list[
     lm.set_cache_hook(_Counter(task, items, progress))
     try:
         with _quiet(), sandboxed():
-            found = evaluate(lm=lm, task_dict={"tasks": {name: task}, "groups": {}}, limit=limit, log_samples=True)
+            asked = {"tasks": {name: task}, "groups": {}}
+            found = evaluate(lm=lm, task_dict=asked, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
     except (AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"Task {name} cannot be run on this model: {reason}") from error
@@ -448,6 +470,8 @@ def _quiet() -> Iterator[None]:
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels, made = [logger.level for logger in loggers], tqdm.__init__
+    pool = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for one bootstrap: the same numbers without it
     tqdm.__init__ = lambda bar, *given, **options: made(bar, *given, **(options | {"disable": True}))
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -455,5 +479,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         tqdm.__init__ = made
+        os.environ.pop("DISABLE_MULTIPROC") if pool is None else os.environ.update(DISABLE_MULTIPROC=pool)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

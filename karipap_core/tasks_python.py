@@ -92,6 +92,8 @@ def continuations(text: Text, items: int = ITEMS, seed: int = SEED) -> list[dict
             continue
         document = text.documents[i]
         begin = _line_before(document, start - CONTEXT)
+        if document.count(document[begin:start]) > 1:
+            continue  # what follows is not certain
         choices = [document[start : start + LENGTH]]
         for other in chance.sample(starts[i][blanks], len(starts[i][blanks])):
             piece = document[other : other + LENGTH]
