@@ -39,6 +39,8 @@ def table(document: dict) -> str:
         f"{name:12}{size(document[key])}"
         for name, key in (("weights", "weights_bytes"), ("KV cache", "kv_bytes"), ("activations", "activation_bytes"))
     ]
+    if (active := document["active_parameters"]) < document["parameters"]:
+        head[2] += f" ({active / document['parameters']:.0%} of them for a token)"
     usable = f" of {size(document['usable_bytes'])} on {gpu['name']}" if gpu else ""
     head.append(f"{'total':12}{size(document['total_bytes'])}{usable}")
     if document["dollars_per_mtoken"] is not None:
@@ -53,6 +55,7 @@ def table(document: dict) -> str:
         mark = " ←" if row["way"] == recommended(document) else ""
         rows.append([row["way"] + mark, weights, total, fits, quality, cost])
     parts = ["\n".join(head), grid(["way", "weights", "in all", "fits", "quality", "$ / M tokens"], rows)]
+    parts.append("\n".join(["To maintain:", *(f"   {row['way']}: {row['maintain']}" for row in ordered(document))]))
     if document["placements"]:
         places = []
         for place in document["placements"]:

@@ -61,8 +61,11 @@ def figures(document: dict) -> None:
     gpu = document["gpu"]
     load = document["load"]
     dtype = document["dtype"] + (", assumed" if document["dtype_assumed"] else "")
+    stored = "under the plan" if document["plan"] else f"as stored ({dtype})"
+    if (active := document["active_parameters"]) < document["parameters"]:
+        stored += f"; a token passes {active / document['parameters']:.0%} of them"
     items = [
-        ("Weights", size(document["weights_bytes"]), "under the plan" if document["plan"] else f"as stored ({dtype})"),
+        ("Weights", size(document["weights_bytes"]), stored),
         ("KV cache", size(document["kv_bytes"]), f"{load['tokens']:,} tokens × {load['batch']}, {load['kv_dtype']}"),
         ("Activations", size(document["activation_bytes"]), "at the peak of a prefill, estimated"),
         ("Together", size(document["total_bytes"]), "fits" if document["fits"] else "does not fit"),

@@ -500,5 +500,6 @@ def test_the_verb_takes_a_config_alone(tmp_path, capsys):
     assert cli.main([*asked, "--progress", "off"]) == 0
     table = capsys.readouterr().out
     assert table.startswith("Deploy it dense") and "not measured" in table and "Published, not measured here" in table
+    assert "To maintain:\n   dense: Nothing beyond the engine." in table
     assert cli.main(["deploy", str(file), "--tokens", "1", "--batch", "1", "--gpu", "abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
