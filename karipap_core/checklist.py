@@ -196,6 +196,8 @@ def _record(facts: _Facts, kind: str) -> tuple[bool, str, str | None]:
         ok, said, fix = _record(facts, "evaluation")
         return ok, f"an encoder writes no text, its outputs are compared: {said}", fix
     document, fix = records.read(facts.folder, kind), facts.command(kind)
+    if kind == "verify":  # what another item says comes first: without it, verify would say the same again
+        fix = next((item(facts)[2] for item in (_fingerprint, _plan, _safe) if not item(facts)[0]), fix)
     if document is None:
         return False, f"no {kind}.json in the folder", fix
     if why := records.stale(document, facts.state, facts.wanted):
@@ -203,12 +205,9 @@ def _record(facts: _Facts, kind: str) -> tuple[bool, str, str | None]:
     ok, said = _SAID[kind](document["result"])
     if ok and kind != "verify" and document["of"].get("dense") is None:
         ok, said = False, "it was made without the dense model beside it"
-    if not ok and kind == "verify":
+    if not ok and kind == "verify" and fix == facts.command(kind):
         wrong = {check["name"] for check in document["result"].get("checks", ()) if check["ok"] is False}
-        if wrong - {"safetensors only", "fingerprint"}:
-            fix = facts.written_again()
-        # What another item says to do first: without it, verify would say the same again.
-        fix = next((item(facts)[2] for item in (_fingerprint, _plan, _safe) if not item(facts)[0]), fix)
+        fix = facts.written_again() if wrong - {"safetensors only", "fingerprint"} else fix
     return ok, f"{kind}.json: {said}", None if ok else fix
 
 

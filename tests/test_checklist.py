@@ -165,7 +165,8 @@ def test_files_that_execute_code_and_the_command_that_removes_them(folder):
     (folder / "optimizer.pt").write_bytes(b"x")
     document = checklist(folder)
     assert "safetensors only" in red(document)
-    assert item(document, "safetensors only")["fix"].startswith(f"rm -- {folder / 'optimizer.pt'} && ")
+    fix = item(document, "safetensors only")["fix"]
+    assert fix.startswith(f"rm -- {folder / 'optimizer.pt'} && ") and item(document, "verify passed")["fix"] == fix
 
 
 def test_a_plan_that_does_not_fit(folder):
