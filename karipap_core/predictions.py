@@ -68,7 +68,7 @@ def left_out(calibration: Calibration, points: Iterable[dict]) -> list[Pair]:
         inner = row["text"] is None
         label = run.get("label") or ("a whole plan of the calibration" if inner else "a plan checked earlier")
         found.append(Pair(
-            row["id"], label, run.get("method") or row["network"] or "unknown", row["predicted"], row["measured"],
+            row["id"], label, run.get("method") or row["network"] or "earlier checks", row["predicted"], row["measured"],
             row["error"], stated.get(row["network"], calibration.error), CURVE, row["text"], calibration.version,
         ))  # fmt: skip
     return found
