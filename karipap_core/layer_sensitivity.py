@@ -431,11 +431,14 @@ def verdict(document: dict, by: str, found: dict, steadier: dict) -> str:
     rows, quality = rows_of(document, by), document["quality"]
     if not rows:
         return "Nothing measured yet."
-    parts, entropy = f"{len(rows)} {'parts' if _grouped(rows) else by + 's'}", found.get("entropy")
+    many = "s" if len(rows) > 1 else ""
+    parts, entropy = f"{len(rows)} {'part' if _grouped(rows) else by}{many}", found.get("entropy")
     said = [f"Does entropy predict sensitivity here? {_capital(answer(entropy))}"]
     said[0] += f": {in_words(entropy)} over {parts}." if entropy else f": {parts} measured."
     if entropy and entropy["within"]:
-        said.append(f"Within roles: {answer(entropy['within'])}, {in_words(entropy['within'])}.")
+        inside = answer(entropy["within"])
+        only = ": what it tells apart here are roles" if answer(entropy) == "yes" and inside != "yes" else ""
+        said.append(f"Within roles: {inside}, {in_words(entropy['within'])}{only}.")
     if "entropy" in steadier:
         one = steadier["entropy"]
         said.append(f"With KL divergence in place of the rise: {answer(one)}, {in_words(one)}.")
