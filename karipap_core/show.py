@@ -232,7 +232,8 @@ def perplexity_rise(entry: dict) -> str | None:
 
 def convention_note(entry: dict) -> str:
     """What a convention was measured on, in a line."""
-    cut = f"{entry['windows']:,} windows of {entry['window']:,} tokens"
+    most = "at most " if entry["over"] == "documents" else ""
+    cut = f"{entry['windows']:,} windows of {most}{entry['window']:,} tokens"
     cut += f", stride {entry['stride']:,}" if entry["stride"] != entry["window"] else ""
     scored = f"{entry['tokens']:,} of {entry['text_tokens']:,} tokens scored, {entry['text_bytes']:,} bytes"
     text = f"{entry['text']['name']}, SHA-256 {entry['text']['sha256'][:12]}"

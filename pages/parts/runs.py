@@ -190,7 +190,7 @@ def conventions(run: dict) -> None:
                 "dense": number("Dense", format="%.4f"),
                 "difference": st.column_config.TextColumn("Difference", help="of the perplexities, 95 % interval"),
                 "bits": number("Bits per byte", format="%.4f"),
-                "word": number("Word perplexity", format="%.2f", help="a word is what stands between white space"),
+                "word": number("Word perplexity", format="localized", help="a word is what stands between white space"),
             },
         )  # fmt: skip
     notes = [f"{name}: {entry.get('missing') or show.convention_note(entry)}" for name, entry in found.items()]
