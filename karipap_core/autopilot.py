@@ -29,6 +29,8 @@ MAX_EVALUATIONS = 12
 CONTESTANTS = 3  # networks that are measured before one is chosen
 FAR = 1.25  # a network predicted that much larger than the best is not measured
 NEAR = 0.01  # sizes that close, relative, are near enough: batches of weights take it from there
+WIDE = 0.05  # relative: with sizes that far apart no evaluation is kept back for the batches
+STRAIGHT = 10.0  # times the line, or parts of it, between which ln rise runs straight enough over size
 FILLED = 0.93  # of the line: a plan this close below it is near enough too
 BATCH_EVALUATIONS = 4  # kept back for the batches
 DEEPER = 3.0  # batches lead towards the plan that is predicted to lose this many times more
@@ -315,7 +317,7 @@ class Search:
     def _close_in(self, best: Tried) -> Tried:
         """Sizes between the smallest plan that meets the line and the largest that does not, by what was measured."""
         trail = best.trail
-        while self.evaluations < self.asked["max_evaluations"] - BATCH_EVALUATIONS or not self._holding(trail):
+        while True:
             mine = [tried for tried in self.tried if tried.trail is trail]
             holds = min((tried for tried in mine if self._holds(tried)), key=lambda tried: tried.asked, default=None)
             fails = max(
@@ -324,6 +326,9 @@ class Search:
             )  # fmt: skip
             if holds and (self._value(holds) >= FILLED * self.line):
                 return holds
+            wide = holds is None or (fails is not None and holds.asked - fails.asked > WIDE * holds.asked)
+            if not wide and self.evaluations >= self.asked["max_evaluations"] - BATCH_EVALUATIONS:
+                break
             size = self._next_size(trail, holds, fails)
             if size is None or (found := self._measure(trail, size, self._why(holds, fails))) is None:
                 break
@@ -333,14 +338,15 @@ class Search:
         )
 
     def _next_size(self, trail: Trail, holds: Tried | None, fails: Tried | None) -> int | None:
-        """Where the line is expected: between the two by ln rise, linear in size; beyond them by the predicted curve
-        and how far it was off. None where they are near enough to each other."""
+        """Where the line is expected: between the two by ln rise, linear in size (in the middle where one is far from
+        the line); beyond them by the predicted curve and how far it was off. None where they are near enough."""
         if holds and fails:
             gap = holds.asked - fails.asked
             if gap <= max(1, NEAR * holds.asked):
                 return None
-            above, below = math.log(self._value(fails)), math.log(max(self._value(holds), 1e-3 * self.line))
-            at = fails.asked + gap * (above - math.log(self.line)) / (above - below)
+            above, below = self._value(fails) / self.line, self._value(holds) / self.line
+            share = 0.5 if below < 1 / STRAIGHT or above > STRAIGHT else math.log(above) / math.log(above / below)
+            at = fails.asked + gap * share
             inside = max(1, gap // 8)
             return min(max(math.ceil(at), fails.asked + inside), holds.asked - inside)
         one = holds or fails
@@ -700,9 +706,10 @@ class Search:
         for row in self.rivals:
             if row["method"] in ("gptq", "rtn") and self._is_better(row, point):
                 how = "smaller" if row[self.size_key] < size - SAME_SIZE else "as small"
+                how += " and meets the line too" if self._under(row) else ""
                 said.append(
-                    f"Plain quantization does better here: {row['label']} is {how} ({row[self.size_key]:.1%} of the "
-                    f"bytes) and its {self._word()} is {row['rise']:+.4f}. {self._beside(point, row)}"
+                    f"Plain quantization does better here: {row['label']} is {how}, with {row[self.size_key]:.1%} of "
+                    f"the bytes and a {self._word()} of {row['rise']:+.4f}. {self._beside(point, row)}"
                 )
         span = ""
         if (interval := uncertainty.rise_of(point)) is not None:
@@ -745,9 +752,11 @@ class Search:
             return False
         if between["high"] < 0 if between else row["rise"] < ours[self.quality]:
             return True
+        return other < size - SAME_SIZE and (self._under(row) or (between is not None and between["low"] <= 0))
+
+    def _under(self, row: dict) -> bool:
         upper = row["rise_high"] if row["rise_high"] is not None else row["rise"]
-        under = self.line is not None and upper <= self.line
-        return other < size - SAME_SIZE and (under or (between is not None and between["low"] <= 0))
+        return self.line is not None and upper <= self.line
 
 
 def _measured(point: dict, quality: str) -> dict:

@@ -9,6 +9,7 @@ from karipap_core import autopilot as pilot
 from karipap_core import uncertainty
 from karipap_core.activations import CalibrationSettings
 from karipap_core.autopilot import autopilot, halves
+from karipap_core.calibrate import Calibration
 from karipap_core.cli import build_parser, main
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
@@ -24,7 +25,7 @@ SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_wi
 CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
 HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(120)))
 CUT = {"window": 32, "stride": 32, "max_tokens": 512}
-DOCUMENTS = 24
+DOCUMENTS, DAMAGE = 24, 0.1
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,8 @@ def study(tmp_path_factory):
 
 
 class Bench:
-    """Stands for InPlace: the rise is the mean over weights of the relative squared error, times `harm` where a weight
-    has one and `side` on the verdict's half; documents differ around it by a known amount."""
+    """Stands for InPlace. The rise is 1.2 times what the made-up calibration predicts of these matrices, each weight's
+    part times `harm` where it has one, and all times `side` on the verdict's half; documents differ by a tenth."""
 
     def __init__(self, study, text, rules) -> None:
         self.study, self.text, self.rules = study, text, rules
@@ -49,10 +50,10 @@ class Bench:
             raise KeyboardInterrupt
         total = 0.0
         for name, matrix in matrices:
-            W = self.study.checkpoint.read(name).float()
-            share = ((W - matrix).square().sum() / W.square().sum()).item()
-            total += share * self.rules.get("harm", {}).get(name, 1.0)
-        rise = total / len(self.sites) * (self.rules.get("side", 1.0) if "verdict" in self.text.name else 1.0)
+            metric, W = self.study.decompositions("loss").metric_of(name), self.study.checkpoint.read(name).double()
+            share = metric.absolute(W - matrix.double()) / metric.absolute(W)
+            total += DAMAGE * share * self.rules.get("harm", {}).get(name, 1.0)
+        rise = 1.2 * total * (self.rules.get("side", 1.0) if "verdict" in self.text.name else 1.0)
         wave = np.resize([0.9, 1.1], DOCUMENTS) * rise
         units = {"over": "documents", "ids": list(range(DOCUMENTS)), "tokens": [10] * DOCUMENTS,
                  "rise": (10 * wave).tolist()}  # fmt: skip
@@ -62,16 +63,31 @@ class Bench:
                 "dense": {"loss": 3.0}}  # fmt: skip
 
 
+def calibrate(study) -> None:
+    """A made-up calibration: the damage of a weight is its share of error times DAMAGE, the rise is the sum."""
+    study.calibration_file("loss").unlink(missing_ok=True)
+    levels = {}
+    for weight in study.weights:
+        whole = (
+            study.decompositions("loss").metric_of(weight.name).absolute(study.checkpoint.read(weight.name).double())
+        )
+        levels[weight.name] = [[chi, share * whole, share * DAMAGE] for chi, share in enumerate((0.01, 0.1, 1.0), 1)]
+    plans = [{"kept_blocks": 0.5, "sum": at, "rise": at, "divergence": at, "network": "lowrank"} for at in (0.01, 1.0)]
+    made = Calibration("loss", "kl", study.calibration_entry(), 3.0, levels, plans)
+    study._calibrations["loss"] = made
+
+
 @pytest.fixture
-def rules(monkeypatch) -> dict:
+def rules(monkeypatch, study) -> dict:
     """What the made-up measurements are like; how many there were is counted in it."""
     rules: dict = {}
+    calibrate(study)
     monkeypatch.setattr(Points, "bench", property(lambda self: Bench(self.study, self.text, rules)))
     return rules
 
 
 def search(study, out, **more) -> dict:
-    settings = {"max_rise": 0.05, "scope": "blocks", "text": HELD_OUT} | more
+    settings = {"max_rise": 0.3, "scope": "blocks", "text": HELD_OUT} | more
     return autopilot(study, out=out, **settings, **CUT)
 
 
@@ -80,7 +96,7 @@ def test_halves_are_whole_documents_of_about_equal_length():
     first, second = halves(text)
     assert sorted(first.documents + second.documents) == sorted(text.documents)
     sizes = [sum(map(len, side.documents)) for side in (first, second)]
-    assert abs(sizes[0] - sizes[1]) <= 1 and first.sha256 != second.sha256
+    assert abs(sizes[0] - sizes[1]) <= 10 and first.sha256 != second.sha256
     assert halves(text) == (first, second)
     first, second = halves(Text("one", ("abcdefgh",)))
     assert (first.documents, second.documents) == (("abcd",), ("efgh",))
@@ -91,8 +107,8 @@ def test_halves_are_whole_documents_of_about_equal_length():
 def test_the_line_is_met_by_the_upper_end_with_few_bytes_to_spare(study, tmp_path, rules):
     found = search(study, tmp_path)
     assert found["met"] and found["outside_uncertainty"] and found["state"] == "done"
-    assert found["rise_low"] < found["rise"] < found["rise_high"] <= 0.05
-    assert found["rise_high"] > 0.9 * 0.05  # close to the line: little is left on the table
+    assert found["rise_low"] < found["rise"] < found["rise_high"] <= 0.3
+    assert found["rise_high"] > 0.9 * 0.3  # close to the line: little is left on the table
     assert found["evaluations"] <= pilot.MAX_EVALUATIONS
     plan = Plan.from_json(found["plan"])
     plan.check(study.checkpoint)
@@ -108,7 +124,7 @@ def test_the_line_is_met_by_the_upper_end_with_few_bytes_to_spare(study, tmp_pat
 
 
 def test_it_beats_uniform_where_weights_differ_and_the_log_can_be_followed(study, tmp_path, rules):
-    rules["harm"] = {weight.name: 30.0 for weight in study.weights if weight.role == "down"}
+    rules["harm"] = {weight.name: 3.0 for weight in study.weights if weight.role == "down"}
     found = search(study, tmp_path)
     uniform = next(row for row in found["rivals"] if row["label"].startswith("uniform"))
     assert uniform["bytes_kept_blocks"] >= found["bytes_kept_blocks"] - pilot.SAME_SIZE
@@ -134,6 +150,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(study, tmp_path, rules
     count = rules.pop("measured")
     assert count > at
     rules["killed_at"] = at
+    calibrate(study)  # forgets what the first search taught it
     with pytest.raises(KeyboardInterrupt):
         search(study, tmp_path / "killed")
     assert read_json(tmp_path / "killed" / "autopilot.json")["state"] == "running"
@@ -146,7 +163,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(study, tmp_path, rules
 
 def test_a_batch_that_breaks_the_line_is_halved_and_the_weight_that_does_it_is_spared(study, tmp_path, rules):
     bad = "model.layers.1.mlp.down_proj"
-    rules["harm"] = {bad: 40.0}
+    rules["harm"] = {bad: 4.0}
     found = search(study, tmp_path, max_evaluations=24)
     said = [step["says"] for step in found["log"]]
     assert any("the batch is halved" in each for each in said) and any("stays as it was" in each for each in said)
@@ -159,7 +176,7 @@ def test_a_verdict_over_the_line_steps_back_and_says_so(study, tmp_path, rules):
     rules["side"] = 1.3
     found = search(study, tmp_path)
     judged = [row for row in found["tried"] if row["text"] == "verdict"]
-    assert len(judged) > 1 and judged[0]["high"] > 0.05 >= judged[-1]["high"] and found["met"]
+    assert len(judged) > 1 and judged[0]["high"] > 0.3 >= judged[-1]["high"] and found["met"]
     assert judged[-1]["bytes_kept"] > judged[0]["bytes_kept"]
     assert any("looked at more than once" in sentence for sentence in found["verdict"])
 
@@ -194,7 +211,7 @@ def test_ends_are_kept_dense_where_that_is_asked_or_measured_to_be_better(study,
     for name, entry in entries.items():
         assert (entry["network"] == "dense") or not name.startswith(("model.layers.0.", "model.layers.3."))
     rules["harm"] = {w.name: 60.0 for w in study.weights if w.layer in (0, 3)}
-    found = search(study, tmp_path / "auto", max_rise=0.3)
+    found = search(study, tmp_path / "auto", max_rise=0.5)
     tried = [row["label"] for row in found["tried"]]
     assert any("first and last block dense" in label for label in tried) and found["keep_ends"] == 1
     with pytest.raises(InputError, match="has 4 blocks"):
