@@ -75,12 +75,12 @@ class Suite:
         progress("tasks", 0, len(self.names), ", ".join(self.names), "reading the items")
         with _quiet():
             self.roots = _load(self.names, task_dir, self.keep)
-            leaves = {leaf.task_name: leaf for root in self.roots.values() for leaf in _leaves(root)}
-            for leaf in leaves.values():
+            leaves = [leaf for root in self.roots.values() for leaf in _leaves(root)]
+            for leaf in leaves:
                 # As `lm_eval.simple_evaluate` does it: a task that says 0 stays at 0.
                 said = leaf.get_config("num_fewshot")
                 leaf.set_config(key="num_fewshot", value=said or 0 if shots is None or said == 0 else shots)
-            self.hashes = {name: _task_hash(leaf, limit) for name, leaf in leaves.items()}
+            self.hashes = {leaf.task_name: _task_hash(leaf, limit) for leaf in leaves}
 
     def measure(self, load: Callable[[], tuple], model: str, dtype: str, progress: Progress = silent) -> dict:
         """{name: result} of one model.

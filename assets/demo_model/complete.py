@@ -1,0 +1,41 @@
+"""Measure what the shipped runs lack: the two bundled benchmark tasks, and the intervals of runs older than those.
+
+    python assets/demo_model/complete.py
+
+Each run of `karipap/runs` is measured anew in memory from its own plan or baseline, and its run.json rewritten whole
+under the same id; finished ones are passed over, so that the same command goes on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+from karipap_core.errors import InputError  # noqa: E402
+from karipap_core.progress import json_lines  # noqa: E402
+from karipap_core.study import Study  # noqa: E402
+from karipap_core.tasks import Suite  # noqa: E402
+from karipap_core.tasks_python import NAMES  # noqa: E402
+from karipap_core.text import standard_library  # noqa: E402
+from karipap_core.tradeoff import MAX_TOKENS, Points  # noqa: E402
+from karipap_core.workspace import read_runs  # noqa: E402
+
+
+def main() -> int:
+    progress = json_lines()
+    study, suite = Study(HERE, progress=progress), Suite(NAMES, progress=progress)
+    runs, failed = read_runs(HERE / "karipap" / "runs"), 0
+    points = Points(study, standard_library("heldout"), HERE / "karipap", None, None, MAX_TOKENS, progress, suite)
+    for number, run in enumerate(runs):
+        progress("complete", number, len(runs), run["label"])
+        try:
+            points.complete(run)
+        except InputError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+    progress("complete", len(runs), len(runs))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
