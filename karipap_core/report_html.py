@@ -53,6 +53,7 @@ td { white-space: nowrap; }
 td.words { overflow-wrap: break-word; white-space: normal; }
 td.words:first-child { min-width: 13rem; }
 tbody tr.front { background: var(--tint); }
+code { overflow-wrap: anywhere; }
 code, pre { font: .82rem/1.5 ui-monospace, "Source Code Pro", Menlo, Consolas, monospace; }
 pre { background: var(--tint); padding: .8rem 1rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-radius: 4px; }
@@ -87,6 +88,11 @@ SCRIPT = """
     var figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
     var layout = Object.assign({}, figure.layout, look());
     if (printing) { layout.width = PAPER; }
+    else if (place.clientWidth < 560) {  // beside the chart its legend would leave it no room
+      layout.legend = Object.assign({}, layout.legend, { orientation: "h", x: 0, xanchor: "left", y: -0.22,
+        yanchor: "top" });
+      layout.height = (layout.height || 420) + 220;
+    }
     Plotly.newPlot(place, figure.data, layout, { responsive: true, displaylogo: false });
   }
   function each(todo) { Array.prototype.forEach.call(document.querySelectorAll(".drawing"), todo); }
@@ -223,9 +229,11 @@ def _tasks(points: list[dict], drawn: Drawn) -> str:
             between = scores.to_dense(point, key)
             row = [key, point["label"], _share(point.get("bytes_kept")), _number(task[metric])]
             row += [_number(scores.error_of(task, metric)), _number(dense), _number(chance), task.get("items")]
-            rows.append([*row, task.get("shots"), between and uncertainty.in_words(between)])
+            span = f"{between.low:+.3f} to {between.high:+.3f}" if between else ""
+            span += ": no measurable difference" if between and not between.measurable else ""
+            rows.append([*row, task.get("shots"), span])
     head = ["score", "model", "bytes kept", "value", "standard error", "dense", "chance", "items", "shots"]
-    head += ["difference to dense"]
+    head += ["95 % interval of the difference"]
     caption = "Scored by EleutherAI's lm-evaluation-harness, named as it names them."
     return "\n".join([*parts, _table(head, rows, caption, words=(0, 1, 9))])
 
