@@ -349,8 +349,8 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
 def test_perplexity_as_papers_give_it_is_asked_for_and_shown(plan, tiny, started):
     entry = {
         "perplexity": 8.25, "word_perplexity": 900.0, "bits_per_byte": 1.5, "rise": 0.02, "rise_low": 0.01,
-        "rise_high": 0.03, "dense": {"perplexity": 8.1}, "windows": 166, "window": 2048, "stride": 2048, "over": "windows",
-        "tokens": 339_802, "text_tokens": 341_469, "text_bytes": 1_284_000, "notes": [],
+        "rise_high": 0.03, "dense": {"perplexity": 8.1}, "windows": 166, "window": 2048, "stride": 2048,
+        "over": "windows", "tokens": 339_802, "text_tokens": 341_469, "text_bytes": 1_284_000, "notes": [],
         "text": {"name": "wiki.test.raw", "sha256": "c0ffee" * 10},
     }  # fmt: skip
     rolling = {"missing": "lm-eval is not installed."}
