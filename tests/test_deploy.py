@@ -101,6 +101,15 @@ def test_windows_and_states_are_what_the_config_says():
     assert cache(configs.QWEN_2_5_05B).windowed == 0  # the config names a window and does not use it
     hybrid = cache({"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_hidden_layers": 8})
     assert (len(hybrid.layers), hybrid.stateful) == (2, 6)
+    shared = cache({"model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"], "num_hidden_layers": 35,
+                    "num_kv_shared_layers": 15, "num_key_value_heads": 2, "head_dim": 256})  # fmt: skip
+    assert [layer.values for layer in shared.layers] == [2 * 2 * 256] * 20  # the last 15 read the others' cache
+    falcon = {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "num_hidden_layers": 32}
+    seven = cache(falcon | {"hidden_size": 4544, "num_attention_heads": 71, "multi_query": True})
+    assert (seven.kind, {layer.values for layer in seven.layers}) == ("MQA", {2 * 64})
+    forty = falcon | {"hidden_size": 8192, "num_attention_heads": 128, "num_kv_heads": 8}
+    forty = cache(forty | {"new_decoder_architecture": True, "multi_query": True})
+    assert (forty.kind, {layer.values for layer in forty.layers}) == ("GQA", {2 * 8 * 64})
     encoder = cache({"model_type": "bert", "architectures": ["BertModel"]})
     assert (encoder.kind, encoder.bytes(512, 4)) == ("none", 0)
 
