@@ -198,6 +198,7 @@ def _healed(
     if settings.requantize:
         if accelerator.num_processes > 1:
             raise InputError("Quantizing again (--requantize) runs in one process: start it without a launcher.")
+        weights = store.plan_names(model, checkpoint)  # before: a core that is open has another name than its file's
         packed = store.unpack_cores(model)
     trained = store.choose_trained(model, settings.norms)
     shared = any(len(module.cores.lenders) for module in model.modules() if hasattr(module, "cores"))
@@ -214,7 +215,7 @@ def _healed(
     values = training.values()
     if packed:
         progress("quantize", 0, 1)
-        store.pack_cores(bare, packed, _metrics(patient, store.plan_names(bare, checkpoint), device, progress))
+        store.pack_cores(bare, packed, _metrics(patient, weights, device, progress))
         values = {name: value for name, value in bare.state_dict().items() if ".cores." in name or name in values}
     tensors = store.new_tensors(bare, checkpoint, values)
     store.round_as_stored(bare, checkpoint, tensors)
@@ -350,7 +351,7 @@ def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progr
     if patient.source is None or plan.metric == "weight":
         return lambda path: None
     source = pipeline.study_of(patient.source, plan, str(device), progress).decompositions(plan.metric)
-    return lambda path: source.metric_of(weights[path])
+    return torch.enable_grad()(lambda path: source.metric_of(weights[path]))  # moments of gradients are measured
 
 
 def _accelerator(settings: Settings, device: str):

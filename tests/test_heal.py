@@ -31,10 +31,10 @@ TEXT = "<|endoftext|>".join(f"the square of {n} is {n * n}, its cube {n**3}\n" f
 QUICK = {"window": 32, "tokens": 64, "device": "cpu"}
 
 
-def squeeze(source, out, network="lowrank", chi=6, quantize=None):
+def squeeze(source, out, network="lowrank", chi=6, quantize=None, metric="weight"):
     """A folder with every block weight as a network at χ, without a study: plans and cores are all that it takes."""
     checkpoint = open_checkpoint(source)
-    plan = {"format": "karipap-plan", "version": 1, "model": model_entry(checkpoint), "metric": "weight", "weights": {}}
+    plan = {"format": "karipap-plan", "version": 1, "model": model_entry(checkpoint), "metric": metric, "weights": {}}
     files = {}
     work = out.with_name(f"{out.name}-cores")
     work.mkdir(parents=True)
@@ -322,7 +322,7 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
 
 
 def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
-    squeeze(world / "dense", tmp_path / "int4", quantize="int4", chi=12)
+    squeeze(world / "dense", tmp_path / "int4", quantize="int4", chi=12, metric="functional")
     more = {"distill": world / "dense", "rate": 3e-3, **QUICK}
     with pytest.raises(InputError, match="--requantize"):
         heal(tmp_path / "int4", tmp_path / "no", 4, world / "text.txt", **more)
