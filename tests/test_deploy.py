@@ -104,6 +104,9 @@ def test_windows_and_states_are_what_the_config_says():
     shared = cache({"model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"], "num_hidden_layers": 35,
                     "num_kv_shared_layers": 15, "num_key_value_heads": 2, "head_dim": 256})  # fmt: skip
     assert [layer.values for layer in shared.layers] == [2 * 2 * 256] * 20  # the last 15 read the others' cache
+    gemma = {"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "num_hidden_layers": 12}
+    whole, reused = (cache(gemma | {"num_kv_shared_layers": n}) for n in (0, 6))
+    assert len(whole.layers) == 12 and reused.layers == whole.layers[:6]
     falcon = {"model_type": "falcon", "architectures": ["FalconForCausalLM"], "num_hidden_layers": 32}
     seven = cache(falcon | {"hidden_size": 4544, "num_attention_heads": 71, "multi_query": True})
     assert (seven.kind, {layer.values for layer in seven.layers}) == ("MQA", {2 * 64})
