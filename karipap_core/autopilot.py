@@ -222,7 +222,7 @@ class Search:
         best = self._contest(trails)
         best = self._ends(best)
         best = self._close_in(best)
-        return self._batches(best) if self._holds(best) else best
+        return self._batches(self._refined(best)) if self._holds(best) else best
 
     def _fill_budget(self) -> Tried:
         """The networks that are predicted best at the size, then dense ends, then the refined rule: whichever is
@@ -376,6 +376,9 @@ class Search:
         half = False
         while queue and self.evaluations < self.asked["max_evaluations"]:
             if not half:
+                queue = [unit for unit in queue if self._fitting(best, [unit], target)]
+                if not queue:
+                    break
                 count = self._fitting(best, queue, target)
             batch = queue[:count]
             weights = best.plan.weights | {name: target[name] for unit in batch for name in unit}
@@ -397,6 +400,8 @@ class Search:
             else:
                 self._decide(f"{self._against(found)}; {what} stays as it was.", False)
                 queue, half = queue[1:], False
+        if not queue:
+            self._say("Stopped", "No further weight is predicted to stay under the line if made smaller.", "Done.")
         return best
 
     def _units(self, planner: Planner, now: dict, then: dict) -> list[tuple[str, ...]]:
@@ -419,12 +424,12 @@ class Search:
         return [unit for _, unit in sorted(rows)]
 
     def _fitting(self, best: Tried, queue: list, target: dict) -> int:
-        """So many units of the queue, at least one, as are predicted to stay under the line."""
+        """So many units of the queue as are predicted to stay under the line."""
         ratio, weights = self._ratio(best), dict(best.plan.weights)
         for count, unit in enumerate(queue):
             weights |= {name: target[name] for name in unit}
             if ratio * best.trail.foretold(weights)["rise"] > self.line:
-                return max(1, count)
+                return count
         return len(queue)
 
     def _refined(self, best: Tried) -> Tried:
@@ -435,7 +440,6 @@ class Search:
         if file.is_file():
             weights = Plan.load(file).weights
         else:
-            self.searching.__dict__.pop("bench", None)
             budget = Budget(best.asked / THOUSAND, scope=self.asked["scope"])
             plan = best.trail.planner.make(budget, "refined", self.progress)
             plan.save(file)

@@ -161,15 +161,24 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(study, tmp_path, rules
     assert search(study, tmp_path / "killed") == again and rules["measured"] == count + 1
 
 
-def test_a_batch_that_breaks_the_line_is_halved_and_the_weight_that_does_it_is_spared(study, tmp_path, rules):
-    bad = "model.layers.1.mlp.down_proj"
-    rules["harm"] = {bad: 4.0}
-    found = search(study, tmp_path, max_evaluations=24)
+def test_a_batch_that_breaks_the_line_is_halved_and_the_weight_that_does_it_is_spared(
+    study, tmp_path, rules, monkeypatch
+):
+    monkeypatch.setattr(pilot, "FILLED", 0.5)  # leaves room for batches of several weights
+    monkeypatch.setattr(pilot.Search, "_refined", lambda self, best: best)
+    whole = search(study, tmp_path / "whole", max_evaluations=24)
+    batch = next(step for step in whole["log"] if "The next batch" in step["why"])
+    assert "more" in batch["why"] and batch["accepted"]
+    bad = batch["why"].split(": ")[1].split(" and ")[0]
+    calibrate(study)
+    rules["harm"] = {bad: 30.0}
+    found = search(study, tmp_path / "harmed", max_evaluations=40)
     said = [step["says"] for step in found["log"]]
-    assert any("the batch is halved" in each for each in said) and any("stays as it was" in each for each in said)
+    assert any("the batch is halved" in each for each in said)
+    assert any(f"{bad} stays as it was" in each for each in said)
     batches = [step for step in found["log"] if "batch" in step["why"]]
     kept = [step["bytes_kept"] for step in batches if step["accepted"]]
-    assert kept == sorted(kept, reverse=True) and found["met"]
+    assert kept and kept == sorted(kept, reverse=True) and found["met"]
 
 
 def test_a_verdict_over_the_line_steps_back_and_says_so(study, tmp_path, rules):
