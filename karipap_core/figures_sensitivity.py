@@ -43,8 +43,18 @@ def sensitivity_map(weights: Sequence[dict], rows: Sequence[dict], quality: str 
         bottom, top = float(z[shown].min()), float(z[shown].max())
         decades = np.arange(np.floor(bottom), np.ceil(top) + 1)
         cells.z, cells.zmin, cells.zmax = z, bottom, max(top, bottom + 0.1)
+        cells.text = [[text and short(float(text)) for text in line] for line in cells.text]
+        cells.textfont.size = 11
         cells.colorbar.update(tickvals=decades, ticktext=[f"{10.0**decade:g}" for decade in decades])
     return figure
+
+
+def short(value: float) -> str:
+    """Two digits in few signs, for a cell: 0.014, 5.1e-4."""
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:.2g}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits}e{int(power)}"
 
 
 def scatter(
@@ -84,11 +94,12 @@ def scatter(
                 x=[row[measure]], y=[max(row[quality], floor)], mode="markers", hoverinfo="skip", showlegend=False,
                 marker=dict(symbol="circle-open", size=20, color=ORANGE, line_width=2.5),
             )  # fmt: skip
-    _frame(figure, MEASURES[measure].label, _capital(LABELS[quality]) + UNITS[quality], 430)
+    _frame(figure, MEASURES[measure].label, _capital(LABELS[quality]) + UNITS[quality], 460)
     said = in_words(found) if found else f"{len(known)} measured: too few for ρ"
     figure.update_layout(
         clickmode="event+select", title=dict(text=said, font_size=15, x=0, xref="paper"),
-        margin_t=76, showlegend=len(roles) > 1, uirevision=measure, selectionrevision=str(selected),
+        margin_t=44, legend=dict(y=-0.2, yanchor="top"), showlegend=len(roles) > 1,
+        uirevision=measure, selectionrevision=str(selected),
     )  # fmt: skip
     heights = [max(row[quality], floor) for row in known] or [1.0]
     figure.update_yaxes(type="log", **log_ticks(min(heights), max(heights)))

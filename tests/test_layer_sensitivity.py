@@ -324,6 +324,9 @@ def test_figures_hold_every_part_and_survive_rises_below_zero(studies):
     assert np.isfinite(drawn.data[0].z).all() and drawn.data[0].z.min() == pytest.approx(-4)
     assert sorted(custom[0] for custom in drawn.data[1].customdata) == sorted(row["name"] for row in rows)
     assert drawn.data[0].text[0][0] == "-0.01"
+    assert [figures_sensitivity.short(value) for value in (0, 0.38, -0.00011, 4.47e-5)] == [
+        "0", "0.38", "-1.1e-4", "4.5e-5"
+    ]  # fmt: skip
     points = figures_sensitivity.scatter(rows, "entropy", "rise", found["spearman"]["entropy"], rows[2]["name"])
     names = [name for trace in points.data for name in trace.customdata or ()]
     assert sorted(names) == sorted(row["name"] for row in rows) and "ρ = " in points.layout.title.text
