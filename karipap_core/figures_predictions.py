@@ -64,8 +64,8 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
                 showlegend=False, marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
             )  # fmt: skip
     figure.update_layout(
-        height=460, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest",
-        legend=dict(orientation="v", x=1.01, y=1, xanchor="left", yanchor="top", title_text="", tracegroupgap=4),
+        height=560, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest",
+        legend=dict(orientation="h", x=0, y=-0.16, xanchor="left", yanchor="top", title_text=""),
     )  # fmt: skip
     axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
     axis |= log_ticks(min(values), max(values))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karipap_core.calibrate import Calibration, predicted_rise
+from karipap_core.calibrate import Calibration, group_of, predicted_rise, words
+from karipap_core.errors import InputError
 
 
 def calibration(rows, plans=()):
@@ -68,3 +69,47 @@ def test_plans_that_contradict_each_other_leave_a_rising_curve():
 def test_round_trip():
     found = calibration([[1, 1.0, 1.0]], [{"sum": 1.0, "rise": 1.0}])
     assert Calibration.from_json(found.to_json()) == found
+
+
+def test_files_of_version_1_are_read_and_newer_ones_refused():
+    old = {"format": "karipap-calibration", "version": 1, "metric": "loss", "measure": "kl", "text": {"text": "t"},
+           "dense_loss": 2.0, "levels": {"w": [[1, 1.0, 1.0]]}, "plans": [], "tokens": 3,
+           "checks": [{"predicted": 0.3, "measured": 0.4, "text": "held out"}]}  # fmt: skip
+    found = Calibration.from_json(old)
+    assert found.version == 1 and found.history == [] and found.error == pytest.approx(0.25)
+    with pytest.raises(InputError, match="newer Karipap"):
+        Calibration.from_json(old | {"version": 9})
+
+
+def test_every_change_of_the_fit_is_a_version_and_the_last_are_kept():
+    found = calibration([[1, 1.0, 1.0]], [{"sum": 1.0, "rise": 1.0}])
+    assert found.version == 1
+    for number in range(25):
+        found.note(f"change {number}")
+    assert found.version == 26 and len(found.history) == 20 and found.history[-1]["what"] == "change 24"
+    assert found.history[-1]["date"].endswith("Z") and found.history[-1]["plans"] == 1
+
+
+def test_a_check_counts_once_and_gains_what_was_not_said_of_it():
+    found = calibration([[1, 1.0, 1.0]])
+    assert found.check(0.3, 0.4, "held out") and not found.check(0.3, 0.4, "held out")
+    assert found.check(0.3, 0.4, "held out", id="a", sum=0.2, network="mpo", error=None)
+    assert found.checks == [
+        {"predicted": 0.3, "measured": 0.4, "text": "held out", "id": "a", "sum": 0.2, "network": "mpo"}
+    ]
+    assert not found.check(0.9, 0.4, "held out", id="a"), "the same run, predicted anew"
+
+
+def test_how_a_prediction_is_put_in_words():
+    found = calibration([[1, 1.0, 1.0]], [{"sum": s, "rise": s} for s in (0.1, 1.0, 10.0)])
+    found.check(0.3, 0.4, "held out")
+    found.note("checked")
+    said = words(found.fit("lowrank").predicted(0.5))
+    assert said == "predicted with calibration v2 (1 plan checked), usually within ±25%"
+    assert words({"rise": 0.1, "error": 0.2}) == "predicted, usually within ±20%"
+    assert words({"source": "this plan on calibration text"}).startswith("measured on calibration text")
+
+
+def test_kinds_of_plans():
+    assert group_of(["lowrank", "dense"]) == "lowrank" and group_of(["lowrank", "mpo"]) == "mixed"
+    assert group_of(["mpo"], quantized=True) == "mixed" == group_of(["mpo"], embedding=True) == group_of(["dense"])

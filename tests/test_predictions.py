@@ -1,15 +1,17 @@
 """Predicted against measured: pairs, their figures against NumPy, the refit and its versions."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from karipap_core import figures_predictions, predictions
-from karipap_core.calibrate import Calibration
+from karipap_core.calibrate import Calibration, worth
 from karipap_core.plan import Plan
 from karipap_core.predictions import Pair, as_told, figures, left_out, refit, unchecked
-from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+from karipap_core.workspace import Workspace, read_json, read_runs, settings_key, write_json
 
 MODEL = {"name": "m", "fingerprint": "ab" * 32, "parameters": 10, "block_parameters": 8, "bytes": 20}
 SHA = "c" * 64
@@ -131,6 +133,22 @@ def test_what_lies_in_its_own_noise_moves_nothing(runs, file):
     small = plan("lowrank", 0.0001)
     after = refit(file, [*runs, run("small", small, small.predicted["rise"] * 2, error=1e-3)])
     assert after.factors == pytest.approx(before) and len(after.checks) == 11
+
+
+def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_without(tmp_path):
+    """The runs that ship, each predicted without itself: by the calibration's curve alone, and with its factors."""
+    shipped = Path(__file__).parents[1] / "assets" / "demo_model" / "karipap"
+    file = shutil.copy(next((shipped / "calibration").glob("loss-*.json")), tmp_path / "calibration.json")
+    runs = [each for each in read_runs(shipped / "runs") if predictions.checkable(each)]
+    found = refit(Path(file), runs)
+    assert len(found.checks) >= 30 and set(found.factors) >= {"lowrank", "mpo", "peps", "tree"}
+    medians = []
+    for factors in (False, True):
+        rows = [row for row in found.left_out(factors) if worth(row) and row["text"]]
+        medians.append(np.median([abs(row["predicted"] / row["measured"] - 1) for row in rows]))
+    assert medians[1] < 0.6 * medians[0]
+    pairs = figures(left_out(found, runs))
+    assert pairs["inside"] >= 0.8, "the stated error holds for four of five"
 
 
 def test_the_scatter_shows_each_pair_with_its_network_and_its_text(runs):

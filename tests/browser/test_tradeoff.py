@@ -15,7 +15,7 @@ from test_figures_runs import task  # noqa: E402
 
 from karipap_core import report_html, uncertainty  # noqa: E402
 from karipap_core.report import report  # noqa: E402
-from karipap_core.workspace import Workspace, read_runs, write_json  # noqa: E402
+from karipap_core.workspace import Workspace, read_json, read_runs, write_json  # noqa: E402
 
 TASK = "python_continuation"
 
@@ -37,6 +37,10 @@ def place(tmp_path_factory):
         if run["method"] != "mpo":
             run |= {"rise_low": run["rise"] - 2 * run["rise_error"], "rise_high": run["rise"] + 2 * run["rise_error"]}
         write_json(runs / run["id"] / "run.json", {key: value for key, value in run.items() if key != "path"})
+    # The calibration as it was before any run was held against it: there is something to refit.
+    shipped = next((shared.REPOSITORY / "assets" / "demo_model" / "karipap" / "calibration").glob("loss-*.json"))
+    home = Workspace(root / "workspace").calibration_file(run["model"]["fingerprint"], shipped.stem)
+    write_json(home, read_json(shipped) | {"checks": [], "history": []})
     with shared.dashboard(shared.REPOSITORY / "app.py", root) as address:
         yield address, root
 
