@@ -9,6 +9,7 @@ included, goes to stderr. Nothing here imports torch: `--help` is instant.
 import argparse
 import ctypes
 import json
+import logging
 import os
 import signal
 import sys
@@ -129,6 +130,8 @@ def _prepare(args: argparse.Namespace) -> None:
     """Settings that libraries read from the environment; before any of them is imported."""
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
         os.environ.setdefault(name, value)
+    for name in ("torchao", "torch.utils._pytree"):  # where torchao is installed, transformers imports it, and it talks
+        logging.getLogger(name).setLevel(logging.ERROR)
     if args.progress != "auto" or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
     if args.workspace:

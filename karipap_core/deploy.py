@@ -55,7 +55,7 @@ def deploy(
     model: as `footprint.footprint`, or a Footprint. plan: counted exactly by its ledger. gpu: a name of hardware.json,
     "auto" (this machine's), or None. price: $ an hour; throughput: tokens a second, measured on what is deployed (the
     plan, else the dense model). fixed: whether the checkpoint is given (None: not said). host_memory: GB for a cache
-    outside the GPU. smaller: a config.json or folder of the dense model that could take this one's place.
+    outside the GPU. smaller: as `model`, the dense model that could take its place.
 
     Returns "weights_bytes", "kv_bytes", "activation_bytes", "total_bytes", "fits" (None without a GPU), "answer"
     (`Case.verdict`), "verdict", "reasons", "nodes", "ways", "placements" and what they rest on.
@@ -78,7 +78,7 @@ def deploy(
     progress("deploy", 2, 4, "evidence")
     runs = evidence.runs_of(foot.checkpoint, workspace) if foot.checkpoint is not None else []
     format_name, why_format = precision(card and card.generation, fp8_benchmarked, fp4_validated)
-    other = footprint(smaller) if smaller is not None else None
+    other = smaller if smaller is None or isinstance(smaller, Footprint) else footprint(smaller)
     ways = case.ways(weights if plan is not None else None, runs, format_name, other)
     served, words = weights, "the plan" if plan is not None else f"dense weights in {foot.dtype}"
     if plan is None and ways[0]["fits"] is False:

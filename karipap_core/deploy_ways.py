@@ -273,9 +273,13 @@ class Case:
         """Not even the quantized weights fit."""
         budget = self.usable - self.activations - self.cache_bytes
         count = math.ceil(quantized["total_bytes"] / self.usable)
-        gpus = f"{count} such GPUs together would hold the quantized model"
+        gpus = f"{count:,} such GPUs together would hold the quantized model"
         if budget <= 0 or budget < 0.02 * self.foot.bytes:
-            return "none", f"One {self.card.name} is too small for this model at any compression: {gpus}.", []
+            return (
+                "none",
+                f"One {self.card.name} is too small for this model and this load at any compression: {gpus}.",
+                [],
+            )
         need = f"a plan of at most {size(budget)} is needed: --budget-bytes {budget / self.foot.bytes:.2f}"
         if fixed is False:
             if smaller["fits"] is False:

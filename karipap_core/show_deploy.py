@@ -5,7 +5,7 @@ from karipap_core.show import grid
 
 def size(n: float) -> str:
     """Bytes in decimal units, three digits: 537e9 → '537 GB'."""
-    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, one in (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(n) >= 0.9995 * one:
             return f"{n / one:.3g} {unit}"
     return f"{n:.0f} B"

@@ -1,6 +1,8 @@
 """Deployment: figures that were worked out by hand, the rules of each node, and the verdict that they come to."""
 
+import dataclasses
 import json
+import math
 import types
 
 import configs
@@ -228,7 +230,7 @@ def test_keeping_tokens_of_dense_attention_is_called_what_it_is(foot):
         ("LLAMA_2_7B", "A100", (16384, 12), None, "cache", "KV cache in int8"),
         ("LLAMA_2_7B", "H100", (128_000, 8), None, "cache", "Not even one sequence fits"),
         ("LLAMA_2_7B", "H200", (128_000, 8), None, "cache", "At most 1 of 8 sequences fit"),
-        ("LLAMA_3_405B", "L4", (8192, 4), True, "none", "too small for this model at any compression"),
+        ("LLAMA_3_405B", "L4", (8192, 4), True, "none", "too small for this model and this load"),
     ],
 )
 def test_the_simplest_answer_that_holds_comes_first(foot, name, gpu, load, fixed, answer, says):
@@ -258,6 +260,13 @@ def test_the_smaller_model_is_counted_like_the_other(foot, tmp_path):
     assert row["weights_bytes"] == 2 * 494_032_768 and row["fits"]
     other = deploy(tmp_path, tokens=4096, gpu="L4")
     assert row["total_bytes"] == other["total_bytes"]
+
+
+def test_a_smaller_model_that_does_not_fit_is_no_answer(foot):
+    load = {"tokens": 8192, "batch": 4, "gpu": "RTX 4090", "fixed": False}
+    document = deploy(foot("MIXTRAL_8X7B"), smaller=foot("LLAMA_2_7B"), **load)
+    assert document["answer"] == "none" and "Neither quantization nor the smaller model fits" in document["verdict"]
+    assert deploy(foot("MIXTRAL_8X7B"), smaller=foot("QWEN_2_5_05B"), **load)["answer"] == "smaller"
 
 
 def test_host_memory_that_is_too_small_leaves_the_pool(foot):
@@ -379,6 +388,22 @@ def test_the_pipeline_is_compared_at_the_size_of_quantization_alone(tiny):
     workspace.new_run(measured(checkpoint, "baseline", "gptq", quantized // 3, 0.05, settings={"bits": 2}))
     note = deploy(tiny, tokens=16, gpu="A100")["ways"][2]["note"]
     assert f"gptq {quantized // 3} alone is no larger and loses no more" in note
+
+
+def test_further_quantization_comes_before_a_pipeline_that_fits(tiny, monkeypatch):
+    checkpoint, workspace = open_checkpoint(tiny), Workspace()
+    foot = footprint(tiny)
+    room = foot.quantized(lambda rows, columns: format_bytes("int4", rows, columns)) // 2
+    memory = (room + foot.activations(1, 1) + kv.cache_of(foot.config).bytes(1, 1)) / 0.9 + 1
+    card = dataclasses.replace(hardware.find("A100"), memory=math.ceil(memory))
+    monkeypatch.setattr(hardware, "find", lambda name: card)
+    workspace.new_run(measured(checkpoint, "network", "lowrank", room, 0.3, plan={"weights": {}}))
+    load = {"tokens": 1, "gpu": "a small one", "fixed": True}
+    document = deploy(foot, **load)
+    assert document["answer"] == "pipeline" and "the plan fits" in document["verdict"]
+    workspace.new_run(measured(checkpoint, "baseline", "gptq", room - 1, 0.2, settings={"bits": 2}))
+    document = deploy(foot, **load)
+    assert document["answer"] == "quantize" and f"gptq {room - 1} is no larger" in document["verdict"]
 
 
 def test_a_measured_quantization_that_is_smaller_and_better_wins(tiny):
