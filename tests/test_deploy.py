@@ -262,6 +262,16 @@ def test_the_smaller_model_is_counted_like_the_other(foot, tmp_path):
     assert row["total_bytes"] == other["total_bytes"]
 
 
+def test_the_cache_is_placed_beside_the_weights_that_would_be_served(foot):
+    beside = {name: deploy(foot(name), tokens=8192, batch=4, gpu="A100") for name in ("MIXTRAL_8X7B", "LLAMA_3_8B")}
+    words = {name: document["placed_beside"] for name, document in beside.items()}
+    assert words == {"MIXTRAL_8X7B": "int8 weights", "LLAMA_3_8B": "dense weights in bfloat16"}
+    for name, way in (("MIXTRAL_8X7B", 1), ("LLAMA_3_8B", 0)):
+        weights, document = beside[name]["ways"][way]["weights_bytes"], beside[name]
+        room = document["usable_bytes"] - weights - document["activation_bytes"]
+        assert document["cache_room_bytes"] == room and document["placements"][0]["available"]
+
+
 def test_a_smaller_model_that_does_not_fit_is_no_answer(foot):
     load = {"tokens": 8192, "batch": 4, "gpu": "RTX 4090", "fixed": False}
     document = deploy(foot("MIXTRAL_8X7B"), smaller=foot("LLAMA_2_7B"), **load)
@@ -376,6 +386,16 @@ def test_runs_of_the_workspace_are_marked_measured(tiny):
     assert hopper[1]["measured"] is None and "int8 was: rise 0.02" in hopper[1]["note"]
     assert hopper[2]["measured"]["value"] == 0.3
     assert "alone" not in hopper[2]["note"]
+
+
+def test_runs_on_another_text_are_not_compared(tiny):
+    checkpoint, workspace = open_checkpoint(tiny), Workspace()
+    other = {"text": {"name": "another text", "sha256": "2" * 64}}
+    workspace.new_run(measured(checkpoint, "baseline", "rtn", 900, 0.0001, settings={"bits": 8}) | other)
+    for bytes_, rise in ((900, 0.3), (800, 0.4)):
+        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
+    assert [run["rise"] for run in evidence.runs_of(checkpoint)] == [0.3, 0.4]
+    assert deploy(tiny, tokens=16, gpu="A100")["ways"][1]["measured"] is None
 
 
 def test_the_pipeline_is_compared_at_the_size_of_quantization_alone(tiny):

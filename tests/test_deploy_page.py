@@ -115,6 +115,19 @@ def test_the_command_below_gives_the_same_document(roots, monkeypatch, capsys):
     assert document["verdict"] in words(app) and document["load"]["kv_dtype"] == "fp8"
 
 
+def test_configs_of_other_models_are_taken_and_bad_ones_refused():
+    app = opened(gpu="L4")
+    mixtral, qwen = (json.dumps(config).encode() for config in (configs.MIXTRAL_8X7B, configs.QWEN_2_5_05B))
+    app.file_uploader(key="config_instead").upload("mixtral.json", mixtral, "application/json").run()
+    app.file_uploader(key="config_smaller").upload("qwen.json", qwen, "application/json").run()
+    text = words(app)
+    assert not app.exception and not app.error
+    assert "<b>mixtral.json</b>" in text and "a token passes 28% of them" in text
+    assert "qwen.json, 494,032,768 parameters in bfloat16" in text
+    app.file_uploader(key="config_smaller").upload("bad.json", b"[]", "application/json").run()
+    assert "bad.json is not a model" in words(app) + app.error[0].value
+
+
 def test_the_memory_figure_draws_the_documents_bytes():
     foot = of_config(configs.MIXTRAL_8X7B, "mixtral")
     document = deploy(foot, tokens=8192, batch=4, gpu="A100")
