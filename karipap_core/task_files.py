@@ -37,6 +37,12 @@ class TaskFile:
         """Whether the items are files: not so where `dataset_path` names a set on the hub."""
         return self.settings.get("dataset_path", FILES[0]) in FILES
 
+    def check_files(self) -> None:
+        """Raises InputError where a data file is missing."""
+        for file in _data_files(self.settings):
+            if not _is_there(Path(file)):
+                raise InputError(f"{self.path}: data file {file} does not exist (nor in {Path.cwd()}).")
+
     def entry(self):
         """For the harness's index. It holds the settings themselves, so that the harness reads no file again."""
         from lm_eval.tasks._index import TaskIndex
@@ -48,8 +54,8 @@ def read_folder(folder: str | Path) -> dict[str, TaskFile]:
     """{name: TaskFile} of every `*.yaml` under a folder that names a task or a group.
 
     Relative paths in `data_files` are looked for beside the YAML that has them, then where we run. Raises InputError,
-    naming the file, for YAML that cannot be read, that would run code, or whose data files are missing; for a name that
-    is there twice; and for a folder without tasks.
+    naming the file, for YAML that cannot be read or that would run code; for a name that is there twice; and for a
+    folder without tasks. Whether the data files are there says `TaskFile.check_files`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -124,11 +130,27 @@ def _absolute(files, path: Path):
         return {split: _absolute(one, path) for split, one in files.items()}
     if isinstance(files, list):
         return [_absolute(one, path) for one in files]
-    for root in (path.parent, Path.cwd()):
-        file = root / Path(str(files)).expanduser()
-        if file.is_file() or (any(sign in str(files) for sign in "*?[") and list(root.glob(str(files)))):
-            return str(file.absolute())
-    raise InputError(f"{path}: data file {files} does not exist (looked for beside the YAML and in {Path.cwd()}).")
+    places = [root / Path(str(files)).expanduser() for root in (path.parent, Path.cwd())]
+    return str(next((place for place in places if _is_there(place)), places[0]).absolute())
+
+
+def _is_there(file: Path) -> bool:
+    return file.is_file() or (any(sign in file.name for sign in "*?[") and any(file.parent.glob(file.name)))
+
+
+def _files(value) -> Iterator[str]:
+    """The paths in every `data_files` of some settings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in value if isinstance(value, list) else value.values():
+            yield from _files(one)
+
+
+def _data_files(settings) -> Iterator[str]:
+    if isinstance(settings, list | dict):
+        for key, one in settings.items() if isinstance(settings, dict) else enumerate(settings):
+            yield from _files(one) if key == "data_files" else _data_files(one)
 
 
 def _check(value, path: Path) -> None:

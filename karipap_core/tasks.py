@@ -257,6 +257,9 @@ def _load(names: list[str], task_dir: str | Path | None, keep: Path) -> dict:
     manager.task_index.update({name: one.entry() for name, one in given.items()})
     found = {}
     for name in names:
+        for one in (name, *(given[name].members if name in given else ())):
+            if one in given:
+                given[one].check_files()
         if name not in manager.task_index:
             where = f"neither in {task_dir} nor in lm-eval" if task_dir is not None else "not in lm-eval"
             raise InputError(f"Task {name} is {where}: `lm_eval ls tasks` lists what there is.")

@@ -514,7 +514,8 @@ def test_the_shipped_yaml_reads_the_files_it_is_for(name, tmp_path, model):
         pytest.skip("../shared/data is not here")
     folder = Path(__file__).parents[1] / "docs" / "tasks"
     for file in folder.glob("*.yaml"):
-        (tmp_path / file.name).write_text(file.read_text())
+        subjects = file.read_text().split("  - task: ")  # three of MMLU's 57: each is a data set of its own to read
+        (tmp_path / file.name).write_text("  - task: ".join(subjects[:4]))
     for data in (*SHARED.glob("*/*.jsonl"), *(SHARED / "mmlu").glob("*/*.csv")):
         (tmp_path / data.name).symlink_to(data)
     if name == "hellaswag":
@@ -522,6 +523,13 @@ def test_the_shipped_yaml_reads_the_files_it_is_for(name, tmp_path, model):
         items = [lines[i : i + 6] for i in range(0, 60, 6)]
         rows_ = [{"query": one[0], "choices": one[2:], "gold": int(one[1])} for one in items]
         (tmp_path / "hellaswag.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
-    found = evaluate_tasks(*load_model(model), [name], tmp_path, limit=1 if name == "mmlu" else 4, keep=tmp_path)[name]
-    assert found["items"] == (57 if name == "mmlu" else 4) and 0 <= found["acc"] <= 1
+    found = evaluate_tasks(
+        *load_model(model),
+        [name],
+        tmp_path,
+        limit=1 if name == "mmlu" else 4,
+        shots=0 if name != "mmlu" else 2,
+        keep=tmp_path,
+    )[name]
+    assert found["items"] == (3 if name == "mmlu" else 4) and 0 <= found["acc"] <= 1
     assert found.get("chance", 0.25) == 0.25
