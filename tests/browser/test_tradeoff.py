@@ -57,6 +57,7 @@ def test_bars_published_points_and_their_sources(browser, place):
     with shared.Reader(browser, place[0]) as reader:
         page = reader.open("/tradeoff")
         chart = page.locator(".st-key-curve")
+        chart.locator("path.yerror").first.wait_for(state="attached")
         bars = chart.locator("path.yerror").count()
         assert bars > 10, "every point with an interval has a bar"
         assert "none" in reader.text() and "Bars: 95 % intervals" in reader.text()
@@ -77,6 +78,7 @@ def test_bars_published_points_and_their_sources(browser, place):
 def test_a_task_is_an_axis(browser, place):
     with shared.Reader(browser, place[0], color_scheme="dark") as reader:
         page = reader.open(f"/tradeoff?y={TASK}: acc")
+        page.locator(".st-key-curve path.yerror").first.wait_for(state="attached")
         words = page.locator(".st-key-curve .annotation").all_text_contents()
         assert any("chance 25.0%" in each for each in words) and any("dense 60.0%" in each for each in words)
         assert page.locator(".st-key-curve path.yerror").count() > 20
