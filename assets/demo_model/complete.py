@@ -1,11 +1,12 @@
 """Measure what the shipped runs lack: the two bundled benchmark tasks, and the intervals of runs older than those.
 
-    python assets/demo_model/complete.py
+    python assets/demo_model/complete.py [--limit ITEMS]
 
 Each run of `karipap/runs` is measured anew in memory from its own plan or baseline, and its run.json rewritten whole
 under the same id; finished ones are passed over, so that the same command goes on where it stopped.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from karipap_core.workspace import read_runs  # noqa: E402
 
 
 def main() -> int:
-    progress = json_lines()
-    study, suite = Study(HERE, progress=progress), Suite(NAMES, progress=progress)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=int, help="items of each task (default: all)")
+    progress, limit = json_lines(), parser.parse_args().limit
+    study, suite = Study(HERE, progress=progress), Suite(NAMES, limit=limit, progress=progress)
     runs, failed = read_runs(HERE / "karipap" / "runs"), 0
     points = Points(study, standard_library("heldout"), HERE / "karipap", None, None, MAX_TOKENS, progress, suite)
     for number, run in enumerate(runs):
