@@ -147,7 +147,7 @@ def forest(spearman: dict[str, dict]) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
     figure.add_vline(0, line=dict(color=GREY, width=1.2, dash="dash"))
-    _frame(figure, "Spearman's ρ with what was measured, 95 % interval", "", 70 + 38 * max(len(keys), 3))
+    _frame(figure, "Spearman's ρ, 95 % interval", "", 70 + 38 * max(len(keys), 3))
     figure.update_xaxes(range=[-1.05, 1.05], gridcolor=FAINT)
     figure.update_yaxes(
         tickvals=list(range(len(keys))), ticktext=[MEASURES[key].label for key in keys], showgrid=False,

@@ -32,7 +32,7 @@ def test_measured_and_read_by_clicks(browser, place):
         plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
         page.mouse.click(box["x"] + box["width"] * 2.5 / 7, box["y"] + box["height"] * 1.5 / 2)
-        page.get_by_text("model.layers.1.self_attn.v_proj").first.wait_for()
+        page.locator(".k-name", has_text="model.layers.1.self_attn.v_proj").wait_for()
         assert "weight=model.layers.1.self_attn.v_proj" in page.url
         with page.expect_download() as file:
             page.get_by_role("button", name="JSON").click()
