@@ -94,6 +94,8 @@ class Trail:
         """The plan at a size, or one of these weights by another rule, its prediction from the frozen curve."""
         plan = self.planner.plan(weights or self.allocated(size), rule, Budget(size / THOUSAND, scope=self.scope))
         plan.predicted |= self.foretold(plan.weights)
+        if rule == "hand":
+            plan.chosen_rule = "autopilot"
         return plan
 
 
@@ -368,16 +370,18 @@ class Search:
         first, the whole plan measured after each. A batch that breaks the line is halved; a weight that does so alone
         stays as it is."""
         trail, planner = best.trail, best.trail.planner
-        deep = trail.size_for(DEEPER * best.predicted)
-        if deep is None or deep >= best.asked:
-            return best
-        target = trail.allocated(deep)
-        queue = self._units(planner, best.plan.weights, target)
-        half = False
-        while queue and self.evaluations < self.asked["max_evaluations"]:
+        queue, target, half, spared, led = [], {}, False, set(), None
+        while self.evaluations < self.asked["max_evaluations"]:
             if not half:
                 queue = [unit for unit in queue if self._fitting(best, [unit], target)]
+                if not queue and led is not best and (deep := trail.size_for(DEEPER * best.predicted)):
+                    led, target = best, trail.allocated(deep)  # a target is left behind once, then a deeper one leads
+                    queue = [u for u in self._units(planner, best.plan.weights, target) if not spared & set(u)]
+                    queue = [unit for unit in queue if self._fitting(best, [unit], target)]
                 if not queue:
+                    self._say(
+                        "Stopped", "No other weight is predicted to stay under the line if made smaller.", "Done."
+                    )
                     break
                 count = self._fitting(best, queue, target)
             batch = queue[:count]
@@ -400,8 +404,7 @@ class Search:
             else:
                 self._decide(f"{self._against(found)}; {what} stays as it was.", False)
                 queue, half = queue[1:], False
-        if not queue:
-            self._say("Stopped", "No further weight is predicted to stay under the line if made smaller.", "Done.")
+                spared |= set(batch[0])
         return best
 
     def _units(self, planner: Planner, now: dict, then: dict) -> list[tuple[str, ...]]:
@@ -522,7 +525,7 @@ class Search:
             found.append((plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.size_key] - size, plan))
             if found[-1][0] >= 0 or budget.kept == 1:
                 break
-        near = next((plan for gap, plan in found if -SAME_SIZE <= gap <= EQUAL), None)
+        near = next((plan for gap, plan in found if 0 <= gap <= EQUAL), None)
         return near or min(found, key=lambda row: abs(row[0]), default=(0, None))[1]
 
     def _formats(self, size: float) -> list[tuple[int, int | None]]:
