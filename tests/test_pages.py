@@ -1,5 +1,6 @@
 """Every page through Streamlit's AppTest: what it says, what it does to the state, and that nothing breaks."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -484,3 +485,29 @@ def test_a_sweep_of_all_networks_formats_and_tables(tiny, profiled, started):
     sound(app.button(key="sweep_start").click().run())
     (argv,) = started
     assert [argv[argv.index(flag) + 1] for flag in ("--networks", "--quantize", "--embedding")] == ["all", "int4", "tt"]
+
+
+@pytest.mark.parametrize("limit", [None, 25])
+def test_benchmark_tasks_go_with_the_sweep(tiny, profiled, started, monkeypatch, limit):
+    """What is chosen under Tasks stands in the job's command line, and the command line takes it."""
+    from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "lm_eval" or real(name, *more))
+    app = sound(opened(page="tradeoff"))
+    assert app.multiselect(key="sweep_tasks").value == []
+    app.multiselect(key="sweep_tasks").set_value(["python_closing", "no/task"]).run()
+    assert "no/task is not the name of a task" in app.error[0].value and app.button(key="sweep_start").disabled
+    sound(app.multiselect(key="sweep_tasks").set_value(["python_closing", "hellaswag"]).run())
+    if limit:
+        app.number_input(key="sweep_limit").set_value(limit).run()
+    sound(app.button(key="sweep_start").click().run())
+    (argv,) = started
+    asked = cli.build_parser().parse_args(argv)
+    assert (asked.tasks, asked.limit) == (["python_closing", "hellaswag"], limit)
+
+
+def test_a_model_without_next_tokens_has_no_benchmark_tasks(tiny, profiled):
+    (tiny / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    app = opened(page="tradeoff")
+    assert app.multiselect(key="sweep_tasks").disabled
