@@ -81,7 +81,11 @@ class Reader:
         return page
 
     def go(self, page: str):
-        self.page.get_by_test_id("stTopNavLink").filter(has_text=page).click()
+        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=page)
+        if not link.count():  # in the menu of a section
+            self.page.get_by_test_id("stTopNavSection").click()
+            link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=page)
+        link.click()
         return self.still()
 
     def text(self) -> str:
