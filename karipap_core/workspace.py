@@ -3,10 +3,12 @@
     workspace/
       models/<fingerprint>/profiles/<key>/         profile.json, spectra.safetensors
                            curves/, moments/, calibration/, cores/   see study.py
+                           sensitivity/                 see layer_sensitivity.py
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>.json
       runs/<id>/run.json                           one point of the trade-off page
       jobs/<id>/                                   see jobs.py
+      tasks/                                       items and finished benchmark tasks, see tasks.py
 
 Keys come from `settings_key`: equal settings are found again, others never mixed up. Every file is written to a
 temporary name and renamed, so that a reader, or the next start after a crash, sees a whole file or none.
@@ -131,8 +133,8 @@ class Workspace:
         return self._of_model(fingerprint, "calibration", f"{key}.json")
 
     def adopt(self, fingerprint: str, model: Path) -> None:
-        """Take over what was measured on a model and ships in its folder as `karipap/` (profiles, curves, calibration),
-        so that nobody measures it again. Its `measured.json` names the model's fingerprint; another one is ignored."""
+        """Take over what was measured on a model and ships in its folder as `karipap/` (profiles, curves, calibration,
+        sensitivity, runs), so that nobody measures it again. Its `measured.json` names the model's fingerprint; another one is ignored."""
         shipped = Path(model) / "karipap"
         manifest = shipped / "measured.json"
         if not manifest.is_file() or read_json(manifest).get("fingerprint") != fingerprint:
