@@ -134,7 +134,8 @@ class Workspace:
 
     def adopt(self, fingerprint: str, model: Path) -> None:
         """Take over what was measured on a model and ships in its folder as `karipap/` (profiles, curves, calibration,
-        sensitivity, runs), so that nobody measures it again. Its `measured.json` names the model's fingerprint; another one is ignored."""
+        sensitivity, runs), so that nobody measures it again. Its `measured.json` names the model's fingerprint; another
+        one is ignored."""
         shipped = Path(model) / "karipap"
         manifest = shipped / "measured.json"
         if not manifest.is_file() or read_json(manifest).get("fingerprint") != fingerprint:
