@@ -27,6 +27,7 @@ CORE_FORMATS = (None, "int8", "int4")  # three-bit cores lost to four-bit ones w
 QLR_BITS = ("int4", "int3", "int2")
 QLR_FACTORS = "int4"  # the format of the correction's two factors where none is asked for
 SINGLES_CHECKED = 2
+UNSTRUCTURED = ("tree", "qlr")  # networks that no structure goes around
 COUNTED = ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks")
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
@@ -69,7 +70,9 @@ class Budget:
 
 
 class Planner:
-    """Makes plans of one study (study.py) in one network, or in the mix `auto`, under one metric.
+    """Makes plans of one study (study.py) in one network, or in a mix of them, under one metric.
+
+    network: a name, several joined by "+" (lowrank+qlr), or `auto`: all of them.
 
     locks: {weight: plan entry} pinned.  quantize: the format of all cores and of weights that stay whole (`auto`: any
     of `FORMATS`, whichever pays).  embedding: `dense`, `lowrank` or `tt`: what the tables of tokens may become.
@@ -86,7 +89,7 @@ class Planner:
         self.study, self.network, self.metric, self.progress = study, network, metric, progress
         self.quantize, self.embedding, self.structure = quantize, embedding, structure
         self.checkpoint = study.checkpoint
-        self.kinds = kinds_of(network, quantize, structure)
+        self.kinds, self.mixed = kinds_of(network, quantize, structure), len(_parts(network)) > 1
         self.table_kinds = table_kinds_of(embedding, quantize)
         self.tables = study.tables if embedding != "dense" else []
         self.weights = [*study.weights, *self.tables]
@@ -245,7 +248,7 @@ class Planner:
                 pick = self._picks[table.name][index]
             for name, made in pick.items():
                 weights[name] = made if isinstance(made, dict) else self._made(name, *made)
-        if self.network == "auto":
+        if self.mixed:
             self._say_why(weights, unit)
         return weights | self.locks
 
@@ -364,7 +367,7 @@ class Planner:
 
     def _candidates(self, limit: float, unit: str) -> Iterator[tuple[dict, dict | tuple[dict, dict]]]:
         """({"rule", …}, weights or (weights, what was measured of them)) of all that `best` compares."""
-        if self.network == "auto":
+        if self.mixed:
             yield {"rule": "calibrated"}, self._allocated("calibrated", limit, unit)
             for planner in self._singles(limit, unit):
                 yield (
@@ -388,8 +391,9 @@ class Planner:
         found = []
         for network in dict.fromkeys(kind.network for kind in self.kinds):
             if network != "dense":
+                structure = self.structure if network not in UNSTRUCTURED else None
                 alone = Planner(self.study, network, self.metric, self.locks, self.progress, self.quantize,
-                                self.embedding, self.structure)  # fmt: skip
+                                self.embedding, structure)  # fmt: skip
                 try:
                     found.append((alone.damage_sum(alone._allocated("calibrated", limit, unit)), network, alone))
                 except InputError:
@@ -473,21 +477,29 @@ def kinds_of(network: str, quantize: str | None, structure: str | None = None) -
     from karipap_core.networks import NETWORKS
     from karipap_core.quantize import Format
 
-    if network not in (*NETWORKS, "auto"):
-        raise InputError(f"Network {network!r} is not one of {', '.join(NETWORKS)}, auto.")
+    for name in _parts(network):
+        if name not in NETWORKS:
+            raise InputError(f"Network {name!r} is not one of {', '.join(NETWORKS)}, auto.")
     if quantize not in (None, "auto"):
         Format.parse(quantize)
-    if structure is not None and (structure not in STRUCTURES or network in ("tree", "qlr")):
+    if structure is not None and (structure not in STRUCTURES or network in UNSTRUCTURED):
         raise InputError(f"Structure {structure!r} is not one of {', '.join(STRUCTURES)}, or {network!r} takes none.")
     around = (("structure", structure),) if structure else ()
     kinds = []
-    for name in NETWORKS if network == "auto" else [network]:
+    for name in _parts(network):
         if name == "qlr":
             kinds += [kind for bits in QLR_BITS for kind in _qlr_kinds(bits, quantize)]
         else:
             own = () if name == "tree" else around
             kinds += [Kind(name, form, own) for form in (CORE_FORMATS if quantize == "auto" else (quantize,))]
     return list(dict.fromkeys([*kinds, *_whole_kinds(quantize)]))
+
+
+def _parts(network: str) -> list[str]:
+    """The networks of a name: "auto" is all of them, "a+b" those two."""
+    from karipap_core.networks import NETWORKS
+
+    return list(NETWORKS) if network == "auto" else list(dict.fromkeys(network.split("+")))
 
 
 def _qlr_kinds(bits: str, quantize: str | None) -> list[Kind]:

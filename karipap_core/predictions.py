@@ -67,9 +67,11 @@ def left_out(calibration: Calibration, points: Iterable[dict]) -> list[Pair]:
         run = runs.get(row["id"]) or {}
         inner = row["text"] is None
         label = run.get("label") or ("a whole plan of the calibration" if inner else "a plan checked earlier")
+        network = row["network"]
+        method = run.get("method") or network or "earlier checks"
         found.append(Pair(
-            row["id"], label, run.get("method") or row["network"] or "earlier checks", row["predicted"], row["measured"],
-            row["error"], stated.get(row["network"], calibration.error), CURVE, row["text"], calibration.version,
+            row["id"], label, method, row["predicted"], row["measured"], row["error"],
+            stated.get(network, calibration.error), CURVE, row["text"], calibration.version,
         ))  # fmt: skip
     return found
 

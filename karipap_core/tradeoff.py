@@ -15,7 +15,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.pareto import pareto
 from karipap_core.plan import Plan, model_entry
-from karipap_core.planning import Budget, Planner
+from karipap_core.planning import UNSTRUCTURED, Budget, Planner
 from karipap_core.progress import Progress, silent
 from karipap_core.study import Study
 from karipap_core.text import Text, divide, read_text, standard_library
@@ -53,14 +53,14 @@ def sweep(
 ) -> dict:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
-    model: folder, file, hub id, or a Study. networks: by name, `auto` (the mix) and `all` among them; quantize,
-    embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a quantized number
-    counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to 2.5 nats. text:
-    what is measured on (default: the standard library's held-out modules); plans are calibrated on `calibration`
-    (default: the standard library's calibration modules, or a quarter of `text`, which is then not measured on). out: a
-    folder (default: the workspace). With `write` every plan's model is also written to `<out>/models/<id>`. Models are
-    measured in memory (InPlace). tasks: benchmark tasks (`tasks.Suite`) that every point has besides;
-    points that were finished without them are measured anew.
+    model: folder, file, hub id, or a Study. networks: by name as `Planner` takes them, and `all`: each alone and
+    `auto`; quantize, embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a
+    quantized number counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to
+    2.5 nats. text: what is measured on (default: the standard library's held-out modules); plans are calibrated on
+    `calibration` (default: the standard library's calibration modules, or a quarter of `text`, which is then not
+    measured on). out: a folder (default: the workspace). With `write` every plan's model is also written to
+    `<out>/models/<id>`. Models are measured in memory (InPlace). tasks: benchmark tasks (`tasks.Suite`) that every
+    point has besides; points that were finished without them are measured anew.
 
     Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
@@ -78,7 +78,7 @@ def sweep(
             progress=progress,
             quantize=quantize,
             embedding=embedding,
-            structure=structure if network not in ("tree", "qlr") else None,
+            structure=structure if network not in UNSTRUCTURED else None,
         )
         for network in every(networks)
     }

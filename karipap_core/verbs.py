@@ -60,7 +60,8 @@ DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (def
 NETWORK = option(
     "--network",
     default="lowrank",
-    help="lowrank, mpo, tree, peps, disentangled, qlr, or auto: whichever pays for each weight (default: lowrank)",
+    help="lowrank, mpo, tree, peps, disentangled, qlr; several joined by + (lowrank+qlr), or auto for all: whichever "
+    "pays for each weight (default: lowrank)",
 )
 QUANTIZE = option(
     "--quantize",

@@ -162,6 +162,18 @@ def test_auto_mixes_says_why_and_is_predicted_no_worse_than_each_network_alone(s
     assert again.weights == plan.weights
 
 
+def test_a_mix_of_named_networks_takes_those_and_none_other(study):
+    budget = Budget(0.25, scope="blocks")
+    plan = Planner(study, "lowrank+qlr", "loss", quantize="auto").make(budget, "calibrated")
+    assert {entry["network"] for entry in plan.weights.values()} <= {"lowrank", "qlr", "dense"}
+    for network in ("lowrank", "qlr"):
+        alone = Planner(study, network, "loss", quantize="auto").make(budget, "calibrated")
+        assert plan.predicted["sum"] <= alone.predicted["sum"] * 1.02, network
+    assert all("Predicted damage" in entry["why"] for entry in plan.weights.values())
+    with pytest.raises(InputError, match="'svd'"):
+        Planner(study, "lowrank+svd", "loss")
+
+
 def test_auto_is_checked_against_single_networks_by_measured_loss(study):
     plan = Planner(study, "auto", "loss").make(Budget(0.5, scope="blocks"), "best")
     rules = Counter(row["rule"].split(",")[0] for row in plan.tried)
