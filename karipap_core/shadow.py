@@ -61,9 +61,7 @@ def shadow(
     if source.checkpoint.kind != "causal":
         raise InputError(f"{source.name} writes no text: an encoder is compared by `evaluate`.")
     if not prompts or max_new_tokens < 1:
-        raise InputError(
-            "A shadow run needs a prompt (--prompts FILE or --prompt TEXT) and a token to write."
-        )
+        raise InputError("A shadow run needs a prompt (--prompts FILE or --prompt TEXT) and a token to write.")
     progress("dense", 0, len(prompts), "loading")
     model, tokenizer = load_model(source.checkpoint, device=device)
     starts = [_ids(tokenizer, prompt, model.config, max_new_tokens).to(device) for prompt in prompts]
