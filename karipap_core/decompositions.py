@@ -106,7 +106,9 @@ class Decompositions:
                     tensors[f"{index}.{key}"] = tensor.cpu().contiguous()
             return tensors
 
-        tensors = self._kept_tensors(_key(name, spec), make)
+        # A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not under its cores' key.
+        key = _key(name, spec) + ("" if spec.quantize else "|stored")
+        tensors = self._kept_tensors(key, make)
         found = []
         for index, form in enumerate(spec.formats):
             mine = {key.partition(".")[2]: t for key, t in tensors.items() if key.startswith(f"{index}.")}

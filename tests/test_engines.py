@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from karipap_core import cli
 from karipap_core.checkpoint import open_checkpoint
+from karipap_core.hf import load_model, sites
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.tree import group_names, group_specs
 from karipap_core.plan import Plan, model_entry
+from karipap_core.quantize_cores import values
+from karipap_core.study import Study
+from karipap_core.workspace import Workspace
 
 KINDS = {
     "lowrank": ("lowrank", None),
@@ -28,6 +32,13 @@ KINDS = {
     "mpo_int8": ("mpo", "int8"),
     "dense_int3": ("dense", "int3"),
     "tree": ("tree", None),
+}
+MORE = {  # quantized: only what is particular to them is looked at
+    "mpo_int4": ("mpo", "int4"),
+    "qlr": ("qlr", None),
+    "qlr_int8": ("qlr", "int8"),
+    "tree_int4": ("tree", "int4"),
+    "tree_int8": ("tree", "int8"),
 }
 IDS = torch.tensor([[256, 100, 101, 102, 32], [256, 120, 61, 49, 10]])
 
@@ -57,9 +68,10 @@ def folders(tmp_path_factory):
 
     def of(kind: str) -> Path:
         if kind not in made:
-            made[kind] = folder_of(model, root / kind, plan_of(model, *KINDS[kind]))
+            made[kind] = folder_of(model, root / kind, plan_of(model, *(KINDS | MORE)[kind]))
         return made[kind]
 
+    of.model = model
     return of
 
 
@@ -70,7 +82,7 @@ def written(model, ids: torch.Tensor, count: int, cache: bool) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS | MORE)
 def test_generate_writes_the_same_with_and_without_a_kv_cache(folders, kind):
     model = AutoModelForCausalLM.from_pretrained(folders(kind))
     assert sum(isinstance(module, TensorNetworkLinear) for module in model.modules()) == 14
@@ -82,6 +94,35 @@ def test_generate_writes_the_same_with_and_without_a_kv_cache(folders, kind):
         for _ in range(20):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(ids, with_cache)
+
+
+@pytest.mark.parametrize("kind", KINDS | MORE)
+def test_the_folder_is_the_model_in_memory(folders, kind, tmp_path):
+    """Logits of the folder against the dense model with each Ŵ in place, whose cores were computed anew and never on
+    disk; what is read from disk is the same integers, so that only the order of sums in float32 differs."""
+    model, plan = folders.model, plan_of(folders.model, *(KINDS | MORE)[kind])
+    study = Study(model, device="cpu", workspace=Workspace(tmp_path))
+    memory, _ = load_model(study.checkpoint, dtype=torch.float64)
+    found = sites(memory, study.checkpoint)
+    with torch.no_grad():
+        for name in plan.weights:
+            spec = plan.spec(name)
+            cores = values(spec, study.decompositions(plan.metric).stored(name, spec), torch.float64)
+            found[name].get().copy_(spec.dense(cores))
+        expected = memory.eval()(IDS).logits
+        live = AutoModelForCausalLM.from_pretrained(folders(kind)).eval()
+        error = (live(IDS).logits - expected).norm() / expected.norm()
+        assert error < 1e-5  # 1e-3 is what may be lost; a wrong scale or zero point of one group costs more
+        dense = load_model(study.checkpoint, dtype=torch.float64)[0].eval()(IDS).logits
+    assert (dense - expected).norm() > 1e-3 * dense.norm(), "a plan that changes nothing would hide what is lost"
+    # With a cache, token after token, the logits are those of the whole row.
+    with torch.no_grad():
+        past, rows = None, []
+        for column in IDS.T:
+            out = live(column[:, None], past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            rows.append(out.logits[:, 0])
+    torch.testing.assert_close(torch.stack(rows, 1).double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
