@@ -1,7 +1,9 @@
 """Cores in few bits, as integers and shared between weights: on disk, through `from_pretrained`, and dense again."""
 
 import copy
+import itertools
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,10 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.embedding import TensorNetworkEmbedding
 from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.tree import fit_group, group_specs
+from karipap_core.plan import Plan, model_entry
 from karipap_core.quantize import quantize_rounding
+from karipap_core.records import sums_of
+from karipap_core.verify import verify
 
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 FORMATS = ("int8", "int4", "int3", "int2", "int4g24", "fp8")
@@ -343,6 +348,42 @@ def test_every_network_of_the_registry(made, tmp_path, kind, form):
     densify(folder, tmp_path / "dense")
     for weight, matrix in matrices.items():
         torch.testing.assert_close(open_checkpoint(tmp_path / "dense").read(weight).double(), matrix)
+
+
+def sizes_on_disk(file: Path) -> dict[str, int]:
+    """Bytes of each tensor by the file's own header, which with them is the whole file."""
+    data = file.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header.pop("__metadata__", None)
+    sizes = {name: end - start for name, (start, end) in ((n, info["data_offsets"]) for n, info in header.items())}
+    assert len(data) == 8 + int.from_bytes(data[:8], "little") + sum(sizes.values())
+    return sizes
+
+
+@pytest.mark.parametrize("kind", list(networks.NETWORKS))
+def test_bytes_on_disk_are_the_plans_in_every_format(made, tmp_path, kind):
+    """Each role's weights in a format of their own, so that a folder holds all five; verify has nothing to say."""
+    checkpoint, specs = open_checkpoint(made("llama_bf16")), {}
+    forms = ("int8", "int4", "int3", "int2", "fp8")
+    for members, form in zip(alike(checkpoint), itertools.cycle(forms), strict=False):
+        shape = checkpoint.weight(members[0]).shape
+        found = [networks.NETWORKS[kind].for_shape(*shape, 5, quantize=form)] * len(members)
+        specs |= zip(members, group_specs(members, shape, 5, quantize=form) if kind == "tree" else found, strict=True)
+    assert {spec.quantize for spec in specs.values()} == set(forms)
+    folder, _, _ = compressed(checkpoint, tmp_path / "a", lambda w: specs.get(w.name), model=model_entry(checkpoint))
+    sizes = sizes_on_disk(folder / "model.safetensors")
+    for name, spec in specs.items():
+        assert sum(size for tensor, size in sizes.items() if tensor.startswith(f"{name}.cores.")) == spec.bytes(2)
+        for k, (form, own) in enumerate(zip(spec.formats, spec.owned, strict=True)):
+            if own and form not in (None, "index"):  # packed without gaps
+                bits = 8 if form == "fp8" else int(form[3])
+                assert sizes[f"{name}.cores.{k}.codes"] == -(-math.prod(spec.core_shapes[k]) * bits // 8)
+    plan = Plan.from_json(
+        json.loads((folder / "config.json").read_text())["quantization_config"]["plan"], "config.json"
+    )
+    assert sum(sizes.values()) == plan.ledger(checkpoint).bytes
+    verdict = verify(folder, checkpoint, {"sums": sums_of(folder)})
+    assert verdict["ok"], verdict["checks"]
 
 
 @pytest.mark.parametrize("share", ["in", "out", "both", "all"])
