@@ -113,6 +113,51 @@ def test_a_switch_that_does_nothing_fails_the_rehearsal(world, monkeypatch):
     assert "switch to dense" in [check["name"] for check in found["checks"] if not check["ok"]]
 
 
+def another_answer(model) -> None:
+    model.lm_head.weight.neg_()
+
+
+def a_little_off(model) -> None:
+    """One weight of one layer: no answer of the probe changes for it."""
+    model.model.layers[0].self_attn.q_proj.weight[0, 0] += 0.01
+
+
+def not_finite(model) -> None:
+    model.model.norm.weight.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "load, spoil, red",
+    [
+        (1, not_finite, "compressed serves"), (2, a_little_off, "switch to dense"), (2, not_finite, "switch to dense"),
+        (3, another_answer, "switch back"), (4, another_answer, "dense by argument"),
+    ],
+)  # fmt: skip
+def test_each_step_of_the_rehearsal_can_fail(world, monkeypatch, load, spoil, red):
+    """The model that the given load of the four gives is not the one that it should be."""
+    real, loads = DenseFallback._load, []
+
+    def spoiled(self, side):
+        model, tokenizer = real(self, side)
+        loads.append(side)
+        if len(loads) == load:
+            with torch.no_grad():
+                spoil(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(DenseFallback, "_load", spoiled)
+    found = rehearse(world[1], device="cpu")
+    assert loads == ["compressed", "dense", "compressed", "dense"] and not found["ok"]
+    wrong = [check["name"] for check in found["checks"] if not check["ok"]]
+    assert red in wrong and (spoil is not_finite or wrong == [red])
+
+
+def test_a_rehearsal_without_tensor_networks_fails(world, monkeypatch):
+    monkeypatch.setattr(DenseFallback, "_load", lambda self, side: load_model(world[0], dtype=torch.bfloat16))
+    wrong = [check["name"] for check in rehearse(world[1], device="cpu")["checks"] if not check["ok"]]
+    assert wrong == ["compressed serves"]
+
+
 def blocks() -> list[str]:
     """The Python blocks of docs/serving.md."""
     text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()

@@ -312,6 +312,7 @@ def test_a_dequantized_matrix_is_stored_again_without_loss(data):
     again = on_grid(dense, name)
     assert again is not None and torch.equal(again.dense(), dense)
     assert again.bytes == Format.parse(name).bytes(*shape)
+    assert torch.equal(quantize_rounding(dense, name).dense(), dense)  # which a search for a clip need not give
 
 
 def test_what_is_on_no_grid_is_told_from_what_is():
