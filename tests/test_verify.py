@@ -145,6 +145,59 @@ def test_a_file_that_can_execute_code_is_named(folder):
     assert red(verdict) == ["safetensors only"] and "pytorch_model.bin" in detail(verdict, "safetensors only")
 
 
+@pytest.mark.parametrize("name", ["WEIGHTS.BIN", "sub/deeper/model.pt", "tokenization_own.py"])
+def test_code_is_found_in_any_folder_and_in_any_letters(folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"x")
+    verdict = verify(folder)
+    assert "safetensors only" in red(verdict) and name in detail(verdict, "safetensors only")
+
+
+def test_a_tensor_of_the_dense_model_in_another_type_of_the_same_bytes(folder):
+    name = "model.layers.1.input_layernorm.weight"
+    rewrite(
+        folder, lambda tensors: tensors.update({name: tensors[name].view(torch.float16)})
+    )  # its SHA-256 is the same
+    verdict = verify(folder)
+    assert red(verdict) == ["tensors"] and f"{name} is F16 [48], unlike the dense model's" in detail(verdict, "tensors")
+
+
+def test_bytes_on_disk_that_are_not_the_plans_figures(folder, monkeypatch):
+    """Of a weight, and of the whole: beside the dense model by the plan's ledger, without it by the report."""
+    from dataclasses import replace
+
+    from karipap_core.networks.lowrank import LowRank
+
+    with monkeypatch.context() as patched:
+        real = LowRank.bytes
+        patched.setattr(LowRank, "bytes", lambda self, itemsize: real(self, itemsize) - 1)
+        verdict = verify(folder)
+        assert red(verdict) == ["tensors"] and "bytes on disk, the plan says" in detail(verdict, "tensors")
+        assert "up_proj" in detail(verdict, "tensors")
+    with monkeypatch.context() as patched:
+        ledger = Plan.ledger
+        patched.setattr(Plan, "ledger", lambda self, of: replace(ledger(self, of), bytes=ledger(self, of).bytes + 1))
+        verdict = verify(folder)
+        assert red(verdict) == ["tensors"] and "the plan says" in detail(verdict, "tensors")
+    report = read_json(folder / "karipap.json") | {"source": "/nowhere/at/all"}
+    (folder / "karipap.json").write_text(json.dumps(report))
+    assert verify(folder)["ok"]
+    report["result"]["bytes"] += 2
+    (folder / "karipap.json").write_text(json.dumps(report))
+    verdict = verify(folder)
+    assert red(verdict) == ["tensors"] and f"the plan says {report['result']['bytes']:,}" in detail(verdict, "tensors")
+
+
+@pytest.mark.parametrize("wrong", ["", "abc", None])
+def test_a_plan_that_pins_no_fingerprint(folder, wrong):
+    """Whatever the report says, without the dense model too."""
+    report = read_json(folder / "karipap.json")
+    (folder / "karipap.json").write_text(json.dumps(report | {"source": "/nowhere/at/all"}))
+    change_plan(folder, lambda plan: plan["model"].update(fingerprint=wrong, name="/nowhere/at/all"))
+    verdict = verify(folder)
+    assert "fingerprint" in red(verdict) and "pins no fingerprint" in detail(verdict, "fingerprint")
+
+
 def change_plan(folder: Path, change) -> None:
     config = read_json(folder / "config.json")
     change(config["quantization_config"]["plan"])
