@@ -116,6 +116,51 @@ def test_a_record_that_no_dense_model_stood_beside_is_red(folder):
         write_json(folder / f"{kind}.json", kept)
 
 
+def change(folder: Path, kind: str, **more) -> None:
+    """A record with other facts in `of` or in its `result`."""
+    document = read_json(folder / f"{kind}.json")
+    write_json(folder / f"{kind}.json", document | {part: document[part] | more[part] for part in more})
+
+
+@pytest.mark.parametrize("missing", [{"window": None}, {"text": {"name": "x"}}])
+def test_an_evaluation_that_does_not_say_on_what_is_red(folder, missing):
+    change(folder, "evaluation", result=missing)
+    document = checklist(folder)
+    assert red(document) == [FLOW[0]] and "which text and windows" in item(document, FLOW[0])["evidence"]
+
+
+@pytest.mark.parametrize("kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]),
+                                        ("fallback", FLOW[2])])  # fmt: skip
+def test_a_record_made_beside_another_dense_model_is_stale(folder, kind, name):
+    change(folder, kind, of={"dense": "0" * 64})
+    document = checklist(folder)
+    assert red(document) == [name, "all run since the last change"]
+    assert "another dense model" in item(document, name)["evidence"]
+
+
+def test_records_of_another_dense_model_have_not_seen_the_one_that_is_away(folder):
+    report = read_json(folder / "karipap.json")
+    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    for kind in ("verify", "evaluation", "shadow", "fallback"):
+        change(folder, kind, of={"dense": "0" * 64})
+    document = checklist(folder)
+    assert "fingerprint pinned" in red(document)
+    assert "no record has seen it" in item(document, "fingerprint pinned")["evidence"]
+
+
+def test_a_model_of_the_plans_name_that_is_another_one_is_not_taken_for_it(folder, tmp_path):
+    """Where the report's path leads nowhere, the plan's name is tried, and counts only with its fingerprint."""
+    from architectures import make
+
+    report = read_json(folder / "karipap.json")
+    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    config = read_json(folder / "config.json")
+    config["quantization_config"]["plan"]["model"]["name"] = str(make("llama", tmp_path / "other", seed=1))
+    (folder / "config.json").write_text(json.dumps(config))
+    found = item(checklist(folder), "fingerprint pinned")
+    assert found["ok"] and "the model itself is away" in found["evidence"]
+
+
 def test_another_tensor_makes_every_record_stale(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
