@@ -78,6 +78,8 @@ def code_lines(file: Path) -> int:
 
 def test_the_published_script_gives_the_same_perplexity(folder, loaded, wiki):
     assert code_lines(SCRIPT) <= 20
+    code = SCRIPT.read_text()
+    assert code[code.index("import math") :] in (SCRIPT.parents[1] / "README.md").read_text()
     argv = [sys.executable, str(SCRIPT), str(folder), str(wiki), "64"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     printed, windows = float(done.stdout.split()[1].rstrip(":")), int(done.stdout.split()[2])
