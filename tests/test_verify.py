@@ -221,6 +221,15 @@ def test_a_changed_setting_or_tokenizer(folder):
     assert "unchanged" in red(verdict) and "config.json" in detail(verdict, "unchanged")
 
 
+def test_a_changed_word_beside_the_plan(folder):
+    """The plan has an identity of its own; all else in quantization_config counts to the file."""
+    config = read_json(folder / "config.json")
+    config["quantization_config"]["runtime"] = "another"
+    (folder / "config.json").write_text(json.dumps(config))
+    verdict = verify(folder)
+    assert red(verdict) == ["unchanged"] and "config.json" in detail(verdict, "unchanged")
+
+
 def test_a_changed_tokenizer(folder):
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
     verdict = verify(folder)
