@@ -322,3 +322,11 @@ def test_what_is_on_no_grid_is_told_from_what_is():
     assert on_grid(quantize_rounding(weight(), "fp8").dense(), "fp8") is not None and on_grid(weight(), "fp8") is None
     dense[3, 7] += 1e-4
     assert on_grid(dense, "int3") is None
+
+
+@pytest.mark.parametrize("largest", [208, 224, 240, 256, 288, 320, 352, 384, 416, 448])
+def test_a_row_of_fp8_is_known_by_any_largest_code(largest):
+    """Beside the smallest number of e4m3, which no other scale holds."""
+    dense = 0.375 * torch.tensor([[largest, 2.0**-9, -(2.0**-6)]])
+    found = on_grid(dense, "fp8")
+    assert found is not None and torch.equal(found.dense(), dense) and found.scales.item() == 0.375
