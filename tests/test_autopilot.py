@@ -217,11 +217,11 @@ def test_plain_quantization_that_is_better_comes_first(study, tmp_path, rules):
 
 
 def test_a_size_gets_the_plan_that_was_measured_best_at_it(study, tmp_path, rules):
-    found = search(study, tmp_path, max_rise=None, budget=0.6, networks=("lowrank", "mpo"))
+    found = search(study, tmp_path, max_rise=None, budget=0.6, networks=("lowrank", "tree"))
     assert found["met"] and found["bytes_kept_blocks"] <= 0.6 and found["outside_uncertainty"] is None
     rises = [row["rise"] for row in found["tried"] if row["text"] == "search"]
     assert found["rise"] == pytest.approx(min(rises))  # the halves are alike in this made-up world
-    assert {"lowrank", "mpo"} <= {row["label"].split()[0] for row in found["tried"]}
+    assert {"lowrank", "tree"} <= {row["label"].split()[0] for row in found["tried"]}
 
 
 def test_ends_are_kept_dense_where_that_is_asked_or_measured_to_be_better(study, tmp_path, rules, monkeypatch):
