@@ -4,23 +4,18 @@ A new verb is one more function here: its JSON document is what `--json` prints 
 """
 
 import argparse
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from karipap_core import show as tables
-from karipap_core.checklist import table as checklist_table
-from karipap_core.claims import table as claim_table
 from karipap_core.cli import option, verb
-from karipap_core.compare import table as compare_table
 from karipap_core.errors import InputError
-from karipap_core.ising import table as ising_table
-from karipap_core.layer_sensitivity import table as sensitivity_table
-from karipap_core.report import table as report_table
-from karipap_core.shadow import table as shadow_table
-from karipap_core.show_autopilot import table as autopilot_table
-from karipap_core.show_deploy import table as deploy_table
 from karipap_core.show_heal import launch_commands, typed
-from karipap_core.show_heal import table as heal_table
-from karipap_core.verify import table as verify_table
+
+
+def table(module: str, name: str = "table") -> Callable[[dict], str]:
+    """What a verb prints for people, imported when it prints: `--help` is instant."""
+    return lambda document: getattr(import_module(f"karipap_core.{module}"), name)(document)
 
 
 def fraction(text: str) -> float:
@@ -163,7 +158,7 @@ HELD_OUT = text_option("measure on", "held-out modules")
 @verb(
     "entropy and spectrum of every weight",
     "assets/demo_model --metrics weight,loss --out profile/",
-    tables.profile,
+    table("show", "profile"),
     MODEL,
     CALIBRATION,
     option(
@@ -187,7 +182,7 @@ def profile(args, progress) -> dict:
 @verb(
     "choose every bond dimension for a budget",
     "assets/demo_model --budget 0.7 --network mpo --out plan.json",
-    tables.plan,
+    table("show", "plan"),
     MODEL,
     option("--budget", type=fraction, metavar="KEPT", help="fraction of the parameters to keep, such as 0.7"),
     option("--budget-bytes", type=fraction, metavar="KEPT", help="fraction of the whole model's bytes to keep instead"),
@@ -232,7 +227,7 @@ def plan(args, progress) -> dict:
 @verb(
     "write the compressed model as a Hugging Face folder",
     "assets/demo_model --plan plan.json --out compressed/",
-    tables.compressed,
+    table("show", "compressed"),
     MODEL,
     PLAN,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
@@ -248,7 +243,7 @@ def compress(args, progress) -> dict:
 @verb(
     "measure a model folder, beside the dense model it came from",
     "compressed/ --against assets/demo_model",
-    tables.evaluation,
+    table("show", "evaluation"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
     option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
     HELD_OUT,
@@ -282,7 +277,7 @@ def evaluate(args, progress) -> dict:
 @verb(
     "compress and evaluate in one go: a point of the trade-off, kept in the workspace",
     "assets/demo_model --plan plan.json",
-    tables.run,
+    table("show", "run"),
     MODEL,
     PLAN,
     HELD_OUT,
@@ -313,7 +308,7 @@ def run(args, progress) -> dict:
 @verb(
     "many plans, compressed and measured beside the baselines: the trade-off and its Pareto front",
     "assets/demo_model --networks lowrank,mpo --budgets 0.9,0.7,0.5 --out sweep/",
-    tables.sweep,
+    table("show", "sweep"),
     MODEL,
     option(
         "--networks",
@@ -377,7 +372,7 @@ def sweep(args, progress) -> dict:
 @verb(
     "an ordinary dense folder from a compressed one, for engines that know nothing of Karipap",
     "compressed/ --out dense/",
-    tables.densified,
+    table("show", "densified"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder"),
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
 )
@@ -392,7 +387,7 @@ def densify(args, progress) -> dict:
 @verb(
     "the 2-D Ising model by tensor renormalization, beside Onsager's exact answer: a check of the engine",
     "--method hotrg --temperature 2.269 --chi 16",
-    ising_table,
+    table("ising"),
     option("--method", default="trg", help="trg or hotrg (default: trg)"),
     option("--temperature", type=float, metavar="T", help="in units of J/k_B (default: the critical one, 2.2692)"),
     option("--chi", type=positive, default=16, metavar="N", help="largest bond dimension (default: 16)"),
@@ -408,17 +403,19 @@ def ising(args, progress) -> dict:
 @verb(
     "a profile, plan, run or compressed folder as a table",
     "plan.json",
-    tables.anything,
+    table("show", "anything"),
     option("path", metavar="PROFILE|PLAN|RUN", type=Path, help="a profile's folder, a plan, a run.json, a sweep …"),
 )
 def show(args, progress) -> dict:
-    return tables.find(args.path)
+    from karipap_core.show import find
+
+    return find(args.path)
 
 
 @verb(
     "what papers claim beside what this model shows: the nearest honest experiment to each claim",
     "assets/demo_model --claim whitening",
-    claim_table,
+    table("claims"),
     MODEL,
     option("--claim", metavar="NAME", help="the claim to check (default: list them)"),
     text_option("calibrate and measure on", "calibration modules"),
@@ -443,7 +440,7 @@ def above_zero(text: str) -> float:
 @verb(
     "whether a model fits a GPU with its KV cache, and which of four ways to serve it is right",
     "config.json --tokens 8192 --batch 4 --gpu A100 --kv-dtype fp8",
-    deploy_table,
+    table("show_deploy"),
     option("model", metavar="MODEL|config.json", help="a model, or its config.json alone"),
     option("--plan", type=Path, metavar="FILE", help="a plan: its bytes are counted, and it is the full pipeline"),
     option("--tokens", type=positive, required=True, metavar="N", help="tokens of each sequence"),
@@ -482,7 +479,7 @@ AGAINST = option("--against", metavar="MODEL", help="the dense model (default: t
 @verb(
     "whether a compressed folder is what its plan says and loads as that (exit status 1: no), and ten lines to load it",
     "compressed/ --against assets/demo_model",
-    verify_table,
+    table("verify"),
     COMPRESSED,
     AGAINST,
     DEVICE,
@@ -497,7 +494,7 @@ def verify(args, progress) -> dict:
 @verb(
     "a short fine-tune of a compressed folder's cores; never hands back a worse model",
     "compressed/ --steps 200 --out healed/",
-    heal_table,
+    table("show_heal"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder"),
     text_option("learn from; an eighth of it is kept aside for validation", "train modules"),
     option("--steps", type=positive, required=True, metavar="N", help="steps of the optimizer"),
@@ -568,7 +565,7 @@ def heal(args, progress) -> dict:
 @verb(
     "prompts through the dense and the compressed model side by side: texts, KL, where they first differ",
     "compressed/ --against assets/demo_model --prompts prompts.txt",
-    shadow_table,
+    table("shadow"),
     COMPRESSED,
     AGAINST,
     option("--prompts", type=Path, metavar="FILE", help="one prompt a line, or a JSON list of strings"),
@@ -587,7 +584,7 @@ def shadow(args, progress) -> dict:
 @verb(
     "whether a compressed folder is fit to be served (exit status 1: no): each item from evidence, with what to run",
     "compressed/ --against assets/demo_model",
-    checklist_table,
+    table("checklist"),
     COMPRESSED,
     AGAINST,
     option("--test-fallback", action="store_true", help="first go through the switch to the dense model and back"),
@@ -606,7 +603,7 @@ def checklist(args, progress) -> dict:
 @verb(
     "two plans, runs, compressed folders or models side by side: weights, figures with intervals, prompts",
     "one.json two.json",
-    compare_table,
+    table("compare"),
     option("a", metavar="A", help="a plan, run.json, compressed folder or model, or the name of one in the workspace"),
     option("b", metavar="B", help="what to compare it with"),
 )
@@ -619,7 +616,7 @@ def compare(args, progress) -> dict:
 @verb(
     "a report to send: measured runs as one HTML file that needs no network, with CSV, JSON and plans beside it",
     "sweep/ --out report.html",
-    report_table,
+    table("report"),
     option("runs", metavar="RUN", nargs="+", help="run.json files, folders of runs, sweeps, or names of runs"),
     option("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the file (default: report.html)"),
 )
@@ -632,7 +629,7 @@ def report(args, progress) -> dict:
 @verb(
     "each weight or layer compressed alone: what it loses, and whether entropy foretells it here",
     "assets/demo_model --network lowrank --kept 0.5",
-    sensitivity_table,
+    table("layer_sensitivity"),
     MODEL,
     option("--network", default="lowrank", help="as of `plan`, but not auto (default: lowrank)"),
     option("--kept", type=fraction, metavar="KEPT", help="fraction of each weight's numbers to keep (default: 0.5)"),
@@ -684,7 +681,7 @@ def ends(text: str) -> int | str:
 @verb(
     "the plan for a quality line or a size, found step by step with every plan measured",
     "assets/demo_model --max-rise 0.03 --networks lowrank --out pilot/",
-    autopilot_table,
+    table("show_autopilot"),
     MODEL,
     option(
         "--max-rise",
