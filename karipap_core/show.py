@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from karipap_core.errors import InputError
@@ -30,7 +31,7 @@ def find(path: str | Path) -> dict:
         raise InputError(f"File {path} is no profile, plan, run or report of Karipap (field 'format').")
     if not path.is_dir():
         raise InputError(f"{path} does not exist.")
-    for name in ("profile.json", "run.json", "sweep.json", "plan.json"):
+    for name in ("profile.json", "run.json", "sweep.json", "autopilot.json", "plan.json"):
         if (path / name).is_file():
             return find(path / name)
     if (path / "config.json").is_file():
@@ -362,3 +363,11 @@ def _with_error(number: float | None, error: float | None) -> str | None:
 
 _TABLES = {"karipap-profile": profile, "karipap-plan": plan, "karipap-report": compressed}
 _TABLES |= {"karipap-run": run, "karipap-sweep": sweep}
+
+
+def _told_by(module: str):
+    """The table of a document whose module imports this one."""
+    return lambda document: import_module(f"karipap_core.{module}").table(document)
+
+
+_TABLES |= {"karipap-autopilot": _told_by("show_autopilot"), "karipap-sensitivity": _told_by("layer_sensitivity")}

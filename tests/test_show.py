@@ -1,6 +1,7 @@
 """Documents as tables."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_plan_shows_each_weight_and_what_is_predicted(tmp_path, capsys):
     assert "best (refined won)" in text
     assert "3,000: 75.0% kept, 25.0% removed" in text
     assert "70.0% of the parameters of the blocks" in text
-    assert "rises by 0.1235, 10% off" in text
+    assert "rises by 0.1235, usually within ±10%" in text
     table = [line.split("  ") for line in text.splitlines() if line.startswith("layers.0.q")]
     cells = [cell.strip() for cell in table[0] if cell.strip()]
     assert cells == ["layers.0.q", "lowrank", "32 × 64", "5", "480", "0.2344", "locked"]
@@ -200,3 +201,10 @@ def test_mixed_plans_say_how_they_are_stored_shared_and_why():
     assert 0.5 < float(table["layers.0.v"][5]) < 0.6, "kept counts bits / 16"
     assert "embedding    tt" in text
     assert f"why: layers.0.q and 1 more: {why}" in text and text.count(why) == 1 and "why: layers.0.k: k." in text
+
+
+def test_what_other_modules_wrote_is_shown_by_their_own_table():
+    shipped = Path(__file__).parents[1] / "assets" / "demo_model" / "karipap" / "sensitivity"
+    for file in shipped.glob("*.json"):
+        text = show.anything(show.find(file))
+        assert "foretells?" in text and "demo_model" in text, file.name
