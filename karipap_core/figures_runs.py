@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from karipap_core import scores, uncertainty
 from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
 from karipap_core.pareto import known, pareto
+from karipap_core.ranking import method_of
 
 
 @dataclass(frozen=True)
@@ -210,17 +211,18 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _series(points: Iterable[dict]):
-    """(name, points, style) of each line: networks by network and rule, rivals by method."""
+    """(name, points, style) of each line: networks by network, what they are stored in, and rule; rivals by method."""
     groups: dict = {}
     for point in points:
         rule = (point.get("settings") or {}).get("rule")
-        key = (point["kind"] != "network", point["method"], rule if point["kind"] == "network" else None)
+        network = point["kind"] == "network"
+        key = (not network, point["method"], f"{method_of(point)}, {rule}" if network else None)
         groups.setdefault(key, []).append(point)
     networks = list(dict.fromkeys(method for rival, method, _ in groups if not rival))
     others = [name for name in networks if name not in NETWORK_COLORS]
     rules: dict = {}
-    for rival, method, rule in sorted(groups, key=str):
-        members = groups[rival, method, rule]
+    for rival, method, line in sorted(groups, key=str):
+        members = groups[rival, method, line]
         if rival:
             name, symbol, dash, color = RIVALS.get(method, (method, "circle-open", "dash", GREY))
             yield name, members, dict(color=color, symbol=symbol, dash=dash, width=1.2, size=10)
@@ -228,7 +230,7 @@ def _series(points: Iterable[dict]):
         color = NETWORK_COLORS.get(method) or MORE_COLORS[others.index(method) % len(MORE_COLORS)]
         number = rules[method] = rules.get(method, -1) + 1
         style = dict(color=color, symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
-        yield f"{method}, {rule}", members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
+        yield line, members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
 
 
 def _hover(point: dict, size: Axis, y: str) -> str:

@@ -37,11 +37,13 @@ class Ranking:
 
 
 def method_of(point: dict) -> str:
-    """What a point is, without its budget and rule: "tree", "lowrank in int4", "GPTQ int4", "plain SVD"."""
+    """What a point is, without its budget and rule: "tree", "lowrank in int4" (in few bits: in several formats),
+    "GPTQ int4", "plain SVD"."""
     settings = point.get("settings") or {}
     if point["kind"] == "network":
-        words = point["method"]
-        words += f" in {settings['quantize']}" if settings.get("quantize") and point["method"] != "auto" else ""
+        words, forms = point["method"], settings.get("quantize")
+        if forms and words != "auto" and "+" not in words:  # a mix has any of them
+            words += " in few bits" if "," in forms else f" in {forms}"
         return words + (f", embedding {settings['embedding']}" if settings.get("embedding") else "")
     if settings.get("bits"):
         name = {"gptq": "GPTQ", "rtn": "rounded"}.get(point["method"], point["method"])

@@ -54,6 +54,17 @@ def test_every_point_is_drawn_once_in_its_series(points):
     assert set(lines(figure)) >= {"lowrank, calibrated", "mpo, calibrated", "integers, GPTQ", "integers, rounded"}
 
 
+def test_cores_in_few_bits_are_a_line_of_their_own_and_a_mix_is_one(points):
+    few = {"rule": "calibrated", "quantize": "int4"}
+    more = [point("q-3", "network", "lowrank", 0.3, 0.01), point("q-6", "network", "lowrank", 0.6, 0.002)]
+    mixed = [point(f"mix-{k}", "network", "lowrank+qlr", 0.2 * k, 0.1 / k) for k in (1, 2)]
+    mixed[0]["settings"], mixed[1]["settings"] = few | {"quantize": "int3, int4"}, few
+    drawn = lines(figures_runs.tradeoff([*points, *(one | {"settings": few} for one in more), *mixed]))
+    assert sorted(drawn["lowrank in int4, calibrated"].customdata) == ["q-3", "q-6"]
+    assert sorted(drawn["lowrank+qlr, calibrated"].customdata) == ["mix-1", "mix-2"]
+    assert sorted(drawn["lowrank, calibrated"].customdata) == ["net-3", "net-6", "net-9"]
+
+
 def test_the_front_holds_exactly_the_points_that_nothing_beats(points):
     front = lines(figures_runs.tradeoff(points, log=False))["Pareto front"]
     assert front.x.tolist() == pytest.approx([0.3, 0.4, 0.6, 0.8, 0.9])
