@@ -94,7 +94,8 @@ def test_only_the_right_end_closes_the_brackets(items):
 
 def unclosed(source: str) -> str:
     """The brackets that are open at the end; quoted ones left out, as far as that goes without a parser."""
-    source = re.sub(r"\"(\\.|[^\"\\\n])*\"|'(\\.|[^'\\\n])*'|#.*", "", source)
+    long = r"\"\"\"[\s\S]*?\"\"\"|'''[\s\S]*?'''"
+    source = re.sub(long + r"|\"(\\.|[^\"\\\n])*\"|'(\\.|[^'\\\n])*'|#.*", "", source)
     open_ones = []
     for letter in source:
         if letter in "([{":
