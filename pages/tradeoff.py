@@ -41,7 +41,10 @@ def page() -> None:
             st.segmented_control, "Show", list(SHOWN), "show", "tradeoff", format_func=SHOWN.get, required=True,
             label_visibility="collapsed",
         )  # fmt: skip
-        predicted.page(view) if shown == "predictions" else chart(same_conditions(points))
+        if shown == "predictions":
+            predicted.page(view)
+        else:
+            chart(same_conditions(points))
     sweep_form(view, sweep_job, first=not points)
 
 

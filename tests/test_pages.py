@@ -511,3 +511,11 @@ def test_a_model_without_next_tokens_has_no_benchmark_tasks(tiny, profiled):
     (tiny / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
     app = opened(page="tradeoff")
     assert app.multiselect(key="sweep_tasks").disabled
+
+
+def test_no_value_of_an_expression_is_written_on_a_page():
+    """Streamlit's magic would write a bare expression of a page, `a() if b else c()` for one, as None."""
+    import tomllib
+
+    root = Path(app_page.APP).parent
+    assert tomllib.loads((root / ".streamlit" / "config.toml").read_text())["runner"]["magicEnabled"] is False
