@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import made_up
@@ -515,7 +516,5 @@ def test_a_model_without_next_tokens_has_no_benchmark_tasks(tiny, profiled):
 
 def test_no_value_of_an_expression_is_written_on_a_page():
     """Streamlit's magic would write a bare expression of a page, `a() if b else c()` for one, as None."""
-    import tomllib
-
     root = Path(app_page.APP).parent
     assert tomllib.loads((root / ".streamlit" / "config.toml").read_text())["runner"]["magicEnabled"] is False
