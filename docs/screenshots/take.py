@@ -18,6 +18,7 @@ PAGES = {
     "plan": "/plan?model=demo",
     "run": "/run?model=demo",
     "tradeoff": "/tradeoff?model=demo",
+    "sensitivity": "/sensitivity?model=demo",
     "networks": "/networks?network=peps",
 }
 READY = (
