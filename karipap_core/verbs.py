@@ -153,6 +153,13 @@ def _given(args: argparse.Namespace) -> dict:
 
 CALIBRATION = text_option("calibrate on", "calibration modules")
 HELD_OUT = text_option("measure on", "held-out modules")
+CALIBRATE = option(
+    "--calibrate",
+    type=Path,
+    metavar="FILE",
+    help="text to calibrate on (default: a quarter of --text, which is then not measured on; without --text the "
+    "standard library's calibration modules)",
+)
 
 
 @verb(
@@ -329,19 +336,8 @@ def run(args, progress) -> dict:
     QUANTIZE,
     EMBEDDING,
     STRUCTURE,
-    option(
-        "--text",
-        type=Path,
-        metavar="FILE",
-        help="text to measure on (default: the standard library's held-out modules)",
-    ),
-    option(
-        "--calibrate",
-        type=Path,
-        metavar="FILE",
-        help="text to calibrate on (default: a quarter of --text, which is then not measured on; without --text the "
-        "standard library's calibration modules)",
-    ),
+    HELD_OUT,
+    CALIBRATE,
     *SCORING,
     *TASKS,
     DEVICE,
@@ -643,13 +639,7 @@ def report(args, progress) -> dict:
     ),
     option("--quantize", metavar="FORMAT", help="store the cores in int8, int4, int3, int2 or fp8"),
     HELD_OUT,
-    option(
-        "--calibrate",
-        type=Path,
-        metavar="FILE",
-        help="text to calibrate on (default: a quarter of --text, which is then not measured on; without --text the "
-        "standard library's calibration modules)",
-    ),
+    CALIBRATE,
     *SCORING,
     DEVICE,
     option("--out", type=Path, metavar="FILE", help="also write the result to this file"),
@@ -728,7 +718,7 @@ def ends(text: str) -> int | str:
         help="held-out text, half of its documents to search on and half for the verdict (default: the standard "
         "library's held-out modules)",
     ),
-    option("--calibrate", type=Path, metavar="FILE", help="text to calibrate on (default: as for `sweep`)"),
+    CALIBRATE,
     *SCORING,
     DEVICE,
     option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
+
+from pages.parts import model
 
 APP = str(Path(__file__).parents[1] / "app.py")
 
@@ -18,6 +21,15 @@ def through_app(monkeypatch) -> None:
             PagesManager.uses_pages_directory = False
 
     monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+
+
+def alone_with(monkeypatch, roots) -> None:
+    """Through app.py, with the models of this folder and nothing remembered of earlier tests."""
+    through_app(monkeypatch)
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
+    model.found.clear()
+    st.cache_resource.clear()
+    st.cache_data.clear()
 
 
 def opened_on_tiny(page: str, timeout: int, query: dict) -> AppTest:

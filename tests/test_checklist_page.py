@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 from test_verify import folder_of, plan_for
 
@@ -12,7 +11,6 @@ from karipap_core.checklist import ITEMS
 from karipap_core.fallback import rehearse
 from karipap_core.shadow import read_prompts, shadow
 from karipap_core.workspace import Workspace, read_json, write_json
-from pages.parts import model
 from tests import app_page
 from tests.app_page import words
 
@@ -43,10 +41,7 @@ def started(monkeypatch):
 @pytest.fixture(autouse=True)
 def alone(world, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py)."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(world[0].parent))
-    model.found.clear()
-    st.cache_resource.clear()
+    app_page.alone_with(monkeypatch, world[0].parent)
 
 
 @pytest.fixture

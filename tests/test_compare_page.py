@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import streamlit as st
 from architectures import make
 from streamlit.testing.v1 import AppTest
 from test_compare import entry, run
@@ -10,7 +9,6 @@ from test_compare import entry, run
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import Workspace, write_json
-from pages.parts import model
 from tests import app_page
 from tests.app_page import words
 
@@ -25,10 +23,7 @@ def roots(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alone(roots, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
-    model.found.clear()
-    st.cache_resource.clear()
+    app_page.alone_with(monkeypatch, roots)
 
 
 def opened(**query) -> AppTest:

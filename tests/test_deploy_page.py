@@ -6,7 +6,6 @@ import shlex
 import configs
 import numpy as np
 import pytest
-import streamlit as st
 from architectures import make
 from streamlit.testing.v1 import AppTest
 
@@ -16,7 +15,6 @@ from karipap_core.deploy import deploy
 from karipap_core.footprint import of_config
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, Workspace
-from pages.parts import model
 from tests import app_page
 from tests.app_page import words
 
@@ -31,11 +29,8 @@ def roots(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alone(roots, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py), with one small model and no CUDA."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
+    app_page.alone_with(monkeypatch, roots)
     monkeypatch.setattr(hardware, "detect", lambda: None)
-    model.found.clear()
-    st.cache_resource.clear()
 
 
 def opened(**query) -> AppTest:

@@ -5,12 +5,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_claims
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
-from pages.parts import common, model
+from pages.parts import common
 from pages.parts.network_docs import DOCS
 from tests import app_page
 
@@ -20,10 +19,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py), with no model but the demo's, if any."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path))
-    model.found.clear()
-    st.cache_resource.clear()
+    app_page.alone_with(monkeypatch, tmp_path)
 
 
 def opened(**query) -> AppTest:

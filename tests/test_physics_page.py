@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_ising, ising
 from karipap_core.ising import CRITICAL, exact, solve
-from pages.parts import model
 from tests import app_page
 from tests.app_page import words
 
@@ -15,10 +13,7 @@ from tests.app_page import words
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py), with no model and nothing computed."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path))
-    model.found.clear()
-    st.cache_resource.clear()
+    app_page.alone_with(monkeypatch, tmp_path)
 
 
 @pytest.fixture

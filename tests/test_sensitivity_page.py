@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import streamlit as st
 from architectures import make
 from streamlit.testing.v1 import AppTest
 
@@ -12,7 +11,6 @@ from karipap_core import layer_sensitivity as core
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.plan import model_entry
 from karipap_core.workspace import Workspace, write_json
-from pages.parts import model
 from tests import app_page
 from tests.app_page import words
 
@@ -27,11 +25,7 @@ def roots(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def alone(roots, monkeypatch):
     """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
-    app_page.through_app(monkeypatch)
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
-    model.found.clear()
-    st.cache_resource.clear()
-    st.cache_data.clear()
+    app_page.alone_with(monkeypatch, roots)
 
 
 def opened(**query) -> AppTest:
