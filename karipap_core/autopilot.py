@@ -12,16 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from karipap_core import uncertainty
-from karipap_core.baselines import QUANTIZED, plan_sizes, sizes
-from karipap_core.baselines import _integers as integers
-from karipap_core.baselines import _svd as svd_baselines
+from karipap_core.baselines import QUANTIZED, integers, plan_sizes, sizes, svd_baselines
 from karipap_core.calibrate import Calibration, Fit, group_of
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, Plan, model_entry
 from karipap_core.planning import Budget, Planner
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
-from karipap_core.tradeoff import MAX_TOKENS, Points, _study_and_text, every
+from karipap_core.tradeoff import MAX_TOKENS, Points, every, study_and_text
 from karipap_core.workspace import read_json, settings_key, write_json
 
 FORMAT, VERSION = "karipap-autopilot", 1
@@ -150,7 +148,7 @@ def autopilot(
         raise InputError(f"A line of {max_rise} cannot be met or missed: give a rise above 0, such as 0.03.")
     if max_evaluations < 1:
         raise InputError(f"max_evaluations is {max_evaluations}: give at least 1.")
-    study, text = _study_and_text(model, text, calibration, device, progress)
+    study, text = study_and_text(model, text, calibration, device, progress)
     cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
     asked = {"networks": every(networks), "quantize": quantize, "embedding": embedding, "scope": scope}
     asked |= {"keep_ends": keep_ends, "max_evaluations": max_evaluations, **cut}

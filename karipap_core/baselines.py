@@ -50,10 +50,10 @@ def baselines(
     found = []
     for fraction in kept:
         for method, metric in (("svd", "weight"), ("svd-llm", "functional")):
-            found += _svd(study, method, metric, fraction, scope)
+            found += svd_baselines(study, method, metric, fraction, scope)
     for bits, group in quantized:
         # At 8 bits there is nothing left for calibration to win.
-        found += [_integers(study, method, bits, group) for method in ("rtn", "gptq") if bits < 8 or method == "rtn"]
+        found += [integers(study, method, bits, group) for method in ("rtn", "gptq") if bits < 8 or method == "rtn"]
     if find_spec("torchao"):
         found.append(Baseline("torchao", "int8, torchao", {"bits": 8, "group": None}, lambda: _torchao(study)))
     for share in sparsities:
@@ -117,7 +117,7 @@ def _weights(study) -> Iterator[tuple[str, torch.Tensor]]:
             yield weight.name, study.checkpoint.read(weight.name).float().to(study.device)
 
 
-def _svd(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:
+def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:
     from karipap_core.planning import Budget, Planner
 
     try:
@@ -137,7 +137,7 @@ def _svd(study, method: str, metric: str, fraction: float, scope: str) -> list[B
     return [Baseline(method, label, settings, make, plan)]
 
 
-def _integers(study, method: str, bits: int, group: int | None) -> Baseline:
+def integers(study, method: str, bits: int, group: int | None) -> Baseline:
     def make() -> Iterator[Replacement]:
         for name, W in _weights(study):
             if method == "rtn":

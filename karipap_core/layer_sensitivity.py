@@ -84,11 +84,11 @@ def sensitivity(
     token. Encoders have no loss: relative_error, of the last hidden states, takes the place of rise, which is None.
     Raises InputError for what does not fit together.
     """
-    from karipap_core.tradeoff import _study_and_text
+    from karipap_core.tradeoff import study_and_text
 
     kept = 0.5 if kept is None and chi is None else kept
     kind = _checked(network, quantize, kept, chi, metric, by)
-    study, text = _study_and_text(model, text, calibration, device, progress)
+    study, text = study_and_text(model, text, calibration, device, progress)
     if study.checkpoint.kind is None:
         raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
     if not study.weights:

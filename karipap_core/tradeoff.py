@@ -66,7 +66,7 @@ def sweep(
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
     bytes_kept against "quality": "loss", or "relative_error" for an encoder. Raises InputError for what does not fit.
     """
-    study, text = _study_and_text(model, text, calibration, device, progress)
+    study, text = study_and_text(model, text, calibration, device, progress)
     out = Path(out) if out is not None else study.workspace.root
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
     points = Points(study, text, out, window, stride, max_tokens, progress, tasks)
@@ -300,7 +300,7 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     return plan, time.monotonic() - began
 
 
-def _study_and_text(model, text, calibration, device, progress) -> tuple[Study, Text]:
+def study_and_text(model, text, calibration, device, progress) -> tuple[Study, Text]:
     """The study of the model, and the text to measure on: never the one that is calibrated on."""
     if isinstance(text, str | Path):
         text = read_text(text)

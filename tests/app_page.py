@@ -1,5 +1,6 @@
 """What the tests of pages share: a page opened through app.py by Streamlit's AppTest, and the words that are on it."""
 
+import shutil
 from pathlib import Path
 
 import streamlit as st
@@ -30,6 +31,14 @@ def alone_with(monkeypatch, roots) -> None:
     model.found.clear()
     st.cache_resource.clear()
     st.cache_data.clear()
+
+
+def tiny_of(made, tmp_path, monkeypatch) -> Path:
+    """A model folder of a test's own that the dashboard finds as the alias `tiny`."""
+    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
+    model.found.clear()
+    return tmp_path / "models" / "tiny"
 
 
 def opened_on_tiny(page: str, timeout: int, query: dict) -> AppTest:

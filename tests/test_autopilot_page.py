@@ -2,7 +2,6 @@
 while the job runs, and a finished search is shown, reopened and put on the board."""
 
 import json
-import shutil
 import sys
 import time
 
@@ -15,7 +14,6 @@ from karipap_core.checkpoint import open_checkpoint
 from karipap_core.cli import build_parser
 from karipap_core.plan import model_entry
 from karipap_core.workspace import Workspace, write_json
-from pages.parts import model
 from tests import app_page
 
 
@@ -28,10 +26,7 @@ def through_app(monkeypatch):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch, made):
     """A model folder that the dashboard finds as the alias `tiny`."""
-    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
-    model.found.clear()
-    return tmp_path / "models" / "tiny"
+    return app_page.tiny_of(made, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ starts the verb."""
 
 import html
 import json
-import shutil
 import sys
 
 import pytest
@@ -13,7 +12,6 @@ from karipap_core import figures_claims, jobs
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.claims import CLAIMS, result_file
 from karipap_core.workspace import write_json
-from pages.parts import model
 from tests import app_page
 
 
@@ -26,10 +24,7 @@ def through_app(monkeypatch):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch, made):
     """A model folder that the dashboard finds under KARIPAP_MODEL_ROOTS, as the alias `tiny`."""
-    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
-    model.found.clear()
-    return tmp_path / "models" / "tiny"
+    return app_page.tiny_of(made, tmp_path, monkeypatch)
 
 
 @pytest.fixture

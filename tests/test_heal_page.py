@@ -14,7 +14,6 @@ from karipap_core import figures_heal, jobs
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.cli import build_parser
 from karipap_core.workspace import Workspace, write_json
-from pages.parts import model
 from tests import app_page
 
 
@@ -27,9 +26,7 @@ def through_app(monkeypatch):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch, made):
     """A model folder that the dashboard finds as the alias `tiny`, and a run of it in the workspace."""
-    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
-    model.found.clear()
+    app_page.tiny_of(made, tmp_path, monkeypatch)
     folder = Workspace().runs_dir / "run-0" / "model"
     write_json(folder / "config.json", {})
     keep("run-0", 0.4, tmp_path / "models" / "tiny", folder)
