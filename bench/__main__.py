@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from karipap_core.workspace import environment
+from karipap_core.workspace.runs import environment
 
 HERE = Path(__file__).parent
 

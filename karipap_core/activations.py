@@ -22,7 +22,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Metric
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
-from karipap_core.workspace import settings_key, whole_file
+from karipap_core.workspace.files import settings_key, whole_file
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from karipap_core.errors import InputError
 from karipap_core.figures import GREEN, GREY, PURPLE, escape, log_ticks
-from karipap_core.workspace import read_json
+from karipap_core.workspace.files import read_json
 
 FORMAT, VERSION = "karipap-anchors", 1
 FILE = Path(__file__).with_name("anchors.json")

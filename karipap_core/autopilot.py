@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from karipap_core import uncertainty
 from karipap_core.baselines import QUANTIZED, integers, plan_sizes, sizes, svd_baselines
 from karipap_core.calibrate import Calibration, Fit, group_of
 from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, Plan, model_entry
 from karipap_core.planning import Budget, Planner
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 from karipap_core.tradeoff import MAX_TOKENS, Points, every, study_and_text
-from karipap_core.workspace import read_json, settings_key, write_json
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 FORMAT, VERSION = "karipap-autopilot", 1
 MAX_EVALUATIONS = 12

@@ -11,7 +11,8 @@ from pathlib import Path
 from karipap_core.errors import InputError
 from karipap_core.roles import compressible, listing_key, place, role_of
 from karipap_core.tensorfile import FLOATS, TensorInfo, chunks, read_header
-from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).

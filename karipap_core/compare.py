@@ -4,13 +4,15 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from karipap_core import records, scores, show, uncertainty
+from karipap_core import records, scores, show
 from karipap_core.calibrate import Calibration
 from karipap_core.errors import InputError
-from karipap_core.pareto import known
 from karipap_core.plan import Plan, model_entry
 from karipap_core.roles import listing_key, place, role_of
-from karipap_core.workspace import Workspace, read_json
+from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.statistics.pareto import known
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
 
 FORMAT, VERSION = "karipap-comparison", 1
 

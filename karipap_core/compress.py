@@ -19,7 +19,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.quantize_cores import values
 from karipap_core.records import REPORT, sums_of
 from karipap_core.verify import verify
-from karipap_core.workspace import settings_key, whole_file, write_json
+from karipap_core.workspace.files import settings_key, whole_file, write_json
 
 
 def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:

@@ -219,7 +219,7 @@ def _from_spectrum(weight, sigma: np.ndarray) -> WeightCurve:
 def save_curves(file, curves: dict[str, WeightCurve] | list[GroupCurve]) -> None:
     from safetensors.numpy import save_file
 
-    from karipap_core.workspace import whole_file
+    from karipap_core.workspace.files import whole_file
 
     arrays, metadata = {}, None
     if isinstance(curves, list):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from karipap_core.progress import silent
-from karipap_core.workspace import whole_file
+from karipap_core.workspace.files import whole_file
 
 
 class Decompositions:

@@ -10,7 +10,9 @@ import numpy as np
 
 from karipap_core.errors import InputError
 from karipap_core.profile import Profile
-from karipap_core.workspace import Workspace, read_json, read_runs
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
+from karipap_core.workspace.runs import read_runs
 
 AGGRESSIVE = 0.3  # of a weight's parameters: what CompactifAI leaves of LLaMA-2-7B (2401.14109)
 TOLERANCE = 0.05  # relative squared error of a layer's outputs that is still taken for small

@@ -13,7 +13,7 @@ from pathlib import Path
 from karipap_core.errors import InputError
 from karipap_core.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.roles import compressible, place, role_of
-from karipap_core.workspace import read_json
+from karipap_core.workspace.files import read_json
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 LARGEST = 1024  # layers of a config that are believed

@@ -19,7 +19,7 @@ from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.records import REPORT
 from karipap_core.text import Text, read_text, standard_library
-from karipap_core.workspace import read_json, settings_key, write_json
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 OBJECTIVES = ("distill", "next-token")
 PRECISIONS = ("no", "bf16", "fp16")

@@ -15,7 +15,7 @@ from karipap_core.modules import Names
 from karipap_core.networks.cores import Cores, CoresModule, Packed
 from karipap_core.records import KINDS, REPORT, sums_of
 from karipap_core.tensorfile import Piece, TensorInfo, copied
-from karipap_core.workspace import write_json
+from karipap_core.workspace.files import write_json
 
 
 def choose_trained(model: nn.Module, norms: bool = False) -> int:

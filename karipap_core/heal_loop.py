@@ -22,7 +22,7 @@ from torch.nn import functional
 from karipap_core.errors import InputError
 from karipap_core.evaluate.perplexity import Sample, losses
 from karipap_core.progress import Progress
-from karipap_core.workspace import whole_file
+from karipap_core.workspace.files import whole_file
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 WARM_UP = 0.05  # of the steps

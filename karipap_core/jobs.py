@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace, new_id, read_json, write_json
+from karipap_core.workspace import Workspace, new_id
+from karipap_core.workspace.files import read_json, write_json
 
 PROGRAM = (sys.executable, "-m", "karipap_core")
 OPTIONS = ("--progress", "json", "--json")

@@ -96,7 +96,7 @@ class Plan:
         return cls.from_json(document, source)
 
     def save(self, path: str | Path) -> None:
-        from karipap_core.workspace import write_json
+        from karipap_core.workspace.files import write_json
 
         write_json(Path(path), self.to_json())
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from karipap_core.calibrate import Calibration, group_of_plan, off, worth
 from karipap_core.errors import InputError
-from karipap_core.pareto import known
 from karipap_core.plan import Plan
-from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+from karipap_core.statistics.pareto import known
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 CURVE, ITSELF = "curve", "this plan on calibration text"
 

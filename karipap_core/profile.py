@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.spectrum import METRICS, describe, pick_device, singular_values
-from karipap_core.workspace import read_json, settings_key, whole_file, write_json
+from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")

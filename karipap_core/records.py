@@ -15,7 +15,7 @@ from karipap_core.checkpoint import Checkpoint, open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.folder import RECORDS
 from karipap_core.tensorfile import chunks
-from karipap_core.workspace import read_json, write_json
+from karipap_core.workspace.files import read_json, write_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")
 REPORT = "karipap.json"

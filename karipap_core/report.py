@@ -10,13 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from karipap_core import __version__, scores, show, uncertainty
+from karipap_core import __version__, scores, show
 from karipap_core.errors import InputError
-from karipap_core.pareto import known, pareto
 from karipap_core.plan import Plan
 from karipap_core.profile import Profile
 from karipap_core.progress import Progress, silent
-from karipap_core.workspace import Workspace, read_json, read_runs, whole_file, write_json
+from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.statistics.pareto import known, pareto
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, whole_file, write_json
+from karipap_core.workspace.runs import read_runs
 
 FORMAT, VERSION = "karipap-run-report", 1
 PROGRAM = "python -m karipap_core"

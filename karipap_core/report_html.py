@@ -9,8 +9,9 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from karipap_core import anchors, figures, figures_predictions, figures_runs, predictions, scores, uncertainty
-from karipap_core.pareto import known
+from karipap_core import anchors, figures, figures_predictions, figures_runs, predictions, scores
+from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.statistics.pareto import known
 
 ROLE_COLORS = (figures.BLUE, figures.ORANGE, figures.GREEN, figures.PURPLE, figures.GOLD, figures.GREY, "#5b5fc7")
 DASHES = ("solid", "dash", "dot")

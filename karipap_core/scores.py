@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from karipap_core import uncertainty
-from karipap_core.pareto import known
+from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.statistics.pareto import known
 
 NORMAL = 1.959964  # standard errors of a 95 % interval
 LOSSES = ("rise", "loss", "perplexity", "bits_per_byte")  # figures that rise and fall together on the same tokens

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.ranking import rank, sentence
-from karipap_core.uncertainty import Interval, in_words
+from karipap_core.statistics.bootstrap import Interval, in_words
 from karipap_core.verify import summary as verified
-from karipap_core.workspace import read_json, read_runs
+from karipap_core.workspace.files import read_json
+from karipap_core.workspace.runs import read_runs
 
 NOTHING = "–"
 METRIC_ORDER = ("loss", "functional", "weight")

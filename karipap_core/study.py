@@ -14,7 +14,8 @@ from karipap_core.errors import InputError
 from karipap_core.profile import Profile, build_profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
-from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
 FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)

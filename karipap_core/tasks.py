@@ -23,9 +23,10 @@ import torch
 from karipap_core import tasks_python
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.task_files import read_folder, sandboxed
-from karipap_core.uncertainty import paired_bootstrap
-from karipap_core.workspace import Workspace, read_json, settings_key, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, settings_key, write_json
 
 TASK_FORMAT, TASK_VERSION = "karipap-task", 1
 INSTALL = "Benchmark tasks need EleutherAI's lm-eval: pip install lm-eval==0.4.13"

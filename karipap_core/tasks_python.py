@@ -18,7 +18,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.text import Text, standard_library
-from karipap_core.workspace import whole_file
+from karipap_core.workspace.files import whole_file
 
 NAMES = ("python_continuation", "python_closing")
 VERSION = 1

@@ -13,13 +13,14 @@ from pathlib import Path
 from karipap_core.baselines import baselines, measure_baseline, plan_sizes
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
-from karipap_core.pareto import pareto
 from karipap_core.plan import Plan, model_entry
 from karipap_core.planning import UNSTRUCTURED, Budget, Planner
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics.pareto import pareto
 from karipap_core.study import Study
 from karipap_core.text import Text, divide, read_text, standard_library
-from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, environment, read_json, read_runs, settings_key, write_json
+from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
 SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
 MAX_TOKENS = 16384

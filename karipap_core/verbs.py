@@ -646,7 +646,7 @@ def report(args, progress) -> dict:
 )
 def sensitivity(args, progress) -> dict:
     from karipap_core.layer_sensitivity import sensitivity as measure
-    from karipap_core.workspace import write_json
+    from karipap_core.workspace.files import write_json
 
     names = ("network", "kept", "chi", "metric", "by", "quantize", "text", "device")
     values = {name: getattr(args, name) for name in names} | _given(args)

@@ -21,7 +21,7 @@ from karipap_core.records import (
     source_of,
     tensor_sums,
 )
-from karipap_core.workspace import settings_key
+from karipap_core.workspace.files import settings_key
 
 TOLERANCE = 1e-3  # relative, of the logits in float32
 TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
@@ -419,7 +419,7 @@ def _cores(spec, name: str, read: Callable) -> list:
 
 
 def _config_of(folder: Path) -> dict:
-    from karipap_core.workspace import read_json
+    from karipap_core.workspace.files import read_json
 
     return read_json(folder / "config.json")
 

@@ -12,7 +12,8 @@ from karipap_core import records
 from karipap_core.checklist import OF_ITEM, checklist
 from karipap_core.errors import InputError
 from karipap_core.shadow import MAX_NEW_TOKENS
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from pages.parts import common, job, model, runs
 
 TOKENS = [16, 32, 64, 128, 256]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from karipap_core import autopilot as pilot
-from karipap_core import networks, uncertainty
+from karipap_core import networks
 from karipap_core.activations import CalibrationSettings
 from karipap_core.autopilot import autopilot, halves
 from karipap_core.calibrate import Calibration
@@ -15,10 +15,13 @@ from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.plan import Plan
 from karipap_core.show_autopilot import table
+from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.study import Study
 from karipap_core.text import Text
 from karipap_core.tradeoff import Points
-from karipap_core.workspace import Workspace, read_json, read_runs
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
+from karipap_core.workspace.runs import read_runs
 from tests.architectures import make
 
 SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)

@@ -13,7 +13,8 @@ from karipap_core import figures_autopilot, jobs
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.cli import build_parser
 from karipap_core.plan import model_entry
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from tests import app_page
 
 

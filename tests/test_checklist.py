@@ -15,7 +15,7 @@ from test_verify import folder_of, plan_for
 from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checklist import ITEMS, checklist, table
 from karipap_core.errors import InputError
-from karipap_core.workspace import read_json, write_json
+from karipap_core.workspace.files import read_json, write_json
 
 FLOW = ("evaluation on file", "shadow run on file", "fallback tested")
 

@@ -10,7 +10,8 @@ from karipap_core import jobs
 from karipap_core.checklist import ITEMS
 from karipap_core.fallback import rehearse
 from karipap_core.shadow import read_prompts, shadow
-from karipap_core.workspace import Workspace, read_json, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, write_json
 from tests import app_page
 from tests.app_page import words
 

@@ -10,8 +10,10 @@ from karipap_core import cli, records
 from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, table, verdict
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
-from karipap_core.uncertainty import figures
-from karipap_core.workspace import RUN_FORMAT, Workspace, write_json
+from karipap_core.statistics.bootstrap import figures
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
+from karipap_core.workspace.runs import RUN_FORMAT
 
 MODEL = {"name": "tiny", "fingerprint": "ab" * 32, "parameters": 5000, "block_parameters": 3000, "bytes": 10000}
 Q, K, UP = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))

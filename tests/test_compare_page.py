@@ -8,7 +8,8 @@ from test_compare import entry, run
 
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.plan import Plan, model_entry
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from tests import app_page
 from tests.app_page import words
 

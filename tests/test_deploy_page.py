@@ -14,7 +14,8 @@ from karipap_core.checkpoint import open_checkpoint
 from karipap_core.deploy import deploy
 from karipap_core.footprint import of_config
 from karipap_core.plan import Plan, model_entry
-from karipap_core.workspace import RUN_FORMAT, RUN_VERSION, Workspace
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 from tests import app_page
 from tests.app_page import words
 

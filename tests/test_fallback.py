@@ -16,7 +16,7 @@ from karipap_core.errors import InputError
 from karipap_core.fallback import SWITCH, DenseFallback, rehearse
 from karipap_core.hf import load_model
 from karipap_core.networks.linear import TensorNetworkLinear
-from karipap_core.workspace import read_json
+from karipap_core.workspace.files import read_json
 
 
 @pytest.fixture(scope="module")

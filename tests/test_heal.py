@@ -24,7 +24,8 @@ from karipap_core.hf import load_model, write_compressed
 from karipap_core.networks import NETWORKS
 from karipap_core.plan import model_entry
 from karipap_core.text import Text
-from karipap_core.workspace import Workspace, read_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
 from tests.architectures import make
 
 TEXT = "<|endoftext|>".join(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300))

@@ -18,9 +18,11 @@ from karipap_core.evaluate.inplace import InPlace
 from karipap_core.evaluate.perplexity import perplexity
 from karipap_core.hf import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
+from karipap_core.statistics import spearman
 from karipap_core.study import Study
 from karipap_core.text import Text
-from karipap_core.workspace import Workspace, read_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
 from tests.architectures import make
 
 CALIBRATION = CalibrationSettings(tokens=512, window=32, probe_windows=3, check_windows=3)
@@ -55,7 +57,7 @@ def test_rho_and_its_interval_are_scipys(ties):
     y = x + generator.normal(0, 1.5, 40)
     if ties:
         x, y = np.round(x), np.round(y)
-    mine = core.spearman(x, y, resamples=6000)
+    mine = spearman.spearman(x, y, resamples=6000)
     assert mine["rho"] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
 
     def statistic(a, b, axis):
@@ -76,7 +78,7 @@ def test_within_groups_it_is_pearsons_of_the_pooled_ranks():
     ranks = [
         np.concatenate([stats.rankdata(values[g]) - (len(g) + 1) / 2 for g in groups]) for values in (x, y)
     ]  # fmt: skip
-    assert core.spearman(x, y, groups)["rho"] == pytest.approx(stats.pearsonr(*ranks).statistic, abs=1e-12)
+    assert spearman.spearman(x, y, groups)["rho"] == pytest.approx(stats.pearsonr(*ranks).statistic, abs=1e-12)
 
 
 def test_what_roles_alone_explain_is_gone_within_roles():
@@ -98,14 +100,14 @@ def test_what_roles_alone_explain_is_gone_within_roles():
 )  # fmt: skip
 def test_only_ranks_count(pairs, power):
     x, y = np.array(pairs, float).T
-    found = core.spearman(x, y, resamples=50)
+    found = spearman.spearman(x, y, resamples=50)
     if found is None:
         assert len(set(x)) == 1 or len(set(y)) == 1
         return
     assert -1 - 1e-12 <= found["low"] <= found["high"] <= 1 + 1e-12
-    bent = core.spearman(np.sign(x) * np.abs(x) ** power, np.exp(y / 20), resamples=50)
+    bent = spearman.spearman(np.sign(x) * np.abs(x) ** power, np.exp(y / 20), resamples=50)
     assert bent == pytest.approx(found)
-    turned = core.spearman(-x, y, resamples=50)
+    turned = spearman.spearman(-x, y, resamples=50)
     assert turned["rho"] == pytest.approx(-found["rho"])
 
 
@@ -116,8 +118,8 @@ def test_intervals_cover_none_as_often_as_they_say():
     out = {"all": 0, "within": 0}
     for _ in range(150):
         x, y = generator.normal(size=(2, 42))
-        for name, found in (("all", core.spearman(x, y, resamples=300)),
-                            ("within", core.spearman(x, y, groups, resamples=300))):  # fmt: skip
+        for name, found in (("all", spearman.spearman(x, y, resamples=300)),
+                            ("within", spearman.spearman(x, y, groups, resamples=300))):  # fmt: skip
             out[name] += not found["low"] <= 0 <= found["high"]
     assert out["all"] <= 18 and out["within"] <= 18  # 150 · 0.05 = 7.5, and four standard deviations
 
@@ -132,8 +134,8 @@ def test_answers_in_words():
     assert core.answer(found(-0.2, 0.25)) == "no"
     assert core.answer(found(-0.2, 0.5)) == "not told apart from none"
     assert core.answer(None) == "too few to say"
-    assert core.spearman([1, 2, 3, 4], [1, 2, 3, 4]) is None  # too few
-    assert core.spearman([1] * 9, range(9)) is None  # all alike
+    assert spearman.spearman([1, 2, 3, 4], [1, 2, 3, 4]) is None  # too few
+    assert spearman.spearman([1] * 9, range(9)) is None  # all alike
 
 
 # Sizes.

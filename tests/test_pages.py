@@ -19,7 +19,8 @@ from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan, model_entry
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from pages.parts import common, model
 from tests import app_page
 

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karipap_core.pareto import pareto
+from karipap_core.statistics.pareto import pareto
 
 numbers = st.one_of(st.integers(-3, 3).map(float), st.floats(allow_nan=True, allow_infinity=True), st.none())
 

@@ -11,7 +11,8 @@ from test_tables import Study
 from karipap_core import jobs
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.plan import Plan
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
 
 

@@ -11,7 +11,9 @@ from karipap_core import figures_predictions, predictions
 from karipap_core.calibrate import Calibration, worth
 from karipap_core.plan import Plan
 from karipap_core.predictions import Pair, as_told, figures, left_out, refit, unchecked
-from karipap_core.workspace import Workspace, read_json, read_runs, settings_key, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.runs import read_runs
 
 MODEL = {"name": "m", "fingerprint": "ab" * 32, "parameters": 10, "block_parameters": 8, "bytes": 20}
 SHA = "c" * 64

@@ -16,7 +16,8 @@ from karipap_core.cli import build_parser
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.report import collect, commands, describe, profile_of, report, rows, table_csv
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 
 NASTY = 'a </script><script>alert(1)</script> & "b" <b>'
 

@@ -12,7 +12,8 @@ from karipap_core.errors import Cancelled, InputError
 from karipap_core.plan import Plan, model_entry
 from karipap_core.run import run
 from karipap_core.text import Text
-from karipap_core.workspace import Workspace, read_runs
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.runs import read_runs
 
 TEXT = Text("words", tuple(f"document {i}: " + "a small text of several words. " * 20 for i in range(6)))
 

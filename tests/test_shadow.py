@@ -12,7 +12,7 @@ from karipap_core import cli
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.shadow import diverges_at, read_prompts, shadow
-from karipap_core.workspace import read_json
+from karipap_core.workspace.files import read_json
 
 PROMPTS = ["def main():", "the square of seven is", "x"]
 

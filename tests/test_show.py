@@ -7,7 +7,8 @@ import pytest
 
 from karipap_core import cli, show
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 
 FINGERPRINT = "ab" * 32
 PLAN = {

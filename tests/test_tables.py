@@ -11,7 +11,8 @@ from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint import open_checkpoint
 from karipap_core.curves import Kind, build_curves, save_curves
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
 
 TEXT = {"text": "made up", "path": None, "sha256": "0" * 64, "tokens": 900, "window": 16, "damping": 0.01}

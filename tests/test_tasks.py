@@ -18,13 +18,14 @@ from karipap_core.pipeline import compress
 from karipap_core.plan import Plan, model_entry
 from karipap_core.run import run
 from karipap_core.show import evaluation
+from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.study import Study
 from karipap_core.task_files import read_folder
 from karipap_core.tasks import Suite, causal, evaluate_tasks, identity, measure_folders, rows, weights_hash
 from karipap_core.text import Text
 from karipap_core.tradeoff import Points, sweep
-from karipap_core.uncertainty import paired_bootstrap
-from karipap_core.workspace import Workspace, read_json, write_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json, write_json
 from tests.architectures import make
 
 needs_lm_eval = pytest.mark.skipif(not tasks.installed(), reason="lm-eval is not installed here")

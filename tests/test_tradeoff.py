@@ -14,7 +14,9 @@ from karipap_core.planning import Budget, Planner
 from karipap_core.study import Study
 from karipap_core.text import Text
 from karipap_core.tradeoff import AUTO_RISES, Points, auto_budgets, pareto, sweep
-from karipap_core.workspace import Workspace, read_json, read_runs
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
+from karipap_core.workspace.runs import read_runs
 from tests.architectures import make
 
 SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)

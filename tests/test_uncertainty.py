@@ -13,8 +13,16 @@ from test_fidelity import llama, perturbed
 from karipap_core.errors import InputError
 from karipap_core.evaluate.fidelity import measure
 from karipap_core.evaluate.perplexity import Sample, tokenize
+from karipap_core.statistics.bootstrap import (
+    Interval,
+    difference,
+    figures,
+    in_units,
+    in_words,
+    paired_bootstrap,
+    rise_of,
+)
 from karipap_core.text import Text
-from karipap_core.uncertainty import Interval, difference, figures, in_units, in_words, paired_bootstrap, rise_of
 
 
 def unequal_documents(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +68,7 @@ def test_it_covers_the_true_mean_about_as_often_as_it_says():
 def test_the_same_numbers_give_the_same_interval_and_blocks_do_not_matter(monkeypatch):
     sums, tokens = unequal_documents(30, 9)
     first = paired_bootstrap(sums, tokens)
-    monkeypatch.setattr("karipap_core.uncertainty.AT_ONCE", 1000)
+    monkeypatch.setattr("karipap_core.statistics.bootstrap.AT_ONCE", 1000)
     assert paired_bootstrap(sums, tokens) == first
     assert paired_bootstrap(sums, tokens, seed=1) != first
 

@@ -19,7 +19,8 @@ from karipap_core.networks import NETWORKS
 from karipap_core.plan import Plan, model_entry
 from karipap_core.study import Study
 from karipap_core.verify import ORDER, loader, table, verify
-from karipap_core.workspace import Workspace, read_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
 
 NETWORK = {"down": ("mpo", "int4"), "up": ("lowrank", "int8"), "q": ("lowrank", None), "o": ("mpo", None)}
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace, new_id, read_json, settings_key, whole_file, write_json
+from karipap_core.workspace import Workspace, new_id
+from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
 
 FINGERPRINT = "ab" * 32
 

@@ -19,7 +19,7 @@ from karipap_core.tasks import Suite  # noqa: E402
 from karipap_core.tasks_python import NAMES  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
 from karipap_core.tradeoff import MAX_TOKENS, Points  # noqa: E402
-from karipap_core.workspace import read_runs  # noqa: E402
+from karipap_core.workspace.runs import read_runs  # noqa: E402
 
 
 def main() -> int:

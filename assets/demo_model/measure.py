@@ -18,7 +18,7 @@ from karipap_core.layer_sensitivity import sensitivity  # noqa: E402
 from karipap_core.planning import WHOLE, kinds_of  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.study import Study  # noqa: E402
-from karipap_core.workspace import write_json  # noqa: E402
+from karipap_core.workspace.files import write_json  # noqa: E402
 
 MEASURED = ("profiles", "curves", "calibration", "sensitivity")
 METRICS = ("weight", "functional", "loss")

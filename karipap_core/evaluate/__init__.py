@@ -12,7 +12,8 @@ from karipap_core.evaluate.speed import measure_memory, measure_speed
 from karipap_core.progress import Progress, silent
 from karipap_core.spectrum import pick_device
 from karipap_core.text import Text, standard_library
-from karipap_core.workspace import environment, read_json
+from karipap_core.workspace.files import read_json
+from karipap_core.workspace.runs import environment
 
 DEFAULT_TOKENS = 32768
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

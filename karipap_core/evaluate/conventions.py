@@ -27,8 +27,8 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.evaluate.perplexity import Sample, Tokens, Window, check_window, cut, losses, tokenize
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.text import Text, is_wikitext, joined_rows, wikitext_pages
-from karipap_core.uncertainty import paired_bootstrap
 
 CONVENTIONS = ("non-overlapping", "sliding", "rolling")
 PAPERS_WINDOW, PAPERS_STRIDE = 2048, 512

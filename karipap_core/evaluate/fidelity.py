@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from karipap_core import uncertainty
 from karipap_core.errors import InputError
 from karipap_core.evaluate.perplexity import Sample, check_window, losses_of, scored_logits, tokenize
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 
 ROWS_AT_ONCE = 2**24  # numbers of logits compared at once

@@ -6,7 +6,8 @@ import streamlit as st
 
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
-from karipap_core.workspace import Workspace, settings_key
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import settings_key
 from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
 
 NETWORK_SAYS = {

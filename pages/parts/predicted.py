@@ -7,7 +7,7 @@ import streamlit as st
 
 from karipap_core import figures_predictions, predictions
 from karipap_core.calibrate import Calibration
-from karipap_core.workspace import read_json
+from karipap_core.workspace.files import read_json
 from pages.parts import common, runs
 
 SIDES = {"told": "As told when planned", "now": "By today's calibration, each left out"}

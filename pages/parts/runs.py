@@ -8,10 +8,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import scores, show, uncertainty
+from karipap_core import scores, show
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
-from karipap_core.workspace import Workspace, read_runs
+from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.runs import read_runs
 from pages.parts import common
 
 STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text

@@ -17,7 +17,8 @@ from karipap_core.calibrate import Calibration, group_of
 from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
 from karipap_core.spectrum import METRICS
-from karipap_core.workspace import Workspace, read_json
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
 from pages.parts import chi_board, measured, profiles
 
 NETWORKS = ("lowrank", "mpo", "qlr", "peps", "disentangled", "tree", "auto")  # those of the registry, and the mix

@@ -6,7 +6,8 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.text import read_text
-from karipap_core.workspace import Workspace, whole_file
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import whole_file
 from pages.parts import common
 
 LIBRARY = "Python standard library"

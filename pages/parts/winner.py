@@ -4,8 +4,8 @@ from collections import Counter
 
 from karipap_core import scores
 from karipap_core.figures_runs import QUALITIES, SIZES, Axis, measurable, quality
-from karipap_core.pareto import known
 from karipap_core.ranking import level
+from karipap_core.statistics.pareto import known
 
 ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
 WORDS = {

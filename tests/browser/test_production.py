@@ -11,7 +11,8 @@ from architectures import make  # noqa: E402
 from test_verify import folder_of, plan_for  # noqa: E402
 
 from karipap_core.records import record  # noqa: E402
-from karipap_core.workspace import Workspace, read_json  # noqa: E402
+from karipap_core.workspace import Workspace  # noqa: E402
+from karipap_core.workspace.files import read_json  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -14,105 +14,23 @@ Keys come from `settings_key`: equal settings are found again, others never mixe
 temporary name and renamed, so that a reader, or the next start after a crash, sees a whole file or none.
 """
 
-import hashlib
-import json
 import os
-import platform
 import re
 import secrets
 import shutil
 import time
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.workspace.files import read_json, whole_file, write_json
+from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
-RUN_FORMAT, RUN_VERSION = "karipap-run", 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-@contextmanager
-def whole_file(path: str | Path):
-    """Yields a temporary path beside `path`, renamed to it when the block ends well and removed when it does not.
-
-    For writers that want a path, such as safetensors' `save_file`. Makes missing folders; flushes to the disk.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, document) -> None:
-    """Write JSON whole. NaN and infinities are refused (ValueError): they are not JSON."""
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    with whole_file(path) as temporary:
-        temporary.write_text(text, "utf-8")
-
-
-def read_json(path: str | Path) -> dict:
-    """The JSON object in a file. Raises InputError that names the file when it is missing or no JSON object."""
-    try:
-        document = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"File {path} does not exist.") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"File {path} is not valid JSON: {error}.") from None
-    if not isinstance(document, dict):
-        raise InputError(f"File {path} holds a JSON {type(document).__name__}, not an object.")
-    return document
-
-
-def settings_key(settings: dict) -> str:
-    """16 hex digits that stand for a dictionary of JSON values; the order of its keys does not matter."""
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def new_id() -> str:
     """A name that sorts by time, such as 20260918-142233-5f0c1a."""
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
-
-
-def environment() -> dict:
-    """What a result depends on besides its inputs: versions, machine, threads."""
-    versions = {}
-    for package in ("torch", "transformers", "numpy", "safetensors"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": int(threads) if threads.isdigit() else None,
-        "versions": versions,
-    }
-
-
-def read_runs(folder: str | Path) -> list[dict]:
-    """Every readable `*/run.json` under a folder, oldest first, each with its `path` added.
-
-    A file that is damaged, or is no run, is passed over: one of them must not empty the trade-off page.
-    """
-    runs = []
-    for path in Path(folder).glob("*/run.json"):
-        try:
-            run = read_json(path)
-        except InputError:
-            continue
-        if run.get("format") == RUN_FORMAT:
-            runs.append(run | {"path": str(path)})
-    return sorted(runs, key=lambda run: (run.get("created", 0), run["path"]))
 
 
 class Workspace:

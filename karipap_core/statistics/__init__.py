@@ -1,0 +1,1 @@
+"""What is said of measured numbers: intervals, rank correlation, the Pareto front."""
