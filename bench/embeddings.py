@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.evaluate.perplexity import encode
 from karipap_core.networks import EMBEDDING_NETWORKS, Metric, Spec
 from karipap_core.networks.tt_embedding import RowWeighted, frequency_metric
-from karipap_core.quantize import Format, quantize_rtn
+from karipap_core.quantization.formats import Format
+from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.text import Text, divide, read_text, standard_library
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Metric
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
 from karipap_core.workspace.files import settings_key, whole_file
 

@@ -529,7 +529,7 @@ class Search:
     def _formats(self, size: float) -> list[tuple[int, int | None]]:
         """The two formats of plain integers that are largest without being larger than a size; the smallest there is
         where all are."""
-        from karipap_core.quantize import Format
+        from karipap_core.quantization.formats import Format
 
         blocks = [weight for weight in self.checkpoint.weights if weight.compressible]
         rows = []

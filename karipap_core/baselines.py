@@ -13,7 +13,7 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize import quantize_gptq, quantize_rtn
+from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 
 # (bits, group): None is one scale for a whole row.
 QUANTIZED = ((8, None), (4, 128), (4, 64), (3, 128), (3, 64), (2, 64), (2, 32))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from karipap_core import records, scores, show
 from karipap_core.calibrate import Calibration
+from karipap_core.checkpoint.roles import listing_key, place, role_of
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan, model_entry
-from karipap_core.roles import listing_key, place, role_of
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
@@ -88,7 +88,7 @@ def of_run(run: dict) -> Side:
 
 def _of_folder(path: Path) -> Side:
     """A compressed folder with its records, or a dense model."""
-    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.checkpoint.open import open_checkpoint
 
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if (config.get("quantization_config") or {}).get("quant_method") != "karipap":

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from karipap_core.errors import InputError
+from karipap_core.networks.stored import values
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize_cores import values
 from karipap_core.records import REPORT, sums_of
 from karipap_core.verify import verify
 from karipap_core.workspace.files import settings_key, whole_file, write_json

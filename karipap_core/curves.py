@@ -118,7 +118,7 @@ def build_curves(checkpoint, weights, kind: Kind, metric: str, profile, decompos
 
 def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
     """The curve of one weight in any network, from a few decompositions."""
-    from karipap_core.networks.base import Curve
+    from karipap_core.networks.curve import Curve
 
     W, metric = checkpoint.read(weight.name), decompositions.metric_of(weight.name)
     if kind.network == "dense":

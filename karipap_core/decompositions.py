@@ -38,7 +38,7 @@ class Decompositions:
         self._memory: OrderedDict[str, list] = OrderedDict()
 
     def metric_of(self, name: str):
-        from karipap_core.networks.base import Metric
+        from karipap_core.spectra.metric import Metric
 
         if self.metric == "weight":
             return Metric("weight")
@@ -74,7 +74,7 @@ class Decompositions:
 
     def matrix(self, name: str, spec, dtype: str | None = None) -> torch.Tensor:
         """Ŵ (out, in) in float32, of the cores as they are stored."""
-        from karipap_core.quantize_cores import values
+        from karipap_core.networks.stored import values
 
         return spec.dense(values(spec, self.stored(name, spec, dtype)))
 
@@ -95,8 +95,8 @@ class Decompositions:
         return self._kept(_key(name, spec), lambda: [])
 
     def _quantized(self, name: str, spec, cores, progress) -> list:
-        from karipap_core.quantize import from_tensors
-        from karipap_core.quantize_cores import quantize_cores
+        from karipap_core.networks.stored import quantize_cores
+        from karipap_core.quantization.formats import from_tensors
 
         def make() -> dict[str, torch.Tensor]:
             found = quantize_cores(spec, cores, self.checkpoint.read(name), self.metric_of(name))

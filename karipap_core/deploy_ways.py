@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from karipap_core import evidence, kv
 from karipap_core.footprint import Footprint
 from karipap_core.hardware import Gpu, document
-from karipap_core.quantize import Format
+from karipap_core.quantization.formats import Format
 from karipap_core.show_deploy import size
 
 RESERVE = 0.1  # of a GPU's memory that is left to the runtime: vLLM's gpu_memory_utilization is 0.9 by default

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.records import pinned, record, settings_of, source_of
@@ -104,7 +104,7 @@ def rehearse(
     argument. Returns {"ok", "checks": [{"name", "ok", "detail"}], "seconds" (of the switch to dense)}. Raises
     InputError where there is no dense model to fall back to.
     """
-    from karipap_core.spectrum import pick_device
+    from karipap_core.spectra.spectrum import pick_device
 
     fallback = DenseFallback(folder, against, device=pick_device(device))
     checks = [_check("dense checkpoint", True, f"{fallback.fingerprint[:12]}… is the one that the plan pins")]

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.roles import ORDER
-from karipap_core.spectrum import bulk_deviation, bulk_edge, chi_at_error, null_tail, tail, thin
+from karipap_core.checkpoint.roles import ORDER
+from karipap_core.spectra.null import bulk_deviation, bulk_edge, null_tail
+from karipap_core.spectra.spectrum import chi_at_error, tail, thin
 
 BLUE, ORANGE, GREEN, PURPLE, GOLD, GREY = "#2f86c6", "#d55e00", "#0f9a78", "#b866a0", "#cc8a00", "#8b9096"
 SCALE = "Cividis"

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import plotly.graph_objects as go
 
+from karipap_core.checkpoint.roles import ORDER
 from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
 from karipap_core.layer_sensitivity import MEASURES, in_words
-from karipap_core.roles import ORDER
 
 LABELS = {"rise": "rise in loss", "kl": "KL divergence", "relative_error": "output error"}
 UNITS = {"rise": ", nats a token", "kl": ", nats a token", "relative_error": ""}

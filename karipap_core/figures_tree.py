@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from karipap_core.checkpoint.roles import place
 from karipap_core.figures import BLUE, FAINT, GREY, ORANGE, POINTS, escape, log_ticks
-from karipap_core.roles import place
 
 WIDEST = 26  # pixels of the edge with the largest entropy there is in the figure
 SAYS = {

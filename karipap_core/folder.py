@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from karipap_core.checkpoint import Checkpoint, Weight, open_checkpoint
+from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.roles import TABLES
+from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
 
 SHARD_BYTES = 4_000_000_000
 CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.(?:codes|scales|zeros))?")
-TABLES = ("embed", "head")  # roles outside the blocks that may become networks
 TIED = ("contract", "untie")
 RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json"}  # of one folder alone
 KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
@@ -273,7 +274,7 @@ def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, st
 def _core(checkpoint: Checkpoint, name: str, spec, k: int):
     """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
     from karipap_core.networks.cores import INDEX, dequantized
-    from karipap_core.quantize import stored_shapes
+    from karipap_core.quantization.formats import stored_shapes
 
     form, core = spec.formats[k], f"{name}.cores.{k}"
     if form == INDEX:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.errors import InputError
 from karipap_core.kv import GENERATIVE, cache_of, heads_of
-from karipap_core.roles import compressible, place, role_of
 from karipap_core.workspace.files import read_json
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
@@ -123,7 +123,7 @@ def footprint(model: str | Path) -> Footprint:
     the config is fetched. Raises InputError where there is none or transformers does not know the architecture."""
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")) or path.suffix == ".safetensors":
-        from karipap_core.checkpoint import open_checkpoint
+        from karipap_core.checkpoint.open import open_checkpoint
 
         return of_checkpoint(open_checkpoint(path))
     if path.is_dir():

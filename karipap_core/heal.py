@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.records import REPORT

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from karipap_core.checkpoint import Checkpoint
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
 from karipap_core.errors import InputError
 from karipap_core.folder import CORE, SHARD_BYTES, WORDS, _bytes, _entry, _new_folder, _write
 from karipap_core.heal_loop import like
 from karipap_core.modules import Names
 from karipap_core.networks.cores import Cores, CoresModule, Packed
 from karipap_core.records import KINDS, REPORT, sums_of
-from karipap_core.tensorfile import Piece, TensorInfo, copied
 from karipap_core.workspace.files import write_json
 
 
@@ -55,7 +55,7 @@ def unpack_cores(model: nn.Module) -> dict[str, list[int]]:
 def pack_cores(model: nn.Module, packed: dict[str, list[int]], metric_of: Callable) -> None:
     """Quantizes the cores that `unpack_cores` opened, calibrated in `metric_of(path)` (a Metric or None: weight): see
     `quantize_cores`, which may refit the weight's other cores to what rounding has made of these."""
-    from karipap_core.quantize_cores import quantize_cores
+    from karipap_core.networks.stored import quantize_cores
 
     for path, numbers in packed.items():
         module = model.get_submodule(path)

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from karipap_core.checkpoint import Checkpoint, open_checkpoint
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
-from karipap_core.folder import TABLES, densify, write_compressed
+from karipap_core.folder import densify, write_compressed
 from karipap_core.modules import Names, Site, observe, partners, replaced, sites
-from karipap_core.spectrum import pick_device
+from karipap_core.spectra.spectrum import pick_device
 
 __all__ = [
     "Site",

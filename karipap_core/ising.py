@@ -69,7 +69,7 @@ def solve(
     (Gu and Wen, PRB 80, 155131, 2009). InputError for T ≤ 0, χ < 1, an unknown method, a side that is no power of two.
     """
     from karipap_core.networks.trg import finish, rounds
-    from karipap_core.spectrum import pick_device
+    from karipap_core.spectra.spectrum import pick_device
 
     tensor, scale = boltzmann(temperature, pick_device(device))
     known, began, flow = exact(temperature), time.perf_counter(), []

@@ -19,7 +19,7 @@ from karipap_core import show
 from karipap_core.errors import InputError
 from karipap_core.plan import model_entry
 from karipap_core.progress import Progress, silent
-from karipap_core.spectrum import METRICS
+from karipap_core.spectra.spectrum import METRICS
 from karipap_core.statistics.bootstrap import LEVEL
 from karipap_core.statistics.spearman import spearman
 from karipap_core.workspace.files import read_json, settings_key, write_json

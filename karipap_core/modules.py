@@ -17,9 +17,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
 from karipap_core.experts import stacked_experts, unstack
-from karipap_core.folder import TABLES
 from karipap_core.networks import Spec
 from karipap_core.networks.cores import Cores, CoresModule
 from karipap_core.networks.embedding import TensorNetworkEmbedding, is_table

@@ -17,7 +17,7 @@ from karipap_core.errors import InputError
 from karipap_core.plan import DENSE, RULES, Plan, model_entry
 from karipap_core.progress import Progress, silent
 from karipap_core.sensitivity import apply_plan, marginals, whole_plan
-from karipap_core.spectrum import METRICS
+from karipap_core.spectra.spectrum import METRICS
 
 REFINE_ROUNDS = 5
 EMBEDDINGS = ("dense", "lowrank", "tt")
@@ -475,7 +475,7 @@ class Planner:
 def kinds_of(network: str, quantize: str | None, structure: str | None = None) -> list[Kind]:
     """What a weight of a block can become under these choices; the network itself comes first."""
     from karipap_core.networks import NETWORKS
-    from karipap_core.quantize import Format
+    from karipap_core.quantization.formats import Format
 
     for name in _parts(network):
         if name not in NETWORKS:

@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.spectrum import METRICS, describe, pick_device, singular_values
+from karipap_core.spectra.describe import describe
+from karipap_core.spectra.spectrum import METRICS, pick_device, singular_values
 from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
@@ -318,9 +319,9 @@ def _lattice(shape: tuple[int, int]):
 
 def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, progress: Progress) -> list[dict]:
     """Entropy of every edge of the tree over each group of layers; finished groups are kept beside the weights."""
-    from karipap_core.networks.base import Metric
     from karipap_core.networks.tree import group_names
     from karipap_core.networks.tree_edges import group_profile
+    from karipap_core.spectra.metric import Metric
 
     groups = group_names(checkpoint.weights)
     found = []

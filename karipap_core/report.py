@@ -234,7 +234,7 @@ def _count(items, word: str) -> str:
 def plan_rows(point: dict) -> list[dict]:
     """A row a weight of a run's plan: name, layer, role, network, chi, quantize, parameters, kept, and what `compress`
     found it to lose where the run says so."""
-    from karipap_core.roles import place, role_of
+    from karipap_core.checkpoint.roles import place, role_of
 
     plan = Plan.from_json(point["plan"], point["id"])
     mixture = any(".experts." in name for name in plan.weights)

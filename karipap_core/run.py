@@ -38,7 +38,7 @@ def run(
     """
     from karipap_core import pipeline
     from karipap_core.baselines import plan_sizes
-    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.evaluate import evaluate_folder, folder_conventions
     from karipap_core.evaluate.conventions import check_names
     from karipap_core.tasks import add_tasks, causal

@@ -52,7 +52,7 @@ def shadow(
 
     from karipap_core.evaluate.fidelity import divergence
     from karipap_core.hf import load_model
-    from karipap_core.spectrum import pick_device
+    from karipap_core.spectra.spectrum import pick_device
 
     settings_of(folder)
     source, device = source_of(folder, against), pick_device(device)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from karipap_core.calibrate import Calibration
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.curves import Kind, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.errors import InputError
 from karipap_core.profile import Profile, build_profile, profile_key, profile_settings
@@ -70,7 +70,7 @@ class Study:
 
     @property
     def device(self) -> str:
-        from karipap_core.spectrum import pick_device
+        from karipap_core.spectra.spectrum import pick_device
 
         return pick_device(self.device_name)
 

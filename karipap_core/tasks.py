@@ -187,7 +187,7 @@ def add_tasks(found: dict, suite: Suite, folder: str | Path, device: str = "auto
 
 def causal(model):
     """The open checkpoint of a model that predicts the next token. Raises InputError for another."""
-    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.checkpoint.open import open_checkpoint
 
     checkpoint = model if hasattr(model, "weights") else open_checkpoint(model, compressed=True)
     if checkpoint.kind != "causal":

@@ -481,7 +481,7 @@ AGAINST = option("--against", metavar="MODEL", help="the dense model (default: t
     DEVICE,
 )
 def verify(args, progress) -> dict:
-    from karipap_core.spectrum import pick_device
+    from karipap_core.spectra.spectrum import pick_device
     from karipap_core.verify import verify as check
 
     return check(args.folder, args.against, device=pick_device(args.device), progress=progress)

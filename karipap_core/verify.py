@@ -7,7 +7,8 @@ None), and then the whole is not ok either.
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from karipap_core.checkpoint import PICKLES, Checkpoint, open_checkpoint
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import PICKLES, open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan
 from karipap_core.progress import Progress, silent
@@ -403,7 +404,7 @@ def _matrices(plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path]
 def _cores(spec, name: str, read: Callable) -> list:
     """The cores of one weight, float64, or integers."""
     from karipap_core.networks.cores import INDEX, dequantized
-    from karipap_core.quantize import stored_shapes
+    from karipap_core.quantization.formats import stored_shapes
 
     cores = []
     for k, (form, own) in enumerate(zip(spec.formats, spec.owned, strict=True)):

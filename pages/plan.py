@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core.spectrum import METRICS
+from karipap_core.spectra.spectrum import METRICS
 from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, tables
 
 

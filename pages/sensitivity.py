@@ -9,7 +9,7 @@ import streamlit as st
 
 from karipap_core import figures_sensitivity as figures
 from karipap_core import layer_sensitivity as core
-from karipap_core.spectrum import METRICS
+from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, texts
 

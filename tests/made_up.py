@@ -3,7 +3,7 @@
 import numpy as np
 
 from karipap_core.profile import Profile
-from karipap_core.spectrum import describe
+from karipap_core.spectra.describe import describe
 
 SHAPES = {
     "q": (24, 24),

@@ -10,7 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_autopilot, jobs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import build_parser
 from karipap_core.plan import model_entry
 from karipap_core.workspace import Workspace

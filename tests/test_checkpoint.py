@@ -8,9 +8,9 @@ from architectures import ARCHITECTURES, ENCODERS, make
 from safetensors.torch import load_file, save_file
 
 from karipap_core import InputError
-from karipap_core.checkpoint import open_checkpoint
-from karipap_core.roles import place, role_of
-from karipap_core.tensorfile import HEADER_CAP, copied, read_header, write_file, write_model
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.roles import place, role_of
+from karipap_core.checkpoint.tensorfile import HEADER_CAP, copied, read_header, write_file, write_model
 
 BLOCK_ROLES = {
     "gpt2": ["qkv", "o", "fc1", "fc2"],
@@ -122,7 +122,7 @@ def test_fingerprint_is_blind_to_sharding_and_sees_every_byte(tmp_path, workspac
 
 def test_fingerprint_is_kept_and_survives_a_workspace_that_cannot_be_written(made, monkeypatch, tmp_path):
     known = open_checkpoint(made("llama")).fingerprint
-    monkeypatch.setattr("karipap_core.checkpoint.chunks", lambda info: pytest.fail("hashed twice"))
+    monkeypatch.setattr("karipap_core.checkpoint.model.chunks", lambda info: pytest.fail("hashed twice"))
     assert open_checkpoint(made("llama")).fingerprint == known
     monkeypatch.undo()
     (tmp_path / "file").write_text("not a folder")

@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 
 from karipap_core import cli
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.claim_checks import CHECKS, study_of
 from karipap_core.claim_checks.bench import Bench, fitting, kept_chi, published_mpo, spearman
 from karipap_core.claim_checks.disentanglers import angles, padded_mpo, product_spectrum
@@ -20,7 +20,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.tt_embedding import TtEmbedding
-from karipap_core.quantize import quantize_rtn
+from karipap_core.quantization.rounding import quantize_rtn
 
 
 @pytest.fixture(scope="module")

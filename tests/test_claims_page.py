@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_claims, jobs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.claims import CLAIMS, result_file
 from karipap_core.workspace.files import write_json
 from tests import app_page

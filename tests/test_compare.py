@@ -142,7 +142,7 @@ def test_sides_are_read_from_files_names_and_folders(tmp_path, noise):
 
 
 def test_a_compressed_folder_brings_its_records(tmp_path):
-    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.compress import compress
     from karipap_core.plan import model_entry
     from karipap_core.study import Study

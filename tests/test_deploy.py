@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karipap_core import cli, evidence, hardware, kv, verbs  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.deploy import deploy, precision
 from karipap_core.deploy_ways import dollars, format_bytes
 from karipap_core.errors import InputError

@@ -10,7 +10,7 @@ from architectures import make
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import cli, figures_deploy, hardware, kv, verbs  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.deploy import deploy
 from karipap_core.footprint import of_config
 from karipap_core.plan import Plan, model_entry

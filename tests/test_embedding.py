@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BartConfig
 
 from karipap_core import InputError
-from karipap_core.checkpoint import open_checkpoint
-from karipap_core.folder import TABLES
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.roles import TABLES
 from karipap_core.hf import densify, load_model, observe, reachable, replaced, sites
 from karipap_core.modules import place
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS

@@ -15,13 +15,13 @@ from test_verify import folder_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from karipap_core import cli
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.hf import load_model, sites
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.linear import TensorNetworkLinear
+from karipap_core.networks.stored import values
 from karipap_core.networks.tree import group_names, group_specs
 from karipap_core.plan import Plan, model_entry
-from karipap_core.quantize_cores import values
 from karipap_core.study import Study
 from karipap_core.workspace import Workspace
 

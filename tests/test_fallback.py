@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_verify import folder_of
 
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.fallback import SWITCH, DenseFallback, rehearse
 from karipap_core.hf import load_model

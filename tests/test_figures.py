@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 import pytest
 
 from karipap_core import figures
-from karipap_core.spectrum import bulk_edge, chi_at_error, entropy
+from karipap_core.spectra.null import bulk_edge
+from karipap_core.spectra.spectrum import chi_at_error, entropy
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from karipap_core import figures_runs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import build_parser, main
 from karipap_core.errors import InputError
 from karipap_core.heal import heal, split
@@ -49,7 +49,7 @@ def squeeze(source, out, network="lowrank", chi=6, quantize=None, metric="weight
 
 
 def store(spec, W):
-    from karipap_core.quantize_cores import quantize_cores
+    from karipap_core.networks.stored import quantize_cores
 
     tensors = {}
     cores = spec.decompose(W.float())
@@ -364,8 +364,8 @@ def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_ma
 def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
     from dataclasses import replace
 
-    from karipap_core.networks.base import Metric
     from karipap_core.networks.tree import fit_group, group_specs
+    from karipap_core.spectra.metric import Metric
 
     checkpoint = open_checkpoint(world / "dense")
     members = [w.name for w in checkpoint.weights if w.role == "up"]

@@ -11,7 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_heal, jobs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import build_parser
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core import InputError
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.experts import UnstackedExperts
 from karipap_core.hf import densify, load_model, observe, replaced, sites, write_compressed
 from karipap_core.networks import NETWORKS

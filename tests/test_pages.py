@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from karipap_core import jobs
 from karipap_core.calibrate import Calibration
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import Workspace

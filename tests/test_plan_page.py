@@ -9,7 +9,7 @@ from test_pages import opened, profiled, sound, started, through_app, tiny, word
 from test_tables import Study
 
 from karipap_core import jobs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json

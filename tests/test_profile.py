@@ -12,12 +12,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from karipap_core import profile as profile_module
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.networks import NETWORKS
-from karipap_core.networks.base import Metric
 from karipap_core.profile import Profile, build_profile, profile_key, profile_settings, table, unfold
-from karipap_core.spectrum import entropy, null_entropy
+from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.null import null_entropy
+from karipap_core.spectra.spectrum import entropy
 from karipap_core.text import Text
 
 HIDDEN, WIDE, VOCABULARY = 12, 20, 30

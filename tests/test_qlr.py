@@ -9,11 +9,12 @@ from test_networks import damped, gaussian, metrics, plain_error
 
 from karipap_core.errors import InputError
 from karipap_core.networks import spec_from_json
-from karipap_core.networks.base import Metric
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.qlr import Qlr
-from karipap_core.quantize import Format, on_grid
-from karipap_core.quantize_cores import quantize_cores, values
+from karipap_core.networks.stored import quantize_cores, values
+from karipap_core.quantization.formats import Format
+from karipap_core.quantization.rounding import on_grid
+from karipap_core.spectra.metric import Metric
 
 
 def alone(W, metric, bits):

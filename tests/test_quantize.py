@@ -5,22 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core.errors import InputError
-from karipap_core.quantize import (
+from karipap_core.quantization.formats import Format, Quantized, from_tensors, pack, stored_shapes, unpack
+from karipap_core.quantization.rounding import (
     SHRINKS,
     SMALLEST,
-    Format,
-    Quantized,
-    from_tensors,
     inverse_factor,
     on_grid,
-    pack,
     quantize_by_factor,
     quantize_fp8,
     quantize_gptq,
     quantize_rounding,
     quantize_rtn,
-    stored_shapes,
-    unpack,
 )
 
 

@@ -16,8 +16,10 @@ from karipap_core.networks import NETWORKS, Metric, spec_from_json
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
-from karipap_core.quantize import Float8, Quantized, quantize_gptq, quantize_rounding, quantize_rtn
-from karipap_core.quantize_cores import column_moment, input_factor, quantize_cores, rotation, values
+from karipap_core.networks.stored import column_moment, quantize_cores, rotation, values
+from karipap_core.quantization.formats import Float8, Quantized
+from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.rounding import quantize_gptq, quantize_rounding, quantize_rtn
 
 FORMATS = ["int4", "int3g16", "int2"]
 

@@ -7,7 +7,7 @@ import architectures
 import pytest
 
 from karipap_core import evaluate, pipeline
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.plan import Plan, model_entry
 from karipap_core.run import run

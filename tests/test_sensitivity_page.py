@@ -8,7 +8,7 @@ from architectures import make
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import layer_sensitivity as core
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan import model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karipap_core import spectrum
 from karipap_core.errors import InputError
+from karipap_core.spectra import describe, null, spectrum
 
 RNG = np.random.default_rng(7)
 
@@ -177,13 +177,13 @@ def test_nearly_pure_entropy_keeps_its_digits():
 
 def test_zero_matrix():
     sigma = np.zeros(5)
-    numbers = spectrum.describe(sigma, (5, 8))
+    numbers = describe.describe(sigma, (5, 8))
     assert {field for field, value in numbers.items() if value != 0} == {"null_entropy", "null_deviation", "excess"}
     assert spectrum.tail(sigma).tolist() == [0] * 6
 
 
 def test_single_row_is_normalized_to_zero_without_nan():
-    numbers = spectrum.describe(spectrum.singular_values(normal(1, 9), "cpu"), (1, 9))
+    numbers = describe.describe(spectrum.singular_values(normal(1, 9), "cpu"), (1, 9))
     assert numbers["normalized_entropy"] == 0 and numbers["null_entropy"] == 0 and numbers["excess"] == 0
     assert all(math.isfinite(value) for value in numbers.values())
 
@@ -247,8 +247,8 @@ def test_thin_keeps_ends_and_at_most_the_asked_points():
 
 @pytest.mark.parametrize(("shape", "known"), [((64, 64), 3.6529), ((384, 384), 5.4497), ((384, 1536), 5.8251)])
 def test_null_entropy_meets_the_published_simulation(shape, known):
-    assert spectrum.null_entropy(*shape) == pytest.approx(known, abs=3e-4)
-    assert spectrum.null_entropy(*shape[::-1]) == spectrum.null_entropy(*shape)
+    assert null.null_entropy(*shape) == pytest.approx(known, abs=3e-4)
+    assert null.null_entropy(*shape[::-1]) == null.null_entropy(*shape)
 
 
 @pytest.mark.parametrize(
@@ -261,28 +261,28 @@ def test_null_against_draws_of_its_own(m, n, draws):
     p /= p.sum(axis=1, keepdims=True)
     entropies = -(p * np.log(p)).sum(axis=1)
     spread = entropies.std()
-    assert abs(spectrum.null_entropy(m, n) - entropies.mean()) < 4 * spread / math.sqrt(draws) + 5e-4
-    assert spectrum.null_deviation(m, n) == pytest.approx(spread, rel=0.3 if draws < 100 else 0.15)
+    assert abs(null.null_entropy(m, n) - entropies.mean()) < 4 * spread / math.sqrt(draws) + 5e-4
+    assert null.null_deviation(m, n) == pytest.approx(spread, rel=0.3 if draws < 100 else 0.15)
     left = 1 - np.cumsum(p, axis=1).mean(axis=0)
-    assert spectrum.null_tail(m, n)[1:] == pytest.approx(left, abs=0.12 / m + 1e-3)
+    assert null.null_tail(m, n)[1:] == pytest.approx(left, abs=0.12 / m + 1e-3)
 
 
 def test_null_tail_ends_and_known_points():
     for m, n in [(1, 1), (1, 10**6), (3, 5), (17, 10**7), (512, 512), (4096, 11008)]:
-        left = spectrum.null_tail(m, n)
+        left = null.null_tail(m, n)
         assert len(left) == m + 1 and left[0] == pytest.approx(1) and left[-1] == pytest.approx(0, abs=1e-12)
         assert np.all(np.diff(left) < 0)
     # retained energy at a fraction of the parameters, simulated elsewhere: (side, side, fraction, retained)
     known = [(1000, 1000, 0.1, 0.172), (1000, 1000, 0.3, 0.433), (1000, 1000, 0.7, 0.760), (1000, 4000, 0.3, 0.413)]
     for m, n, fraction, retained in known:
         chi = round(fraction * m * n / (m + n))
-        assert 1 - spectrum.null_tail(m, n)[chi] == pytest.approx(retained, abs=3e-3)
+        assert 1 - null.null_tail(m, n)[chi] == pytest.approx(retained, abs=3e-3)
 
 
 def test_marchenko_pastur_is_a_density_and_fits_a_histogram():
     for m, n in [(300, 300), (200, 800)]:
         grid = np.linspace(0, 2.1 * math.sqrt(n), 20001)
-        density = spectrum.marchenko_pastur(grid, (m, n), 1.0)
+        density = null.marchenko_pastur(grid, (m, n), 1.0)
         step = grid[1] - grid[0]
         assert density.sum() * step == pytest.approx(1, abs=2e-3)
         assert (grid**2 * density).sum() * step == pytest.approx(n, rel=1e-3)  # mean of sigma^2 is n
@@ -291,7 +291,7 @@ def test_marchenko_pastur_is_a_density_and_fits_a_histogram():
             inside = (grid >= low * math.sqrt(n)) & (grid < high * math.sqrt(n))
             share = np.mean((sigma >= low * math.sqrt(n)) & (sigma < high * math.sqrt(n)))
             assert density[inside].sum() * step == pytest.approx(share, abs=0.02)
-    assert np.all(spectrum.marchenko_pastur(np.linspace(0, 3, 5), (4, 5), 0.0) == 0)
+    assert np.all(null.marchenko_pastur(np.linspace(0, 3, 5), (4, 5), 0.0) == 0)
 
 
 def test_planted_signals_are_the_spikes():
@@ -301,28 +301,28 @@ def test_planted_signals_are_the_spikes():
     noise = deviation * normal(m, n)
     edge = deviation * (math.sqrt(m) + math.sqrt(n))
     sigma = spectrum.singular_values(noise + (u * (3 * edge)) @ v.T, "cpu")
-    count, share = spectrum.spikes(sigma, (m, n))
+    count, share = null.spikes(sigma, (m, n))
     assert count == 4
     assert share == pytest.approx((sigma[:4] ** 2).sum() / (sigma**2).sum())
-    assert spectrum.bulk_deviation(sigma, (m, n)) == pytest.approx(deviation, rel=0.02)
-    assert spectrum.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=0.02)
+    assert null.bulk_deviation(sigma, (m, n)) == pytest.approx(deviation, rel=0.02)
+    assert null.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=0.02)
 
 
 def test_the_edge_parts_spikes_from_bulk():
     m, n = 300, 500
-    sigma = np.sqrt(-np.diff(spectrum.null_tail(m, n)) * m * n)  # noise of deviation 1 as expected, all below the edge
+    sigma = np.sqrt(-np.diff(null.null_tail(m, n)) * m * n)  # noise of deviation 1 as expected, all below the edge
     edge = math.sqrt(m) + math.sqrt(n)
-    assert spectrum.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=1e-9)
-    counts = [spectrum.spikes([factor * edge, *sigma[1:]], (n, m))[0] for factor in (1.0, 1.005, 1.02, 1.1)]
+    assert null.bulk_edge(sigma, (m, n)) == pytest.approx(edge, rel=1e-9)
+    counts = [null.spikes([factor * edge, *sigma[1:]], (n, m))[0] for factor in (1.0, 1.005, 1.02, 1.1)]
     assert counts == [0, 0, 1, 1]  # the 99 % fluctuation of the largest is 1.2 % of the edge at this size
 
 
 def test_noise_has_no_spikes():
-    counts = [spectrum.spikes(reference_sigma(normal(60, 90)), (60, 90))[0] for _ in range(100)]
+    counts = [null.spikes(reference_sigma(normal(60, 90)), (60, 90))[0] for _ in range(100)]
     assert np.mean(counts) < 0.1
 
 
 def test_without_a_bulk_everything_but_rounding_stands_out():
     matrix = normal(400, 5) @ normal(5, 300)
     sigma = spectrum.singular_values(matrix, "cpu")
-    assert spectrum.spikes(sigma, matrix.shape) == (5, pytest.approx(1))
+    assert null.spikes(sigma, matrix.shape) == (5, pytest.approx(1))

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from karipap_core import InputError, networks
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.hf import densify, load_model, replaced, sites, write_compressed
 from karipap_core.networks import Metric, Spec, spec_from_json
 from karipap_core.networks.dense import Dense
@@ -23,7 +23,7 @@ from karipap_core.networks.embedding import TensorNetworkEmbedding
 from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.tree import fit_group, group_specs
 from karipap_core.plan import Plan, model_entry
-from karipap_core.quantize import quantize_rounding
+from karipap_core.quantization.rounding import quantize_rounding
 from karipap_core.records import sums_of
 from karipap_core.verify import verify
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from karipap_core.calibrate import Calibration
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.curves import Kind, build_curves, save_curves
 from karipap_core.errors import InputError
 from karipap_core.workspace import Workspace
@@ -314,7 +314,7 @@ def test_an_entry_that_is_no_option_stays_as_it_is(mixed):
 def test_the_pages_offer_what_the_core_has():
     from karipap_core import planning
     from karipap_core.networks import NETWORKS
-    from karipap_core.quantize import Format
+    from karipap_core.quantization.formats import Format
 
     assert tables.NETWORKS == (*NETWORKS, "auto")
     assert tables.EMBEDDINGS == planning.EMBEDDINGS

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core import InputError
-from karipap_core.checkpoint import Weight
+from karipap_core.checkpoint.model import Weight
 from karipap_core.networks import Metric, spec_from_json
 from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tree import SHARES, Tree, fit_group, group_curve, group_names, group_specs, side_of
 from karipap_core.networks.tree_edges import edge_spectra, group_profile
 from karipap_core.networks.tree_fit import price, settle, start, sweep
-from karipap_core.spectrum import entropy
+from karipap_core.spectra.spectrum import entropy
 
 METRICS = ["weight", "functional", "loss"]
 

@@ -12,7 +12,7 @@ from architectures import make
 from safetensors.torch import load_file, save_file
 
 from karipap_core import cli
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS

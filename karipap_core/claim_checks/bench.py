@@ -12,7 +12,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.mpo import Mpo
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize import quantize_rtn
+from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.study import Study
 
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.

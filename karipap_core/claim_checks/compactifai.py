@@ -21,7 +21,7 @@ from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.progress import Progress
-from karipap_core.quantize import quantize_gptq, quantize_rtn
+from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 from karipap_core.study import Study
 
 

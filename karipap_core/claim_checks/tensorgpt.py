@@ -10,7 +10,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tt_embedding import TtEmbedding
 from karipap_core.progress import Progress
-from karipap_core.quantize import quantize_rtn
+from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.study import Study
 
 

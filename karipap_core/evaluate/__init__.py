@@ -10,7 +10,7 @@ from karipap_core.evaluate.fidelity import EncoderSample, measure, output_fideli
 from karipap_core.evaluate.perplexity import Sample, tokenize
 from karipap_core.evaluate.speed import measure_memory, measure_speed
 from karipap_core.progress import Progress, silent
-from karipap_core.spectrum import pick_device
+from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import environment
@@ -130,7 +130,7 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
 
     Adds a sentence to `notes` where nothing can be compared, or where `against` is not what the plan was made for.
     """
-    from karipap_core.checkpoint import open_checkpoint
+    from karipap_core.checkpoint.open import open_checkpoint
 
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     plan = (config.get("quantization_config") or {}).get("plan")

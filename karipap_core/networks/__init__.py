@@ -3,7 +3,8 @@
 from typing import Any
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec
+from karipap_core.networks.base import Spec
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.disentangled import Disentangled
 from karipap_core.networks.lowrank import LowRank
@@ -13,6 +14,7 @@ from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.structured import Structured
 from karipap_core.networks.tree import Tree
 from karipap_core.networks.tt_embedding import TtEmbedding
+from karipap_core.spectra.metric import Metric
 
 NETWORKS: dict[str, type[Spec]] = {
     network.network: network for network in (LowRank, Mpo, Qlr, Peps, Disentangled, Tree)

@@ -12,15 +12,8 @@ from torch.utils._pytree import tree_map
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
-from karipap_core.quantize import (
-    Float8,
-    Format,
-    Quantized,
-    from_tensors,
-    quantize_rounding,
-    stored_shapes,
-    unpack,
-)
+from karipap_core.quantization.formats import Float8, Format, Quantized, from_tensors, stored_shapes, unpack
+from karipap_core.quantization.rounding import quantize_rounding
 
 RUNTIMES = ("cores", "dense")
 INDEX = "index"

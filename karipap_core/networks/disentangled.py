@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, factorize, outside_in, tails
+from karipap_core.networks.base import Spec, factorize, outside_in, tails
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, squared_singular_values, to_sites
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 # Metric error over the SVD's at equal parameters, loss metric, kept .15 / .3 / .6, by layers: a query (256×256) of the
 # demo model L = 0 .81 / 1.19 / 3.4, 1 .77 / 1.09 / 3.0, 2 .56 / .91 / 2.9, 4 .47 / .82 / 2.9; a value (128×256)

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, tails
+from karipap_core.networks.base import Spec, tails
+from karipap_core.networks.curve import Curve
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 
 @dataclass(frozen=True)

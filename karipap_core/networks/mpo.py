@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, factorize, outside_in, tails
+from karipap_core.networks.base import Spec, factorize, outside_in, tails
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.refine import ROUNDS, refine
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 # The default is two sites, out (n_out, 1) and in (2, n_in / 2): a core (n_out, 2, χ) with one map for either half of
 # the inputs and a core (χ, n_in / 2) that both halves share. Of the factorizations tried at equal parameters on eight

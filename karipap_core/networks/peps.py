@@ -21,11 +21,13 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, factorize, sizes
+from karipap_core.networks.base import Spec, factorize, sizes
 from karipap_core.networks.contraction import Legs, contract, follow, order
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
 from karipap_core.networks.peps_fit import fit
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 # The default on 2 × 2 has the rows' digits on the upper sites, (4, n_out / 4), and the columns' on the lower ones,
 # (4, n_in / 4): the cut (out | in) then has the bonds' D² values, and each pair of sites is a factored basis. On a

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from karipap_core.networks.base import Metric, Spec
+from karipap_core.networks.base import Spec
 from karipap_core.networks.lattice import Sites, snake, snake_bonds
 from karipap_core.networks.mpo import balance, to_sites, tt_svd
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 RIDGE = 1e-9  # of the mean diagonal: environments of a closed network are nearly singular
 NOISE = 0.1  # what opens the bonds that a start leaves empty, in units of its own entries

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, tails
+from karipap_core.networks.base import Spec, tails
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.progress import Progress, silent
-from karipap_core.quantize import Format
+from karipap_core.quantization.formats import Format
+from karipap_core.spectra.metric import Metric
 
 LADDER = (64, 32, 16, 8, 4)  # ranks at which Q is fitted, as parts of the full rank
 TURNS = 2
@@ -109,7 +111,7 @@ class Qlr(Spec):
             yield squares[self.chi[0] :].sum().item(), [Q]
 
     def _stored(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
-        from karipap_core.quantize_cores import quantize_cores, values  # which knows this network
+        from karipap_core.networks.stored import quantize_cores, values
 
         rounded, low_rank = _rounder(metric, self.bits, W.device), self.low_rank
 
@@ -203,7 +205,7 @@ def _ladder(W: torch.Tensor) -> list[int]:
 
 def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Matrix (out, in) → Q dequantized, float64, by GPTQ under the damped C."""
-    from karipap_core.quantize_cores import gptq, input_factor
+    from karipap_core.quantization.gptq import gptq, input_factor
 
     U = input_factor(metric, device)
     return lambda matrix: gptq(matrix, bits, U).dense().double()

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from karipap_core.networks.base import Metric
 from karipap_core.networks.kronecker import Factored
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 EVALUATIONS = 24  # in a round: what lies between two exact measurements of the error
 MEMORY = 20  # steps that L-BFGS remembers: 5 end within 3 % of 20 and 60 does no better

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Metric
 from karipap_core.networks.contraction import contract
 from karipap_core.networks.mpo import to_sites
 from karipap_core.networks.peps import Peps
@@ -22,7 +21,9 @@ from karipap_core.networks.refine import refine
 from karipap_core.networks.trg import METHODS as BLOCKINGS
 from karipap_core.networks.trg import contract as renormalized
 from karipap_core.progress import Progress, silent
-from karipap_core.spectrum import entropy, null_entropy, singular_values
+from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.null import null_entropy
+from karipap_core.spectra.spectrum import entropy, singular_values
 
 EXACT_SITES = 9  # up to here environments are contracted exactly
 CHI = 24  # of `trg` where nobody says otherwise

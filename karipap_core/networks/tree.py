@@ -26,13 +26,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from karipap_core.checkpoint import Weight
+from karipap_core.checkpoint.model import Weight
+from karipap_core.checkpoint.roles import role_of
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec
+from karipap_core.networks.base import Spec
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tree_fit import Branches, View, edge_squares, settle, split, start, sweep
 from karipap_core.progress import Progress, silent
-from karipap_core.roles import role_of
+from karipap_core.spectra.metric import Metric
 
 SHARES = ("in", "out", "both", "all")
 GRID = 24  # values of χ_g that a curve tries

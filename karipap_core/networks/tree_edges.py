@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from karipap_core.networks.base import Metric
 from karipap_core.networks.tree import Tree, chain
 from karipap_core.networks.tree_fit import View, left, mean_factor, right
-from karipap_core.spectrum import entropy, null_entropy
+from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.null import null_entropy
+from karipap_core.spectra.spectrum import entropy
 
 
 def edge_spectra(specs: Sequence[Tree], cores: Sequence[Sequence[torch.Tensor]]) -> dict[str, list[np.ndarray]]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from karipap_core.networks.base import Metric
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric
 
 SWEEPS = 8
 TOLERANCE = 1e-4  # of the error: a sweep that gains less is the last

@@ -18,10 +18,12 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Curve, Metric, Spec, damped_factor, factorize, outside_in
+from karipap_core.networks.base import Spec, factorize, outside_in
+from karipap_core.networks.curve import Curve
 from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, estimated_error
 from karipap_core.networks.refine import refine
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.metric import Metric, damped_factor
 
 FORMS = ("table", "token")
 # Two sites came nearest to the table of the ways tried, in both forms. The demo model's table, kept .27, error plain /

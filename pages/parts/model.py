@@ -13,7 +13,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core.checkpoint import Checkpoint, open_checkpoint
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.workspace import Workspace
 from pages.parts import common, job

@@ -16,7 +16,7 @@ from karipap_core import allocate
 from karipap_core.calibrate import Calibration, group_of
 from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
-from karipap_core.spectrum import METRICS
+from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from pages.parts import chi_board, measured, profiles

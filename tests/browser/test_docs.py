@@ -7,7 +7,7 @@ import shutil
 import conftest as shared
 import pytest
 
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.claims import results
 from karipap_core.workspace import Workspace
 

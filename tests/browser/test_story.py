@@ -9,7 +9,7 @@ import conftest as shared
 import pytest
 
 from karipap_core import jobs
-from karipap_core.checkpoint import open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan import Plan, model_entry
 from karipap_core.workspace import Workspace
 

@@ -80,3 +80,6 @@ def listing_key(name: str, layer: int | None, expert: int | None, role: str) -> 
     group = 1 if layer is not None else 0 if role in ("embed", "position", "token_type") else 2
     rank = ORDER.index(role) if role in ORDER else len(ORDER)
     return (group, layer or 0, -1 if expert is None else expert, rank, natural)
+
+
+TABLES = ("embed", "head")  # roles outside the blocks that may become networks

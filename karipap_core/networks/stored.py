@@ -9,25 +9,19 @@ L-BFGS (networks/refine.py).
 
 import math
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.base import Metric, Spec
+from karipap_core.networks.base import Spec
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.refine import refine
-from karipap_core.quantize import (
-    Float8,
-    Format,
-    Quantized,
-    inverse_factor,
-    on_grid,
-    quantize_by_factor,
-    quantize_rounding,
-)
+from karipap_core.quantization.formats import Format
+from karipap_core.quantization.gptq import Stored, gptq, input_factor
+from karipap_core.quantization.rounding import inverse_factor, quantize_rounding
+from karipap_core.spectra.metric import Metric
 
 PROBES, MOST_PROBES = 32, 256
 MOST_COLUMNS = 1024
@@ -35,11 +29,6 @@ REFIT_ROUNDS = 2
 METHODS = ("gptq", "rtn")
 DAMPING = 1e-6  # of an exact H: it is made of moments that are damped already, this is against cores with empty rows
 PROBED_DAMPING = 0.01  # of an estimated one
-
-# All Qs and Rs of one weight are rounded under one C.
-_input_factors: WeakKeyDictionary[Metric, dict[str, torch.Tensor | None]] = WeakKeyDictionary()
-
-Stored = Quantized | Float8 | torch.Tensor
 
 
 @torch.no_grad()
@@ -91,29 +80,11 @@ def _same(spec: Spec, stored: Sequence[Stored], cores: Sequence[torch.Tensor]) -
     return all(torch.equal(a, b.to(a.dtype)) for a, b in zip(values(spec, stored), cores, strict=True))
 
 
-def input_factor(metric: Metric, device: torch.device) -> torch.Tensor | None:
-    """`quantize.inverse_factor` of the damped C, kept as long as the metric lives; None is the identity."""
-    kept = _input_factors.setdefault(metric, {})
-    if str(device) not in kept:
-        C = metric.damped("C", device)
-        kept[str(device)] = None if C is None else inverse_factor(C, 0)
-    return kept[str(device)]
-
-
 def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
     form = spec.formats[index]
     if form in (None, "index"):
         return core
     return quantize_rounding(core.reshape(spec.core_matrix(index)), form)
-
-
-def gptq(matrix: torch.Tensor, name: str, U: torch.Tensor | None) -> Quantized | Float8:
-    """Calibrated under the H that U is the `inverse_factor` of (None: the identity). 8 bits are rounded to nearest:
-    calibration has nothing left to win there. What is on the grid already stays."""
-    form = Format.parse(name)
-    if U is None or form.bits == 8:
-        return quantize_rounding(matrix, name)
-    return on_grid(matrix, name) or quantize_by_factor(matrix, form.bits, form.group, U)
 
 
 def rotation(chi: int) -> torch.Tensor:

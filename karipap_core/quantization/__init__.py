@@ -1,0 +1,1 @@
+"""Numbers in few bits: formats and packing, rounding to nearest, GPTQ."""

@@ -1,0 +1,1 @@
+"""Singular spectra, what a random matrix of the same shape would show, and the metric that errors are measured in."""
