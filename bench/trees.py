@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from karipap_core.networks.tree import group_curve
-from karipap_core.networks.tree_edges import lowrank_line
+from karipap_core.networks.tree.edges import lowrank_line
+from karipap_core.networks.tree.network import group_curve
 from karipap_core.study import Study
 
 MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"

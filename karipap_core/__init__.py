@@ -17,7 +17,7 @@ _REGISTRY = "transformers.quantizers.auto"
 
 
 def _register() -> None:
-    from karipap_core.quantizer import register
+    from karipap_core.models.quantizer import register
 
     register()
 

@@ -157,7 +157,8 @@ class _Sums:
 
 def _collect(moments: Moments, group: list) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """One pass of forward and backward over the calibration windows for the weights of one group."""
-    from karipap_core.hf import load_model, observe, sites
+    from karipap_core.models.load import load_model
+    from karipap_core.models.sites import observe, sites
 
     checkpoint, settings = moments.checkpoint, moments.settings
     model, tokenizer = load_model(checkpoint, device=moments.device)

@@ -32,7 +32,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     the verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
     this checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
-    from karipap_core.hf import write_compressed
+    from karipap_core.folder import write_compressed
 
     began, out, checkpoint = time.monotonic(), Path(out), study.checkpoint
     plan.check(checkpoint, force)

@@ -153,7 +153,7 @@ def _listed(chi, specs, errors, total: float) -> WeightCurve:
 
 def build_group_curves(checkpoint, weights, kind: Kind, decompositions, progress: Progress = silent):
     """[GroupCurve] of `tree`: one for each group of weights that share cores, quantized where the kind says so."""
-    from karipap_core.networks.tree import group_curve, group_names
+    from karipap_core.networks.tree.network import group_curve, group_names
 
     groups, curves = group_names(weights), []
     for index, members in enumerate(groups):

@@ -84,7 +84,7 @@ class Decompositions:
             return self._kept(
                 _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress or silent))
             )
-        from karipap_core.networks.tree import fit_group
+        from karipap_core.networks.tree.network import fit_group
 
         mates = [replace(spec, at=index) for index in range(len(spec.members))]
         if not self._has(_key(name, spec)):

@@ -75,7 +75,7 @@ class DenseFallback:
     def _load(self, side: str) -> tuple:
         import torch
 
-        from karipap_core.hf import load_model
+        from karipap_core.models.load import load_model
 
         if side == "dense":
             self._check_dense()
@@ -159,7 +159,7 @@ def _answer(fallback: DenseFallback) -> dict:
     """What the served model makes of fixed ids: its networks, whether its output is finite, and what it answers."""
     import torch
 
-    from karipap_core.networks.cores import CoresModule
+    from karipap_core.layers.cores import CoresModule
 
     model, _ = fallback.load()
     ids = (torch.arange(PROBE_TOKENS) * 7919 % model.config.get_text_config().vocab_size)[None].to(fallback.device)
@@ -176,7 +176,7 @@ def _is_checkpoint(fallback: DenseFallback) -> bool:
     """Whether the weights in memory are those on disk."""
     import torch
 
-    from karipap_core.hf import sites
+    from karipap_core.models.sites import sites
 
     model, _ = fallback.load()
     checkpoint = open_checkpoint(fallback.dense)

@@ -138,9 +138,9 @@ def densify(
 
 def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, TensorInfo]:
     """The cores in a weight's file, checked against its entry in the plan."""
+    from karipap_core.layers.cores import stored_tensors
+    from karipap_core.layers.embedding import looked_up
     from karipap_core.networks import spec_from_json
-    from karipap_core.networks.cores import stored_tensors
-    from karipap_core.networks.embedding import looked_up
 
     complaint = f"Plan, weight {weight.name}:"
     if not weight.compressible and weight.role not in TABLES:
@@ -188,7 +188,7 @@ def _untied(checkpoint: Checkpoint, plan: dict, weights: list[Weight]) -> dict[s
     tables = [weight for weight in weights if weight.role in TABLES]
     if not tables or wanted != "untie":
         return {}
-    from karipap_core.hf import tied_tables
+    from karipap_core.models.sites import tied_tables
 
     tied = tied_tables(checkpoint)
     return {head: weight.tensor for weight in tables for head in tied.get(weight.name, ())}
@@ -273,7 +273,7 @@ def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, st
 
 def _core(checkpoint: Checkpoint, name: str, spec, k: int):
     """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
-    from karipap_core.networks.cores import INDEX, dequantized
+    from karipap_core.layers.cores import INDEX, dequantized
     from karipap_core.quantization.formats import stored_shapes
 
     form, core = spec.formats[k], f"{name}.cores.{k}"

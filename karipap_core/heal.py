@@ -158,7 +158,7 @@ class _Patient:
 
     def load(self, device) -> tuple[torch.nn.Module, object | None]:
         """The compressed model and a tokenizer, the dense model's where the folder has none."""
-        from karipap_core.hf import load_model, load_tokenizer
+        from karipap_core.models.load import load_model, load_tokenizer
 
         model, tokenizer = load_model(self.checkpoint, device=str(device))
         if tokenizer is None and self.source is not None and Path(self.source).is_dir():
@@ -166,7 +166,7 @@ class _Patient:
         return model, tokenizer
 
     def load_dense(self, device) -> torch.nn.Module:
-        from karipap_core.hf import load_model
+        from karipap_core.models.load import load_model
 
         return load_model(self.source, device=str(device))[0].requires_grad_(False)
 
@@ -253,7 +253,7 @@ def _train_dense(
 ) -> dict:
     """The dense model's own weights, those that the plan compresses, given the same training by next-token loss."""
     from karipap_core.heal_loop import Training, validation_loss
-    from karipap_core.modules import sites
+    from karipap_core.models.sites import sites
 
     if patient.source is None:
         raise InputError("There is no dense model to compare with: name it with --distill.")
@@ -331,7 +331,7 @@ def _enough(text: Text, tokens: int, seed: int) -> Text:
 
 def _fast(model, settings: Settings) -> None:
     """Layers whose cores take more multiply-adds than their matrix form it in each pass: the same numbers, sooner."""
-    from karipap_core.networks.linear import TensorNetworkLinear
+    from karipap_core.layers.linear import TensorNetworkLinear
 
     tokens = settings.tokens // settings.accumulate
     for module in model.modules():

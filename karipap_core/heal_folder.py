@@ -12,8 +12,8 @@ from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
 from karipap_core.errors import InputError
 from karipap_core.folder import CORE, SHARD_BYTES, WORDS, _bytes, _entry, _new_folder, _write
 from karipap_core.heal_loop import like
-from karipap_core.modules import Names
-from karipap_core.networks.cores import Cores, CoresModule, Packed
+from karipap_core.layers.cores import Cores, CoresModule, Packed
+from karipap_core.models.sites import Names
 from karipap_core.records import KINDS, REPORT, sums_of
 from karipap_core.workspace.files import write_json
 

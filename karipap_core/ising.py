@@ -68,7 +68,7 @@ def solve(
     dimensions of the model (`DIMENSIONS`), below T_c the first goes to 0 (two ordered states), above all grow
     (Gu and Wen, PRB 80, 155131, 2009). InputError for T ≤ 0, χ < 1, an unknown method, a side that is no power of two.
     """
-    from karipap_core.networks.trg import finish, rounds
+    from karipap_core.networks.peps.trg import finish, rounds
     from karipap_core.spectra.spectrum import pick_device
 
     tensor, scale = boltzmann(temperature, pick_device(device))

@@ -32,7 +32,7 @@ class Probe:
     """
 
     def __init__(self, model, checkpoint, windows: torch.Tensor, memory_bytes: int = 2 << 30) -> None:
-        from karipap_core.hf import sites
+        from karipap_core.models.sites import sites
 
         self.model, self.kind = model, checkpoint.kind
         self.device = next(model.parameters()).device

@@ -299,7 +299,7 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
         spectra[f"{weight.name}|{name}"] = sigma
         row["spectra"][name] = describe(sigma, weight.shape) | ({"damping": damping} if damping else {})
         if lattice is not None:
-            from karipap_core.networks.renormalize import bond_profile
+            from karipap_core.networks.peps.renormalize import bond_profile
 
             row["lattice"]["bonds"][name] = bond_profile(whitened, lattice)
         for cut in row["bonds"]:
@@ -312,15 +312,15 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
 
 def _lattice(shape: tuple[int, int]):
     """The default lattice of a shape."""
-    from karipap_core.networks.peps import Peps
+    from karipap_core.networks.peps.network import Peps
 
     return Peps.for_shape(*shape, 1)
 
 
 def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, progress: Progress) -> list[dict]:
     """Entropy of every edge of the tree over each group of layers; finished groups are kept beside the weights."""
-    from karipap_core.networks.tree import group_names
-    from karipap_core.networks.tree_edges import group_profile
+    from karipap_core.networks.tree.edges import group_profile
+    from karipap_core.networks.tree.network import group_names
     from karipap_core.spectra.metric import Metric
 
     groups = group_names(checkpoint.weights)

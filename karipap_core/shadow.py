@@ -51,7 +51,7 @@ def shadow(
     import torch
 
     from karipap_core.evaluate.fidelity import divergence
-    from karipap_core.hf import load_model
+    from karipap_core.models.load import load_model
     from karipap_core.spectra.spectrum import pick_device
 
     settings_of(folder)

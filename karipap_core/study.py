@@ -102,7 +102,7 @@ class Study:
     @cached_property
     def weights(self) -> list:
         """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
-        from karipap_core.hf import reachable
+        from karipap_core.models.sites import reachable
 
         file = self.folder / "reachable.json"
         if not file.exists():
@@ -113,7 +113,7 @@ class Study:
     @cached_property
     def tables(self) -> list:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
-        from karipap_core.hf import reachable
+        from karipap_core.models.sites import reachable
 
         file = self.folder / "tables.json"
         if not file.exists():
@@ -134,7 +134,7 @@ class Study:
 
     @cached_property
     def model(self):
-        from karipap_core.hf import load_model
+        from karipap_core.models.load import load_model
 
         return load_model(self.checkpoint, device=self.device)
 

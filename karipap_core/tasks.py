@@ -161,7 +161,7 @@ def measure_folders(
     Models are loaded one after the other, and only where a task has yet to be measured. `folder` and `dense` as
     `evaluate_folder` has them. Raises InputError for an encoder.
     """
-    from karipap_core.hf import load_model, load_tokenizer
+    from karipap_core.models.load import load_model, load_tokenizer
 
     def one(model, spare=None):
         checkpoint = causal(model)
@@ -202,7 +202,7 @@ def home(checkpoint) -> Path:
 
 def identity(checkpoint) -> str:
     """What tells a model from others: its tensors, its config and its tokenizer."""
-    from karipap_core.hf import TOKENIZERS
+    from karipap_core.models.load import TOKENIZERS
 
     names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
     files = [home(checkpoint) / name for name in names]

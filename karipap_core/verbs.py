@@ -373,7 +373,7 @@ def sweep(args, progress) -> dict:
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
 )
 def densify(args, progress) -> dict:
-    from karipap_core.hf import densify as write
+    from karipap_core.folder import densify as write
 
     note = "An ordinary dense folder gives back quality but not memory: it is as large, and needs as much memory and "
     note += "time, as the original. What stays small is the compressed folder."

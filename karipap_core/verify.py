@@ -107,7 +107,7 @@ def verify(
 
 def loader(folder: str | Path) -> str:
     """Ten lines of Python that load the folder and use it, where `karipap_core` can be imported."""
-    from karipap_core.hf import TOKENIZERS
+    from karipap_core.models.load import TOKENIZERS
 
     folder = Path(folder).absolute()
     config = _config_of(folder)
@@ -203,7 +203,7 @@ def _tensors(
     import torch
 
     from karipap_core.folder import WORDS
-    from karipap_core.networks.cores import stored_tensors
+    from karipap_core.layers.cores import stored_tensors
 
     words = {torch.uint8: "U8", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
     original, wrong, cores = settings.get("original") or {}, {}, set()
@@ -253,7 +253,7 @@ def _copied_wrong(checkpoint: Checkpoint, plan: Plan, dense: Checkpoint, others:
         elif weight.name in changed:
             wanted.pop(weight.tensor, None)
     if plan.unties(dense):
-        from karipap_core.hf import tied_tables
+        from karipap_core.models.sites import tied_tables
 
         for table, heads in tied_tables(dense).items():
             info = dense.tensors[dense.weight(table).tensor]
@@ -328,8 +328,9 @@ def _difference(folder, plan, dense, core_files, checkpoint, device) -> tuple[fl
     """(‖a − b‖ / ‖b‖ of the logits, how much is allowed)."""
     import torch
 
-    from karipap_core.hf import load_model, sites
-    from karipap_core.networks.cores import CoresModule
+    from karipap_core.layers.cores import CoresModule
+    from karipap_core.models.load import load_model
+    from karipap_core.models.sites import sites
 
     dtype, allowed = _affordable(checkpoint, plan)
     live, _ = load_model(folder, dtype=dtype, device=device)
@@ -403,7 +404,7 @@ def _matrices(plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path]
 
 def _cores(spec, name: str, read: Callable) -> list:
     """The cores of one weight, float64, or integers."""
-    from karipap_core.networks.cores import INDEX, dequantized
+    from karipap_core.layers.cores import INDEX, dequantized
     from karipap_core.quantization.formats import stored_shapes
 
     cores = []

@@ -8,7 +8,7 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.evaluate.perplexity import perplexity
-from karipap_core.hf import load_model
+from karipap_core.models.load import load_model
 from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.study import Study
 from karipap_core.text import Text

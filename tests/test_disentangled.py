@@ -11,21 +11,16 @@ from hypothesis import strategies as st
 
 from karipap_core import InputError
 from karipap_core.networks import Metric, spec_from_json
-from karipap_core.networks.disentangled import (
-    Disentangled,
+from karipap_core.networks.disentangled import Disentangled, disentangle, rank_bound, sweep, sweep_gates, veto
+from karipap_core.networks.gates import (
     Place,
     angle_count,
     angles_of,
     brickwork,
-    disentangle,
     gates_of,
     nearest_rotation,
-    rank_bound,
     rotation_log,
-    sweep,
-    sweep_gates,
     turn,
-    veto,
 )
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo

@@ -15,13 +15,14 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import TABLES
-from karipap_core.hf import densify, load_model, observe, reachable, replaced, sites
-from karipap_core.modules import place
+from karipap_core.folder import densify
+from karipap_core.layers.cores import Packed
+from karipap_core.layers.embedding import TensorNetworkEmbedding
+from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import observe, place, reachable, replaced, sites
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
-from karipap_core.networks.cores import Packed
 from karipap_core.networks.dense import Dense
-from karipap_core.networks.embedding import TensorNetworkEmbedding
-from karipap_core.networks.linear import TensorNetworkLinear
 
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 TIED = ("llama", "gpt2", "gpt2_bare", "gemma", "gemma2", "opt", "falcon", "qwen3")

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.hf import load_model, sites
+from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import sites
 from karipap_core.networks import NETWORKS
-from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.stored import values
-from karipap_core.networks.tree import group_names, group_specs
+from karipap_core.networks.tree.network import group_names, group_specs
 from karipap_core.plan import Plan, model_entry
 from karipap_core.study import Study
 from karipap_core.workspace import Workspace

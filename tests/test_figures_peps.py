@@ -54,7 +54,7 @@ def test_bonds_join_their_sites_and_are_as_thick_as_their_entropy():
 
 
 def test_the_ends_are_those_of_the_lattice_itself():
-    from karipap_core.networks.lattice import lattice
+    from karipap_core.networks.peps.lattice import lattice
 
     for grid, periodic in (((2, 2), False), ((2, 3), False), ((3, 3), True), ((1, 3), True), ((4, 2), True)):
         bonds = lattice(*grid, periodic)

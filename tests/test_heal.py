@@ -16,11 +16,12 @@ from karipap_core import figures_runs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import build_parser, main
 from karipap_core.errors import InputError
+from karipap_core.folder import write_compressed
 from karipap_core.heal import heal, split
 from karipap_core.heal_folder import choose_trained
 from karipap_core.heal_loop import Rows, Training, distillation_loss, next_token_loss, schedule
 from karipap_core.heal_points import heal_and_measure
-from karipap_core.hf import load_model, write_compressed
+from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan import model_entry
 from karipap_core.text import Text
@@ -364,7 +365,7 @@ def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_ma
 def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
     from dataclasses import replace
 
-    from karipap_core.networks.tree import fit_group, group_specs
+    from karipap_core.networks.tree.network import fit_group, group_specs
     from karipap_core.spectra.metric import Metric
 
     checkpoint = open_checkpoint(world / "dense")

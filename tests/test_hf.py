@@ -14,10 +14,12 @@ from transformers.pytorch_utils import Conv1D
 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.experts import UnstackedExperts
-from karipap_core.hf import densify, load_model, observe, replaced, sites, write_compressed
+from karipap_core.folder import densify, write_compressed
+from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.experts import UnstackedExperts
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import observe, replaced, sites
 from karipap_core.networks import NETWORKS
-from karipap_core.networks.linear import TensorNetworkLinear
 
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")

@@ -12,7 +12,7 @@ import torch
 from karipap_core import cli, ising
 from karipap_core.errors import InputError
 from karipap_core.ising import CRITICAL, exact, solve
-from karipap_core.networks.trg import METHODS, contract
+from karipap_core.networks.peps.trg import METHODS, contract
 
 both = pytest.mark.parametrize("method", METHODS)
 run = functools.cache(solve)  # several tests look at one computation

@@ -16,7 +16,7 @@ from karipap_core.curves import Kind
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluate.inplace import InPlace
 from karipap_core.evaluate.perplexity import perplexity
-from karipap_core.hf import load_model
+from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
 from karipap_core.statistics import spearman
 from karipap_core.study import Study

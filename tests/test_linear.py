@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from karipap_core import InputError
+from karipap_core.layers.linear import TensorNetworkLinear, check_layer, effective_weight
 from karipap_core.networks import NETWORKS, Metric
-from karipap_core.networks.linear import TensorNetworkLinear, check_layer, effective_weight
 
 SPECS = {
     "lowrank": NETWORKS["lowrank"].for_shape(24, 36, 9),

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core.errors import InputError
+from karipap_core.layers.cores import stored_tensors
+from karipap_core.layers.linear import TensorNetworkLinear, check_layer
 from karipap_core.networks import NETWORKS, Metric, spec_from_json
 from karipap_core.networks.base import factorize
-from karipap_core.networks.cores import stored_tensors
-from karipap_core.networks.linear import TensorNetworkLinear, check_layer
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo, to_sites
 from karipap_core.networks.refine import refine

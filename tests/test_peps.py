@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from karipap_core import InputError
 from karipap_core.networks import Metric, spec_from_json
 from karipap_core.networks.contraction import contract, order
-from karipap_core.networks.lattice import lattice, site_bonds, snake, snake_bonds
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import to_sites
-from karipap_core.networks.peps import Peps, apply_order, site_legs
-from karipap_core.networks.peps_fit import cut_start, fit, snake_start, sweep
-from karipap_core.networks.renormalize import bond_profile, cut_bond, norm, renormalize
+from karipap_core.networks.peps.fit import cut_start, fit, snake_start, sweep
+from karipap_core.networks.peps.lattice import lattice, site_bonds, snake, snake_bonds
+from karipap_core.networks.peps.network import Peps, apply_order, site_legs
+from karipap_core.networks.peps.renormalize import bond_profile, cut_bond, norm, renormalize
 
 METRICS = ["weight", "functional", "loss"]
 GRIDS = [(1, 1), (1, 3), (2, 2), (2, 3), (3, 1), (3, 3)]

@@ -12,7 +12,7 @@ from karipap_core.allocate import Options, allocate, merged, together
 from karipap_core.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluate import evaluate_folder
-from karipap_core.hf import load_model
+from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan import Plan
 from karipap_core.planning import Budget, Planner, kinds_of
@@ -118,7 +118,7 @@ def test_tree_shares_its_cores_on_disk_and_in_the_ledger(study, tmp_path):
     model = load_model(tmp_path / "out")[0]
     source = study.decompositions("loss")
     dense = load_model(study.checkpoint)[0]
-    from karipap_core.hf import replaced, sites
+    from karipap_core.models.sites import replaced, sites
 
     ids = torch.arange(24).reshape(1, -1)
     matrices = {name: source.matrix(name, plan.spec(name)) for name in trees}

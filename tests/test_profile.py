@@ -213,8 +213,8 @@ def test_a_product_operator_has_no_entropy_on_its_bonds(tmp_path):
 
 
 def test_edges_of_the_trees_over_the_layers(checkpoint, tmp_path):
-    from karipap_core.networks.tree import group_names
-    from karipap_core.networks.tree_edges import group_profile
+    from karipap_core.networks.tree.edges import group_profile
+    from karipap_core.networks.tree.network import group_names
 
     profile = build_profile(checkpoint, ("weight", "loss"), "tree", SomeMoments(), "cpu", folder=tmp_path / "p")
     groups = profile.document["groups"]
@@ -233,7 +233,7 @@ def test_edges_of_the_trees_over_the_layers(checkpoint, tmp_path):
 
 
 def test_bonds_of_the_default_lattice(checkpoint):
-    from karipap_core.networks.renormalize import bond_profile
+    from karipap_core.networks.peps.renormalize import bond_profile
 
     profile = build_profile(checkpoint, ("weight", "functional"), "peps", SomeMoments(), "cpu")
     for row in profile.weights:

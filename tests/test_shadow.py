@@ -70,7 +70,7 @@ def test_it_is_kept_in_the_folder_with_what_it_is_about(world, found):
 
 
 def test_a_model_beside_itself_agrees_everywhere(world, monkeypatch):
-    from karipap_core import hf
+    from karipap_core.models import load as hf
 
     load = hf.load_model
     monkeypatch.setattr(hf, "load_model", lambda _, **more: load(world[0], **more))

@@ -182,7 +182,7 @@ def test_a_sweep_is_ordered_by_size_and_marks_the_front():
 
 
 def test_mixed_plans_say_how_they_are_stored_shared_and_why():
-    from karipap_core.networks.tree import group_specs
+    from karipap_core.networks.tree.network import group_specs
 
     members = ["layers.0.q", "layers.1.q"]
     why = "Predicted damage in nats at 30.0% of its size or less: tree 0.1, qlr bits=int3 int4 0.2."

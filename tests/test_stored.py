@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from karipap_core import InputError, networks
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.hf import densify, load_model, replaced, sites, write_compressed
+from karipap_core.folder import densify, write_compressed
+from karipap_core.layers.embedding import TensorNetworkEmbedding
+from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import replaced, sites
 from karipap_core.networks import Metric, Spec, spec_from_json
 from karipap_core.networks.dense import Dense
-from karipap_core.networks.embedding import TensorNetworkEmbedding
-from karipap_core.networks.linear import TensorNetworkLinear
-from karipap_core.networks.tree import fit_group, group_specs
+from karipap_core.networks.tree.network import fit_group, group_specs
 from karipap_core.plan import Plan, model_entry
 from karipap_core.quantization.rounding import quantize_rounding
 from karipap_core.records import sums_of

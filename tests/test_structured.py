@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core import InputError
+from karipap_core.layers.cores import stored_tensors
+from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.networks import NETWORKS, Metric, spec_from_json
-from karipap_core.networks.cores import stored_tensors
-from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.structured import Structure, Structured, head_factors, permuted, similar_order

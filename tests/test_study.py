@@ -6,7 +6,8 @@ import torch
 
 from karipap_core.activations import CalibrationSettings, Moments, calibration_windows, sampled_loss
 from karipap_core.errors import InputError
-from karipap_core.hf import load_model, sites
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import sites
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.planning import Budget, Planner
 from karipap_core.probe import Probe

@@ -214,7 +214,7 @@ class Mixed(Study):
 
     def group(self, kind, metric):
         from karipap_core.curves import _between
-        from karipap_core.networks.tree import group_names, group_specs
+        from karipap_core.networks.tree.network import group_names, group_specs
 
         found = []
         for members in group_names(self.weights):

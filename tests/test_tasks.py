@@ -13,7 +13,7 @@ from karipap_core import cli, tasks, tasks_python
 from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluate.inplace import InPlace
-from karipap_core.hf import load_model
+from karipap_core.models.load import load_model
 from karipap_core.pipeline import compress
 from karipap_core.plan import Plan, model_entry
 from karipap_core.run import run

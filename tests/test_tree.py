@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from karipap_core import InputError
 from karipap_core.checkpoint.model import Weight
+from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.networks import Metric, spec_from_json
-from karipap_core.networks.linear import TensorNetworkLinear
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.networks.tree import SHARES, Tree, fit_group, group_curve, group_names, group_specs, side_of
-from karipap_core.networks.tree_edges import edge_spectra, group_profile
-from karipap_core.networks.tree_fit import price, settle, start, sweep
+from karipap_core.networks.tree.edges import edge_spectra, group_profile
+from karipap_core.networks.tree.fit import price, settle, start, sweep
+from karipap_core.networks.tree.network import SHARES, Tree, fit_group, group_curve, group_names, group_specs, side_of
 from karipap_core.spectra.spectrum import entropy
 
 METRICS = ["weight", "functional", "loss"]

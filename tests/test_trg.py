@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core.errors import Cancelled, InputError
-from karipap_core.networks import trg
-from karipap_core.networks.trg import METHODS, contract, rounds
+from karipap_core.networks.peps import trg
+from karipap_core.networks.peps.trg import METHODS, contract, rounds
 
 both = pytest.mark.parametrize("method", METHODS)
 

@@ -259,7 +259,7 @@ def test_a_damaged_header_is_a_red_check_and_no_failure(folder):
 
 def test_what_transformers_would_load_into_the_wrong_place(folder, monkeypatch):
     """The logits are compared with a model that the folder's own loading has no part in."""
-    from karipap_core.networks import linear
+    from karipap_core.layers import linear
 
     right = linear.TensorNetworkLinear.forward
     monkeypatch.setattr(linear.TensorNetworkLinear, "forward", lambda self, x: 1.01 * right(self, x))

@@ -16,7 +16,7 @@ TWIN_SEED = 0
 
 def structure(study: Study, progress: Progress) -> dict:
     """Excess of the trained weights and of a freshly initialized twin's, and what half the parameters leave out."""
-    from karipap_core.hf import sites
+    from karipap_core.models.sites import sites
 
     bench = Bench(study, progress)
     profile, weights = study.profile(("weight",)), study.weights
@@ -70,12 +70,12 @@ def twin(study: Study):
     """The same architecture freshly initialized by transformers, float32, with a fixed seed."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    from karipap_core.hf import _explained, _quiet
+    from karipap_core.models.load import explained, quiet
 
     checkpoint = study.checkpoint
     folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with _quiet(), _explained(checkpoint.name), torch.random.fork_rng():
+    with quiet(), explained(checkpoint.name), torch.random.fork_rng():
         torch.manual_seed(TWIN_SEED)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return auto.from_config(config, dtype=torch.float32)

@@ -46,7 +46,7 @@ def evaluate_folder(
     `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys are None
     and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do not fit.
     """
-    from karipap_core.hf import load_model
+    from karipap_core.models.load import load_model
 
     folder = Path(folder)
     if dtype not in DTYPES:
@@ -93,7 +93,7 @@ def folder_conventions(
     progress: Progress = silent,
 ) -> dict[str, dict]:  # fmt: skip
     """`conventions.measure_conventions` of a folder, beside `against`: for a run that was measured before without."""
-    from karipap_core.hf import load_model
+    from karipap_core.models.load import load_model
 
     device = pick_device(device)
     model, tokenizer = load_model(folder, device=device)

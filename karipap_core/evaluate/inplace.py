@@ -27,7 +27,7 @@ class InPlace:
         self, model, tokenizer, checkpoint, text: Text, window=None, stride=None, max_tokens=None, progress=silent,
         suite=None,
     ) -> None:  # fmt: skip
-        from karipap_core.hf import sites
+        from karipap_core.models.sites import sites
 
         self.model, self.sites = model, sites(model, checkpoint, tables=True)
         self.causal = checkpoint.kind == "causal"

@@ -9,10 +9,10 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.disentangled import Disentangled
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
-from karipap_core.networks.peps import Peps
+from karipap_core.networks.peps.network import Peps
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.structured import Structured
-from karipap_core.networks.tree import Tree
+from karipap_core.networks.tree.network import Tree
 from karipap_core.networks.tt_embedding import TtEmbedding
 from karipap_core.spectra.metric import Metric
 

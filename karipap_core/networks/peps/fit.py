@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from karipap_core.networks.base import Spec
-from karipap_core.networks.lattice import Sites, snake, snake_bonds
 from karipap_core.networks.mpo import balance, to_sites, tt_svd
+from karipap_core.networks.peps.lattice import Sites, snake, snake_bonds
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric

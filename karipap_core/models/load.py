@@ -1,4 +1,4 @@
-"""Models through transformers: load one, dense or compressed; reach its weights; write and undo compressed folders."""
+"""Models and tokenizers through transformers, dense or compressed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +9,8 @@ from torch import nn
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
-from karipap_core.folder import densify, write_compressed
-from karipap_core.modules import Names, Site, observe, partners, replaced, sites
 from karipap_core.spectra.spectrum import pick_device
-
-__all__ = [
-    "Site",
-    "densify",
-    "load_model",
-    "load_tokenizer",
-    "observe",
-    "reachable",
-    "replaced",
-    "sites",
-    "write_compressed",
-]
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -47,7 +32,7 @@ def load_model(
         raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
     device = pick_device(device)
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with _quiet(), _explained(checkpoint.name):
+    with quiet(), explained(checkpoint.name):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if checkpoint.path.is_file():
             config.transformers_weights = checkpoint.path.name
@@ -75,41 +60,6 @@ def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     return any(side * dtype.itemsize % 16 for side in sides)
 
 
-def reachable(checkpoint: Checkpoint, tables: bool = False) -> set[str]:
-    """Names of the compressible weights that the model computes with as linear layers of their own, from an empty
-    model on the meta device: the others must stay dense. With `tables`, also of the embedding and the head, where they
-    can be networks. Without a config.json nothing can be said: all of them."""
-    if checkpoint.kind is None:
-        return {
-            weight.name for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)
-        }
-    return set(sites(_empty_model(checkpoint), checkpoint, tables))
-
-
-def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """What the model ties to each stored embedding or head: name → names of the weights that are not stored."""
-    if checkpoint.kind is None:
-        return {}
-    model = _empty_model(checkpoint)
-    names = Names(model)
-    stored = {weight.name for weight in checkpoint.weights}
-    return {
-        weight.name: [path for path in partners(model, names.path(weight.name)) if path not in stored]
-        for weight in checkpoint.weights
-        if weight.role in TABLES
-    }
-
-
-def _empty_model(checkpoint: Checkpoint) -> nn.Module:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
-    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with _quiet(), _explained(checkpoint.name), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return auto.from_config(config)
-
-
 def load_tokenizer(folder: str | Path):
     """The tokenizer in a model's folder, None where there is none. Raises InputError where it cannot be read."""
     from transformers import AutoTokenizer
@@ -117,12 +67,12 @@ def load_tokenizer(folder: str | Path):
     folder = Path(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
-    with _explained(f"The tokenizer in {folder}"):
+    with explained(f"The tokenizer in {folder}"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turns what transformers raises for a model that it cannot load into one sentence."""
     try:
         yield
@@ -134,7 +84,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no report of unused parameters: standard error belongs to our own progress."""
     from transformers.utils import logging
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from karipap_core.errors import InputError
+from karipap_core.layers.cores import Cores, CoresModule
 from karipap_core.networks import Metric, Spec
-from karipap_core.networks.cores import Cores, CoresModule
 
 
 def looked_up(spec: Spec) -> bool:

@@ -32,7 +32,8 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.networks.tree_fit import Branches, View, edge_squares, settle, split, start, sweep
+from karipap_core.networks.tree.fit import Branches, edge_squares, settle, split, start, sweep
+from karipap_core.networks.tree.solve import View
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 

@@ -15,11 +15,11 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.networks.contraction import contract
 from karipap_core.networks.mpo import to_sites
-from karipap_core.networks.peps import Peps
-from karipap_core.networks.peps_fit import sweep
+from karipap_core.networks.peps.fit import sweep
+from karipap_core.networks.peps.network import Peps
+from karipap_core.networks.peps.trg import METHODS as BLOCKINGS
+from karipap_core.networks.peps.trg import contract as renormalized
 from karipap_core.networks.refine import refine
-from karipap_core.networks.trg import METHODS as BLOCKINGS
-from karipap_core.networks.trg import contract as renormalized
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.null import null_entropy

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from karipap_core.errors import InputError
+from karipap_core.layers.cores import Cores, CoresModule, as_stored
 from karipap_core.networks import NETWORKS, Metric, Spec
-from karipap_core.networks.cores import Cores, CoresModule, as_stored
 
 
 def effective_weight(linear: nn.Module) -> torch.Tensor:

@@ -24,8 +24,8 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, sizes
 from karipap_core.networks.contraction import Legs, contract, follow, order
 from karipap_core.networks.curve import Curve
-from karipap_core.networks.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
-from karipap_core.networks.peps_fit import fit
+from karipap_core.networks.peps.fit import fit
+from karipap_core.networks.peps.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 

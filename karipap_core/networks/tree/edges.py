@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from karipap_core.networks.tree import Tree, chain
-from karipap_core.networks.tree_fit import View, left, mean_factor, right
+from karipap_core.networks.tree.fit import mean_factor
+from karipap_core.networks.tree.network import Tree, chain
+from karipap_core.networks.tree.solve import View, left, right
 from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.null import null_entropy
 from karipap_core.spectra.spectrum import entropy

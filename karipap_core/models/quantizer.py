@@ -43,7 +43,7 @@ class KaripapQuantizer(HfQuantizer):
     unstacked = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        from karipap_core.modules import Names, place
+        from karipap_core.models.sites import Names, place
 
         specs = _specs(self.quantization_config.plan["weights"])
         names = Names(model)
@@ -72,7 +72,7 @@ class KaripapQuantizer(HfQuantizer):
         return None if packed else super().get_new_dtype(converter, param, dtype)
 
     def update_weight_conversions(self, weight_conversions, model):
-        from karipap_core.modules import merges_experts
+        from karipap_core.models.sites import merges_experts
 
         if not self.unstacked:
             return weight_conversions

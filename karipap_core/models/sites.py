@@ -17,13 +17,51 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
-from karipap_core.experts import stacked_experts, unstack
+from karipap_core.layers.cores import Cores, CoresModule
+from karipap_core.layers.embedding import TensorNetworkEmbedding, is_table
+from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.experts import stacked_experts, unstack
+from karipap_core.models.load import explained, quiet
 from karipap_core.networks import Spec
-from karipap_core.networks.cores import Cores, CoresModule
-from karipap_core.networks.embedding import TensorNetworkEmbedding, is_table
-from karipap_core.networks.linear import TensorNetworkLinear
+
+
+def reachable(checkpoint: Checkpoint, tables: bool = False) -> set[str]:
+    """Names of the compressible weights that the model computes with as linear layers of their own, from an empty
+    model on the meta device: the others must stay dense. With `tables`, also of the embedding and the head, where they
+    can be networks. Without a config.json nothing can be said: all of them."""
+    if checkpoint.kind is None:
+        return {
+            weight.name for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)
+        }
+    return set(sites(_empty_model(checkpoint), checkpoint, tables))
+
+
+def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """What the model ties to each stored embedding or head: name → names of the weights that are not stored."""
+    if checkpoint.kind is None:
+        return {}
+    model = _empty_model(checkpoint)
+    names = Names(model)
+    stored = {weight.name for weight in checkpoint.weights}
+    return {
+        weight.name: [path for path in partners(model, names.path(weight.name)) if path not in stored]
+        for weight in checkpoint.weights
+        if weight.role in TABLES
+    }
+
+
+def _empty_model(checkpoint: Checkpoint) -> nn.Module:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
+    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
+    with quiet(), explained(checkpoint.name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return auto.from_config(config)
+
 
 PART = re.compile(r"\*\.(\w+)\.weight$")
 

@@ -1,0 +1,1 @@
+"""Networks as torch modules: stored cores, a linear layer, an embedding."""

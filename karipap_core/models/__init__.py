@@ -1,0 +1,1 @@
+"""Live transformers models: loading one, the places of its weights, experts, the quantizer that reads our folders."""

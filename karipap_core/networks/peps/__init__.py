@@ -1,0 +1,1 @@
+"""Projected entangled pair operators: their spec, fit, lattice, renormalization, and TRG."""
