@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.evaluate.perplexity import encode
+from karipap_core.evaluation.tokens import encode
 from karipap_core.networks import EMBEDDING_NETWORKS, Metric, Spec
 from karipap_core.networks.tt_embedding import RowWeighted, frequency_metric
 from karipap_core.quantization.formats import Format

@@ -56,7 +56,7 @@ def calibration_windows(tokenizer, text: Text, settings: CalibrationSettings, vo
 
     Raises InputError when the text is shorter than three windows.
     """
-    from karipap_core.evaluate.perplexity import encode
+    from karipap_core.evaluation.tokens import encode
 
     ids = encode(tokenizer, text, vocabulary)
     if len(ids) and int(ids.max()) >= vocabulary:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.inplace import InPlace
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from karipap_core import records, scores, show
+from karipap_core import records, show
 from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint.roles import listing_key, place, role_of
 from karipap_core.errors import InputError
+from karipap_core.evaluation import scores
 from karipap_core.plan import Plan, model_entry
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core import scores
+from karipap_core.evaluation import scores
 from karipap_core.figures import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, heatmap, log_ticks
 from karipap_core.ranking import method_of
 from karipap_core.statistics import bootstrap as uncertainty

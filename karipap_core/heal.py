@@ -138,7 +138,7 @@ class _Patient:
     """The folder to be healed, and the dense model that it was made from."""
 
     def __init__(self, folder: Path, distill: str | Path | None, settings: Settings) -> None:
-        from karipap_core.evaluate import dense_model_of
+        from karipap_core.evaluation.folder import dense_model_of
 
         self.checkpoint = open_checkpoint(folder, compressed=True)
         method = self.checkpoint.config.get("quantization_config") or {}
@@ -289,7 +289,8 @@ def _course(settings: Settings):
 
 def _data(model, tokenizer, text: Text, settings: Settings, accelerator) -> tuple:
     """(rows to train on, sample to validate on), from different documents of the text."""
-    from karipap_core.evaluate.perplexity import Sample, check_window, encode
+    from karipap_core.evaluation.perplexity import Sample, check_window
+    from karipap_core.evaluation.tokens import encode
     from karipap_core.heal_loop import Rows
 
     config = model.config.get_text_config()

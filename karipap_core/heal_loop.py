@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.perplexity import Sample, losses
+from karipap_core.evaluation.perplexity import Sample, losses
 from karipap_core.progress import Progress
 from karipap_core.workspace.files import whole_file
 

@@ -57,7 +57,7 @@ def measure(
     """The point of a compressed folder, as `run` writes it; `healed` is the result of the healing that made it."""
     from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint.open import open_checkpoint
-    from karipap_core.evaluate import dense_model_of, evaluate_folder
+    from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
     from karipap_core.run import _label
     from karipap_core.tradeoff import MAX_TOKENS
 

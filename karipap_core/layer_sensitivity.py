@@ -226,7 +226,7 @@ def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
 
 def _bench(study, text, window, stride, max_tokens, progress: Progress):
     """The dense model in memory with its logits on `text`; probes that measured before put everything back."""
-    from karipap_core.evaluate.inplace import InPlace
+    from karipap_core.evaluation.inplace import InPlace
 
     for probe in ("probe", "check"):
         if probe in study.__dict__:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from karipap_core import scores
+from karipap_core.evaluation import scores
 from karipap_core.statistics import bootstrap as uncertainty
 
 SIZES = (0.9, 0.7, 0.5, 0.3, 0.2)

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from karipap_core import __version__, scores, show
+from karipap_core import __version__, show
 from karipap_core.errors import InputError
+from karipap_core.evaluation import scores
 from karipap_core.plan import Plan
 from karipap_core.profile import Profile
 from karipap_core.progress import Progress, silent

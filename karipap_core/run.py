@@ -39,9 +39,9 @@ def run(
     from karipap_core import pipeline
     from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint.open import open_checkpoint
-    from karipap_core.evaluate import evaluate_folder, folder_conventions
-    from karipap_core.evaluate.conventions import check_names
-    from karipap_core.tasks import add_tasks, causal
+    from karipap_core.evaluation.conventions import check_names
+    from karipap_core.evaluation.folder import evaluate_folder, folder_conventions
+    from karipap_core.evaluation.tasks.suite import add_tasks, causal
     from karipap_core.tradeoff import MAX_TOKENS
 
     began = time.monotonic()

@@ -50,7 +50,7 @@ def shadow(
     """
     import torch
 
-    from karipap_core.evaluate.fidelity import divergence
+    from karipap_core.evaluation.fidelity import divergence
     from karipap_core.models.load import load_model
     from karipap_core.spectra.spectrum import pick_device
 
@@ -137,7 +137,7 @@ def _short(text: str, most: int = 50) -> str:
 
 def _ids(tokenizer, prompt: str, config, more: int):
     """Token ids (1, n) of a prompt."""
-    from karipap_core.evaluate.perplexity import encode
+    from karipap_core.evaluation.tokens import encode
     from karipap_core.text import Text
 
     config = config.get_text_config()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from karipap_core.baselines import baselines, measure_baseline, plan_sizes
 from karipap_core.errors import InputError
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan import Plan, model_entry
 from karipap_core.planning import UNSTRUCTURED, Budget, Planner
 from karipap_core.progress import Progress, silent

@@ -139,7 +139,7 @@ def _suite(args: argparse.Namespace, progress):
         if given:
             raise InputError(f"{given[0]} is about benchmark tasks: name them with --tasks.")
         return None
-    from karipap_core.tasks import Suite, causal
+    from karipap_core.evaluation.tasks.suite import Suite, causal
 
     causal(getattr(args, "folder", None) or args.model)
     return Suite(args.tasks, args.task_dir, args.limit, args.shots, progress=progress)
@@ -260,9 +260,9 @@ def compress(args, progress) -> dict:
     DEVICE,
 )
 def evaluate(args, progress) -> dict:
-    from karipap_core.evaluate import evaluate_folder
+    from karipap_core.evaluation.folder import evaluate_folder
+    from karipap_core.evaluation.tasks.suite import add_tasks
     from karipap_core.records import keep_evaluation
-    from karipap_core.tasks import add_tasks
     from karipap_core.text import read_text
 
     suite = _suite(args, progress)

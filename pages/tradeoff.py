@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import anchors, figures_runs, ranking, scores
+from karipap_core import anchors, figures_runs, ranking
+from karipap_core.evaluation import scores
+from karipap_core.evaluation.tasks.python import NAMES
 from karipap_core.statistics.pareto import pareto
-from karipap_core.tasks_python import NAMES
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, texts, winner
 

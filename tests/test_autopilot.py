@@ -12,7 +12,7 @@ from karipap_core.autopilot import autopilot, halves
 from karipap_core.calibrate import Calibration
 from karipap_core.cli import build_parser, main
 from karipap_core.errors import InputError
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan import Plan
 from karipap_core.show_autopilot import table
 from karipap_core.statistics import bootstrap as uncertainty

@@ -6,8 +6,8 @@ from karipap_core.activations import CalibrationSettings
 from karipap_core.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.evaluate.inplace import InPlace
-from karipap_core.evaluate.perplexity import perplexity
+from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.models.load import load_model
 from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.study import Study

@@ -15,7 +15,7 @@ from karipap_core import pipeline
 from karipap_core.activations import CalibrationSettings
 from karipap_core.compress import compress
 from karipap_core.errors import InputError
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.inplace import InPlace
 from karipap_core.models.load import load_model
 from karipap_core.plan import Plan, model_entry
 from karipap_core.planning import Budget, Planner

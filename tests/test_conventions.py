@@ -21,8 +21,8 @@ from pyarrow import parquet as pq
 
 from karipap_core.cli import main
 from karipap_core.errors import InputError
-from karipap_core.evaluate import evaluate_folder
-from karipap_core.evaluate.conventions import measure_conventions, non_overlapping, rolling, sliding
+from karipap_core.evaluation.conventions import measure_conventions, non_overlapping, rolling, sliding
+from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.models.load import load_model
 from karipap_core.run import run
 from karipap_core.text import Text, is_wikitext, joined_rows, read_text, wikitext_pages

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.evaluate import dense_model_of, evaluate_folder, pick_device
-from karipap_core.evaluate.fidelity import (
+from karipap_core.evaluation.fidelity import (
     EncoderSample,
     divergence,
     hidden_states,
@@ -18,8 +17,10 @@ from karipap_core.evaluate.fidelity import (
     measure,
     output_fidelity,
 )
-from karipap_core.evaluate.perplexity import Sample, perplexity
-from karipap_core.evaluate.speed import measure_memory, measure_speed, weights_bytes
+from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
+from karipap_core.evaluation.perplexity import Sample, perplexity
+from karipap_core.evaluation.speed import measure_memory, measure_speed, weights_bytes
+from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text
 from tests.architectures import make
 
@@ -48,7 +49,7 @@ def test_divergence_against_numpy(monkeypatch):
     a, b = np.exp(p), np.exp(q)
     a, b = a / a.sum(1, keepdims=True), b / b.sum(1, keepdims=True)
     expected = (a * np.log(a / b)).sum(1)
-    monkeypatch.setattr("karipap_core.evaluate.fidelity.ROWS_AT_ONCE", 64)  # several chunks
+    monkeypatch.setattr("karipap_core.evaluation.fidelity.ROWS_AT_ONCE", 64)  # several chunks
     kl, same = divergence(torch.tensor(p), torch.tensor(q))
     np.testing.assert_allclose(kl.numpy(), expected, rtol=1e-12)
     assert (same.numpy() == (p.argmax(1) == q.argmax(1))).all()
@@ -102,7 +103,7 @@ def test_the_same_model_loses_nothing():
 
 def test_rise_error_is_that_of_block_means():
     """Differences that are constant within blocks: the error is the standard deviation of block means / √blocks."""
-    from karipap_core.evaluate.fidelity import _standard_error
+    from karipap_core.evaluation.fidelity import _standard_error
 
     blocks = torch.tensor([0.0, 1.0, 2.0, 5.0]).double()
     assert _standard_error(blocks.repeat_interleave(8), 8) == pytest.approx(blocks.std().item() / 2)

@@ -258,7 +258,7 @@ def test_parts_of_a_step_and_checkpointing_change_nothing_but_memory(world, tmp_
 
 
 def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
-    from karipap_core.evaluate.perplexity import perplexity
+    from karipap_core.evaluation.perplexity import perplexity
     from karipap_core.text import read_text
 
     text, kept = world / "text.txt", split(read_text(world / "text.txt"))[1]
@@ -285,7 +285,7 @@ def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
     with_norms = choose_trained(load_model(world / "small")[0], norms=True)
     norms = sum(p.numel() for name, p in load_model(world / "small")[0].named_parameters() if "norm" in name)
     assert with_norms == count + norms and norms > 0
-    from karipap_core.evaluate.perplexity import Sample
+    from karipap_core.evaluation.perplexity import Sample
     from karipap_core.heal_loop import Course
 
     sample = Sample.of(model, tokenizer, Text("t", (TEXT[:500],)), 32, 32, 64)
@@ -312,7 +312,7 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
     text = Text("t", tuple(TEXT.split("<|endoftext|>")))
     found = heal(tmp_path / "small", tmp_path / "out", 6, text, distill=tmp_path / "dense", rate=3e-3, **QUICK)
     assert found["improved"]
-    from karipap_core.evaluate.perplexity import perplexity
+    from karipap_core.evaluation.perplexity import perplexity
 
     model, tokenizer = load_model(tmp_path / "out")
     read = perplexity(model, tokenizer, split(text)[1], window=32, stride=32, max_tokens=8192)["loss"]
@@ -334,7 +334,7 @@ def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
     assert [sorted((n, i.dtype, i.shape) for n, i in info.items()) for info in infos][0] == sorted(
         (n, i.dtype, i.shape) for n, i in infos[1].items()
     )
-    from karipap_core.evaluate.perplexity import perplexity
+    from karipap_core.evaluation.perplexity import perplexity
     from karipap_core.text import read_text
 
     model, tokenizer = load_model(tmp_path / "out")

@@ -14,8 +14,8 @@ from karipap_core import layer_sensitivity as core
 from karipap_core.activations import CalibrationSettings
 from karipap_core.curves import Kind
 from karipap_core.errors import Cancelled, InputError
-from karipap_core.evaluate.inplace import InPlace
-from karipap_core.evaluate.perplexity import perplexity
+from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
 from karipap_core.statistics import spearman

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.perplexity import Sample, cut, encode, perplexity, tokenize
+from karipap_core.evaluation.perplexity import Sample, cut, perplexity
+from karipap_core.evaluation.tokens import encode, tokenize
 from karipap_core.text import Text
 
 STORY = Text("story", ("The ñandú ran: 'wait', said the 鳥. " * 9, "def f(x):\n    return x\n" * 7, "end 🙂"))
@@ -131,7 +132,7 @@ def test_losses_equal_a_plain_loop_one_prediction_at_a_time(make, window, stride
 def test_batching_changes_nothing(tokenizer, monkeypatch):
     model = llama()
     at_once = perplexity(model, tokenizer, STORY, window=8, stride=4)
-    monkeypatch.setattr("karipap_core.evaluate.perplexity.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("karipap_core.evaluation.perplexity.LOGITS_AT_ONCE", 1)
     assert perplexity(model, tokenizer, STORY, window=8, stride=4)["loss"] == pytest.approx(at_once["loss"], rel=1e-6)
 
 

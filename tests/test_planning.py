@@ -11,7 +11,7 @@ from karipap_core.activations import CalibrationSettings
 from karipap_core.allocate import Options, allocate, merged, together
 from karipap_core.compress import compress
 from karipap_core.errors import InputError
-from karipap_core.evaluate import evaluate_folder
+from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan import Plan

@@ -137,7 +137,7 @@ def test_the_commands_are_commands_of_this_program(points):
 
 
 def test_the_command_cuts_the_text_as_it_was(points):
-    from karipap_core.evaluate.perplexity import cut
+    from karipap_core.evaluation.perplexity import cut
 
     # Two openers in each window are fed in but not scored: the count of tokens is less than what was asked for.
     for n, window, stride, asked in ((5000, 64, 32, 1024), (5000, 64, 64, 640), (300, 128, 16, 200)):

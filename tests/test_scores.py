@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_figures_runs import task
 
-from karipap_core import scores
+from karipap_core.evaluation import scores
 from karipap_core.statistics import bootstrap as uncertainty
 from pages.parts import winner
 

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core import cli, tasks, tasks_python
+from karipap_core import cli
 from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import Cancelled, InputError
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.tasks import harness
+from karipap_core.evaluation.tasks import python as tasks_python
+from karipap_core.evaluation.tasks import suite as tasks
+from karipap_core.evaluation.tasks.files import read_folder
+from karipap_core.evaluation.tasks.harness import rows
+from karipap_core.evaluation.tasks.suite import Suite, causal, evaluate_tasks, identity, measure_folders, weights_hash
 from karipap_core.models.load import load_model
 from karipap_core.pipeline import compress
 from karipap_core.plan import Plan, model_entry
@@ -20,8 +26,6 @@ from karipap_core.run import run
 from karipap_core.show import evaluation
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.study import Study
-from karipap_core.task_files import read_folder
-from karipap_core.tasks import Suite, causal, evaluate_tasks, identity, measure_folders, rows, weights_hash
 from karipap_core.text import Text
 from karipap_core.tradeoff import Points, sweep
 from karipap_core.workspace import Workspace
@@ -124,18 +128,18 @@ def compressed(model, tmp_path_factory) -> Path:
 @pytest.fixture
 def counted(monkeypatch) -> list[str]:
     """Names of the tasks that the harness has run."""
-    done, score = [], tasks._score
+    done, score = [], tasks.score
 
     def counting(lm, task, limit, progress):
         found = score(lm, task, limit, progress)
         done.append(task.task_name)
         return found
 
-    monkeypatch.setattr(tasks, "_score", counting)
+    monkeypatch.setattr(tasks, "score", counting)
     return done
 
 
-def harness(folder: Path, include: list[Path], names: list[str], batch: int, **more) -> dict:
+def direct_scores(folder: Path, include: list[Path], names: list[str], batch: int, **more) -> dict:
     """What lm-eval itself gives for a folder that it loads itself."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -143,7 +147,7 @@ def harness(folder: Path, include: list[Path], names: list[str], batch: int, **m
     lm_eval.evaluator.add_env_info = lambda results: None  # asks the machine for its drivers, for seconds
     manager = TaskManager(include_defaults=False, include_path=[str(one) for one in include])
     settings = {"pretrained": str(folder), "dtype": "float32"}
-    more |= {"bootstrap_iters": tasks.RESAMPLES, "device": "cpu", "batch_size": batch}
+    more |= {"bootstrap_iters": harness.RESAMPLES, "device": "cpu", "batch_size": batch}
     return lm_eval.simple_evaluate(model="hf", model_args=settings, tasks=names, task_manager=manager, **more)
 
 
@@ -164,7 +168,7 @@ def test_scores_are_those_of_lm_eval_run_on_the_folder_itself(compressed, model,
         # One task at a time, as here: rows that share a batch round each other's last digits.
         direct = {}
         for name in found:
-            direct |= harness(folder, [task_dir, bundled], [name], batch, limit=9)["results"]
+            direct |= direct_scores(folder, [task_dir, bundled], [name], batch, limit=9)["results"]
         found = found | found.get("both", {}).get("parts", {})
         assert found.keys() == direct.keys()
         for name, result in found.items():
@@ -188,7 +192,7 @@ def test_shots_and_limit_are_the_harness_s(compressed, task_dir, tmp_path, monke
     monkeypatch.chdir(task_dir)
     suite = Suite(["pairs"], task_dir, limit=7, shots=2, keep=tmp_path)
     ours, _ = measure_folders(suite, compressed, device="cpu")
-    direct = harness(compressed, [task_dir], ["pairs"], 1, limit=7, num_fewshot=2)
+    direct = direct_scores(compressed, [task_dir], ["pairs"], 1, limit=7, num_fewshot=2)
     assert ours["pairs"]["acc"] == direct["results"]["pairs"]["acc,none"]
     assert (ours["pairs"]["items"], ours["pairs"]["limit"], ours["pairs"]["shots"]) == (7, 7, 2)
     samples = sorted(direct["samples"]["pairs"], key=lambda row: row["doc_id"])
@@ -490,7 +494,7 @@ def test_unknown_names_are_said_and_the_harness_is_looked_through_once(task_dir,
 
 def test_a_batch_fits_into_memory(made):
     live = load_model(made("llama"))[0]
-    assert rows(live, 3) == 3 and rows(live) == tasks.MAX_BATCH
+    assert rows(live, 3) == 3 and rows(live) == harness.MAX_BATCH
     live.config.vocab_size, live.config.max_position_embeddings = 128_000, 131_072
     assert rows(live) == 1
 

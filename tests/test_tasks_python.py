@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from karipap_core.errors import InputError
-from karipap_core.tasks_python import BRACKETS, LENGTH, LEVELS, closings, continuations, write_tasks
+from karipap_core.evaluation.tasks.python import BRACKETS, LENGTH, LEVELS, closings, continuations, write_tasks
 from karipap_core.text import Text, standard_library
 
 PIECES = re.compile(r"\w+|\s+|[^\w\s]")
@@ -122,7 +122,7 @@ def test_indentation_has_one_right_level_of_four(items):
 def test_the_parser_takes_one_of_the_four():
     block = "def f(a):\n    if a:\n        for b in a:\n            if b:\n                print(b)\n"
     source = "".join(f"{block}            else:\n                return {i}\n\n\n" for i in range(3))
-    from karipap_core.tasks_python import _indentations
+    from karipap_core.evaluation.tasks.python import _indentations
 
     # `else` fits the inner `if`, the `for` and the outer `if`: nobody can tell, so it is no item.
     assert list(_indentations(source)) == []

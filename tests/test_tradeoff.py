@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import Cancelled, InputError
-from karipap_core.evaluate import evaluate_folder
-from karipap_core.evaluate.inplace import InPlace
+from karipap_core.evaluation.folder import evaluate_folder
+from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan import Plan
 from karipap_core.planning import Budget, Planner
 from karipap_core.study import Study

@@ -11,8 +11,9 @@ from scipy import stats
 from test_fidelity import llama, perturbed
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.fidelity import measure
-from karipap_core.evaluate.perplexity import Sample, tokenize
+from karipap_core.evaluation.fidelity import measure
+from karipap_core.evaluation.perplexity import Sample
+from karipap_core.evaluation.tokens import tokenize
 from karipap_core.statistics.bootstrap import (
     Interval,
     difference,

@@ -4,7 +4,7 @@ import pytest
 
 from karipap_core.activations import CalibrationSettings
 from karipap_core.compress import compress
-from karipap_core.evaluate import evaluate_folder
+from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.networks import NETWORKS
 from karipap_core.planning import Budget, Planner
 from karipap_core.study import Study

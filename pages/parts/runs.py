@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import scores, show
+from karipap_core import show
 from karipap_core.errors import InputError
+from karipap_core.evaluation import scores
 from karipap_core.plan import Plan
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.workspace import Workspace

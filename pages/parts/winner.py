@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from karipap_core import scores
+from karipap_core.evaluation import scores
 from karipap_core.figures_runs import QUALITIES, SIZES, Axis, measurable, quality
 from karipap_core.ranking import level
 from karipap_core.statistics.pareto import known

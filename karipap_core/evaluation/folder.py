@@ -1,14 +1,15 @@
-"""Measure a compressed model folder beside the dense model it came from."""
+"""A model folder measured beside the dense model that it came from."""
 
 from pathlib import Path
 
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.conventions import check_names, measure_conventions
-from karipap_core.evaluate.fidelity import EncoderSample, measure, output_fidelity
-from karipap_core.evaluate.perplexity import Sample, tokenize
-from karipap_core.evaluate.speed import measure_memory, measure_speed
+from karipap_core.evaluation.conventions import check_names, measure_conventions
+from karipap_core.evaluation.fidelity import EncoderSample, measure, output_fidelity
+from karipap_core.evaluation.perplexity import Sample
+from karipap_core.evaluation.speed import measure_memory, measure_speed
+from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.fidelity import EncoderSample, hidden_states, keep_logits, measure, output_fidelity
-from karipap_core.evaluate.perplexity import Sample
+from karipap_core.evaluation.fidelity import EncoderSample, hidden_states, keep_logits, measure, output_fidelity
+from karipap_core.evaluation.perplexity import Sample
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 
@@ -43,7 +43,7 @@ class InPlace:
             self.dense = {"relative_error": 0.0}
         self.suite, self._tokenizer = suite, tokenizer
         if suite is not None:
-            from karipap_core import tasks
+            from karipap_core.evaluation.tasks import suite as tasks
 
             self._identity = tasks.identity(tasks.causal(checkpoint))
             self.dense["tasks"] = self._tasks(self._identity, progress)
@@ -74,7 +74,7 @@ class InPlace:
                 return output_fidelity(self.model, self.sample, self._reference, progress)
             found = measure(self.model, self.sample, self._reference, progress)
             if self.suite is not None:
-                from karipap_core.tasks import with_difference
+                from karipap_core.evaluation.tasks.suite import with_difference
 
                 ours = self._tasks(f"{self._identity} with {seen.hexdigest()}", progress)
                 found["tasks"] = with_difference(ours, self.dense["tasks"])
@@ -82,6 +82,6 @@ class InPlace:
             return found
 
     def _tasks(self, identity: str, progress: Progress) -> dict:
-        from karipap_core.tasks import dtype_of
+        from karipap_core.evaluation.tasks.suite import dtype_of
 
         return self.suite.measure(lambda: (self.model, self._tokenizer), identity, dtype_of(self.model), progress)

@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.perplexity import Sample, check_window, losses_of, scored_logits, tokenize
+from karipap_core.evaluation.perplexity import Sample, check_window, losses_of, scored_logits
+from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.evaluate.perplexity import Sample, Tokens, Window, check_window, cut, losses, tokenize
+from karipap_core.evaluation.perplexity import Sample, Window, check_window, cut, losses
+from karipap_core.evaluation.tokens import Tokens, tokenize
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.text import Text, is_wikitext, joined_rows, wikitext_pages

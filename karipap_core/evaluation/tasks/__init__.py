@@ -1,0 +1,1 @@
+"""Benchmark tasks through EleutherAI's lm-evaluation-harness, from the hub, from local files, or made here."""
