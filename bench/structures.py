@@ -18,7 +18,7 @@ import torch
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.structured import Structure, Structured, head_factors
-from karipap_core.study import Study
+from karipap_core.plan.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = (ROOT / "assets" / "demo_model",)

@@ -15,7 +15,7 @@ import numpy as np
 
 from karipap_core.networks.tree.edges import lowrank_line
 from karipap_core.networks.tree.network import group_curve
-from karipap_core.study import Study
+from karipap_core.plan.study import Study
 
 MODEL = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
 

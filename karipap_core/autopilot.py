@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from karipap_core.baselines import QUANTIZED, integers, plan_sizes, sizes, svd_baselines
-from karipap_core.calibrate import Calibration, Fit, group_of
 from karipap_core.errors import InputError
-from karipap_core.plan import DENSE, Plan, model_entry
-from karipap_core.planning import Budget, Planner
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.calibration import Calibration, Fit, group_of
+from karipap_core.plan.document import DENSE, Plan, model_entry
+from karipap_core.plan.planner import Planner
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text

@@ -118,7 +118,8 @@ def _weights(study) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:
-    from karipap_core.planning import Budget, Planner
+    from karipap_core.plan.budget import Budget
+    from karipap_core.plan.planner import Planner
 
     try:
         plan = Planner(study, "lowrank", metric).make(Budget(fraction, scope=scope), "uniform")

@@ -4,12 +4,13 @@ import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from karipap_core import records
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed import records
+from karipap_core.compressed.checks import unsafe_files
+from karipap_core.compressed.verify import summary
 from karipap_core.errors import InputError
-from karipap_core.plan import RULES, Plan
+from karipap_core.plan.document import RULES, Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.verify import summary, unsafe_files
 
 ITEMS = (
     "fingerprint pinned", "verify passed", "evaluation on file", "shadow run on file", "fallback tested",

@@ -253,7 +253,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
     """
     claim = named(claim).name
     from karipap_core import claim_checks
-    from karipap_core.plan import model_entry
+    from karipap_core.plan.document import model_entry
 
     began = time.monotonic()
     study = claim_checks.study_of(model, text, device, progress)

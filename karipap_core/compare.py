@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from karipap_core import records, show
-from karipap_core.calibrate import Calibration
+from karipap_core import show
 from karipap_core.checkpoint.roles import listing_key, place, role_of
+from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
@@ -225,9 +226,11 @@ def _cell(side: Side, name: str, shapes: dict, damage: dict, same: bool) -> dict
 def damages(plan: Plan) -> dict[str, float]:
     """Predicted divergence of each compressed weight alone, nats a token, from the calibration and curves that the
     workspace holds for the plan's model and text; {} where it holds none. Nothing is computed anew."""
-    from karipap_core.curves import Kind, load_curves
-    from karipap_core.planning import _own_options, _read_at
-    from karipap_core.predictions import calibration_file
+    from karipap_core.plan.curves import load_curves
+    from karipap_core.plan.kind import Kind
+    from karipap_core.plan.options import own_options
+    from karipap_core.plan.planner import _read_at
+    from karipap_core.plan.predictions import calibration_file
 
     if (file := calibration_file(plan)) is None:
         return {}
@@ -237,7 +240,7 @@ def damages(plan: Plan) -> dict[str, float]:
         spec = plan.spec(name)
         if spec is None or name not in calibration.levels:
             continue
-        kind = Kind(spec.network, spec.quantize, _own_options(spec))
+        kind = Kind(spec.network, spec.quantize, own_options(spec))
         what = f"{kind.label.replace(' ', '-')}-{plan.metric}-{'none' if plan.metric == 'weight' else key}"
         if what not in tables:
             curves = file.parents[1] / "curves" / f"{what}.safetensors"

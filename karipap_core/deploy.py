@@ -16,7 +16,7 @@ from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deploy_ways import RESERVE, Case, Load, dollars
 from karipap_core.errors import InputError
 from karipap_core.footprint import Footprint, footprint
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.show_deploy import size
 from karipap_core.workspace import Workspace

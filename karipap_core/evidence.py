@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.profile import Profile
+from karipap_core.profiles.document import Profile
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed.records import pinned, record, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.records import pinned, record, settings_of, source_of
 
 SWITCH = "KARIPAP_FALLBACK"
 SIDES = ("compressed", "dense")

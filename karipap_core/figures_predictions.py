@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from karipap_core.evaluation.scores import NORMAL
 from karipap_core.figures import FAINT, GREY, ORANGE, escape, log_ticks
 from karipap_core.figures_runs import NETWORK_COLORS, RIVALS
-from karipap_core.predictions import CURVE, Pair
+from karipap_core.plan.predictions import CURVE, Pair
 
 # How a prediction was made and where it was held against: name, symbol.
 KINDS = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed.records import REPORT
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.records import REPORT
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace.files import read_json, settings_key, write_json
 
@@ -96,7 +96,7 @@ def heal(
     "improved" False. Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be
     trained.
     """
-    from karipap_core.verify import verify
+    from karipap_core.compressed.verify import verify
 
     settings = Settings(steps, **more)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
@@ -345,8 +345,8 @@ def _fast(model, settings: Settings) -> None:
 def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progress):
     """Path of a module → the metric that its plan was made in, to round its cores in. The moments are the workspace's,
     or are measured again; without the dense model cores are rounded in the weights' own metric."""
-    from karipap_core import pipeline
-    from karipap_core.plan import Plan
+    from karipap_core import story as pipeline
+    from karipap_core.plan.document import Plan
 
     plan = Plan.from_json(patient.plan)
     if patient.source is None or plan.metric == "weight":

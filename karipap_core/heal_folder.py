@@ -9,12 +9,13 @@ from torch import nn
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
+from karipap_core.compressed.densify import entry_of
+from karipap_core.compressed.folder import CORE, SHARD_BYTES, WORDS, fill_folder, new_folder, raw_bytes
+from karipap_core.compressed.records import KINDS, REPORT, sums_of
 from karipap_core.errors import InputError
-from karipap_core.folder import CORE, SHARD_BYTES, WORDS, _bytes, _entry, _new_folder, _write
 from karipap_core.heal_loop import like
 from karipap_core.layers.cores import Cores, CoresModule, Packed
 from karipap_core.models.sites import Names
-from karipap_core.records import KINDS, REPORT, sums_of
 from karipap_core.workspace.files import write_json
 
 
@@ -100,7 +101,7 @@ def plan_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     settings, found = checkpoint.config["quantization_config"], {}
     for tensor, live in live_names(model, checkpoint).items():
         if core := CORE.fullmatch(tensor):
-            found[live[: live.index(".cores.")]] = _entry(core[1], settings)[0]
+            found[live[: live.index(".cores.")]] = entry_of(core[1], settings)[0]
     return found
 
 
@@ -135,8 +136,8 @@ def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: 
     byte, and `report` with the new checksums as its karipap.json. What was found out about the incoming folder is not
     taken along. Hidden entries of `out` (work in progress) stay."""
     pieces = [_piece(name, info, tensors.get(name)) for name, info in checkpoint.tensors.items()]
-    with _new_folder(out, checkpoint.path, overwrite=True) as folder:
-        _write(folder, checkpoint.path, checkpoint.config, pieces, SHARD_BYTES)
+    with new_folder(out, checkpoint.path, overwrite=True) as folder:
+        fill_folder(folder, checkpoint.path, checkpoint.config, pieces, SHARD_BYTES)
         for kind in KINDS:
             (folder / f"{kind}.json").unlink(missing_ok=True)
         write_json(folder / REPORT, report | {"sums": sums_of(folder)})
@@ -145,4 +146,4 @@ def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: 
 def _piece(name: str, info: TensorInfo, tensor: torch.Tensor | None) -> Piece:
     if tensor is None:
         return copied(name, info)
-    return Piece(name, info.dtype, info.shape, lambda file: file.write(_bytes(tensor)))
+    return Piece(name, info.dtype, info.shape, lambda file: file.write(raw_bytes(tensor)))

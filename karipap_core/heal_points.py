@@ -5,7 +5,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.heal import first_process, heal
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace

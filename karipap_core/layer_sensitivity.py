@@ -17,7 +17,7 @@ import numpy as np
 
 from karipap_core import show
 from karipap_core.errors import InputError
-from karipap_core.plan import model_entry
+from karipap_core.plan.document import model_entry
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.statistics.bootstrap import LEVEL
@@ -135,7 +135,7 @@ class Part:
 def _checked(network: str, quantize: str | None, kept, chi, metric: str, by: str):
     """The Kind (curves.py) that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
     choices that do not fit together."""
-    from karipap_core.planning import kinds_of
+    from karipap_core.plan.options import kinds_of
 
     if by not in UNITS:
         raise InputError(f"--by {by}: it must be one of {', '.join(UNITS)}.")
@@ -157,7 +157,7 @@ def _checked(network: str, quantize: str | None, kept, chi, metric: str, by: str
 def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
     """The spec of a weight (out, in): at χ, or the largest that keeps at most `kept` of its numbers (bytes at 16 bits
     a number over 2); None where even χ = 1 keeps more."""
-    from karipap_core.planning import kinds_of
+    from karipap_core.plan.options import kinds_of
 
     if chi is not None:
         return kind.spec(shape, chi)

@@ -13,8 +13,8 @@ from pathlib import Path
 from karipap_core import __version__, show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
-from karipap_core.plan import Plan
-from karipap_core.profile import Profile
+from karipap_core.plan.document import Plan
+from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known, pareto
@@ -150,7 +150,8 @@ def describe(points: list[dict], stem: str = "report") -> dict:
     rows}, "tasks": {score: whether more is better}, "predictions": {"figures", "pairs"} of `predictions.as_told`,
     "environments": [..], "data": [{"what", "name", "sha256"}], "commands", "anchors": published points, "notes"}.
     """
-    from karipap_core import anchors, predictions  # with Plotly, which `--help` does not wait for
+    from karipap_core import anchors
+    from karipap_core.plan import predictions
 
     points = [{key: value for key, value in point.items() if key not in PRIVATE} for point in points]
     groups = _groups(points)

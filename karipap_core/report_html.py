@@ -9,8 +9,9 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from karipap_core import anchors, figures, figures_predictions, figures_runs, predictions
+from karipap_core import anchors, figures, figures_predictions, figures_runs
 from karipap_core.evaluation import scores
+from karipap_core.plan import predictions
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known
 

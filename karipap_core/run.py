@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from karipap_core.plan import Plan
+from karipap_core.compressed.records import keep_evaluation
+from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.records import keep_evaluation
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
@@ -36,7 +36,7 @@ def run(
     that it lacks. Returns, and writes to `<out>/run.json`, a point as `tradeoff.Points` describes it, with "speed",
     "memory", "folder" and "weights" (the rows of `compress`) besides.
     """
-    from karipap_core import pipeline
+    from karipap_core import story as pipeline
     from karipap_core.baselines import plan_sizes
     from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.evaluation.conventions import check_names

@@ -4,9 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from karipap_core.compressed.records import record, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.records import record, settings_of, source_of
 
 MAX_NEW_TOKENS = 64
 

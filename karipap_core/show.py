@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
+from karipap_core.compressed.verify import summary as verified
 from karipap_core.errors import InputError
 from karipap_core.ranking import rank, sentence
 from karipap_core.statistics.bootstrap import Interval, in_words
-from karipap_core.verify import summary as verified
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
 
@@ -81,7 +81,7 @@ def profile(document: dict) -> str:
 
 def plan(document: dict) -> str:
     """What the plan does as a whole, and a row a weight."""
-    from karipap_core.plan import Plan, made_of
+    from karipap_core.plan.document import Plan, made_of
 
     checked = Plan.from_json(document)
     rows = []

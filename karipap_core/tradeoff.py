@@ -13,11 +13,13 @@ from pathlib import Path
 from karipap_core.baselines import baselines, measure_baseline, plan_sizes
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
-from karipap_core.plan import Plan, model_entry
-from karipap_core.planning import UNSTRUCTURED, Budget, Planner
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.options import UNSTRUCTURED
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics.pareto import pareto
-from karipap_core.study import Study
 from karipap_core.text import Text, divide, read_text, standard_library
 from karipap_core.workspace.files import read_json, settings_key, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
@@ -319,6 +321,6 @@ def study_and_text(model, text, calibration, device, progress) -> tuple[Study, T
 
 
 def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> None:
-    from karipap_core.compress import compress
+    from karipap_core.compressed.compress import compress
 
     compress(study, plan, folder, progress=progress)

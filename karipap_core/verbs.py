@@ -180,7 +180,7 @@ CALIBRATE = option(
     option("--out", type=Path, metavar="DIR", help="keep a copy of the profile in this folder"),
 )
 def profile(args, progress) -> dict:
-    from karipap_core import pipeline
+    from karipap_core import story as pipeline
 
     found = pipeline.profile(args.model, args.text, args.metrics, args.network, args.device, args.out, progress)
     return found.to_json()
@@ -209,7 +209,7 @@ def profile(args, progress) -> dict:
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
 )
 def plan(args, progress) -> dict:
-    from karipap_core import pipeline
+    from karipap_core import story as pipeline
 
     found = pipeline.make_plan(
         args.model,
@@ -242,7 +242,7 @@ def plan(args, progress) -> dict:
     DEVICE,
 )
 def compress(args, progress) -> dict:
-    from karipap_core import pipeline
+    from karipap_core import story as pipeline
 
     return pipeline.compress(args.model, args.plan, args.out, force=args.force, device=args.device, progress=progress)
 
@@ -260,9 +260,9 @@ def compress(args, progress) -> dict:
     DEVICE,
 )
 def evaluate(args, progress) -> dict:
+    from karipap_core.compressed.records import keep_evaluation
     from karipap_core.evaluation.folder import evaluate_folder
     from karipap_core.evaluation.tasks.suite import add_tasks
-    from karipap_core.records import keep_evaluation
     from karipap_core.text import read_text
 
     suite = _suite(args, progress)
@@ -373,7 +373,7 @@ def sweep(args, progress) -> dict:
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
 )
 def densify(args, progress) -> dict:
-    from karipap_core.folder import densify as write
+    from karipap_core.compressed.densify import densify as write
 
     note = "An ordinary dense folder gives back quality but not memory: it is as large, and needs as much memory and "
     note += "time, as the original. What stays small is the compressed folder."
@@ -481,8 +481,8 @@ AGAINST = option("--against", metavar="MODEL", help="the dense model (default: t
     DEVICE,
 )
 def verify(args, progress) -> dict:
+    from karipap_core.compressed.verify import verify as check
     from karipap_core.spectra.spectrum import pick_device
-    from karipap_core.verify import verify as check
 
     return check(args.folder, args.against, device=pick_device(args.device), progress=progress)
 

@@ -9,7 +9,7 @@ import streamlit as st
 
 from karipap_core import figures_autopilot
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from pages.parts import common, job, model, plan_jobs, runs, tables, texts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core import records
 from karipap_core.checklist import OF_ITEM, checklist
+from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.shadow import MAX_NEW_TOKENS
 from karipap_core.workspace import Workspace

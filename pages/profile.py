@@ -7,9 +7,9 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core import figures, figures_peps, figures_tree
-from karipap_core.calibrate import LEVELS
-from karipap_core.curves import load_curves
-from karipap_core.profile import Profile, table
+from karipap_core.plan.calibration import LEVELS
+from karipap_core.plan.curves import load_curves
+from karipap_core.profiles.document import Profile, table
 from pages.parts import common, model, profiles, tables
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw

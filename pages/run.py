@@ -7,10 +7,11 @@ import time
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_predictions, figures_runs, predictions
-from karipap_core.calibrate import words
+from karipap_core import figures_predictions, figures_runs
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan import predictions
+from karipap_core.plan.calibration import words
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import common, draft, job, model, runs, texts
 

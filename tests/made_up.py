@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from karipap_core.profile import Profile
+from karipap_core.profiles.document import Profile
 from karipap_core.spectra.describe import describe
 
 SHAPES = {

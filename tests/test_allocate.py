@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karipap_core.allocate import allocate, by_entropy, options, uniform
 from karipap_core.errors import InputError
+from karipap_core.plan.allocate import allocate, by_entropy, options, uniform
 
 
 def table(name: str, sigma, out: int, n_in: int):

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core.activations import CalibrationSettings
 from karipap_core.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.models.load import load_model
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.quantization.rounding import quantize_rtn
-from karipap_core.study import Study
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from tests.architectures import make

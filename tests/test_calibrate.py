@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karipap_core.calibrate import Calibration, group_of, predicted_rise, words
 from karipap_core.errors import InputError
+from karipap_core.plan.calibration import Calibration, group_of, predicted_rise, words
 
 
 def calibration(rows, plans=()):

@@ -116,8 +116,8 @@ def test_texts_side_by_side_with_what_differs_marked(run, world):
 
 
 def test_green_when_all_has_been_run(run, world):
-    from karipap_core.records import record
-    from karipap_core.verify import verify
+    from karipap_core.compressed.records import record
+    from karipap_core.compressed.verify import verify
 
     verdict = verify(world[1])
     shadow(world[1], ["x"], max_new_tokens=4, device="cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import llama_model, llama_rows
 
-from karipap_core import allocate
+from karipap_core.plan import allocate
 from pages.parts import chi_board
 
 PARTS = Path(chi_board.__file__).parent

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from architectures import make
 
-from karipap_core import cli, records
+from karipap_core import cli
 from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, table, verdict
+from karipap_core.compressed import records
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.statistics.bootstrap import figures
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
@@ -143,9 +144,9 @@ def test_sides_are_read_from_files_names_and_folders(tmp_path, noise):
 
 def test_a_compressed_folder_brings_its_records(tmp_path):
     from karipap_core.checkpoint.open import open_checkpoint
-    from karipap_core.compress import compress
-    from karipap_core.plan import model_entry
-    from karipap_core.study import Study
+    from karipap_core.compressed.compress import compress
+    from karipap_core.plan.document import model_entry
+    from karipap_core.plan.study import Study
 
     checkpoint = open_checkpoint(make("llama", tmp_path / "model"))
     weights = {w.name: entry(*w.shape, 3) for w in checkpoint.weights if w.compressible}

@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 from test_compare import entry, run
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests import app_page

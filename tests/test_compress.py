@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core import pipeline
-from karipap_core.activations import CalibrationSettings
-from karipap_core.compress import compress
+from karipap_core import story as pipeline
+from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.models.load import load_model
-from karipap_core.plan import Plan, model_entry
-from karipap_core.planning import Budget, Planner
-from karipap_core.study import Study
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text, divide, read_text
 from karipap_core.workspace import Workspace
 from tests.architectures import make

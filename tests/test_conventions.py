@@ -371,7 +371,7 @@ def test_evaluate_shows_a_row_a_convention(folder, tmp_path, capsys):
 
 
 def test_a_finished_run_gets_the_conventions_that_it_lacks(folder, tmp_path):
-    from karipap_core import pipeline
+    from karipap_core import story as pipeline
 
     plan = pipeline.make_plan(folder, 0.8, rule="uniform", metric="weight")
     how = {"text": STORIES, "max_tokens": 64, "out": tmp_path / "run", "window": 32}

@@ -19,7 +19,7 @@ from karipap_core.deploy import deploy, precision
 from karipap_core.deploy_ways import dollars, format_bytes
 from karipap_core.errors import InputError
 from karipap_core.footprint import config_of, footprint, of_config
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 

@@ -13,7 +13,7 @@ from karipap_core import cli, figures_deploy, hardware, kv, verbs  # noqa: F401 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.deploy import deploy
 from karipap_core.footprint import of_config
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 from tests import app_page

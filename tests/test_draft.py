@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic import llama_model, llama_rows
 
-from karipap_core.calibrate import Fit
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.calibration import Fit
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft
 from pages.parts.draft import Draft, History

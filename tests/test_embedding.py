@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import TABLES
-from karipap_core.folder import densify
+from karipap_core.compressed.densify import densify
 from karipap_core.layers.cores import Packed
 from karipap_core.layers.embedding import TensorNetworkEmbedding
 from karipap_core.layers.linear import TensorNetworkLinear

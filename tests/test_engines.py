@@ -22,8 +22,8 @@ from karipap_core.models.sites import sites
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.stored import values
 from karipap_core.networks.tree.network import group_names, group_specs
-from karipap_core.plan import Plan, model_entry
-from karipap_core.study import Study
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.study import Study
 from karipap_core.workspace import Workspace
 
 KINDS = {

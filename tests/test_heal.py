@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from karipap_core import figures_runs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import build_parser, main
+from karipap_core.compressed.folder import write_compressed
 from karipap_core.errors import InputError
-from karipap_core.folder import write_compressed
 from karipap_core.heal import heal, split
 from karipap_core.heal_folder import choose_trained
 from karipap_core.heal_loop import Rows, Training, distillation_loss, next_token_loss, schedule
 from karipap_core.heal_points import heal_and_measure
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
-from karipap_core.plan import model_entry
+from karipap_core.plan.document import model_entry
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json

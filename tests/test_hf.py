@@ -14,7 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.folder import densify, write_compressed
+from karipap_core.compressed.densify import densify
+from karipap_core.compressed.folder import write_compressed
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.experts import UnstackedExperts
 from karipap_core.models.load import load_model

@@ -11,15 +11,15 @@ from scipy import stats
 
 from karipap_core import cli, figures_sensitivity
 from karipap_core import layer_sensitivity as core
-from karipap_core.activations import CalibrationSettings
-from karipap_core.curves import Kind
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
+from karipap_core.plan.kind import Kind
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import spearman
-from karipap_core.study import Study
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json

@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 from streamlit.testing.v1 import AppTest
 
 from karipap_core import jobs
-from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import common, model

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.networks.mpo import Mpo
-from karipap_core.plan import Plan, made_of, model_entry, schema
+from karipap_core.plan.document import Plan, made_of, model_entry, schema
 from tests.architectures import make
 
 

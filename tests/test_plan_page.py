@@ -10,7 +10,7 @@ from test_tables import Study
 
 from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables

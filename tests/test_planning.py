@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core.activations import CalibrationSettings
-from karipap_core.allocate import Options, allocate, merged, together
-from karipap_core.compress import compress
+from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
-from karipap_core.plan import Plan
-from karipap_core.planning import Budget, Planner, kinds_of
-from karipap_core.study import Study
+from karipap_core.plan.allocate import Options, allocate, merged, together
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan
+from karipap_core.plan.options import kinds_of
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from tests.architectures import make

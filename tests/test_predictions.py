@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from karipap_core import figures_predictions, predictions
-from karipap_core.calibrate import Calibration, worth
-from karipap_core.plan import Plan
-from karipap_core.predictions import Pair, as_told, figures, left_out, refit, unchecked
+from karipap_core import figures_predictions
+from karipap_core.plan import predictions
+from karipap_core.plan.calibration import Calibration, worth
+from karipap_core.plan.document import Plan
+from karipap_core.plan.predictions import Pair, as_told, figures, left_out, refit, unchecked
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
 from karipap_core.workspace.runs import read_runs

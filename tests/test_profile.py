@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from karipap_core import profile as profile_module
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.networks import NETWORKS
-from karipap_core.profile import Profile, build_profile, profile_key, profile_settings, table, unfold
+from karipap_core.profiles import build as profile_module
+from karipap_core.profiles.build import build_profile, unfold
+from karipap_core.profiles.document import Profile, profile_key, profile_settings, table
 from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.null import null_entropy
 from karipap_core.spectra.spectrum import entropy

@@ -14,7 +14,7 @@ from test_compare import MODEL, ONE, TWO, run
 from karipap_core import cli, report_html
 from karipap_core.cli import build_parser
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.report import collect, commands, describe, profile_of, report, rows, table_csv
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json

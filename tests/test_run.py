@@ -6,11 +6,11 @@ from pathlib import Path
 import architectures
 import pytest
 
-from karipap_core import pipeline
+from karipap_core import story as pipeline
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation import folder as evaluate
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.run import run
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace

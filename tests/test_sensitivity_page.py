@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from karipap_core import layer_sensitivity as core
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.plan import model_entry
+from karipap_core.plan.document import model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests import app_page

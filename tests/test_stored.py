@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from karipap_core import InputError, networks
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.folder import densify, write_compressed
+from karipap_core.compressed.densify import densify
+from karipap_core.compressed.folder import write_compressed
+from karipap_core.compressed.records import sums_of
+from karipap_core.compressed.verify import verify
 from karipap_core.layers.embedding import TensorNetworkEmbedding
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.load import load_model
@@ -24,10 +27,8 @@ from karipap_core.models.sites import replaced, sites
 from karipap_core.networks import Metric, Spec, spec_from_json
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.tree.network import fit_group, group_specs
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.quantization.rounding import quantize_rounding
-from karipap_core.records import sums_of
-from karipap_core.verify import verify
 
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 FORMATS = ("int8", "int4", "int3", "int2", "int4g24", "fp8")

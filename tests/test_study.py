@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core.activations import CalibrationSettings, Moments, calibration_windows, sampled_loss
 from karipap_core.errors import InputError
 from karipap_core.models.load import load_model
 from karipap_core.models.sites import sites
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.planning import Budget, Planner
-from karipap_core.probe import Probe
-from karipap_core.sensitivity import marginals
-from karipap_core.study import Study
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.damage import marginals
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.probe import Probe
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings, Moments, calibration_windows, sampled_loss
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from tests.architectures import make

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.curves import Kind, build_curves, save_curves
 from karipap_core.errors import InputError
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.curves import build_curves, save_curves
+from karipap_core.plan.kind import Kind
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
@@ -85,7 +86,8 @@ def view(checkpoint):
 @pytest.mark.parametrize(("unit", "scope", "budget"), [("parameters", "blocks", 0.45), ("parameters", "model", 0.8),
                                                        ("bytes", "model", 0.7)])  # fmt: skip
 def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, scope, budget):
-    from karipap_core.planning import Budget, Planner
+    from karipap_core.plan.budget import Budget
+    from karipap_core.plan.planner import Planner
 
     study = Study(view.checkpoint)
     limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget, scope=scope)
@@ -198,7 +200,7 @@ class Mixed(Study):
         return self.made[kind, metric]
 
     def single(self, kind, metric):
-        from karipap_core.curves import _listed
+        from karipap_core.plan.curves import _listed
 
         rng, found = np.random.default_rng(len(kind.label)), {}
         for weight in self.weights:
@@ -213,8 +215,8 @@ class Mixed(Study):
         return found
 
     def group(self, kind, metric):
-        from karipap_core.curves import _between
         from karipap_core.networks.tree.network import group_names, group_specs
+        from karipap_core.plan.curves import _between
 
         found = []
         for members in group_names(self.weights):
@@ -226,7 +228,7 @@ class Mixed(Study):
         return found
 
     def save(self) -> None:
-        from karipap_core.planning import kinds_of
+        from karipap_core.plan.options import kinds_of
 
         super().save()
         home = Workspace().profile_dir(self.checkpoint.fingerprint, "made-up").parents[1]
@@ -251,7 +253,8 @@ CASES = [("tree", None, "parameters", "calibrated"), ("tree", "int4", "bytes", "
 
 @pytest.mark.parametrize(("network", "quantize", "unit", "rule"), CASES)
 def test_plans_of_several_kinds_are_the_command_lines(mixed, network, quantize, unit, rule):
-    from karipap_core.planning import Budget, Planner
+    from karipap_core.plan.budget import Budget
+    from karipap_core.plan.planner import Planner
 
     study, budget = Mixed(mixed.checkpoint), 0.3 if unit == "bytes" else 0.35
     limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget)
@@ -312,8 +315,8 @@ def test_an_entry_that_is_no_option_stays_as_it_is(mixed):
 
 
 def test_the_pages_offer_what_the_core_has():
-    from karipap_core import planning
     from karipap_core.networks import NETWORKS
+    from karipap_core.plan import options as planning
     from karipap_core.quantization.formats import Format
 
     assert tables.NETWORKS == (*NETWORKS, "auto")

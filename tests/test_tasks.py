@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from karipap_core import cli
-from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.tasks import harness
@@ -20,12 +19,13 @@ from karipap_core.evaluation.tasks.files import read_folder
 from karipap_core.evaluation.tasks.harness import rows
 from karipap_core.evaluation.tasks.suite import Suite, causal, evaluate_tasks, identity, measure_folders, weights_hash
 from karipap_core.models.load import load_model
-from karipap_core.pipeline import compress
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.run import run
 from karipap_core.show import evaluation
 from karipap_core.statistics.bootstrap import paired_bootstrap
-from karipap_core.study import Study
+from karipap_core.story import compress
 from karipap_core.text import Text
 from karipap_core.tradeoff import Points, sweep
 from karipap_core.workspace import Workspace
@@ -313,7 +313,7 @@ def test_finished_points_are_completed_in_place(study, task_dir, tmp_path, monke
     points = Points(
         study, HELD_OUT, tmp_path, CUT["window"], CUT["stride"], CUT["max_tokens"], lambda *a, **k: None, suite
     )
-    monkeypatch.setattr("karipap_core.planning.Planner.make", None)  # no plan is made
+    monkeypatch.setattr("karipap_core.plan.planner.Planner.make", None)  # no plan is made
     for name, whole in before.items():
         done = points.complete(read_json(tmp_path / "runs" / name / "run.json"))
         assert read_json(tmp_path / "runs" / name / "run.json") == done
@@ -351,7 +351,7 @@ def test_run_and_a_finished_run(model, task_dir, tmp_path, monkeypatch):
     first = run(model, plan, HELD_OUT, out=out, device="cpu", **CUT)
     assert "tasks" not in first
     suite = Suite(["pairs"], task_dir, keep=tmp_path / "kept")
-    monkeypatch.setattr("karipap_core.pipeline.compress", None)
+    monkeypatch.setattr("karipap_core.story.compress", None)
     found = run(model, plan, HELD_OUT, out=out, device="cpu", tasks=suite, **CUT)
     assert found["id"] == first["id"] and found["loss"] == first["loss"]
     assert found["tasks"]["pairs"]["difference"]["items"] == 12 and "pairs" in found["dense"]["tasks"]

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.evaluation.inplace import InPlace
-from karipap_core.plan import Plan
-from karipap_core.planning import Budget, Planner
-from karipap_core.study import Study
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
 from karipap_core.tradeoff import AUTO_RISES, Points, auto_budgets, pareto, sweep
 from karipap_core.workspace import Workspace

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.compress import compress
+from karipap_core.compressed.compress import compress
+from karipap_core.compressed.loader import loader
+from karipap_core.compressed.verify import ORDER, table, verify
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
-from karipap_core.plan import Plan, model_entry
-from karipap_core.study import Study
-from karipap_core.verify import ORDER, loader, table, verify
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.study import Study
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 

@@ -2,12 +2,13 @@
 
 import pytest
 
-from karipap_core.activations import CalibrationSettings
-from karipap_core.compress import compress
+from karipap_core.compressed.compress import compress
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.networks import NETWORKS
-from karipap_core.planning import Budget, Planner
-from karipap_core.study import Study
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
 from karipap_core.tradeoff import sweep
 from karipap_core.workspace import Workspace

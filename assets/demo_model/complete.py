@@ -15,8 +15,8 @@ sys.path.insert(0, str(HERE.parents[1]))
 from karipap_core.errors import InputError  # noqa: E402
 from karipap_core.evaluation.tasks.python import NAMES  # noqa: E402
 from karipap_core.evaluation.tasks.suite import Suite  # noqa: E402
+from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
-from karipap_core.study import Study  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
 from karipap_core.tradeoff import MAX_TOKENS, Points  # noqa: E402
 from karipap_core.workspace.runs import read_runs  # noqa: E402

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from karipap_core.claim_checks import compactifai, disentanglers, karipap, spectra, tensorgpt
 from karipap_core.claim_checks.bench import study_of
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
-from karipap_core.study import Study
 
 CHECKS: dict[str, Callable[[Study, Progress], dict]] = {
     "depth": karipap.depth,

@@ -7,13 +7,13 @@ from itertools import permutations
 import numpy as np
 import torch
 
-from karipap_core.activations import CalibrationSettings
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.mpo import Mpo
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.rounding import quantize_rtn
-from karipap_core.study import Study
 
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
 SETTINGS = CalibrationSettings(tokens=6144, probe_windows=1, check_windows=8)

@@ -20,9 +20,9 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
-from karipap_core.study import Study
 
 
 def sensitivity(study: Study, progress: Progress) -> dict:

@@ -10,8 +10,8 @@ from karipap_core.networks import NETWORKS
 from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
-from karipap_core.study import Study
 
 LARGEST_FIT = 2**20  # numbers of a weight whose gates are fitted: some ten seconds
 

@@ -21,8 +21,8 @@ from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
-from karipap_core.study import Study
 
 
 def depth(study: Study, progress: Progress) -> dict:

@@ -6,10 +6,10 @@ import torch
 from karipap_core.claim_checks.bench import Bench, grid, kept_chi, lines
 from karipap_core.errors import InputError
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.spectra.null import null_deviation, null_entropy
 from karipap_core.spectra.spectrum import entropy, singular_values, tail
-from karipap_core.study import Study
 
 TWIN_SEED = 0
 

@@ -9,9 +9,9 @@ from karipap_core.claim_checks.bench import Bench, fitting, grid, lines
 from karipap_core.errors import InputError
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tt_embedding import TtEmbedding
+from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.quantization.rounding import quantize_rtn
-from karipap_core.study import Study
 
 
 def embedding(study: Study, progress: Progress) -> dict:

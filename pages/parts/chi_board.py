@@ -43,7 +43,7 @@ from pathlib import Path
 
 import numpy as np
 
-from karipap_core import calibrate
+from karipap_core.plan import calibration as calibrate
 
 HERE = Path(__file__).parent
 UNITS = ("parameters", "bytes")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from karipap_core.errors import InputError
-from karipap_core.plan import DENSE, Plan, model_entry
+from karipap_core.plan.document import DENSE, Plan, model_entry
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import read_json, write_json
 from pages.parts.tables import What

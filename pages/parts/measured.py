@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from karipap_core.curves import Kind, build_curves, load_curves
 from karipap_core.errors import InputError
-from karipap_core.plan import DENSE
+from karipap_core.plan.curves import build_curves, load_curves
+from karipap_core.plan.document import DENSE
+from karipap_core.plan.kind import Kind
 
 SHORT = {"lowrank": "rank", "disentangled": "dis", "tt_embedding": "tt"}
 

@@ -5,7 +5,7 @@ import json
 import streamlit as st
 
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts

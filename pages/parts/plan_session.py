@@ -5,7 +5,7 @@ from dataclasses import replace
 import streamlit as st
 
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft, tables
 

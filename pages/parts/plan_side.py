@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from karipap_core import figures
-from karipap_core.calibrate import words
-from karipap_core.plan import made_of
+from karipap_core.plan.calibration import words
+from karipap_core.plan.document import made_of
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 RULE_SAYS = {

@@ -5,8 +5,9 @@ import html
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_predictions, predictions
-from karipap_core.calibrate import Calibration
+from karipap_core import figures_predictions
+from karipap_core.plan import predictions
+from karipap_core.plan.calibration import Calibration
 from karipap_core.workspace.files import read_json
 from pages.parts import common, runs
 

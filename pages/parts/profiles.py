@@ -4,9 +4,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core.calibrate import Calibration
 from karipap_core.errors import InputError
-from karipap_core.profile import Profile
+from karipap_core.plan.calibration import Calibration
+from karipap_core.profiles.document import Profile
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from pages.parts import common, job, texts

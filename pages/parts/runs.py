@@ -11,7 +11,7 @@ import streamlit as st
 from karipap_core import show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import read_runs

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from karipap_core import allocate
-from karipap_core.calibrate import Calibration, group_of
-from karipap_core.curves import Kind, WeightCurve, build_curves, load_curves
 from karipap_core.errors import InputError
+from karipap_core.plan import allocate
+from karipap_core.plan.calibration import Calibration, group_of
+from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
+from karipap_core.plan.kind import Kind
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
@@ -48,7 +49,7 @@ class What:
         """Kinds of network that must have been measured for the weights of the blocks."""
         if self.quantize is None and self.network in PLAIN:
             return [Kind(self.network)]
-        from karipap_core.planning import kinds_of
+        from karipap_core.plan.options import kinds_of
 
         return [kind for kind in kinds_of(self.network, self.quantize) if kind != Kind("dense")]
 
@@ -57,7 +58,7 @@ class What:
         """The same for the tables of tokens."""
         if self.embedding == "dense":
             return []
-        from karipap_core.planning import table_kinds_of
+        from karipap_core.plan.options import table_kinds_of
 
         return [kind for kind in table_kinds_of(self.embedding, self.quantize) if kind != Kind("dense")]
 
@@ -246,7 +247,7 @@ def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> T
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
 def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
     """The tables of several kinds, as the core's Planner lists them."""
-    from karipap_core.planning import Planner
+    from karipap_core.plan.planner import Planner
 
     profile = _profile(_found.profile.parent) if _found.profile else None
     weights = _weights(_view, _found.reachable)

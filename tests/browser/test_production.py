@@ -10,7 +10,7 @@ sys.path.insert(0, str(shared.REPOSITORY / "tests"))
 from architectures import make  # noqa: E402
 from test_verify import folder_of, plan_for  # noqa: E402
 
-from karipap_core.records import record  # noqa: E402
+from karipap_core.compressed.records import record  # noqa: E402
 from karipap_core.workspace import Workspace  # noqa: E402
 from karipap_core.workspace.files import read_json  # noqa: E402
 

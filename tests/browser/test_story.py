@@ -10,7 +10,7 @@ import pytest
 
 from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.plan import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 
 

@@ -7,11 +7,13 @@ decompositions, the calibration, and probes on the dense model in memory. Verbs 
 from functools import cached_property
 from pathlib import Path
 
-from karipap_core.calibrate import Calibration
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.curves import Kind, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.errors import InputError
-from karipap_core.profile import Profile, build_profile, profile_key, profile_settings
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.curves import build_curves, build_group_curves, load_curves, save_curves
+from karipap_core.plan.kind import Kind
+from karipap_core.profiles.build import build_profile
+from karipap_core.profiles.document import Profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
@@ -58,7 +60,7 @@ class Study:
 
     @cached_property
     def settings(self):
-        from karipap_core.activations import CalibrationSettings
+        from karipap_core.profiles.activations import CalibrationSettings
 
         settings = self._settings or CalibrationSettings()
         positions = (self.checkpoint.config.get("text_config") or self.checkpoint.config).get("max_position_embeddings")
@@ -94,7 +96,7 @@ class Study:
 
     @cached_property
     def moments(self):
-        from karipap_core.activations import Moments
+        from karipap_core.profiles.activations import Moments
 
         return Moments(self.checkpoint, self.text, self.settings, self.folder / "moments", self.device,
                        progress=self.progress)  # fmt: skip
@@ -140,7 +142,7 @@ class Study:
 
     @cached_property
     def windows(self):
-        from karipap_core.activations import calibration_windows
+        from karipap_core.profiles.activations import calibration_windows
 
         model, tokenizer = self.model
         return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
@@ -148,7 +150,7 @@ class Study:
     @cached_property
     def probe(self):
         """The dense model on the windows that sensitivities are measured on."""
-        from karipap_core.probe import Probe
+        from karipap_core.plan.probe import Probe
 
         if "check" in self.__dict__:
             self.check.restore()
@@ -157,7 +159,7 @@ class Study:
     @cached_property
     def check(self):
         """The dense model on the windows that whole plans are measured on."""
-        from karipap_core.probe import Probe
+        from karipap_core.plan.probe import Probe
 
         if "probe" in self.__dict__:
             self.probe.restore()
@@ -202,7 +204,7 @@ class Study:
         return {row["name"]: row["spectra"].get(metric, row["spectra"]["weight"])["entropy"] for row in rows}
 
     def decompositions(self, metric: str):
-        from karipap_core.decompositions import Decompositions
+        from karipap_core.plan.decompositions import Decompositions
 
         if metric not in self._decompositions:
             moments = None if metric == "weight" else self.moments
@@ -232,7 +234,7 @@ class Study:
         mark = "" if kind.network == "lowrank" else f"|{kind.network}"
         missing = [weight for weight in tables if weight.name + mark not in found.levels]
         if missing:
-            from karipap_core.sensitivity import measure_levels
+            from karipap_core.plan.damage import measure_levels
 
             levels = measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress, kind)
             found.levels |= {name + mark: rows for name, rows in levels.items()}
@@ -240,8 +242,8 @@ class Study:
         return found
 
     def _calibrate(self, metric: str, file: Path) -> None:
-        from karipap_core.planning import Planner
-        from karipap_core.sensitivity import measure_levels
+        from karipap_core.plan.damage import measure_levels
+        from karipap_core.plan.planner import Planner
 
         if self.checkpoint.kind is None:
             raise InputError(f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run.")
@@ -277,7 +279,7 @@ class Study:
     def check_prediction(self, plan, measured: dict, text: str) -> None:
         """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both, and
         its fit gets a new version."""
-        from karipap_core.predictions import add_check
+        from karipap_core.plan.predictions import add_check
 
         if not self.calibration_file(plan.metric).exists() and not self.has_calibration(plan.metric):
             return

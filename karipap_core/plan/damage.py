@@ -1,8 +1,8 @@
 """Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
-from karipap_core.calibrate import LEVELS
-from karipap_core.curves import Kind
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.plan.calibration import LEVELS
+from karipap_core.plan.kind import Kind
 from karipap_core.progress import Progress, silent
 
 LOWRANK = Kind("lowrank")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from karipap_core.calibrate import Calibration, group_of_plan, off, worth
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
+from karipap_core.plan.calibration import Calibration, group_of_plan, off, worth
+from karipap_core.plan.document import Plan
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json

@@ -1,27 +1,19 @@
-"""Verify: whether a compressed folder on disk is the model that its plan describes, and loads as that.
-
-Each fault turns one check red, the one that names it; what cannot be decided any more after it is not checked (`ok`
-None), and then the whole is not ok either.
-"""
+"""The checks of a compressed folder, each a function that says what it found."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.open import PICKLES, open_checkpoint
-from karipap_core.errors import InputError
-from karipap_core.plan import Plan
-from karipap_core.progress import Progress, silent
-from karipap_core.records import (
+from karipap_core.checkpoint.open import PICKLES
+from karipap_core.compressed.records import (
     Source,
     file_sums,
     pinned,
-    record,
-    report_of,
-    settings_of,
-    source_of,
     tensor_sums,
 )
+from karipap_core.errors import InputError
+from karipap_core.plan.document import Plan
+from karipap_core.progress import Progress
 from karipap_core.workspace.files import settings_key
 
 TOLERANCE = 1e-3  # relative, of the logits in float32
@@ -29,127 +21,6 @@ TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs
 PROBE_ROWS, PROBE_TOKENS = 2, 32
 CODE = PICKLES + (".py", ".pyc", ".so", ".joblib", ".npy", ".npz", ".h5")
 SHOWN = 3
-ORDER = ("safetensors only", "plan", "fingerprint", "tensors", "finite", "unchanged", "logits")
-
-
-def verify(
-    folder: str | Path,
-    against: str | Path | Checkpoint | None = None,
-    report: dict | None = None,
-    core_files: Mapping[str, Path] | None = None,
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> dict:
-    """Checks a compressed folder and writes the verdict into it as verify.json.
-
-    - `safetensors only`: no file in the folder can execute code.
-    - `plan`: the plan in config.json is valid, and is the one that the folder was written for.
-    - `fingerprint`: the dense model is the one that the plan pins; where it is not here, that one is pinned at all.
-    - `tensors`: each tensor that plan and dense model ask for is there and no other, in shape, type and bytes.
-    - `finite`: no NaN, no infinity in any tensor.
-    - `unchanged`: tensors and files have the SHA-256 that `compress` wrote down.
-    - `logits`: of the folder, loaded by transformers, against the dense model with Ŵ (formed in float64 from the
-      cores) in place of its weights; without the dense model, against the same folder with each Ŵ formed. Largest
-      relative error ‖a − b‖ / ‖b‖ 1e-3, float32, on fixed token ids.
-
-    against: the dense model (default: where the folder says it was). report: karipap.json, where it is not written yet.
-    core_files: the cores as they were computed, by weight, to compare with in place of those in the folder. Returns
-    {"ok", "checks": [{"name", "ok", "detail"}], "folder", "loader"}; `loader` is Python to paste. Raises InputError
-    where `folder` is no compressed folder or `against` cannot be opened.
-    """
-    folder = Path(folder)
-    settings = settings_of(folder)
-    report = report_of(folder) if report is None else report
-    source = source_of(folder, against)
-    found: dict[str, tuple[bool | None, str]] = {}
-
-    def note(name: str, ok: bool | None, detail: str) -> None:
-        found[name] = (ok, detail)
-        progress("verify", len(found), len(ORDER), name)
-
-    note("safetensors only", *_safe(folder))
-    plan, detail = _plan(settings, report)
-    note("plan", plan is not None, detail)
-    same, detail = _same_source(settings, source)
-    note("fingerprint", same, detail)
-    checkpoint = None
-    try:
-        checkpoint = open_checkpoint(folder, compressed=True)
-    except InputError as error:
-        note("tensors", False, str(error))
-    if checkpoint is not None:
-        wrong = _tensors(checkpoint, plan, settings, source if same else None, report) if plan else None
-        if wrong is None:
-            note("tensors", None, "not checked: the plan does not say what should be there")
-        else:
-            note("tensors", not wrong, _first(wrong) or _sizes(checkpoint))
-        damaged = _not_finite(checkpoint, progress)
-        note("finite", not damaged, _first(damaged, "NaN or infinity in") or "no NaN or infinity in any tensor")
-        note("unchanged", *_unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}))
-        sound = plan is not None and not wrong and not damaged
-        if sound:
-            # Healed norms are not the dense model's: then the folder is held against itself, made dense in memory.
-            own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
-            dense = source if same and not own_norms else None
-            note("logits", *_logits(folder, plan, dense, core_files, checkpoint, device))
-    for name in ORDER:
-        if name not in found:
-            note(name, None, "not checked: see what is red above")
-    checks = [{"name": name, "ok": found[name][0], "detail": found[name][1]} for name in ORDER]
-    verdict = {"ok": all(check["ok"] is True for check in checks), "checks": checks}
-    if checkpoint is not None:
-        # What is not in the file: the folder's own path, so that equal folders have equal records.
-        record(folder, "verify", verdict, source.checkpoint.fingerprint if same and source.checkpoint else None, False)
-    else:
-        (folder / "verify.json").unlink(missing_ok=True)
-    return verdict | {"folder": str(folder), "loader": loader(folder)}
-
-
-def loader(folder: str | Path) -> str:
-    """Ten lines of Python that load the folder and use it, where `karipap_core` can be imported."""
-    from karipap_core.models.load import TOKENIZERS
-
-    folder = Path(folder).absolute()
-    config = _config_of(folder)
-    causal = (config.get("architectures") or ["CausalLM"])[0].endswith(("CausalLM", "LMHeadModel"))
-    auto = "AutoModelForCausalLM" if causal else "AutoModel"
-    texts = any((folder / name).is_file() for name in TOKENIZERS)
-    lines = [
-        "import torch",
-        "import karipap_core  # from here on transformers loads compressed folders",
-        f"from transformers import {auto}" + (", AutoTokenizer" if texts else ""),
-        "",
-        f"folder = {str(folder)!r}",
-        f'model = {auto}.from_pretrained(folder, dtype="auto").eval()',
-    ]
-    if texts:
-        lines += [
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            'ids = tokenizer("def main():", return_tensors="pt").input_ids',
-        ]
-        back = "print(tokenizer.decode(out[0]))"
-    else:
-        lines += ["ids = torch.tensor([[1, 2, 3]])"]
-        back = "print(out[0])"
-    lines += ["out = model.generate(ids, max_new_tokens=20)" if causal else "out = model(ids)[0].detach()"]
-    lines += [back if causal else "print(out.shape)"]
-    return "\n".join(lines)
-
-
-def table(document: dict) -> str:
-    """A verdict for a terminal."""
-    from karipap_core.show import grid
-
-    marks = {True: "ok", False: "WRONG", None: "not checked"}
-    rows = [[check["name"], marks[check["ok"]], check["detail"]] for check in document["checks"]]
-    head = f"{document['folder']}: " + ("verified" if document["ok"] else "NOT verified")
-    return f"{head}\n\n{grid(['check', '', ''], rows)}\n\nTo load it:\n\n{document['loader']}"
-
-
-def summary(verdict: dict) -> str:
-    """A verdict in a line."""
-    wrong = [check["name"] for check in verdict["checks"] if check["ok"] is False]
-    return f"{len(verdict['checks'])} checks passed" if verdict["ok"] else f"NOT verified: {', '.join(wrong)}"
 
 
 # The checks, in order. Each gives (ok, detail) or what is wrong by tensor.
@@ -160,13 +31,13 @@ def unsafe_files(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.suffix.lower() in CODE)
 
 
-def _safe(folder: Path) -> tuple[bool, str]:
+def safetensors_only(folder: Path) -> tuple[bool, str]:
     bad = unsafe_files(folder)
     said = f"{', '.join(bad[:SHOWN])} could execute code when it is loaded"
     return not bad, said if bad else "tensors are in safetensors alone"
 
 
-def _plan(settings: dict, report: dict) -> tuple[Plan | None, str]:
+def valid_plan(settings: dict, report: dict) -> tuple[Plan | None, str]:
     """The plan where it is valid and the folder's own, else None and why."""
     document = settings["plan"]
     try:
@@ -184,7 +55,7 @@ def _plan(settings: dict, report: dict) -> tuple[Plan | None, str]:
     return plan, f"valid, and the one that the folder was written for; {networks} weights changed"
 
 
-def _same_source(settings: dict, source: Source) -> tuple[bool, str]:
+def same_source(settings: dict, source: Source) -> tuple[bool, str]:
     wanted = pinned(settings)
     if len(wanted) != 64:
         return False, "the plan pins no fingerprint of a dense model"
@@ -196,13 +67,13 @@ def _same_source(settings: dict, source: Source) -> tuple[bool, str]:
     return True, f"{wanted[:12]}… is pinned, and is that of {source.checkpoint.name}"
 
 
-def _tensors(
+def wrong_tensors(
     checkpoint: Checkpoint, plan: Plan, settings: dict, source: Source | None, report: dict
 ) -> dict[str, str]:  # fmt: skip
     """Tensor (or file) → what is wrong with it."""
     import torch
 
-    from karipap_core.folder import WORDS
+    from karipap_core.compressed.folder import WORDS
     from karipap_core.layers.cores import stored_tensors
 
     words = {torch.uint8: "U8", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
@@ -267,11 +138,11 @@ def _copied_wrong(checkpoint: Checkpoint, plan: Plan, dense: Checkpoint, others:
     return wrong
 
 
-def _sizes(checkpoint: Checkpoint) -> str:
+def sizes_in_words(checkpoint: Checkpoint) -> str:
     return f"{len(checkpoint.tensors)} tensors, {checkpoint.bytes:,} bytes on disk, as the plan says"
 
 
-def _not_finite(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
+def not_finite(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
     import torch
 
     found = {}
@@ -285,7 +156,7 @@ def _not_finite(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
     return found
 
 
-def _unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[str]) -> tuple[bool, str]:
+def unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[str]) -> tuple[bool, str]:
     sums = report.get("sums")
     if not sums:
         return False, "karipap.json holds no SHA-256 of the tensors: write the folder again"
@@ -306,7 +177,7 @@ def _unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[s
 # The logits.
 
 
-def _logits(
+def logits_agree(
     folder: Path, plan: Plan, source: Source | None, core_files: Mapping[str, Path] | None, checkpoint: Checkpoint,
     device: str,
 ) -> tuple[bool, str]:  # fmt: skip
@@ -420,13 +291,7 @@ def _cores(spec, name: str, read: Callable) -> list:
     return cores
 
 
-def _config_of(folder: Path) -> dict:
-    from karipap_core.workspace.files import read_json
-
-    return read_json(folder / "config.json")
-
-
-def _first(wrong: dict[str, str], before: str = "") -> str:
+def first_faults(wrong: dict[str, str], before: str = "") -> str:
     """The first few faults in a sentence, "" where there are none."""
     said = [wrong[name] for name in sorted(wrong)]
     more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""

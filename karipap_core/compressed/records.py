@@ -14,8 +14,8 @@ from pathlib import Path
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import chunks
+from karipap_core.compressed.folder import RECORDS
 from karipap_core.errors import InputError
-from karipap_core.folder import RECORDS
 from karipap_core.workspace.files import read_json, write_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")

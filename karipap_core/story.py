@@ -4,11 +4,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.plan import Plan
-from karipap_core.planning import Budget, Planner
-from karipap_core.profile import Profile
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
-from karipap_core.study import Study
 from karipap_core.text import divide, read_text, standard_library
 
 
@@ -33,7 +34,7 @@ def make_plan(model, budget=None, budget_bytes=None, scope="model", network="low
 
 def compress(model, plan: Plan | str | Path, out, force=False, device="auto", progress: Progress = silent) -> dict:
     """Write the compressed model (see compress.py), with activations from the text that the plan names."""
-    from karipap_core.compress import compress as write
+    from karipap_core.compressed.compress import compress as write
 
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     return write(study_of(model, plan, device, progress), plan, out, force, progress)
@@ -41,7 +42,7 @@ def compress(model, plan: Plan | str | Path, out, force=False, device="auto", pr
 
 def study_of(model, plan: Plan, device="auto", progress: Progress = silent) -> Study:
     """The study that a plan was made in: its model, calibration text and settings."""
-    from karipap_core.activations import CalibrationSettings
+    from karipap_core.profiles.activations import CalibrationSettings
 
     known = {field.name for field in fields(CalibrationSettings)}
     settings = {key: value for key, value in (plan.calibration or {}).items() if key in known}

@@ -6,67 +6,35 @@ not calibrated on.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from karipap_core.allocate import Options, allocate, by_entropy, merged, together, uniform
-from karipap_core.calibrate import group_of_plan
-from karipap_core.curves import STRUCTURES, Kind
 from karipap_core.errors import InputError
-from karipap_core.plan import DENSE, RULES, Plan, model_entry
+from karipap_core.plan.allocate import Options, allocate, by_entropy, merged, together, uniform
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.calibration import group_of_plan
+from karipap_core.plan.damage import apply_plan, marginals, whole_plan
+from karipap_core.plan.document import DENSE, RULES, Plan, model_entry
+from karipap_core.plan.kind import Kind
+from karipap_core.plan.options import (
+    EMBEDDINGS,
+    UNSTRUCTURED,
+    WHOLE,
+    is_of,
+    kinds_of,
+    networks_in,
+    own_options,
+    table_kinds_of,
+)
 from karipap_core.progress import Progress, silent
-from karipap_core.sensitivity import apply_plan, marginals, whole_plan
 from karipap_core.spectra.spectrum import METRICS
 
 REFINE_ROUNDS = 5
-EMBEDDINGS = ("dense", "lowrank", "tt")
-WHOLE = Kind("dense")  # the weight as it is
-FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
-CORE_FORMATS = (None, "int8", "int4")  # three-bit cores lost to four-bit ones with fewer parameters kept, everywhere
-QLR_BITS = ("int4", "int3", "int2")
-QLR_FACTORS = "int4"  # the format of the correction's two factors where none is asked for
 SINGLES_CHECKED = 2
-UNSTRUCTURED = ("tree", "qlr")  # networks that no structure goes around
 COUNTED = ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks")
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """kept: fraction of parameters, of the whole model (scope `model`) or of the compressible weights (`blocks`);
-    kept_bytes: fraction of the whole model's bytes instead."""
-
-    kept: float | None = None
-    kept_bytes: float | None = None
-    scope: str = "model"
-
-    def limit(self, checkpoint, tables=()) -> tuple[float, str]:
-        """(what the compressible weights and `tables` may cost, its unit). InputError where the rest alone exceeds the
-        budget."""
-        if (self.kept is None) == (self.kept_bytes is None):
-            raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
-        value = self.kept if self.kept is not None else self.kept_bytes
-        if not 0 < value <= 1:
-            raise InputError(f"Budget {value} is not a fraction: it must be above 0 and at most 1.")
-        if self.scope not in ("model", "blocks"):
-            raise InputError(f"Scope {self.scope!r} is not `model` or `blocks`.")
-        blocks = checkpoint.block_parameters + sum(weight.parameters for weight in tables)
-        whole, unit = checkpoint.parameters, "parameters"
-        if self.kept is None:
-            blocks = sum(w.bytes for w in checkpoint.weights if w.compressible) + sum(w.bytes for w in tables)
-            whole, unit = checkpoint.bytes, "bytes"
-        elif self.scope == "blocks":
-            return value * blocks, unit
-        limit = value * whole - (whole - blocks)
-        if limit <= 0:
-            raise InputError(
-                f"A budget of {value:g} leaves nothing for the {blocks:,} {unit} that can be compressed: the rest "
-                f"(embeddings, head, norms) alone is {(whole - blocks) / whole:.3f} of the model. Raise the budget, or "
-                "count the blocks alone with --scope blocks."
-            )
-        return limit, unit
 
 
 class Planner:
@@ -89,7 +57,7 @@ class Planner:
         self.study, self.network, self.metric, self.progress = study, network, metric, progress
         self.quantize, self.embedding, self.structure = quantize, embedding, structure
         self.checkpoint = study.checkpoint
-        self.kinds, self.mixed = kinds_of(network, quantize, structure), len(_parts(network)) > 1
+        self.kinds, self.mixed = kinds_of(network, quantize, structure), len(networks_in(network)) > 1
         self.table_kinds = table_kinds_of(embedding, quantize)
         self.tables = study.tables if embedding != "dense" else []
         self.weights = [*study.weights, *self.tables]
@@ -404,8 +372,8 @@ class Planner:
 
     def _error(self, name: str, spec) -> float:
         """Metric error of a spec, read from the curve of its kind."""
-        kinds = [*self.kinds, *self.table_kinds, Kind(spec.network, spec.quantize, _own_options(spec))]
-        kind = next(kind for kind in kinds if _is_of(spec, kind))
+        kinds = [*self.kinds, *self.table_kinds, Kind(spec.network, spec.quantize, own_options(spec))]
+        kind = next(kind for kind in kinds if is_of(spec, kind))
         curves = self._curves(kind, tables=self._is_table(name))
         if isinstance(curves, list):
             members = set(spec.members or (name,))
@@ -470,74 +438,6 @@ class Planner:
         elif calibration is not None:
             predicted |= calibration.fit(group_of_plan(plan)).predicted(predicted["sum"])
         return predicted
-
-
-def kinds_of(network: str, quantize: str | None, structure: str | None = None) -> list[Kind]:
-    """What a weight of a block can become under these choices; the network itself comes first."""
-    from karipap_core.networks import NETWORKS
-    from karipap_core.quantization.formats import Format
-
-    for name in _parts(network):
-        if name not in NETWORKS:
-            raise InputError(f"Network {name!r} is not one of {', '.join(NETWORKS)}, auto.")
-    if quantize not in (None, "auto"):
-        Format.parse(quantize)
-    if structure is not None and (structure not in STRUCTURES or network in UNSTRUCTURED):
-        raise InputError(f"Structure {structure!r} is not one of {', '.join(STRUCTURES)}, or {network!r} takes none.")
-    around = (("structure", structure),) if structure else ()
-    kinds = []
-    for name in _parts(network):
-        if name == "qlr":
-            kinds += [kind for bits in QLR_BITS for kind in _qlr_kinds(bits, quantize)]
-        else:
-            own = () if name == "tree" else around
-            kinds += [Kind(name, form, own) for form in (CORE_FORMATS if quantize == "auto" else (quantize,))]
-    return list(dict.fromkeys([*kinds, *_whole_kinds(quantize)]))
-
-
-def _parts(network: str) -> list[str]:
-    """The networks of a name: "auto" is all of them, "a+b" those two."""
-    from karipap_core.networks import NETWORKS
-
-    return list(NETWORKS) if network == "auto" else list(dict.fromkeys(network.split("+")))
-
-
-def _qlr_kinds(bits: str, quantize: str | None) -> list[Kind]:
-    """Q in `bits` with a correction, and without one (rank 0)."""
-    factors = QLR_FACTORS if quantize in (None, "auto") else quantize
-    return [Kind("qlr", factors, (("bits", bits),)), Kind("dense", bits)]
-
-
-def _whole_kinds(quantize: str | None) -> list[Kind]:
-    if quantize == "auto":
-        return [*(Kind("dense", form) for form in FORMATS), WHOLE]
-    return [WHOLE if quantize is None else Kind("dense", quantize)]
-
-
-def table_kinds_of(embedding: str, quantize: str | None) -> list[Kind]:
-    """What a table of tokens can become."""
-    kinds = {
-        "dense": [],
-        "lowrank": [Kind("lowrank", None if quantize == "auto" else quantize)],
-        "tt": [Kind("tt_embedding", None if quantize == "auto" else quantize, (("form", "table"),))],
-    }[embedding]
-    return [*kinds, *_whole_kinds(quantize)] if kinds else []
-
-
-def _own_options(spec) -> tuple[tuple[str, object], ...]:
-    """The options of the kind that a spec is of."""
-    structure = getattr(spec, "structure", None)
-    around = next((word for word in STRUCTURES if structure is not None and getattr(structure, word)), None)
-    if around is not None:
-        return (("structure", around),)
-    return (("bits", spec.bits),) if spec.network == "qlr" else ()
-
-
-def _is_of(spec, kind: Kind) -> bool:
-    if (spec.network, spec.quantize) != (kind.network, kind.quantize):
-        return False
-    options = tuple(option for option in kind.options if option[0] != "form")
-    return options == _own_options(spec)
 
 
 def _read_at(point: float, points: np.ndarray, errors: np.ndarray) -> float:

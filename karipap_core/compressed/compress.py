@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from karipap_core.compressed.records import REPORT, sums_of
+from karipap_core.compressed.verify import verify
 from karipap_core.errors import InputError
 from karipap_core.networks.stored import values
-from karipap_core.plan import Plan
+from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.records import REPORT, sums_of
-from karipap_core.verify import verify
 from karipap_core.workspace.files import settings_key, whole_file, write_json
 
 
@@ -32,7 +32,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     the verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
     this checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
-    from karipap_core.folder import write_compressed
+    from karipap_core.compressed.folder import write_compressed
 
     began, out, checkpoint = time.monotonic(), Path(out), study.checkpoint
     plan.check(checkpoint, force)

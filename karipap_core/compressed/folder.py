@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
-from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
 from karipap_core.errors import InputError
@@ -64,7 +63,7 @@ def write_compressed(
     compressed = {weight.tensor: weight for weight in weights if weight.index is None}
 
     pieces: list[Piece] = []
-    for tensor, info in _natural(checkpoint.tensors):
+    for tensor, info in in_natural_order(checkpoint.tensors):
         if tensor in stacks:
             for weight in (weight for weight in checkpoint.weights if weight.tensor == tensor):
                 found = cores.get(weight.name)
@@ -85,55 +84,15 @@ def write_compressed(
         original |= {"config": ["dtype"]}
     settings = {"quant_method": "karipap", "plan": plan, "original": original}
     source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    with _new_folder(out, source, overwrite) as folder:
-        _write(
-            folder, source, config | {"quantization_config": settings}, _told(pieces, progress, "write"), shard_bytes
+    with new_folder(out, source, overwrite) as folder:
+        fill_folder(
+            folder,
+            source,
+            config | {"quantization_config": settings},
+            reporting(pieces, progress, "write"),
+            shard_bytes,
         )
     return Path(out)
-
-
-def densify(
-    folder: str | Path,
-    out: str | Path,
-    overwrite: bool = False,
-    shard_bytes: int = SHARD_BYTES,
-    progress: Progress = silent,
-) -> dict:
-    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes.
-
-    Returns {"folder", "weights" (how many were made dense), "parameters", "bytes"} of what was written. W = the
-    network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
-    InputError where `folder` is no compressed folder or `out` exists (unless `overwrite`).
-    """
-    checkpoint = open_checkpoint(folder, compressed=True)
-    settings = checkpoint.config.get("quantization_config") or {}
-    if settings.get("quant_method") != "karipap":
-        raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
-    original = settings["original"]
-    disk = {_entry(core[1], settings)[0]: core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
-    slices = {}  # name of a slice of a stack → the stack's tensor
-    pieces: dict[str, Piece] = {}
-    for tensor, info in _natural(checkpoint.tensors):
-        core = CORE.fullmatch(tensor)
-        name = core[1] if core else tensor.removesuffix(".weight")
-        stack = _stack_of(name, original["stacks"])
-        if stack:
-            slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = (name, tensor)
-        elif core:
-            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings, disk)
-        else:
-            pieces[tensor] = copied(tensor, info)
-    for stack, members in slices.items():
-        pieces[stack] = _stack_piece(
-            checkpoint, stack, [members[index][0] for index in sorted(members)], settings, disk
-        )
-    added = {"quantization_config", *original.get("config", ())}
-    config = {key: value for key, value in checkpoint.config.items() if key not in added}
-    with _new_folder(out, checkpoint.path, overwrite) as target:
-        _write(target, checkpoint.path, config, _told(list(pieces.values()), progress, "densify"), shard_bytes)
-    dense = open_checkpoint(out)
-    made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
-    return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
 
 
 def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, TensorInfo]:
@@ -156,7 +115,7 @@ def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, Te
     )
     if (spec.n_out, spec.n_in) != weight.shape or not fits:
         raise InputError(f"{complaint} the cores in {file} are not those of {spec.describe()}.")
-    return dict(_natural(found))
+    return dict(in_natural_order(found))
 
 
 def _words(dtype) -> set[str]:
@@ -206,12 +165,12 @@ def _cast(info: TensorInfo, name: str, dtype: str):
         from safetensors import safe_open
 
         with safe_open(info.file, framework="pt") as source:
-            file.write(_bytes(source.get_tensor(name).to(getattr(torch, dtype))))
+            file.write(raw_bytes(source.get_tensor(name).to(getattr(torch, dtype))))
 
     return write
 
 
-def _bytes(tensor) -> memoryview:
+def raw_bytes(tensor) -> memoryview:
     import torch
 
     return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
@@ -223,7 +182,7 @@ def _slice_piece(checkpoint: Checkpoint, weight: Weight) -> Piece:
         f"{weight.name}.weight",
         WORDS[weight.dtype],
         weight.shape,
-        lambda file: file.write(_bytes(checkpoint.read(weight.name))),
+        lambda file: file.write(raw_bytes(checkpoint.read(weight.name))),
     )
 
 
@@ -240,91 +199,7 @@ def _original(weights: list[Weight], stacks: dict[str, bool]) -> dict:
     }
 
 
-def _entry(name: str, settings: dict) -> tuple[str, dict]:
-    """The plan's (name, entry) of cores found under `name`, from which transformers may have saved a model's prefix
-    away or to which it may have added one."""
-    weights = settings["plan"]["weights"]
-    for known in [name, *weights]:
-        if known in weights and (known == name or known.endswith(f".{name}") or name.endswith(f".{known}")):
-            return known, weights[known]
-    raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
-
-
-def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]):
-    """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype.
-
-    `disk` gives the names that the plan's weights have in the folder.
-    """
-    import torch
-
-    from karipap_core.networks import spec_from_json
-
-    if f"{name}.weight" in checkpoint.tensors:
-        return checkpoint.read_tensor(f"{name}.weight")
-    known, entry = _entry(name, settings)
-    spec, cores = spec_from_json(entry), []
-    for k, own in enumerate(spec.owned):
-        if not own and spec.members[0] not in disk:
-            raise InputError(f"The folder lacks the cores of {spec.members[0]}, which {name} shares: write it anew.")
-        cores.append(_core(checkpoint, name if own else disk[spec.members[0]], spec, k))
-    dtype = settings["original"]["dtypes"].get(known, settings["original"]["dtype"])
-    return spec.dense(cores).to(getattr(torch, dtype))
-
-
-def _core(checkpoint: Checkpoint, name: str, spec, k: int):
-    """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
-    from karipap_core.layers.cores import INDEX, dequantized
-    from karipap_core.quantization.formats import stored_shapes
-
-    form, core = spec.formats[k], f"{name}.cores.{k}"
-    if form == INDEX:
-        return checkpoint.read_tensor(core)
-    if form is None:
-        return checkpoint.read_tensor(core).double()
-    matrix = spec.core_matrix(k)
-    parts = {part: checkpoint.read_tensor(f"{core}.{part}") for part in stored_shapes(form, *matrix)}
-    return dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k])
-
-
-def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> Piece:
-    from karipap_core.networks import spec_from_json
-
-    known, entry = _entry(name, settings)
-    spec, original = spec_from_json(entry), settings["original"]
-    word = WORDS[original["dtypes"].get(known, original["dtype"])]
-    transposed = original["transposed"] and known not in original.get("tables", ())
-    shape = (spec.n_in, spec.n_out) if transposed else (spec.n_out, spec.n_in)
-
-    def write(file) -> None:
-        W = _dense(checkpoint, name, settings, disk)
-        file.write(_bytes(W.T if transposed else W))
-
-    return Piece(f"{name}.weight", word, shape, write)
-
-
-def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:
-    """The stacked tensor that a weight is a slice of."""
-    base, _, number = name.rpartition(".")
-    for stack in (base, f"{base}.weight"):
-        if number.isdigit() and stack in stacks:
-            return stack
-    return None
-
-
-def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings: dict, disk: dict[str, str]) -> Piece:
-    first = _dense(checkpoint, names[0], settings, disk)
-    transposed = settings["original"]["stacks"][stack]
-
-    def write(file) -> None:
-        for name in names:
-            W = _dense(checkpoint, name, settings, disk)
-            file.write(_bytes(W.T if transposed else W))
-
-    shape = (len(names), *(first.shape[::-1] if transposed else first.shape))
-    return Piece(stack, WORDS[str(first.dtype).removeprefix("torch.")], shape, write)
-
-
-def _natural(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
+def in_natural_order(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
     """Tensors by name, numbers in names as numbers."""
 
     def key(name: str) -> list[tuple[int, int, str]]:
@@ -333,7 +208,7 @@ def _natural(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorInfo]]:
     return sorted(tensors.items(), key=lambda item: key(item[0]))
 
 
-def _told(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
+def reporting(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
     """The pieces, each reporting when it is written."""
 
     def wrapped(number: int, piece: Piece) -> Piece:
@@ -346,7 +221,7 @@ def _told(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
     return [wrapped(number, piece) for number, piece in enumerate(pieces, 1)]
 
 
-def _write(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_bytes: int) -> None:
+def fill_folder(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_bytes: int) -> None:
     """Fills a new folder: the source's small files, the config, the tensors."""
     for file in sorted(source.iterdir()):
         readable = file.suffix in KEPT_FILES or file.name.startswith(("LICENSE", "NOTICE"))
@@ -358,7 +233,7 @@ def _write(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_
 
 
 @contextmanager
-def _new_folder(out: str | Path, source: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(out: str | Path, source: Path, overwrite: bool) -> Iterator[Path]:
     """Yields an empty folder beside `out` that becomes `out` when the block ends well.
 
     Hidden entries of an existing `out` (work in progress) are no model: they do not stand in the way, and stay.

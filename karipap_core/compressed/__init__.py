@@ -1,0 +1,1 @@
+"""Compressed model folders: written, recorded, verified, made dense again."""

@@ -1,0 +1,147 @@
+"""An ordinary dense folder made from a compressed one."""
+
+from pathlib import Path
+
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.tensorfile import Piece, copied
+from karipap_core.compressed.folder import (
+    CORE,
+    SHARD_BYTES,
+    WORDS,
+    fill_folder,
+    in_natural_order,
+    new_folder,
+    raw_bytes,
+    reporting,
+)
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+
+
+def densify(
+    folder: str | Path,
+    out: str | Path,
+    overwrite: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = silent,
+) -> dict:
+    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes.
+
+    Returns {"folder", "weights" (how many were made dense), "parameters", "bytes"} of what was written. W = the
+    network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
+    InputError where `folder` is no compressed folder or `out` exists (unless `overwrite`).
+    """
+    checkpoint = open_checkpoint(folder, compressed=True)
+    settings = checkpoint.config.get("quantization_config") or {}
+    if settings.get("quant_method") != "karipap":
+        raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
+    original = settings["original"]
+    disk = {entry_of(core[1], settings)[0]: core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
+    slices = {}  # name of a slice of a stack → the stack's tensor
+    pieces: dict[str, Piece] = {}
+    for tensor, info in in_natural_order(checkpoint.tensors):
+        core = CORE.fullmatch(tensor)
+        name = core[1] if core else tensor.removesuffix(".weight")
+        stack = _stack_of(name, original["stacks"])
+        if stack:
+            slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = (name, tensor)
+        elif core:
+            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings, disk)
+        else:
+            pieces[tensor] = copied(tensor, info)
+    for stack, members in slices.items():
+        pieces[stack] = _stack_piece(
+            checkpoint, stack, [members[index][0] for index in sorted(members)], settings, disk
+        )
+    added = {"quantization_config", *original.get("config", ())}
+    config = {key: value for key, value in checkpoint.config.items() if key not in added}
+    with new_folder(out, checkpoint.path, overwrite) as target:
+        fill_folder(target, checkpoint.path, config, reporting(list(pieces.values()), progress, "densify"), shard_bytes)
+    dense = open_checkpoint(out)
+    made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
+    return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
+
+
+def entry_of(name: str, settings: dict) -> tuple[str, dict]:
+    """The plan's (name, entry) of cores found under `name`, from which transformers may have saved a model's prefix
+    away or to which it may have added one."""
+    weights = settings["plan"]["weights"]
+    for known in [name, *weights]:
+        if known in weights and (known == name or known.endswith(f".{name}") or name.endswith(f".{known}")):
+            return known, weights[known]
+    raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
+
+
+def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]):
+    """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype.
+
+    `disk` gives the names that the plan's weights have in the folder.
+    """
+    import torch
+
+    from karipap_core.networks import spec_from_json
+
+    if f"{name}.weight" in checkpoint.tensors:
+        return checkpoint.read_tensor(f"{name}.weight")
+    known, entry = entry_of(name, settings)
+    spec, cores = spec_from_json(entry), []
+    for k, own in enumerate(spec.owned):
+        if not own and spec.members[0] not in disk:
+            raise InputError(f"The folder lacks the cores of {spec.members[0]}, which {name} shares: write it anew.")
+        cores.append(_core(checkpoint, name if own else disk[spec.members[0]], spec, k))
+    dtype = settings["original"]["dtypes"].get(known, settings["original"]["dtype"])
+    return spec.dense(cores).to(getattr(torch, dtype))
+
+
+def _core(checkpoint: Checkpoint, name: str, spec, k: int):
+    """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
+    from karipap_core.layers.cores import INDEX, dequantized
+    from karipap_core.quantization.formats import stored_shapes
+
+    form, core = spec.formats[k], f"{name}.cores.{k}"
+    if form == INDEX:
+        return checkpoint.read_tensor(core)
+    if form is None:
+        return checkpoint.read_tensor(core).double()
+    matrix = spec.core_matrix(k)
+    parts = {part: checkpoint.read_tensor(f"{core}.{part}") for part in stored_shapes(form, *matrix)}
+    return dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k])
+
+
+def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> Piece:
+    from karipap_core.networks import spec_from_json
+
+    known, entry = entry_of(name, settings)
+    spec, original = spec_from_json(entry), settings["original"]
+    word = WORDS[original["dtypes"].get(known, original["dtype"])]
+    transposed = original["transposed"] and known not in original.get("tables", ())
+    shape = (spec.n_in, spec.n_out) if transposed else (spec.n_out, spec.n_in)
+
+    def write(file) -> None:
+        W = _dense(checkpoint, name, settings, disk)
+        file.write(raw_bytes(W.T if transposed else W))
+
+    return Piece(f"{name}.weight", word, shape, write)
+
+
+def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:
+    """The stacked tensor that a weight is a slice of."""
+    base, _, number = name.rpartition(".")
+    for stack in (base, f"{base}.weight"):
+        if number.isdigit() and stack in stacks:
+            return stack
+    return None
+
+
+def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings: dict, disk: dict[str, str]) -> Piece:
+    first = _dense(checkpoint, names[0], settings, disk)
+    transposed = settings["original"]["stacks"][stack]
+
+    def write(file) -> None:
+        for name in names:
+            W = _dense(checkpoint, name, settings, disk)
+            file.write(raw_bytes(W.T if transposed else W))
+
+    shape = (len(names), *(first.shape[::-1] if transposed else first.shape))
+    return Piece(stack, WORDS[str(first.dtype).removeprefix("torch.")], shape, write)

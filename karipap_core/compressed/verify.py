@@ -1,0 +1,117 @@
+"""Verify: whether a compressed folder on disk is the model that its plan describes, and loads as that.
+
+Each fault turns one check red, the one that names it; what cannot be decided any more after it is not checked (`ok`
+None), and then the whole is not ok either.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed.checks import (
+    first_faults,
+    logits_agree,
+    not_finite,
+    safetensors_only,
+    same_source,
+    sizes_in_words,
+    unchanged,
+    valid_plan,
+    wrong_tensors,
+)
+from karipap_core.compressed.loader import loader
+from karipap_core.compressed.records import record, report_of, settings_of, source_of
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+
+ORDER = ("safetensors only", "plan", "fingerprint", "tensors", "finite", "unchanged", "logits")
+
+
+def verify(
+    folder: str | Path,
+    against: str | Path | Checkpoint | None = None,
+    report: dict | None = None,
+    core_files: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> dict:
+    """Checks a compressed folder and writes the verdict into it as verify.json.
+
+    - `safetensors only`: no file in the folder can execute code.
+    - `plan`: the plan in config.json is valid, and is the one that the folder was written for.
+    - `fingerprint`: the dense model is the one that the plan pins; where it is not here, that one is pinned at all.
+    - `tensors`: each tensor that plan and dense model ask for is there and no other, in shape, type and bytes.
+    - `finite`: no NaN, no infinity in any tensor.
+    - `unchanged`: tensors and files have the SHA-256 that `compress` wrote down.
+    - `logits`: of the folder, loaded by transformers, against the dense model with Ŵ (formed in float64 from the
+      cores) in place of its weights; without the dense model, against the same folder with each Ŵ formed. Largest
+      relative error ‖a − b‖ / ‖b‖ 1e-3, float32, on fixed token ids.
+
+    against: the dense model (default: where the folder says it was). report: karipap.json, where it is not written yet.
+    core_files: the cores as they were computed, by weight, to compare with in place of those in the folder. Returns
+    {"ok", "checks": [{"name", "ok", "detail"}], "folder", "loader"}; `loader` is Python to paste. Raises InputError
+    where `folder` is no compressed folder or `against` cannot be opened.
+    """
+    folder = Path(folder)
+    settings = settings_of(folder)
+    report = report_of(folder) if report is None else report
+    source = source_of(folder, against)
+    found: dict[str, tuple[bool | None, str]] = {}
+
+    def note(name: str, ok: bool | None, detail: str) -> None:
+        found[name] = (ok, detail)
+        progress("verify", len(found), len(ORDER), name)
+
+    note("safetensors only", *safetensors_only(folder))
+    plan, detail = valid_plan(settings, report)
+    note("plan", plan is not None, detail)
+    same, detail = same_source(settings, source)
+    note("fingerprint", same, detail)
+    checkpoint = None
+    try:
+        checkpoint = open_checkpoint(folder, compressed=True)
+    except InputError as error:
+        note("tensors", False, str(error))
+    if checkpoint is not None:
+        wrong = wrong_tensors(checkpoint, plan, settings, source if same else None, report) if plan else None
+        if wrong is None:
+            note("tensors", None, "not checked: the plan does not say what should be there")
+        else:
+            note("tensors", not wrong, first_faults(wrong) or sizes_in_words(checkpoint))
+        damaged = not_finite(checkpoint, progress)
+        note("finite", not damaged, first_faults(damaged, "NaN or infinity in") or "no NaN or infinity in any tensor")
+        note("unchanged", *unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}))
+        sound = plan is not None and not wrong and not damaged
+        if sound:
+            # Healed norms are not the dense model's: then the folder is held against itself, made dense in memory.
+            own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
+            dense = source if same and not own_norms else None
+            note("logits", *logits_agree(folder, plan, dense, core_files, checkpoint, device))
+    for name in ORDER:
+        if name not in found:
+            note(name, None, "not checked: see what is red above")
+    checks = [{"name": name, "ok": found[name][0], "detail": found[name][1]} for name in ORDER]
+    verdict = {"ok": all(check["ok"] is True for check in checks), "checks": checks}
+    if checkpoint is not None:
+        # What is not in the file: the folder's own path, so that equal folders have equal records.
+        record(folder, "verify", verdict, source.checkpoint.fingerprint if same and source.checkpoint else None, False)
+    else:
+        (folder / "verify.json").unlink(missing_ok=True)
+    return verdict | {"folder": str(folder), "loader": loader(folder)}
+
+
+def table(document: dict) -> str:
+    """A verdict for a terminal."""
+    from karipap_core.show import grid
+
+    marks = {True: "ok", False: "WRONG", None: "not checked"}
+    rows = [[check["name"], marks[check["ok"]], check["detail"]] for check in document["checks"]]
+    head = f"{document['folder']}: " + ("verified" if document["ok"] else "NOT verified")
+    return f"{head}\n\n{grid(['check', '', ''], rows)}\n\nTo load it:\n\n{document['loader']}"
+
+
+def summary(verdict: dict) -> str:
+    """A verdict in a line."""
+    wrong = [check["name"] for check in verdict["checks"] if check["ok"] is False]
+    return f"{len(verdict['checks'])} checks passed" if verdict["ok"] else f"NOT verified: {', '.join(wrong)}"

@@ -1,0 +1,41 @@
+"""A budget: the fraction of parameters or bytes that a plan may keep."""
+
+from dataclasses import dataclass
+
+from karipap_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """kept: fraction of parameters, of the whole model (scope `model`) or of the compressible weights (`blocks`);
+    kept_bytes: fraction of the whole model's bytes instead."""
+
+    kept: float | None = None
+    kept_bytes: float | None = None
+    scope: str = "model"
+
+    def limit(self, checkpoint, tables=()) -> tuple[float, str]:
+        """(what the compressible weights and `tables` may cost, its unit). InputError where the rest alone exceeds the
+        budget."""
+        if (self.kept is None) == (self.kept_bytes is None):
+            raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
+        value = self.kept if self.kept is not None else self.kept_bytes
+        if not 0 < value <= 1:
+            raise InputError(f"Budget {value} is not a fraction: it must be above 0 and at most 1.")
+        if self.scope not in ("model", "blocks"):
+            raise InputError(f"Scope {self.scope!r} is not `model` or `blocks`.")
+        blocks = checkpoint.block_parameters + sum(weight.parameters for weight in tables)
+        whole, unit = checkpoint.parameters, "parameters"
+        if self.kept is None:
+            blocks = sum(w.bytes for w in checkpoint.weights if w.compressible) + sum(w.bytes for w in tables)
+            whole, unit = checkpoint.bytes, "bytes"
+        elif self.scope == "blocks":
+            return value * blocks, unit
+        limit = value * whole - (whole - blocks)
+        if limit <= 0:
+            raise InputError(
+                f"A budget of {value:g} leaves nothing for the {blocks:,} {unit} that can be compressed: the rest "
+                f"(embeddings, head, norms) alone is {(whole - blocks) / whole:.3f} of the model. Raise the budget, or "
+                "count the blocks alone with --scope blocks."
+            )
+        return limit, unit

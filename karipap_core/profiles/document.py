@@ -1,0 +1,177 @@
+"""The profile as a document: a row a weight with the numbers of its spectra, read, written and listed."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from karipap_core.errors import InputError
+from karipap_core.spectra.spectrum import METRICS
+from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
+
+FORMAT, VERSION = "karipap-profile", 1
+NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")
+
+
+def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None = None, text=None, calibration=None):
+    """The settings that decide what a profile holds, as JSON; `profile_key` of them names it in the workspace.
+
+    `text` (a Text) and `calibration` (a CalibrationSettings) count only where a metric looks at activations.
+    InputError for a metric or network that does not exist, and for activations without a text.
+    """
+    wanted = list(metrics)
+    unknown = [metric for metric in wanted if metric not in METRICS]
+    if unknown or not wanted:
+        raise InputError(f"metrics: {unknown[0] if unknown else 'none given'}; choose from {', '.join(METRICS)}.")
+    if network is not None and network not in NETWORKS_WITH_BONDS:
+        from karipap_core.networks import NETWORKS  # torch, seconds: not for reopening a finished profile
+
+        if network not in NETWORKS:
+            raise InputError(f"network: {network!r} does not exist; choose from {', '.join(NETWORKS)}.")
+        network = None  # its spectra are the matrix cut's: the same profile
+    chosen = [metric for metric in METRICS if metric in wanted]
+    settings = {"metrics": chosen, "network": network, "text": None, "sha256": None}
+    if chosen == ["weight"]:
+        return settings
+    if not text:
+        raise InputError(f"metrics: {chosen[-1]} looks at activations and needs a calibration text.")
+    return settings | {"text": text.name, "sha256": text.sha256} | (asdict(calibration) if calibration else {})
+
+
+def profile_key(settings: dict) -> str:
+    """16 hex digits that name these settings; with the fingerprint, a profile's place in the workspace."""
+    return settings_key({"format": FORMAT, "version": VERSION, "settings": settings})
+
+
+class Profile:
+    """What `build_profile` finds. `document` is profile.json as a dictionary; `weights` its rows, in model order.
+
+    A row: name, layer, role, expert, shape [out, in], parameters, dtype, compressible, notes (what is missing and
+    why), spectra {metric: numbers, see `spectrum.describe`} and bonds: a list of {bond (k, from 1), left_dims [[o, i]
+    of each site left of the cut], right_dims, dims [m, n] of the unfolding, max_chi, spectra}. With the network `peps`
+    a row also has lattice: {grid [R, C], sites ["o·i"], bonds {metric: rows of `renormalize.bond_profile`}}, with
+    `tree` the document has groups: [{members, edges {metric: rows of `tree_edges.group_profile`}}].
+    """
+
+    def __init__(self, document: dict, spectra: dict[str, np.ndarray] | None = None, folder: Path | None = None):
+        self.document = document
+        self.folder = folder
+        if spectra is not None:
+            self._spectra = spectra
+
+    @cached_property
+    def _spectra(self) -> dict[str, np.ndarray]:
+        file = self.folder / "spectra.safetensors"
+        try:
+            with safe_open(file, framework="numpy") as handle:
+                key = (handle.metadata() or {}).get("key")
+            spectra = load_file(file)
+        except (OSError, SafetensorError) as failure:
+            raise InputError(f"{file} cannot be read ({failure}); profile the model again.") from failure
+        if key != self._file_key:
+            raise InputError(f"{file} does not belong to the profile.json beside it; profile the model again.")
+        return spectra
+
+    @property
+    def _file_key(self) -> str:
+        return f"{self.fingerprint}-{profile_key(self.settings)}"
+
+    @property
+    def weights(self) -> list[dict]:
+        return self.document["weights"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.document["fingerprint"]
+
+    @property
+    def settings(self) -> dict:
+        return self.document["settings"]
+
+    def group(self, name: str) -> dict | None:
+        """The tree's group that a weight is in; None where this profile has no trees."""
+        return next((group for group in self.document.get("groups", ()) if name in group["members"]), None)
+
+    @cached_property
+    def _rows(self) -> dict[str, dict]:
+        return {row["name"]: row for row in self.weights}
+
+    def weight(self, name: str) -> dict:
+        """The row of one weight; InputError where the model has none of that name."""
+        if name not in self._rows:
+            raise InputError(f"{name} is not a weight of {self.document['model']}.")
+        return self._rows[name]
+
+    def sigma(self, name: str, metric: str = "weight") -> np.ndarray:
+        """Singular values of A W B, descending, float64; InputError where this profile has none for the metric."""
+        return self._lookup(name, metric, f"{name}|{metric}")
+
+    def bond_sigma(self, name: str, metric: str, bond: int) -> np.ndarray:
+        """Singular values across bond k (from 1) of the weight's default MPO, of the tensor of A W B; descending."""
+        return self._lookup(name, metric, f"{name}|{metric}|bond{bond}")
+
+    def _lookup(self, name: str, metric: str, key: str) -> np.ndarray:
+        notes = " ".join(self.weight(name)["notes"])
+        if key not in self._spectra:
+            what = key.removeprefix(name + "|").replace("|", ", ")
+            raise InputError(f"{name} has no spectrum '{what}' in this profile. {notes}".strip())
+        return self._spectra[key]
+
+    def to_json(self) -> dict:
+        """The one JSON document of the `profile` verb."""
+        return self.document
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder: spectra first, then profile.json, each whole or not at all.
+
+        A folder with a profile.json is complete. Other files in it are left alone.
+        """
+        folder = Path(folder)
+        write_spectra(folder / "spectra.safetensors", self._spectra, {"key": self._file_key})
+        write_json(folder / "profile.json", self.document)
+        self.folder = folder
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Profile":
+        """Reads a profile's folder (or the path of its profile.json); the spectra are read when first asked for.
+
+        InputError where there is none, where it is damaged or where a newer Karipap wrote it.
+        """
+        folder = Path(folder)
+        file = folder if folder.name == "profile.json" else folder / "profile.json"
+        document = read_json(file)
+        if document.get("format") != FORMAT:
+            raise InputError(f"{file} is not a Karipap profile (field 'format').")
+        if document.get("version") != VERSION:
+            version = document.get("version")
+            raise InputError(f"{file} has version {version!r}, this Karipap reads {VERSION}; profile the model again.")
+        missing = sorted({"model", "fingerprint", "settings", "weights"} - document.keys())
+        if missing:
+            raise InputError(f"{file} lacks the field '{missing[0]}'; profile the model again.")
+        return cls(document, folder=file.parent)
+
+
+def table(profile: Profile, metric: str = "weight") -> list[dict]:
+    """One flat row a weight, for a screen or a CSV: what it is, its numbers under `metric` (None where missing)."""
+    columns = next((list(row["spectra"][metric]) for row in profile.weights if metric in row["spectra"]), None)
+    if columns is None:
+        raise InputError(f"metric {metric!r} is not in this profile; it has {', '.join(profile.settings['metrics'])}.")
+    columns = [column for column in columns if column != "damping"]
+    rows = []
+    for weight in profile.weights:
+        what = {key: weight[key] for key in ("name", "layer", "role", "expert")}
+        what |= {"out": weight["shape"][0], "in": weight["shape"][1]}
+        what |= {key: weight[key] for key in ("parameters", "dtype", "compressible")}
+        numbers = weight["spectra"].get(metric, {})
+        rows.append(what | {key: numbers.get(key) for key in columns} | {"notes": " ".join(weight["notes"])})
+    return rows
+
+
+def write_spectra(file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    with whole_file(file) as temporary:
+        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, temporary, metadata)
