@@ -1,5 +1,5 @@
 import sys
 
-from karipap_core.cli import main
+from karipap_core.cli.frame import main
 
 sys.exit(main())

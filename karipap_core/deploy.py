@@ -18,7 +18,7 @@ from karipap_core.errors import InputError
 from karipap_core.footprint import Footprint, footprint
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.show_deploy import size
+from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
 
 FORMAT, VERSION = "karipap-deployment", 1

@@ -11,7 +11,27 @@ from karipap_core import evidence, kv
 from karipap_core.footprint import Footprint
 from karipap_core.hardware import Gpu, document
 from karipap_core.quantization.formats import Format
-from karipap_core.show_deploy import size
+from karipap_core.terminal import size
+
+RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → which of the ways
+
+
+def recommended(document: dict) -> str | None:
+    """The way that the verdict comes to, None where it is none of them alone."""
+    at = RIGHT.get(document["answer"])
+    return None if at is None else document["ways"][at]["way"]
+
+
+def ordered(document: dict) -> list[dict]:
+    """The four ways, the recommended one first."""
+    return sorted(document["ways"], key=lambda row: row["way"] != recommended(document))
+
+
+def said_of(entry: dict) -> str:
+    """Where a published figure is from, and what is to be said of it."""
+    address = f" ({entry['source']['url']})" if entry["source"]["url"] else ""
+    return f"Source: {entry['source']['name']}{address}. {entry['note']}"
+
 
 RESERVE = 0.1  # of a GPU's memory that is left to the runtime: vLLM's gpu_memory_utilization is 0.9 by default
 WAYS = ("dense", "quantization only", "full pipeline", "smaller dense model")

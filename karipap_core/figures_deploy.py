@@ -6,9 +6,10 @@ They draw documents of `deploy.deploy` and caches of `kv`. See figures.py for th
 import numpy as np
 import plotly.graph_objects as go
 
+from karipap_core.deploy_ways import ordered
 from karipap_core.figures import BLUE, FAINT, GREEN, GREY, ORANGE, PURPLE
 from karipap_core.kv import Cache
-from karipap_core.show_deploy import ordered, size
+from karipap_core.terminal import size
 
 PALE = "rgba(255,255,255,0.6)"
 FAR = 20  # times the longest bar: a line further out would leave the bars too short to be seen

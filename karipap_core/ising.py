@@ -9,7 +9,6 @@ import time
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.show import grid
 
 CRITICAL = 2 / math.log1p(math.sqrt(2))  # T_c = 2.269185…, where the spins order (Kramers and Wannier 1941)
 SIDE = 1 << 15  # 2³⁰ sites: its ln Z / N is Onsager's limit to far below any truncation here
@@ -91,19 +90,6 @@ def solve(
         "discarded_weight": found.discarded_weight,
         "flow": flow,
     }
-
-
-def table(document: dict) -> str:
-    """The document of `solve` for a terminal."""
-    rows = [
-        ["ln Z per site", f"{document['ln_z_per_site']:.12f}"],
-        ["exact (Onsager)", f"{document['exact']:.12f}"],
-        ["relative error", f"{document['relative_error']:.2e}"],
-        ["discarded weight", f"{document['discarded_weight']:.2e}"],
-        ["seconds", f"{document['seconds']:.2f}"],
-    ]
-    head = f"{document['method']}, χ {document['chi']}, T {document['temperature']:g}"
-    return grid([head, f"{document['sites']:,} sites"], rows)
 
 
 def _beta(temperature: float) -> float:

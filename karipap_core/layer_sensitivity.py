@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from karipap_core import show
 from karipap_core.errors import InputError
 from karipap_core.plan.document import model_entry
 from karipap_core.progress import Progress, silent
@@ -441,28 +440,3 @@ def say_settings(document: dict) -> str:
     tokens = (document.get("dense") or {}).get("tokens")
     words.append(kept["text"]["name"] + (f", {tokens:,} tokens" if tokens else ""))
     return "; ".join(words)
-
-
-def table(document: dict) -> str:
-    """The measurement for a terminal: the verdict, ρ of every measure, a row a part."""
-    by, quality = document.get("by", "weight"), document["quality"]
-    document = document if "spearman" in document else described(document, by)
-    parts = [f"{show.value(document['model']['name'])}: {show.value(say_settings(document))}", document["verdict"]]
-    rows = []
-    for key, found in document["spearman"].items():
-        within, steadier = found["within"] or {}, document["spearman_kl"].get(key) or {}
-        said = answer(found, MEASURES[key].sign)
-        figures = [*(found[part] for part in ("rho", "low", "high", "n")), said]
-        figures += [group.get(part) for group in (within, steadier) for part in ("rho", "low", "high")]
-        rows.append([MEASURES[key].label, *figures])
-    if rows:
-        head = ["measure", "ρ", "low", "high", "n", "foretells?", "ρ within roles", "low", "high", "ρ with KL", "low"]
-        parts.append(show.grid([*head, "high"], rows))
-    columns = [quality, *(("rise_low", "rise_high", "kl") if quality == "rise" else ()), "predicted", "entropy"]
-    columns += ["excess", "functional_error"]
-    head = [by, "χ", "kept", *(column.replace("_", " ") for column in columns)]
-    cells = [[row["name"], row["chi"], row["kept"], *(row.get(column) for column in columns)]
-             for row in rows_of(document, by)]  # fmt: skip
-    parts.append(show.grid(head, cells))
-    parts += [f"{show.value(row['name'])}: left out, {row['why']}" for row in document.get("skipped", ())]
-    return "\n\n".join(parts)

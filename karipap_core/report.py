@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from karipap_core import __version__, show
+from karipap_core import __version__
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan
@@ -19,6 +19,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.workspace import Workspace
+from karipap_core.workspace import documents as show
 from karipap_core.workspace.files import read_json, whole_file, write_json
 from karipap_core.workspace.runs import read_runs
 
@@ -66,16 +67,6 @@ def report(what: Sequence[str | Path], out: str | Path = "report.html", progress
         "runs": len(document["runs"]), "baselines": len(document["baselines"]), "profile": profile is not None,
         "front": [name for group in document["groups"] for name in group["front"]],
     }  # fmt: skip
-
-
-def table(document: dict) -> str:
-    """What was written, for a terminal."""
-    keys = ("model", "runs", "baselines", "html", "bytes", "csv", "json", "plans")
-    width = max(map(len, keys))
-    lines = [f"{key.ljust(width)}  {show.value(document[key])}" for key in keys]
-    if not document["profile"]:
-        lines.append("No spectra: the workspace has no profile of this model (see the verb `profile`).")
-    return "\n".join(lines)
 
 
 def collect(what: Iterable[str | Path]) -> list[dict]:

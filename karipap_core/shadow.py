@@ -7,6 +7,7 @@ from pathlib import Path
 from karipap_core.compressed.records import record, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.terminal import shortened
 
 MAX_NEW_TOKENS = 64
 
@@ -108,33 +109,6 @@ def diverges_at(one: list[int], other: list[int]) -> int | None:
     return None if len(one) == len(other) else min(len(one), len(other))
 
 
-def table(document: dict) -> str:
-    """A shadow run for a terminal: a row a prompt, then the texts of those that diverge."""
-    from karipap_core.show import grid, value
-
-    def line(text: str) -> str:
-        return value(text.replace("\n", "⏎"))
-
-    rows, texts = [], []
-    for number, row in enumerate(document["prompts"], 1):
-        at = row["diverges_at"]
-        rows.append([f"{number}. {_short(row['prompt'])}", row["kl"], row["agreement"], "never" if at is None else at])
-        if at is not None:
-            texts.append(f"{number}. {line(row['prompt'])}")
-            for name in ("dense", "compressed"):
-                rest = row[name].removeprefix(row["shared"])
-                texts.append(f"   {name:11}{line(row['shared'])}⟦{line(rest)}⟧")
-    head = f"KL {value(document['kl'])} nats a token, agreement {document['agreement']:.1%}; "
-    head += f"{document['diverged']} of {len(document['prompts'])} texts diverge; what differs is in ⟦ ⟧"
-    return "\n\n".join(
-        filter(None, [head, grid(["prompt", "KL", "agreement", "diverges at token"], rows), "\n".join(texts)])
-    )
-
-
-def _short(text: str, most: int = 50) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def _ids(tokenizer, prompt: str, config, more: int):
     """Token ids (1, n) of a prompt."""
     from karipap_core.evaluation.tokens import encode
@@ -145,7 +119,8 @@ def _ids(tokenizer, prompt: str, config, more: int):
     window = getattr(config, "max_position_embeddings", None)
     if window is not None and len(ids) + more > window:
         raise InputError(
-            f"Prompt {_short(prompt)!r} has {len(ids)} tokens; with {more} more it does not fit the window of {window}."
+            f"Prompt {shortened(prompt)!r} has {len(ids)} tokens; with {more} more it does not fit the window of "
+            f"{window}."
         )
     return ids[None]
 

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core import compare as core
+from karipap_core.cli.tables import compare
 from karipap_core.errors import InputError
 from pages.parts import common, model, runs
 
@@ -65,7 +66,7 @@ def figures(document: dict) -> None:
     """Every figure of both, the difference and its interval."""
     rows = [
         {"figure": row["label"], "a": row["a"], "b": row["b"], "difference": row["difference"],
-         "interval": core.said(row), "better": (row["better"] or "").upper()}
+         "interval": compare.said(row), "better": (row["better"] or "").upper()}
         for row in document["metrics"]
     ]  # fmt: skip
     if not rows:
@@ -91,8 +92,8 @@ def weights(document: dict) -> None:
         a, b = ({"parameters": None, "bytes": None, "damage": None} | (row[key] or {}) for key in "ab")
         sizes = (a["parameters"], b["parameters"])
         rows.append(
-            {"name": row["name"], "layer": row["layer"], "role": row["role"], "a": core.what(row["a"] or {}),
-             "b": core.what(row["b"] or {}), "parameters_a": a["parameters"], "parameters_b": b["parameters"],
+            {"name": row["name"], "layer": row["layer"], "role": row["role"], "a": compare.what(row["a"] or {}),
+             "b": compare.what(row["b"] or {}), "parameters_a": a["parameters"], "parameters_b": b["parameters"],
              "change": None if None in sizes else sizes[1] - sizes[0], "bytes_a": a["bytes"], "bytes_b": b["bytes"],
              "damage_a": a["damage"], "damage_b": b["damage"]}
         )  # fmt: skip

@@ -10,8 +10,9 @@ import streamlit as st
 
 from karipap_core import figures_deploy, kv
 from karipap_core.deploy import deploy
+from karipap_core.deploy_ways import ordered, recommended, said_of
 from karipap_core.footprint import Footprint, of_checkpoint
-from karipap_core.show_deploy import ordered, recommended, said_of, size
+from karipap_core.terminal import size
 from pages.parts import common, deploy_controls, model
 
 HEADS = ("Way", "Weights", "In all", "Fits", "Quality", "$ / M tokens", "What it costs to maintain")

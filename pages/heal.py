@@ -8,7 +8,7 @@ import streamlit as st
 
 from karipap_core import figures_heal
 from karipap_core.errors import InputError
-from karipap_core.show_heal import launch_commands
+from karipap_core.healing.launch import launch_commands
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from pages.parts import common, job, model, runs, texts

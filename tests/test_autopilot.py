@@ -8,14 +8,14 @@ import pytest
 from karipap_core import autopilot as pilot
 from karipap_core import networks
 from karipap_core.autopilot import autopilot, halves
-from karipap_core.cli import build_parser, main
+from karipap_core.cli.frame import build_parser, main
+from karipap_core.cli.tables.autopilot import table
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.document import Plan
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
-from karipap_core.show_autopilot import table
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 from karipap_core.tradeoff import Points

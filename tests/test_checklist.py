@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_verify import folder_of, plan_for
 
-from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.checklist import ITEMS, checklist, table
+from karipap_core.checklist import ITEMS, checklist
+from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.cli.tables.checklist import table
 from karipap_core.errors import InputError
 from karipap_core.workspace.files import read_json, write_json
 

@@ -9,13 +9,14 @@ import pytest
 import scipy.stats
 import torch
 
-from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.claim_checks import CHECKS, study_of
 from karipap_core.claim_checks.bench import Bench, fitting, kept_chi, published_mpo, spearman
 from karipap_core.claim_checks.disentanglers import angles, padded_mpo, product_spectrum
 from karipap_core.claim_checks.tensorgpt import lookup, prime_factors
-from karipap_core.claims import CLAIMS, check, listing, named, result_file, results, table
+from karipap_core.claims import CLAIMS, check, listing, named, result_file, results
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables.claims import table
 from karipap_core.errors import InputError
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo

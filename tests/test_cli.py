@@ -10,17 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from karipap_core import cli, jobs, show, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core import jobs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.cli import frame as cli
+from karipap_core.cli import registry, verbs  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.errors import Cancelled, InputError
+from karipap_core.workspace import documents as show  # noqa: F401  (verbs fills cli.VERBS)
 
-REPOSITORY = Path(cli.__file__).parent.parent
+REPOSITORY = Path(cli.__file__).parents[2]
 VERBS = ("profile", "plan", "compress", "evaluate", "run", "sweep", "densify", "ising", "show", "deploy")
 
 # A program with one more verb, `noisy`, that writes everywhere and then waits if asked to.
 NOISY = """
 import ctypes, os, sys, time
-from karipap_core import cli, verbs
-@cli.verb("writes everywhere", "", lambda document: "table", cli.option("--wait", action="store_true"))
+from karipap_core.cli import frame, verbs
+from karipap_core.cli.registry import option, verb
+@verb("writes everywhere", "", lambda document: "table", option("--wait", action="store_true"))
 def noisy(args, progress):
     print("python")
     os.write(1, b"descriptor\\n")
@@ -30,7 +34,7 @@ def noisy(args, progress):
     while args.wait:
         time.sleep(0.02)
     return {"done": 1}
-sys.exit(cli.main())
+sys.exit(frame.main())
 """
 
 
@@ -42,18 +46,18 @@ def noisy(*argv, **settings) -> subprocess.Popen:
 @pytest.fixture
 def verb(monkeypatch):
     """Registers a verb `trial` for one test."""
-    monkeypatch.setattr(cli, "VERBS", dict(cli.VERBS))
+    monkeypatch.setattr(registry, "VERBS", dict(registry.VERBS))
 
     def register(run, *options):
         run.__name__ = "trial"
-        cli.verb("tries", "example", lambda document: f"table of {document}", *options)(run)
+        registry.verb("tries", "example", lambda document: f"table of {document}", *options)(run)
 
     return register
 
 
 def test_help_is_instant_and_lists_every_verb():
     """CPU time, as other processes may be busy: without torch it is well under 0.3 s."""
-    code = "import sys, time; from karipap_core import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys, time; from karipap_core.cli import frame as cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(time.process_time(), 'torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     seconds, torch_imported = done.stderr.split()

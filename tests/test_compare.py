@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from architectures import make
 
-from karipap_core import cli
-from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, table, verdict
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables.compare import table
+from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, verdict
 from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan

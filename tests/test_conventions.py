@@ -19,7 +19,7 @@ import pytest
 import torch
 from pyarrow import parquet as pq
 
-from karipap_core.cli import main
+from karipap_core.cli.frame import main
 from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import measure_conventions, non_overlapping, rolling, sliding
 from karipap_core.evaluation.folder import evaluate_folder

@@ -13,8 +13,9 @@ from architectures import make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karipap_core import cli, evidence, hardware, kv, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core import evidence, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.deploy import deploy, precision
 from karipap_core.deploy_ways import dollars, format_bytes
 from karipap_core.errors import InputError

@@ -9,8 +9,9 @@ import pytest
 from architectures import make
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import cli, figures_deploy, hardware, kv, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core import figures_deploy, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.deploy import deploy
 from karipap_core.footprint import of_config
 from karipap_core.plan.document import Plan, model_entry

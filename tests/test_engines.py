@@ -14,8 +14,8 @@ from architectures import make
 from test_verify import folder_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.cli import frame as cli
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.load import load_model
 from karipap_core.models.sites import sites

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from karipap_core import figures_runs
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.cli import build_parser, main
+from karipap_core.cli.frame import build_parser, main
 from karipap_core.compressed.folder import write_compressed
 from karipap_core.errors import InputError
 from karipap_core.heal import heal, split

@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from karipap_core import figures_heal, jobs
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.cli import build_parser
+from karipap_core.cli.frame import build_parser
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests import app_page

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core import cli, ising
+from karipap_core import ising
+from karipap_core.cli import frame as cli
 from karipap_core.errors import InputError
 from karipap_core.ising import CRITICAL, exact, solve
 from karipap_core.networks.peps.trg import METHODS, contract

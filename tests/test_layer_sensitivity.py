@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from karipap_core import cli, figures_sensitivity
+from karipap_core import figures_sensitivity
 from karipap_core import layer_sensitivity as core
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables import sensitivity
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
@@ -239,7 +241,7 @@ def test_an_encoder_has_an_output_error_instead(studies):
     assert found["quality"] == "relative_error" and all(row["relative_error"] > 0 for row in found["weights"])
     assert all(row["rise"] is None and row["rise_low"] is None for row in found["weights"])
     assert found["spearman"]["predicted"]["rho"] > 0.5  # what calibration measures is this very error
-    assert "output error" in found["verdict"] and core.table(found)
+    assert "output error" in found["verdict"] and sensitivity.table(found)
 
 
 @pytest.mark.parametrize("network", [name for name in NETWORKS if name not in ("tree", "lowrank")])

@@ -492,7 +492,7 @@ def test_a_sweep_of_all_networks_formats_and_tables(tiny, profiled, started):
 @pytest.mark.parametrize("limit", [None, 25])
 def test_benchmark_tasks_go_with_the_sweep(tiny, profiled, started, monkeypatch, limit):
     """What is chosen under Tasks stands in the job's command line, and the command line takes it."""
-    from karipap_core import cli, verbs  # noqa: F401  (verbs fills cli.VERBS)
+    from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "lm_eval" or real(name, *more))

@@ -8,8 +8,8 @@ from test_verify import folder_of
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.cli import frame as cli
 from karipap_core.errors import InputError
 from karipap_core.shadow import diverges_at, read_prompts, shadow
 from karipap_core.workspace.files import read_json

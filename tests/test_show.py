@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from karipap_core import cli, show
+from karipap_core import terminal
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables import anything
+from karipap_core.cli.tables import evaluation as show
+from karipap_core.cli.tables.plan import table as plan_table
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace
+from karipap_core.workspace import Workspace, documents
 from karipap_core.workspace.files import write_json
 
 FINGERPRINT = "ab" * 32
@@ -60,7 +64,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_grid_aligns_and_loses_nothing():
-    text = show.grid(["name", "n", "x"], [["a", 1234567, 0.123456], ["long name", None, 12345.6]])
+    text = terminal.grid(["name", "n", "x"], [["a", 1234567, 0.123456], ["long name", None, 12345.6]])
     assert text.splitlines() == [
         "name               n       x",
         "─────────  ─────────  ──────",
@@ -88,7 +92,7 @@ def test_a_plan_shows_each_weight_and_what_is_predicted(tmp_path, capsys):
 
 def test_a_profile_shows_what_is_there_and_what_was_skipped(tmp_path):
     write_json(tmp_path / "profile.json", PROFILE)
-    text = show.anything(show.find(tmp_path))
+    text = anything(documents.find(tmp_path))
     assert rows(text)[1] == ["layers.0.q", "32 × 64", "2,048", "3", "–", "0.25", "–", "–", "32", "–"]
     assert "skipped: norm: a vector" in text
     assert "\x1b" not in text, "names from a checkpoint do not steer the terminal"
@@ -103,9 +107,9 @@ def test_a_compressed_folder_shows_its_report(tmp_path):
         "result": result | {"weights": [row | {"functional_error": None}]},
     }
     write_json(tmp_path / "config.json", {"quantization_config": {"quant_method": "karipap", "plan": PLAN}})
-    assert "locked" in show.anything(show.find(tmp_path)), "without its report the plan is shown"
+    assert "locked" in anything(documents.find(tmp_path)), "without its report the plan is shown"
     write_json(tmp_path / "karipap.json", report)
-    text = show.anything(show.find(tmp_path))
+    text = anything(documents.find(tmp_path))
     assert rows(text)[1] == ["layers.0.q", "lowrank", "5", "480", "0.25", "–"]
     assert "50.0% of their parameters kept" in text
 
@@ -127,13 +131,13 @@ def test_an_evaluation_stands_beside_the_dense_model():
         "memory": {"compressed": {"disk_bytes": 1000}},
         "notes": ["a note"],
     }
-    text = show.evaluation(document)
+    text = show.table(document)
     assert ["loss, nats a token", "1.5", "1.25"] in rows(text)
     assert ["decode, ms a token", "2.5", "5"] in rows(text)
     assert ["on disk, bytes", "1,000", "–"] in rows(text)
     assert "0.25 ± 0.01" in text
     assert text.endswith("a note")
-    alone = show.evaluation(ours | {"dense": None, "text": None})
+    alone = show.table(ours | {"dense": None, "text": None})
     assert ["loss, nats a token", "1.5", "–"] in rows(alone)
 
 
@@ -153,14 +157,14 @@ def test_what_cannot_be_shown_is_said(tmp_path, make, said):
     path = tmp_path / "given"
     make(path)
     with pytest.raises(InputError, match=said):
-        show.anything(show.find(path))
+        anything(documents.find(path))
 
 
 def test_a_folder_of_runs_is_a_sweep(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.new_run({"kept": 0.9})
     workspace.new_run({"kept": 0.7})
-    assert [run["kept"] for run in show.find(workspace.runs_dir)["runs"]] == [0.9, 0.7]
+    assert [run["kept"] for run in documents.find(workspace.runs_dir)["runs"]] == [0.9, 0.7]
 
 
 def test_a_sweep_is_ordered_by_size_and_marks_the_front():
@@ -169,14 +173,14 @@ def test_a_sweep_is_ordered_by_size_and_marks_the_front():
     large = point | {"id": "b", "label": "lowrank, best, kept 0.9", "bytes_kept": 0.9, "loss": 2.0}
     rival = point | {"id": "c", "label": "int8, RTN", "bytes_kept": 0.52, "loss": 1.5, "plan": None}
     document = {"format": "karipap-sweep", "version": 1, "runs": [large, small], "baselines": [rival]}
-    text = show.anything(document | {"quality": "loss", "pareto": ["a", "c"], "notes": ["where it was measured"]})
+    text = anything(document | {"quality": "loss", "pareto": ["a", "c"], "notes": ["where it was measured"]})
     assert [row[:3] for row in rows(text)[1:]] == [
         ["*", "lowrank, best, kept 0.5", "0.5"],
         ["*", "int8, RTN", "0.52"],
         ["", "lowrank, best, kept 0.9", "0.9"],
     ]
     assert text.endswith("where it was measured")
-    alone = show.anything(small | {"plan": PLAN, "settings": {"rule": "best"}, "model": {"name": "tiny"}})
+    alone = anything(small | {"plan": PLAN, "settings": {"rule": "best"}, "model": {"name": "tiny"}})
     assert "lowrank, best, kept 0.5" in alone
     assert "best (refined won)" in alone
 
@@ -193,7 +197,7 @@ def test_mixed_plans_say_how_they_are_stored_shared_and_why():
     lone = {"network": "qlr", "out": [32], "in": [64], "chi": [2], "quantize": "int4", "bits": "int3"}
     whole = {"network": "dense", "out": [32], "in": [64], "chi": [], "quantize": "int8"}
     plan = PLAN | {"weights": shared | {"layers.0.k": lone | {"why": "k."}, "layers.0.v": whole}}
-    text = show.plan(plan | {"embedding": {"kind": "tt", "tied": "contract"}})
+    text = plan_table(plan | {"embedding": {"kind": "tt", "tied": "contract"}})
     table = {row[0]: row for row in rows(text)[1:]}
     assert table["layers.0.q"][-1] == "int4 1 of 2 that share cores" and table["layers.1.q"][-1].startswith(
         "int4 2 of 2"
@@ -207,5 +211,5 @@ def test_mixed_plans_say_how_they_are_stored_shared_and_why():
 def test_what_other_modules_wrote_is_shown_by_their_own_table():
     shipped = Path(__file__).parents[1] / "assets" / "demo_model" / "karipap" / "sensitivity"
     for file in shipped.glob("*.json"):
-        text = show.anything(show.find(file))
+        text = anything(documents.find(file))
         assert "foretells?" in text and "demo_model" in text, file.name

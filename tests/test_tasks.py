@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core import cli
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables.evaluation import table
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.tasks import harness
@@ -23,7 +24,6 @@ from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.run import run
-from karipap_core.show import evaluation
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.story import compress
 from karipap_core.text import Text
@@ -366,7 +366,7 @@ def test_the_verb(compressed, model, task_dir, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["tasks"]["pairs"]["acc"] == np.mean(found["tasks"]["pairs"]["correct"])
     assert found["dense"]["tasks"].keys() == {"pairs", "both"} and found["tasks"]["both"]["difference"]["items"] == 12
-    shown = evaluation(found)
+    shown = table(found)
     assert "pairs, acc" in shown and "guessing" in shown
     record = read_json(compressed / "evaluation.json")
     assert record["result"]["tasks"] == found["tasks"]

@@ -11,11 +11,12 @@ import torch
 from architectures import make
 from safetensors.torch import load_file, save_file
 
-from karipap_core import cli
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.cli import frame as cli
+from karipap_core.cli.tables.verify import table
 from karipap_core.compressed.compress import compress
 from karipap_core.compressed.loader import loader
-from karipap_core.compressed.verify import ORDER, table, verify
+from karipap_core.compressed.verify import ORDER, verify
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import Plan, model_entry

@@ -101,16 +101,6 @@ def verify(
     return verdict | {"folder": str(folder), "loader": loader(folder)}
 
 
-def table(document: dict) -> str:
-    """A verdict for a terminal."""
-    from karipap_core.show import grid
-
-    marks = {True: "ok", False: "WRONG", None: "not checked"}
-    rows = [[check["name"], marks[check["ok"]], check["detail"]] for check in document["checks"]]
-    head = f"{document['folder']}: " + ("verified" if document["ok"] else "NOT verified")
-    return f"{head}\n\n{grid(['check', '', ''], rows)}\n\nTo load it:\n\n{document['loader']}"
-
-
 def summary(verdict: dict) -> str:
     """A verdict in a line."""
     wrong = [check["name"] for check in verdict["checks"] if check["ok"] is False]

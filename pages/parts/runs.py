@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import show
+from karipap_core import terminal as show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan

@@ -1,34 +1,7 @@
-"""The document of `deploy` as text in a terminal."""
+"""The document of `deploy` as a table in a terminal."""
 
-from karipap_core.show import grid
-
-
-def size(n: float) -> str:
-    """Bytes in decimal units, three digits: 537e9 → '537 GB'."""
-    for unit, one in (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(n) >= 0.9995 * one:
-            return f"{n / one:.3g} {unit}"
-    return f"{n:.0f} B"
-
-
-RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → which of the ways
-
-
-def recommended(document: dict) -> str | None:
-    """The way that the verdict comes to, None where it is none of them alone."""
-    at = RIGHT.get(document["answer"])
-    return None if at is None else document["ways"][at]["way"]
-
-
-def ordered(document: dict) -> list[dict]:
-    """The four ways, the recommended one first."""
-    return sorted(document["ways"], key=lambda row: row["way"] != recommended(document))
-
-
-def said_of(entry: dict) -> str:
-    """Where a published figure is from, and what is to be said of it."""
-    address = f" ({entry['source']['url']})" if entry["source"]["url"] else ""
-    return f"Source: {entry['source']['name']}{address}. {entry['note']}"
+from karipap_core.deploy_ways import ordered, recommended, said_of
+from karipap_core.terminal import grid, size
 
 
 def table(document: dict) -> str:

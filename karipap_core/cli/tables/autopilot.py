@@ -1,8 +1,8 @@
-"""What the autopilot did and found, as a table in a terminal."""
+"""The autopilot's search as a table in a terminal."""
 
 import textwrap
 
-from karipap_core.show import _page, grid
+from karipap_core.terminal import grid, page
 
 WIDTH = 100
 
@@ -34,7 +34,7 @@ def table(document: dict) -> str:
     ]
     said = [_wrapped(sentence, "") for sentence in document.get("verdict", ())]
     steps = [_wrapped(step["says"], f"{step['step']:>3}. ") for step in document["log"]]
-    return "\n\n".join(filter(None, ["\n".join(said), _page(facts, grid(head, rows)), "\n".join(steps)]))
+    return "\n\n".join(filter(None, ["\n".join(said), page(facts, grid(head, rows)), "\n".join(steps)]))
 
 
 def _wrapped(sentence: str, head: str) -> str:

@@ -4,18 +4,12 @@ A new verb is one more function here: its JSON document is what `--json` prints 
 """
 
 import argparse
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
-from karipap_core.cli import option, verb
+from karipap_core.cli.registry import option, typed, verb
+from karipap_core.cli.tables import anything, table
 from karipap_core.errors import InputError
-from karipap_core.show_heal import launch_commands, typed
-
-
-def table(module: str, name: str = "table") -> Callable[[dict], str]:
-    """What a verb prints for people, imported when it prints: `--help` is instant."""
-    return lambda document: getattr(import_module(f"karipap_core.{module}"), name)(document)
+from karipap_core.healing.launch import launch_commands
 
 
 def fraction(text: str) -> float:
@@ -165,7 +159,7 @@ CALIBRATE = option(
 @verb(
     "entropy and spectrum of every weight",
     "assets/demo_model --metrics weight,loss --out profile/",
-    table("show", "profile"),
+    table("profile"),
     MODEL,
     CALIBRATION,
     option(
@@ -189,7 +183,7 @@ def profile(args, progress) -> dict:
 @verb(
     "choose every bond dimension for a budget",
     "assets/demo_model --budget 0.7 --network mpo --out plan.json",
-    table("show", "plan"),
+    table("plan"),
     MODEL,
     option("--budget", type=fraction, metavar="KEPT", help="fraction of the parameters to keep, such as 0.7"),
     option("--budget-bytes", type=fraction, metavar="KEPT", help="fraction of the whole model's bytes to keep instead"),
@@ -234,7 +228,7 @@ def plan(args, progress) -> dict:
 @verb(
     "write the compressed model as a Hugging Face folder",
     "assets/demo_model --plan plan.json --out compressed/",
-    table("show", "compressed"),
+    table("compressed"),
     MODEL,
     PLAN,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
@@ -250,7 +244,7 @@ def compress(args, progress) -> dict:
 @verb(
     "measure a model folder, beside the dense model it came from",
     "compressed/ --against assets/demo_model",
-    table("show", "evaluation"),
+    table("evaluation"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
     option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
     HELD_OUT,
@@ -284,7 +278,7 @@ def evaluate(args, progress) -> dict:
 @verb(
     "compress and evaluate in one go: a point of the trade-off, kept in the workspace",
     "assets/demo_model --plan plan.json",
-    table("show", "run"),
+    table("run"),
     MODEL,
     PLAN,
     HELD_OUT,
@@ -315,7 +309,7 @@ def run(args, progress) -> dict:
 @verb(
     "many plans, compressed and measured beside the baselines: the trade-off and its Pareto front",
     "assets/demo_model --networks lowrank,mpo --budgets 0.9,0.7,0.5 --out sweep/",
-    table("show", "sweep"),
+    table("run", "sweep"),
     MODEL,
     option(
         "--networks",
@@ -368,7 +362,7 @@ def sweep(args, progress) -> dict:
 @verb(
     "an ordinary dense folder from a compressed one, for engines that know nothing of Karipap",
     "compressed/ --out dense/",
-    table("show", "densified"),
+    table("compressed", "densified"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder"),
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
 )
@@ -399,11 +393,11 @@ def ising(args, progress) -> dict:
 @verb(
     "a profile, plan, run or compressed folder as a table",
     "plan.json",
-    table("show", "anything"),
+    anything,
     option("path", metavar="PROFILE|PLAN|RUN", type=Path, help="a profile's folder, a plan, a run.json, a sweep …"),
 )
 def show(args, progress) -> dict:
-    from karipap_core.show import find
+    from karipap_core.workspace.documents import find
 
     return find(args.path)
 
@@ -436,7 +430,7 @@ def above_zero(text: str) -> float:
 @verb(
     "whether a model fits a GPU with its KV cache, and which of four ways to serve it is right",
     "config.json --tokens 8192 --batch 4 --gpu A100 --kv-dtype fp8",
-    table("show_deploy"),
+    table("deploy"),
     option("model", metavar="MODEL|config.json", help="a model, or its config.json alone"),
     option("--plan", type=Path, metavar="FILE", help="a plan: its bytes are counted, and it is the full pipeline"),
     option("--tokens", type=positive, required=True, metavar="N", help="tokens of each sequence"),
@@ -490,7 +484,7 @@ def verify(args, progress) -> dict:
 @verb(
     "a short fine-tune of a compressed folder's cores; never hands back a worse model",
     "compressed/ --steps 200 --out healed/",
-    table("show_heal"),
+    table("heal"),
     option("folder", metavar="DIR", type=Path, help="a compressed folder"),
     text_option("learn from; an eighth of it is kept aside for validation", "train modules"),
     option("--steps", type=positive, required=True, metavar="N", help="steps of the optimizer"),
@@ -625,7 +619,7 @@ def report(args, progress) -> dict:
 @verb(
     "each weight or layer compressed alone: what it loses, and whether entropy foretells it here",
     "assets/demo_model --network lowrank --kept 0.5",
-    table("layer_sensitivity"),
+    table("sensitivity"),
     MODEL,
     option("--network", default="lowrank", help="as of `plan`, but not auto (default: lowrank)"),
     option("--kept", type=fraction, metavar="KEPT", help="fraction of each weight's numbers to keep (default: 0.5)"),
@@ -671,7 +665,7 @@ def ends(text: str) -> int | str:
 @verb(
     "the plan for a quality line or a size, found step by step with every plan measured",
     "assets/demo_model --max-rise 0.03 --networks lowrank --out pilot/",
-    table("show_autopilot"),
+    table("autopilot"),
     MODEL,
     option(
         "--max-rise",

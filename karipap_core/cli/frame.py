@@ -15,53 +15,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from karipap_core.cli import registry
+from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.progress import Progress, json_lines, silent
 
 PROGRAM = "python -m karipap_core"
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
-
-
-@dataclass(frozen=True)
-class Option:
-    """One command-line option, as argparse's `add_argument` takes it."""
-
-    flags: tuple[str, ...]
-    settings: dict
-
-
-def option(*flags: str, **settings) -> Option:
-    return Option(flags, settings)
-
-
-@dataclass(frozen=True)
-class Verb:
-    name: str
-    help: str
-    example: str
-    render: Callable[[dict], str]
-    options: tuple[Option, ...]
-    run: Callable[[argparse.Namespace, Progress], dict]
-
-
-VERBS: dict[str, Verb] = {}
-
-
-def verb(help: str, example: str, render: Callable[[dict], str], *options: Option):
-    """Makes a function `(args, progress) -> JSON document` a verb of its name; `render` is the document for people."""
-
-    def register(function: Callable[[argparse.Namespace, Progress], dict]):
-        VERBS[function.__name__] = Verb(function.__name__, help, example, render, options, function)
-        return function
-
-    return register
-
-
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
     option(
@@ -82,7 +46,8 @@ COMMON = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from karipap_core import __version__, verbs  # noqa: F401  (fills VERBS)
+    from karipap_core import __version__  # noqa: F401  (fills VERBS)
+    from karipap_core.cli import verbs  # noqa: F401  (fills VERBS)
 
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
@@ -92,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"karipap {__version__}")
     subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
-    for entry in VERBS.values():
+    for entry in registry.VERBS.values():
         sub = subparsers.add_parser(
             entry.name,
             help=entry.help,
@@ -110,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit status (argparse itself exits, with 0 for --help and 2 for bad options)."""
     args = build_parser().parse_args(argv)
-    entry = VERBS[args.verb]
+    entry = registry.VERBS[args.verb]
     try:
         _prepare(args)
         with _stop_on_signals(), _reporter(args) as progress, _nothing_else_on_stdout() as stdout:

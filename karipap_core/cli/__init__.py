@@ -1,0 +1,1 @@
+"""The command line: the frame around the verbs, the verbs, and the tables that they print."""

@@ -1,0 +1,31 @@
+"""A profile as a table in a terminal."""
+
+from karipap_core.terminal import grid, page, times
+
+METRIC_ORDER = ("loss", "functional", "weight")
+
+
+# One function a kind of document.
+
+
+def table(document: dict) -> str:
+    """A row a weight, most structured first within its place in the model; the numbers of one metric (nats)."""
+    measured = {metric for row in document["weights"] for metric in row["spectra"]}
+    metric = next((name for name in METRIC_ORDER if name in measured), "weight")
+    rows = []
+    for row in document["weights"]:
+        numbers = row["spectra"].get(metric, {})
+        wanted = ("entropy", "null_entropy", "excess", "normalized_entropy", "effective_rank", "rank", "chi_at_1pct")
+        rows.append([row["name"], times(row["shape"]), row["parameters"], *(numbers.get(key) for key in wanted)])
+    head = ["weight", "shape", "parameters", "S", "S null", "excess", "S / ln r", "exp S", "rank", "χ at 1 %"]
+    bonds = sum(len(row.get("bonds", ())) for row in document["weights"])
+    facts = {
+        "model": document["model"],
+        "fingerprint": document["fingerprint"],
+        "parameters": document["parameters"],
+        "metrics": ", ".join(name for name in METRIC_ORDER[::-1] if name in measured) + f" (shown: {metric})",
+        "calibration": (document.get("settings") or {}).get("text"),
+        "bonds": f"{bonds} bond spectra (in profile.json)" if bonds else None,
+    }
+    skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in document.get("skipped", ())]
+    return page(facts, grid(head, rows), skipped)

@@ -1,0 +1,1 @@
+"""A short fine-tune of the cores of a compressed model."""

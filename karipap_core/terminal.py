@@ -1,0 +1,84 @@
+"""Words and tables for a terminal: cells, columns, a page of facts, sizes. Knows no document."""
+
+import math
+from collections.abc import Iterable
+
+NOTHING = "–"
+
+
+def perplexity_rise(entry: dict) -> str | None:
+    """By how much perplexity by a convention rose over the dense one, e^rise − 1, with its 95 % interval."""
+    if entry.get("rise") is None:
+        return None
+    said = f"{100 * math.expm1(entry['rise']):+.2f} %"
+    if entry.get("rise_low") is None:
+        return said
+    low, high = (f"{100 * math.expm1(entry[key]):+.2f}" for key in ("rise_low", "rise_high"))
+    none = ", no measurable difference" if entry["rise_low"] <= 0 <= entry["rise_high"] else ""
+    return f"{said} ({low} to {high} %{none})"
+
+
+def convention_note(entry: dict) -> str:
+    """What a convention was measured on, in a line."""
+    most = "at most " if entry["over"] == "documents" else ""
+    cut = f"{entry['windows']:,} windows of {most}{entry['window']:,} tokens"
+    cut += f", stride {entry['stride']:,}" if entry["stride"] != entry["window"] else ""
+    scored = f"{entry['tokens']:,} of {entry['text_tokens']:,} tokens scored, {entry['text_bytes']:,} bytes"
+    text = f"{entry['text']['name']}, SHA-256 {entry['text']['sha256'][:12]}"
+    return " ".join([f"{cut}; {scored} of {text}.", *entry["notes"]])
+
+
+def value(something) -> str:
+    """A value in a cell: whole numbers with separators, others with four digits, nothing as a dash.
+
+    Names come from checkpoints of unknown origin, so what could steer a terminal is shown as `?`.
+    """
+    if something is None or something == "":
+        return NOTHING if something is None else ""
+    if isinstance(something, bool) or not isinstance(something, int | float):
+        return "".join(letter if letter.isprintable() else "?" for letter in str(something))
+    if isinstance(something, int):
+        return f"{something:,}"
+    return f"{something:.4g}" if abs(something) < 1e4 else f"{something:,.0f}"
+
+
+def grid(head: list[str], rows: Iterable[list]) -> str:
+    """Columns as wide as they need be, numbers to the right, the first column and texts to the left."""
+    rows = [*rows]
+    cells = [[value(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+
+    def line(row):
+        parts = (cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(head), line(["─" * width for width in widths]), *map(line, cells)])
+
+
+def page(facts: dict, table: str, notes: Iterable[str] = ()) -> str:
+    facts = {key: fact for key, fact in facts.items() if fact is not None}
+    width = max(map(len, facts), default=0)
+    lines = [f"{key.ljust(width)}  {value(fact)}" for key, fact in facts.items()]
+    parts = ["\n".join(lines), table, "\n".join(map(value, notes))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def times(numbers: Iterable[int]) -> str:
+    return " × ".join(map(str, numbers))
+
+
+def inline(entry: dict) -> str:
+    return ", ".join(f"{key} {value(item)}" for key, item in entry.items() if not isinstance(item, dict | list))
+
+
+def size(n: float) -> str:
+    """Bytes in decimal units, three digits: 537e9 → '537 GB'."""
+    for unit, one in (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(n) >= 0.9995 * one:
+            return f"{n / one:.3g} {unit}"
+    return f"{n:.0f} B"
+
+
+def shortened(text: str, most: int = 50) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
