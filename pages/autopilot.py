@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_autopilot
 from karipap_core.errors import InputError
+from karipap_core.figures import autopilot as figures_autopilot
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core.checklist import OF_ITEM, checklist
 from karipap_core.compressed import records
+from karipap_core.deployment.checklist import OF_ITEM, checklist
+from karipap_core.deployment.shadow import MAX_NEW_TOKENS
 from karipap_core.errors import InputError
-from karipap_core.shadow import MAX_NEW_TOKENS
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import common, job, model, runs

@@ -7,8 +7,9 @@ import time
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_claims
-from karipap_core.claims import CLAIMS, Claim, results
+from karipap_core.figures import claims as figures_claims
+from karipap_core.studies.claims.catalogue import CLAIMS, Claim
+from karipap_core.studies.claims.check import results
 from pages.parts import common, docs, job, model, texts
 
 NOT_YET = "not checked yet"

@@ -5,9 +5,10 @@ import html
 import pandas as pd
 import streamlit as st
 
-from karipap_core import compare as core
 from karipap_core.cli.tables import compare
 from karipap_core.errors import InputError
+from karipap_core.tradeoffs import compare as core
+from karipap_core.tradeoffs import sides
 from pages.parts import common, model, runs
 
 DENSE = "dense"
@@ -44,13 +45,13 @@ def choices(measured: list[dict], plans: dict) -> dict[str, str]:
     return found
 
 
-def side(chosen: str, view, measured: list[dict], plans: dict) -> core.Side:
+def side(chosen: str, view, measured: list[dict], plans: dict) -> sides.Side:
     kind, _, name = chosen.partition(":")
     if kind == DENSE:
-        return core.of_checkpoint(view.checkpoint)
+        return sides.of_checkpoint(view.checkpoint)
     if kind == "plan":
-        return core.of_plan(name, plans[name])
-    return core.of_run(next(run for run in measured if run["id"] == name))
+        return sides.of_plan(name, plans[name])
+    return sides.of_run(next(run for run in measured if run["id"] == name))
 
 
 def both(document: dict) -> None:
@@ -148,8 +149,8 @@ def report(view, measured: list[dict]) -> None:
     """The report of every run of this model, made when it is asked for."""
 
     def written() -> str:
-        from karipap_core.report import describe, profile_of
-        from karipap_core.report_html import page as whole
+        from karipap_core.reports.html import page as whole
+        from karipap_core.reports.report import describe, profile_of
 
         try:
             return whole(describe(measured), profile_of(view.checkpoint.fingerprint))

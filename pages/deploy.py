@@ -8,10 +8,11 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_deploy, kv
-from karipap_core.deploy import deploy
-from karipap_core.deploy_ways import ordered, recommended, said_of
-from karipap_core.footprint import Footprint, of_checkpoint
+from karipap_core.deployment import kv
+from karipap_core.deployment.decide import deploy
+from karipap_core.deployment.footprint import Footprint, of_checkpoint
+from karipap_core.deployment.ways import ordered, recommended, said_of
+from karipap_core.figures import deploy as figures_deploy
 from karipap_core.terminal import size
 from pages.parts import common, deploy_controls, model
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from karipap_core import figures_heal
 from karipap_core.errors import InputError
+from karipap_core.figures import heal as figures_heal
 from karipap_core.healing.launch import launch_commands
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key

@@ -199,7 +199,7 @@ def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int)
 
 def curve(name: str, shape: tuple[int, int], label: str, last: int, chi: int) -> None:
     """Bytes and multiply-adds over those of dense, by χ."""
-    from karipap_core.figures_claims import size_curve
+    from karipap_core.figures.claims import size_curve
 
     shown = sorted({chi, *(round(last ** (k / (POINTS - 1))) for k in range(POINTS))})
     with st.spinner("Counting …"):

@@ -7,7 +7,8 @@ import math
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_ising, ising
+from karipap_core.figures import ising as figures_ising
+from karipap_core.studies import ising
 from pages.parts import common
 
 STEPS = {

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures, figures_peps, figures_tree
+from karipap_core.figures import peps as figures_peps
+from karipap_core.figures import profile as figures
+from karipap_core.figures import tree as figures_tree
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile, table

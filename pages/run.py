@@ -7,8 +7,9 @@ import time
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_predictions, figures_runs
 from karipap_core.errors import InputError
+from karipap_core.figures import predictions as figures_predictions
+from karipap_core.figures import runs as figures_runs
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import words
 from karipap_core.plan.document import Plan

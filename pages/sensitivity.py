@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_sensitivity as figures
-from karipap_core import layer_sensitivity as core
+from karipap_core.figures import sensitivity as figures
 from karipap_core.spectra.spectrum import METRICS
+from karipap_core.studies.sensitivity import foretell, store
+from karipap_core.studies.sensitivity import measure as core
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, texts
 
@@ -32,7 +33,7 @@ def page() -> None:
         "One part of the model compressed, all else dense: what it loses, and which number could have said so.",
     )
     running = job.followed("sensitivity_job")
-    documents = {Path(document["path"]).stem: document for document in core.read_all(folder(view))}
+    documents = {Path(document["path"]).stem: document for document in store.read_all(folder(view))}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
         chosen = which(documents)
         ask(view, running)
@@ -57,7 +58,7 @@ def which(documents: dict[str, dict]) -> str | None:
     names = list(documents)
     return common.choose(
         st.selectbox, "Measured", names, "measurement", names[0], width=520, filter_mode=None,
-        format_func=lambda name: core.say_settings(documents[name]) if name in documents else name,
+        format_func=lambda name: foretell.say_settings(documents[name]) if name in documents else name,
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def ask(view, running) -> None:
 @st.cache_data(show_spinner=False, max_entries=32)
 def correlations(_rows: list[dict], quality: str, path: str, count: int) -> dict:
     """ρ of the rows of a file; a file's rows only grow, so their number tells whether they are the same."""
-    return core.correlations(_rows, quality)
+    return foretell.correlations(_rows, quality)
 
 
 def results(view, name: str) -> None:
@@ -126,11 +127,11 @@ def results(view, name: str) -> None:
 
 def _results(view, name: str) -> None:
     """Everything of one measurement, read anew: a job may be adding to it."""
-    document = next((d for d in core.read_all(folder(view)) if Path(d["path"]).stem == name), None)
+    document = next((d for d in store.read_all(folder(view)) if Path(d["path"]).stem == name), None)
     if document is None:
         st.info("This measurement is gone: choose another.")
         return
-    units = [unit for unit in core.UNITS if document[f"{unit}s"]]
+    units = [unit for unit in store.UNITS if document[f"{unit}s"]]
     by = units[0]
     if len(units) > 1:
         by = common.choose(
@@ -138,7 +139,7 @@ def _results(view, name: str) -> None:
         )
     rows, quality = document[f"{by}s"], document["quality"]
     both = {key: correlations(rows, key, f"{document['path']}|{by}", len(rows)) for key in QUALITIES[quality]}
-    said = core.verdict(document, by, both[quality], both.get("kl", {}))
+    said = foretell.verdict(document, by, both[quality], both.get("kl", {}))
     st.html(f'<p class="k-verdict">{html.escape(said)}</p>')
     if len(both) > 1:
         quality = common.choose(
@@ -189,7 +190,7 @@ def how(document: dict, quality: str) -> str:
         "kl": "KL divergence of the next token from the dense model's, nats a token",
         "relative_error": "Squared error of the model's last hidden states over their square",
     }[quality]
-    said = f"{what}, with this weight alone compressed ({core.say_settings(document)})"
+    said = f"{what}, with this weight alone compressed ({foretell.say_settings(document)})"
     return f"{said}. Colours run by decades. Click a cell for its figures."
 
 
@@ -231,7 +232,7 @@ def details(row: dict, quality: str) -> None:
         items += [("Top-1 agreement", f"{row['top1_agreement']:.1%}")]
     else:
         items += [("Output error", f"{row['relative_error']:.4g}")]
-    for key, measure in core.MEASURES.items():
+    for key, measure in foretell.MEASURES.items():
         if row.get(key) is not None:
             items.append((measure.label, f"{row[key]:,}" if key == "parameters" else f"{row[key]:.4g}"))
     common.listing(items)
@@ -239,17 +240,17 @@ def details(row: dict, quality: str) -> None:
 
 def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> None:
     """A measure against what was measured."""
-    measures = [key for key in core.MEASURES if any(row.get(key) is not None for row in rows)]
+    measures = [key for key in foretell.MEASURES if any(row.get(key) is not None for row in rows)]
     measure = common.choose(
         st.selectbox, "Number", measures, "sens_measure", "entropy", filter_mode=None,
-        format_func=lambda key: core.MEASURES[key].label,
+        format_func=lambda key: foretell.MEASURES[key].label,
     )  # fmt: skip
     fig = figures.scatter(rows, measure, quality, found.get(measure), selected["name"])
     common.figure(
-        fig, "sens_scatter", f"{core.MEASURES[measure].label} of each part against what was measured",
+        fig, "sens_scatter", f"{foretell.MEASURES[measure].label} of each part against what was measured",
         f"karipap-sensitivity-{measure}", on_select=picked, selection_mode="points",
     )  # fmt: skip
-    st.html(f'<p class="k-note">{html.escape(core.MEASURES[measure].says)}.</p>')
+    st.html(f'<p class="k-note">{html.escape(foretell.MEASURES[measure].says)}.</p>')
 
 
 def forest(found: dict) -> None:
@@ -264,10 +265,10 @@ def forest(found: dict) -> None:
     with right:
         lines = []
         for key, one in found.items():
-            line = {"measure": core.MEASURES[key].label}
+            line = {"measure": foretell.MEASURES[key].label}
             for name, part in (("", one), ("within_", one["within"])):
                 span = f"{part['low']:.2f} to {part['high']:.2f}" if part else None
-                says = core.answer(part, core.MEASURES[key].sign)
+                says = foretell.answer(part, foretell.MEASURES[key].sign)
                 says = SHORT.get(says, says)
                 line |= {f"{name}rho": part and part["rho"], f"{name}interval": span, f"{name}says": says}
             lines.append(line)
@@ -300,13 +301,13 @@ def table(document: dict, rows: list[dict], by: str) -> None:
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, f"karipap-sensitivity-{by}s", "sens_csv")
         st.download_button(
-            "JSON", lambda: json.dumps(core.described(document, by), indent=1), "karipap-sensitivity.json",
+            "JSON", lambda: json.dumps(foretell.described(document, by), indent=1), "karipap-sensitivity.json",
             "application/json", key="sens_json", on_click="ignore", type="tertiary", icon=":material/download:",
         )  # fmt: skip
     labels = {"name": "Weight" if by == "weight" else "Layer", "layer": "Layer", "role": "Role", "chi": "χ",
               "kept": "Kept", "rise": "Rise", "rise_low": "low", "rise_high": "high", "kl": "KL",
               "top1_agreement": "Top-1 agreement"}  # fmt: skip
-    labels |= {key: measure.label for key, measure in core.MEASURES.items()}
+    labels |= {key: measure.label for key, measure in foretell.MEASURES.items()}
     form = {}
     for column in frame.columns:
         label = labels.get(column, column.replace("_", " ").capitalize())

@@ -8,10 +8,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from karipap_core import anchors, figures_runs, ranking
 from karipap_core.evaluation import scores
 from karipap_core.evaluation.tasks.python import NAMES
+from karipap_core.figures import runs as figures_runs
 from karipap_core.statistics.pareto import pareto
+from karipap_core.tradeoffs import published as anchors
+from karipap_core.tradeoffs import ranking
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, texts, winner
 
@@ -156,7 +158,7 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
     if published:
-        anchors.add_anchors(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
+        published.add_anchors(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
     common.figure(
         fig, "curve", "Size against quality of every measured model; the same numbers are in the table below.",
         "karipap-tradeoff", on_select=clicked, selection_mode="points",

@@ -6,8 +6,10 @@ import math
 import pytest
 from test_figures_runs import point
 
-from karipap_core import anchors, figures_runs
 from karipap_core.errors import InputError
+from karipap_core.figures import published
+from karipap_core.figures import runs as figures_runs
+from karipap_core.tradeoffs import published as anchors
 
 
 def test_every_point_has_a_source_and_says_what_it_is():
@@ -43,7 +45,7 @@ def test_axes():
 def test_the_layer_is_marked_and_leaves_what_was_measured(log):
     measured = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "network", "lowrank", 0.7, 0.01)]
     plain, figure = (figures_runs.tradeoff(measured, log=log) for _ in range(2))
-    anchors.add_anchors(figure)
+    published.add_anchors(figure)
     added = figure.data[len(plain.data) :]
     assert figure.data[: len(plain.data)] == plain.data and added
     assert {trace.legendgrouptitle.text for trace in added} == {"published, not measured here"}
@@ -59,7 +61,7 @@ def test_the_layer_is_marked_and_leaves_what_was_measured(log):
 def test_axes_without_published_points_leave_the_figure_alone():
     figure = figures_runs.tradeoff([point("a", "network", "lowrank", 0.5, 0.1)], y="kl")
     before = figure.to_json()
-    assert anchors.add_anchors(figure, "bytes_kept", "kl").to_json() == before
+    assert published.add_anchors(figure, "bytes_kept", "kl").to_json() == before
 
 
 @pytest.mark.parametrize(

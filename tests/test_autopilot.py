@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from karipap_core import autopilot as pilot
 from karipap_core import networks
-from karipap_core.autopilot import autopilot, halves
 from karipap_core.cli.frame import build_parser, main
 from karipap_core.cli.tables.autopilot import table
 from karipap_core.errors import InputError
@@ -18,7 +16,9 @@ from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
-from karipap_core.tradeoff import Points
+from karipap_core.tradeoffs.autopilot import search as pilot
+from karipap_core.tradeoffs.autopilot.search import autopilot, halves
+from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs

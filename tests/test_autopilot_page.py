@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import figures_autopilot, jobs
+from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli.frame import build_parser
+from karipap_core.figures import autopilot as figures_autopilot
 from karipap_core.plan.document import model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json

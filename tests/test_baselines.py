@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
@@ -12,6 +11,7 @@ from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.text import Text
+from karipap_core.tradeoffs.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
 from karipap_core.workspace import Workspace
 from tests.architectures import make
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_verify import folder_of, plan_for
 
-from karipap_core.checklist import ITEMS, checklist
 from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.cli.tables.checklist import table
+from karipap_core.deployment.checklist import ITEMS, checklist
 from karipap_core.errors import InputError
 from karipap_core.workspace.files import read_json, write_json
 
@@ -244,7 +244,7 @@ def run(fix: str, monkeypatch, folder: Path) -> None:
 
 
 def test_a_healed_folder_is_written_and_healed_again(world, tmp_path, monkeypatch):
-    from karipap_core.heal import heal
+    from karipap_core.healing.heal import heal
 
     more = {"window": 32, "tokens": 64, "device": "cpu", "rate": 1e-2, "norms": True}
     heal(world[1], tmp_path / "healed", 3, world[2] / "text.txt", **more)

@@ -7,9 +7,9 @@ from streamlit.testing.v1 import AppTest
 from test_verify import folder_of, plan_for
 
 from karipap_core import jobs
-from karipap_core.checklist import ITEMS
-from karipap_core.fallback import rehearse
-from karipap_core.shadow import read_prompts, shadow
+from karipap_core.deployment.checklist import ITEMS
+from karipap_core.deployment.fallback import rehearse
+from karipap_core.deployment.shadow import read_prompts, shadow
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, write_json
 from tests import app_page

@@ -10,11 +10,6 @@ import scipy.stats
 import torch
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.claim_checks import CHECKS, study_of
-from karipap_core.claim_checks.bench import Bench, fitting, kept_chi, published_mpo, spearman
-from karipap_core.claim_checks.disentanglers import angles, padded_mpo, product_spectrum
-from karipap_core.claim_checks.tensorgpt import lookup, prime_factors
-from karipap_core.claims import CLAIMS, check, listing, named, result_file, results
 from karipap_core.cli import frame as cli
 from karipap_core.cli.tables.claims import table
 from karipap_core.errors import InputError
@@ -22,6 +17,12 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.tt_embedding import TtEmbedding
 from karipap_core.quantization.rounding import quantize_rtn
+from karipap_core.studies.claims.catalogue import CLAIMS, named
+from karipap_core.studies.claims.check import check, listing, result_file, results
+from karipap_core.studies.claims.experiments import CHECKS
+from karipap_core.studies.claims.experiments.bench import Bench, fitting, kept_chi, published_mpo, spearman, study_of
+from karipap_core.studies.claims.experiments.disentanglers import angles, padded_mpo, product_spectrum
+from karipap_core.studies.claims.experiments.tensorgpt import lookup, prime_factors
 
 
 @pytest.fixture(scope="module")

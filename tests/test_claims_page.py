@@ -8,9 +8,11 @@ import sys
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import figures_claims, jobs
+from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.claims import CLAIMS, result_file
+from karipap_core.figures import claims as figures_claims
+from karipap_core.studies.claims.catalogue import CLAIMS
+from karipap_core.studies.claims.check import result_file
 from karipap_core.workspace.files import write_json
 from tests import app_page
 

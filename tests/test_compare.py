@@ -8,11 +8,12 @@ from architectures import make
 
 from karipap_core.cli import frame as cli
 from karipap_core.cli.tables.compare import table
-from karipap_core.compare import Side, compare, damages, of_plan, of_run, read, verdict
 from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.statistics.bootstrap import figures
+from karipap_core.tradeoffs.compare import compare, damages, verdict
+from karipap_core.tradeoffs.sides import Side, of_plan, of_run, read
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from karipap_core.workspace.runs import RUN_FORMAT

@@ -24,8 +24,8 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import measure_conventions, non_overlapping, rolling, sliding
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.models.load import load_model
-from karipap_core.run import run
 from karipap_core.text import Text, is_wikitext, joined_rows, read_text, wikitext_pages
+from karipap_core.tradeoffs.run import run
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "perplexity.py"
 SHARED = Path(__file__).parents[2] / "shared"

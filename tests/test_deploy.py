@@ -13,13 +13,13 @@ from architectures import make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karipap_core import evidence, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.deploy import deploy, precision
-from karipap_core.deploy_ways import dollars, format_bytes
+from karipap_core.deployment import evidence, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.deployment.decide import deploy, precision
+from karipap_core.deployment.footprint import config_of, footprint, of_config
+from karipap_core.deployment.ways import dollars, format_bytes
 from karipap_core.errors import InputError
-from karipap_core.footprint import config_of, footprint, of_config
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION

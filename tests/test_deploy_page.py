@@ -9,11 +9,12 @@ import pytest
 from architectures import make
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import figures_deploy, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.deploy import deploy
-from karipap_core.footprint import of_config
+from karipap_core.deployment import hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.deployment.decide import deploy
+from karipap_core.deployment.footprint import of_config
+from karipap_core.figures import deploy as figures_deploy  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION

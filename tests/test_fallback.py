@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from test_verify import folder_of
 
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.deployment.fallback import SWITCH, DenseFallback, rehearse
 from karipap_core.errors import InputError
-from karipap_core.fallback import SWITCH, DenseFallback, rehearse
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.load import load_model
 from karipap_core.workspace.files import read_json

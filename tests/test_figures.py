@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from karipap_core import figures
+from karipap_core.figures import profile as figures
+from karipap_core.figures import style
 from karipap_core.spectra.null import bulk_edge
 from karipap_core.spectra.spectrum import chi_at_error, entropy
 
@@ -144,7 +145,7 @@ def test_strange_spectra_are_drawn(sigma):
 
 def test_ticks_are_short_words():
     words = {1234: "1,234", 0.5: "0.5", 0.001: "0.001", 1e-4: "10⁻⁴", 2e-7: "2·10⁻⁷", 5e8: "5·10⁸"}
-    assert {value: figures.tick(value) for value in words} == words
+    assert {value: style.tick(value) for value in words} == words
 
 
 def test_drawing_needs_neither_torch_nor_streamlit():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from karipap_core import figures_peps
+from karipap_core.figures import peps as figures_peps
 
 FLOW = [
     {"step": 0, "bond": None, "D": None, "kept": 0.6, "discarded": 0.0, "error": 0.01},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from karipap_core import figures_runs
+from karipap_core.figures import runs as figures_runs
 from pages.parts import winner
 
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from karipap_core.figures import FAINT, ORANGE
-from karipap_core.figures_tree import WIDEST, against_lowrank, tree
+from karipap_core.figures.style import FAINT, ORANGE
+from karipap_core.figures.tree import WIDEST, against_lowrank, tree
 
 
 def rows(layers=4):

@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from karipap_core import figures_runs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli.frame import build_parser, main
 from karipap_core.compressed.folder import write_compressed
 from karipap_core.errors import InputError
-from karipap_core.heal import heal, split
-from karipap_core.heal_folder import choose_trained
-from karipap_core.heal_loop import Rows, Training, distillation_loss, next_token_loss, schedule
-from karipap_core.heal_points import heal_and_measure
+from karipap_core.figures import runs as figures_runs
+from karipap_core.healing.folder import choose_trained
+from karipap_core.healing.heal import heal, split
+from karipap_core.healing.loop import Rows, Training, distillation_loss, next_token_loss, schedule
+from karipap_core.healing.points import heal_and_measure
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import model_entry
@@ -173,7 +173,7 @@ def test_a_healing_step_is_adamw_on_the_cores_by_hand(world, tmp_path):
     report = read_json(tmp_path / "out" / "karipap.json")["healing"]["result"]
     model, tokenizer = load_model(world / "small")
     teacher, _ = load_model(world / "dense")
-    healing = pytest.importorskip("karipap_core.heal")
+    healing = pytest.importorskip("karipap_core.healing.heal")
     settings = healing.Settings(1, seed=5, window=32, tokens=64)
     one = type("Alone", (), {"num_processes": 1})
     rows, _ = healing._data(model, tokenizer, healing.read_text(world / "text.txt"), settings, one)
@@ -286,7 +286,7 @@ def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
     norms = sum(p.numel() for name, p in load_model(world / "small")[0].named_parameters() if "norm" in name)
     assert with_norms == count + norms and norms > 0
     from karipap_core.evaluation.perplexity import Sample
-    from karipap_core.heal_loop import Course
+    from karipap_core.healing.loop import Course
 
     sample = Sample.of(model, tokenizer, Text("t", (TEXT[:500],)), 32, 32, 64)
     rows = Rows(torch.arange(200) % 250, 32, 2, 0)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from karipap_core import ising
 from karipap_core.cli import frame as cli
 from karipap_core.errors import InputError
-from karipap_core.ising import CRITICAL, exact, solve
 from karipap_core.networks.peps.trg import METHODS, contract
+from karipap_core.studies import ising
+from karipap_core.studies.ising import CRITICAL, exact, solve
 
 both = pytest.mark.parametrize("method", METHODS)
 run = functools.cache(solve)  # several tests look at one computation

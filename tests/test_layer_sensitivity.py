@@ -9,19 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from karipap_core import figures_sensitivity
-from karipap_core import layer_sensitivity as core
 from karipap_core.cli import frame as cli
 from karipap_core.cli.tables import sensitivity
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
+from karipap_core.figures import sensitivity as figures_sensitivity
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
 from karipap_core.plan.kind import Kind
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import spearman
+from karipap_core.studies.sensitivity import foretell, store
+from karipap_core.studies.sensitivity import measure as core
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
@@ -90,9 +91,9 @@ def test_what_roles_alone_explain_is_gone_within_roles():
     for step, role in enumerate(("q", "k", "v", "o", "gate", "up", "down")):
         for x, y in generator.normal(size=(6, 2)):
             rows.append({"role": role, "entropy": 10 * step + x, "rise": step + y / 9})
-    found = core.correlations(rows)["entropy"]
-    assert core.answer(found) == "yes" and found["rho"] > 0.9
-    assert core.answer(found["within"]) == "not told apart from none" and abs(found["within"]["rho"]) < 0.4
+    found = foretell.correlations(rows)["entropy"]
+    assert foretell.answer(found) == "yes" and found["rho"] > 0.9
+    assert foretell.answer(found["within"]) == "not told apart from none" and abs(found["within"]["rho"]) < 0.4
     assert found["within"]["roles"] == 7 and found["within"]["n"] == 42
 
 
@@ -130,12 +131,12 @@ def test_answers_in_words():
     def found(low, high):
         return {"rho": (low + high) / 2, "low": low, "high": high}
 
-    assert core.answer(found(0.1, 0.8)) == "yes"
-    assert core.answer(found(0.1, 0.8), -1) == "the other way round"
-    assert core.answer(found(-0.8, -0.1), -1) == "yes"
-    assert core.answer(found(-0.2, 0.25)) == "no"
-    assert core.answer(found(-0.2, 0.5)) == "not told apart from none"
-    assert core.answer(None) == "too few to say"
+    assert foretell.answer(found(0.1, 0.8)) == "yes"
+    assert foretell.answer(found(0.1, 0.8), -1) == "the other way round"
+    assert foretell.answer(found(-0.8, -0.1), -1) == "yes"
+    assert foretell.answer(found(-0.2, 0.25)) == "no"
+    assert foretell.answer(found(-0.2, 0.5)) == "not told apart from none"
+    assert foretell.answer(None) == "too few to say"
     assert spearman.spearman([1, 2, 3, 4], [1, 2, 3, 4]) is None  # too few
     assert spearman.spearman([1] * 9, range(9)) is None  # all alike
 
@@ -282,7 +283,7 @@ def test_a_killed_measurement_goes_on(studies, monkeypatch):
     monkeypatch.setattr(InPlace, "measure", counting)
     with pytest.raises(Cancelled):
         core.sensitivity(study, kept=0.3, **cut)
-    kept = next(d for d in core.read_all(study.folder) if d["settings"]["kept"] == 0.3)
+    kept = next(d for d in store.read_all(study.folder) if d["settings"]["kept"] == 0.3)
     assert len(kept["weights"]) == 3 and kept["total"] == {"weight": len(study.weights)}
     found = core.sensitivity(study, kept=0.3, **cut)
     assert len(measured) == 1 + len(study.weights) and found["weights"][:3] == kept["weights"]
@@ -308,7 +309,7 @@ def test_the_verb_prints_what_it_writes(made, tmp_path, capsys):
     argv += ["--max-tokens", "128", "--window", "32", "--out", str(tmp_path / "out.json")]
     assert cli.main([*argv, "--json", "--progress", "off"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == read_json(tmp_path / "out.json") and found["format"] == core.FORMAT
+    assert found == read_json(tmp_path / "out.json") and found["format"] == store.FORMAT
     assert {"name", "rise", "predicted", "entropy", "excess"} <= found["weights"][0].keys()
     assert {"rho", "low", "high"} <= found["spearman"]["entropy"].keys()
     assert cli.main([*argv, "--progress", "off"]) == 0
@@ -343,11 +344,11 @@ def test_figures_hold_every_part_and_survive_rises_below_zero(studies):
 
 def test_shipped_measurement_of_the_demo_model(demo_model):
     """What ships with the demo model is of this very model, whole, and says what its rows say."""
-    documents = core.read_all(demo_model / "karipap")
+    documents = store.read_all(demo_model / "karipap")
     document = next(d for d in documents if d["settings"]["network"] == "lowrank")
     assert document["model"]["fingerprint"] == read_json(demo_model / "karipap" / "measured.json")["fingerprint"]
     assert len(document["weights"]) == document["total"]["weight"] == 42 and len(document["layers"]) == 6
-    found = core.correlations(document["weights"])
+    found = foretell.correlations(document["weights"])
     x, y = ([row[key] for row in document["weights"]] for key in ("entropy", "rise"))
     assert found["entropy"]["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found["predicted"]["low"] > 0.5  # cut weights one by one on other text: the order must be the same

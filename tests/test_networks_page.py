@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import figures_claims
+from karipap_core.figures import claims as figures_claims
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
 from pages.parts import common
 from pages.parts.network_docs import DOCS

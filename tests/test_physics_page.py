@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import figures_ising, ising
-from karipap_core.ising import CRITICAL, exact, solve
+from karipap_core.figures import ising as figures_ising
+from karipap_core.studies import ising
+from karipap_core.studies.ising import CRITICAL, exact, solve
 from tests import app_page
 from tests.app_page import words
 

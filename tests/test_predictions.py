@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from karipap_core import figures_predictions
+from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration, worth
 from karipap_core.plan.document import Plan

@@ -2,7 +2,7 @@
 
 import pytest
 
-from karipap_core.ranking import SIZES, method_of, rank, sentence
+from karipap_core.tradeoffs.ranking import SIZES, method_of, rank, sentence
 
 
 def point(method, size, rise, kind="network", error=1e-5, **settings):

@@ -11,12 +11,12 @@ import pytest
 from made_up import profile
 from test_compare import MODEL, ONE, TWO, run
 
-from karipap_core import report_html
 from karipap_core.cli import frame as cli
 from karipap_core.cli.frame import build_parser
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
-from karipap_core.report import collect, commands, describe, profile_of, report, rows, table_csv
+from karipap_core.reports import html as report_html
+from karipap_core.reports.report import collect, commands, describe, profile_of, report, rows, table_csv
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 

@@ -11,8 +11,8 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation import folder as evaluate
 from karipap_core.plan.document import Plan, model_entry
-from karipap_core.run import run
 from karipap_core.text import Text
+from karipap_core.tradeoffs.run import run
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import read_runs
 

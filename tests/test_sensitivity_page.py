@@ -7,9 +7,9 @@ import pytest
 from architectures import make
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import layer_sensitivity as core
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan.document import model_entry
+from karipap_core.studies.sensitivity import foretell, store
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests import app_page
@@ -43,7 +43,7 @@ def measured(roots, quality: str = "rise", network: str = "lowrank", of: int | N
                "network": network, "shape": list(weight.shape), "chi": 8, "kept": 0.4, "rise": None, "rise_low": None,
                "rise_high": None, "kl": None, "top1_agreement": None, "loss": None, "relative_error": None,
                "seconds": 0.1}  # fmt: skip
-        row |= {key: float(generator.lognormal()) for key in core.MEASURES} | {"functional_error": error}
+        row |= {key: float(generator.lognormal()) for key in foretell.MEASURES} | {"functional_error": error}
         if quality == "rise":
             row |= {"rise": error - 0.003, "rise_low": error - 0.008, "rise_high": error + 0.005, "kl": error,
                     "top1_agreement": 0.9, "loss": 2 + error}  # fmt: skip
@@ -54,12 +54,12 @@ def measured(roots, quality: str = "rise", network: str = "lowrank", of: int | N
     kept = {"network": network, "kept": 0.4, "chi": None, "quantize": None, "metric": "loss", "window": None}
     kept |= {"text": {"name": "a <b>text</b>", "sha256": "0"}, "stride": None, "max_tokens": 99, "calibration": {}}
     total = {"weight": 14} | ({"layer": 2} if layers else {})
-    document = {"format": core.FORMAT, "version": core.VERSION, "created": 1.0 + (network == "mpo"), "by": "weight",
+    document = {"format": store.FORMAT, "version": store.VERSION, "created": 1.0 + (network == "mpo"), "by": "weight",
                 "model": model_entry(checkpoint), "settings": kept, "quality": quality, "total": total,
                 "weights": rows, "layers": whole if layers else [], "dense": {"tokens": 99}, "skipped": [],
                 "environment": {}}  # fmt: skip
     folder = Workspace().profile_dir(checkpoint.fingerprint, "x").parents[1]
-    write_json(core.file_of(folder, kept), document)
+    write_json(store.file_of(folder, kept), document)
     return document
 
 
@@ -71,9 +71,9 @@ def test_nothing_measured_says_what_to_do():
 def test_a_measurement_is_shown_whole(roots):
     document = measured(roots)
     app = opened()
-    assert core.described(document)["verdict"] in words(app).replace("&lt;", "<").replace("&gt;", ">")
+    assert foretell.described(document)["verdict"] in words(app).replace("&lt;", "<").replace("&gt;", ">")
     table = app.dataframe[0].value
-    assert table["measure"].tolist() == [core.MEASURES[key].label for key in core.MEASURES]
+    assert table["measure"].tolist() == [foretell.MEASURES[key].label for key in foretell.MEASURES]
     best = table.set_index("measure").loc["Output error"]
     assert best["rho"] == pytest.approx(1) and best["says"] == "yes"
     assert len(app.dataframe[1].value) == 14 and len(app.get("plotly_chart")) == 4

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli
+from karipap_core.deployment.shadow import diverges_at, read_prompts, shadow
 from karipap_core.errors import InputError
-from karipap_core.shadow import diverges_at, read_prompts, shadow
 from karipap_core.workspace.files import read_json
 
 PROMPTS = ["def main():", "the square of seven is", "x"]

@@ -23,11 +23,12 @@ from karipap_core.models.load import load_model
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
-from karipap_core.run import run
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.story import compress
 from karipap_core.text import Text
-from karipap_core.tradeoff import Points, sweep
+from karipap_core.tradeoffs.points import Points
+from karipap_core.tradeoffs.run import run
+from karipap_core.tradeoffs.sweep import sweep
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, write_json
 from tests.architectures import make

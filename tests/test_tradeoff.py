@@ -13,8 +13,10 @@ from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
+from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text
-from karipap_core.tradeoff import AUTO_RISES, Points, auto_budgets, pareto, sweep
+from karipap_core.tradeoffs.points import Points
+from karipap_core.tradeoffs.sweep import AUTO_RISES, auto_budgets, sweep
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs

@@ -10,7 +10,7 @@ from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
-from karipap_core.tradeoff import sweep
+from karipap_core.tradeoffs.sweep import sweep
 from karipap_core.workspace import Workspace
 from tests.architectures import ARCHITECTURES, ENCODERS, make
 

@@ -18,7 +18,8 @@ from karipap_core.evaluation.tasks.suite import Suite  # noqa: E402
 from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
-from karipap_core.tradeoff import MAX_TOKENS, Points  # noqa: E402
+from karipap_core.tradeoffs.points import Points  # noqa: E402
+from karipap_core.tradeoffs.sweep import MAX_TOKENS  # noqa: E402
 from karipap_core.workspace.runs import read_runs  # noqa: E402
 
 

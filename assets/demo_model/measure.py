@@ -14,10 +14,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-from karipap_core.layer_sensitivity import sensitivity  # noqa: E402
 from karipap_core.plan.options import WHOLE, kinds_of  # noqa: E402
 from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
+from karipap_core.studies.sensitivity.measure import sensitivity  # noqa: E402
 from karipap_core.workspace.files import write_json  # noqa: E402
 
 MEASURED = ("profiles", "curves", "calibration", "sensitivity")

@@ -290,7 +290,7 @@ def evaluate(args, progress) -> dict:
     DEVICE,
 )
 def run(args, progress) -> dict:
-    from karipap_core.run import run as measure
+    from karipap_core.tradeoffs.run import run as measure
 
     return measure(
         args.model,
@@ -338,7 +338,7 @@ def run(args, progress) -> dict:
     option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
 )
 def sweep(args, progress) -> dict:
-    from karipap_core.tradeoff import sweep as measure
+    from karipap_core.tradeoffs.sweep import sweep as measure
 
     return measure(
         args.model,
@@ -384,7 +384,7 @@ def densify(args, progress) -> dict:
     DEVICE,
 )
 def ising(args, progress) -> dict:
-    from karipap_core.ising import CRITICAL, solve
+    from karipap_core.studies.ising import CRITICAL, solve
 
     temperature = CRITICAL if args.temperature is None else args.temperature
     return solve(temperature, args.chi, args.method, device=args.device, progress=progress)
@@ -412,7 +412,7 @@ def show(args, progress) -> dict:
     DEVICE,
 )
 def claims(args, progress) -> dict:
-    from karipap_core.claims import check, listing
+    from karipap_core.studies.claims.check import check, listing
 
     return check(args.model, args.claim, args.text, args.device, progress) if args.claim else listing()
 
@@ -454,7 +454,7 @@ def above_zero(text: str) -> float:
     FORCE,
 )
 def deploy(args, progress) -> dict:
-    from karipap_core.deploy import deploy as decide
+    from karipap_core.deployment.decide import deploy as decide
 
     wanted = ("plan", "tokens", "batch", "gpu", "kv_dtype", "kv_keep", "sparse_attention", "price", "throughput")
     wanted += ("fp8_benchmarked", "fp4_validated", "host_memory", "smaller", "tolerance", "force")
@@ -536,9 +536,9 @@ def heal(args, progress) -> dict:
         argv = typed("heal", args, without=("show_launch", "mixed_precision", "measure"))
         precision = args.mixed_precision if args.mixed_precision != "no" else "bf16"
         return {"launch": launch_commands([*argv, "--mixed-precision", precision], args.show_launch, precision)}
-    from karipap_core.heal import first_process
-    from karipap_core.heal import heal as train
-    from karipap_core.heal_points import heal_and_measure
+    from karipap_core.healing.heal import first_process
+    from karipap_core.healing.heal import heal as train
+    from karipap_core.healing.points import heal_and_measure
 
     names = ("text", "distill", "objective", "rate", "tokens", "window", "norms", "requantize", "accumulate", "seed")
     names += ("mixed_precision", "gradient_checkpointing", "every", "patience", "compare_dense", "device")
@@ -564,8 +564,8 @@ def heal(args, progress) -> dict:
     DEVICE,
 )
 def shadow(args, progress) -> dict:
-    from karipap_core.shadow import read_prompts
-    from karipap_core.shadow import shadow as compare
+    from karipap_core.deployment.shadow import read_prompts
+    from karipap_core.deployment.shadow import shadow as compare
 
     prompts = [*(read_prompts(args.prompts) if args.prompts else ()), *(args.prompt or ())]
     return compare(args.folder, prompts, args.against, args.tokens, args.device, progress)
@@ -581,10 +581,10 @@ def shadow(args, progress) -> dict:
     DEVICE,
 )
 def checklist(args, progress) -> dict:
-    from karipap_core.checklist import checklist as look
+    from karipap_core.deployment.checklist import checklist as look
 
     if args.test_fallback:
-        from karipap_core.fallback import rehearse
+        from karipap_core.deployment.fallback import rehearse
 
         rehearse(args.folder, args.against, args.device, progress)
     return look(args.folder, args.against, progress)
@@ -598,7 +598,7 @@ def checklist(args, progress) -> dict:
     option("b", metavar="B", help="what to compare it with"),
 )
 def compare(args, progress) -> dict:
-    from karipap_core.compare import compare as side_by_side
+    from karipap_core.tradeoffs.compare import compare as side_by_side
 
     return side_by_side(args.a, args.b)
 
@@ -611,7 +611,7 @@ def compare(args, progress) -> dict:
     option("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the file (default: report.html)"),
 )
 def report(args, progress) -> dict:
-    from karipap_core.report import report as write
+    from karipap_core.reports.report import report as write
 
     return write(args.runs, args.out, progress)
 
@@ -639,7 +639,7 @@ def report(args, progress) -> dict:
     option("--out", type=Path, metavar="FILE", help="also write the result to this file"),
 )
 def sensitivity(args, progress) -> dict:
-    from karipap_core.layer_sensitivity import sensitivity as measure
+    from karipap_core.studies.sensitivity.measure import sensitivity as measure
     from karipap_core.workspace.files import write_json
 
     names = ("network", "kept", "chi", "metric", "by", "quantize", "text", "device")
@@ -718,8 +718,8 @@ def ends(text: str) -> int | str:
     option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),
 )
 def autopilot(args, progress) -> dict:
-    from karipap_core.autopilot import autopilot as find
     from karipap_core.errors import InputError
+    from karipap_core.tradeoffs.autopilot.search import autopilot as find
 
     if args.max_rise is not None and args.max_perplexity is not None:
         raise InputError("--max-rise and --max-perplexity are one line in two units: give one of them.")

@@ -4,9 +4,9 @@ import json
 
 import streamlit as st
 
-from karipap_core import hardware
+from karipap_core.deployment import hardware
+from karipap_core.deployment.footprint import Footprint, of_config
 from karipap_core.errors import InputError
-from karipap_core.footprint import Footprint, of_config
 from pages.parts import common, runs
 
 NO_PLAN, THIS = "no plan", "this machine"

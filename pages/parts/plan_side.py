@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from karipap_core import figures
+from karipap_core.figures import profile as figures
+from karipap_core.figures import style
 from karipap_core.plan.calibration import words
 from karipap_core.plan.document import made_of
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
@@ -89,12 +90,12 @@ def spectrum_figure(shown: str, profile, row: dict, now: draft.Draft, chi: int) 
     _, fig, shapes, notes = mine["figure"]
     cursor, label = [], []
     if chi and (place := cursor_at(row, chi)) is not None:
-        style = dict(color=figures.ORANGE, width=1.6)
-        cursor = [dict(type="line", x0=place, x1=place, y0=0, y1=1, yref="paper", line=style)]
+        stroke = dict(color=style.ORANGE, width=1.6)
+        cursor = [dict(type="line", x0=place, x1=place, y0=0, y1=1, yref="paper", line=stroke)]
         at = float(np.log10(place)) if fig.layout.xaxis.type == "log" else place
         word = chi_board.name_at(row, chi) if row.get("labels") is not None else f"χ {chi:,}"
         label = [dict(x=at, y=1, yref="paper", xanchor="left", yanchor="top", text=word, showarrow=False,
-                      font=dict(size=12, color=figures.ORANGE))]  # fmt: skip
+                      font=dict(size=12, color=style.ORANGE))]  # fmt: skip
     return fig.update_layout(shapes=[*shapes, *cursor], annotations=[*notes, *label])
 
 
@@ -112,10 +113,10 @@ def damage_figure(row: dict) -> go.Figure:
     fig = go.Figure()
     fig.add_scatter(
         x=x[positive].astype(np.float32), y=np.asarray(row["damage"])[positive].astype(np.float32),
-        text=words[positive], mode="lines", line=dict(color=figures.BLUE, width=2),
+        text=words[positive], mode="lines", line=dict(color=style.BLUE, width=2),
         hovertemplate="%{text}: %{y:.3g}<extra></extra>", showlegend=False,
     )  # fmt: skip
-    grid = dict(gridcolor=figures.FAINT, zeroline=False, automargin=True)
+    grid = dict(gridcolor=style.FAINT, zeroline=False, automargin=True)
     fig.update_yaxes(type="log", dtick=1, exponentformat="power", title_text="damage of this weight alone", **grid)
     fig.update_xaxes(title_text="part kept, of its 16-bit size" if listed else "χ", **grid)
     if listed:

@@ -5,7 +5,7 @@ import html
 import pandas as pd
 import streamlit as st
 
-from karipap_core import figures_predictions
+from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
 from karipap_core.workspace.files import read_json

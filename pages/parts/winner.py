@@ -3,9 +3,9 @@
 from collections import Counter
 
 from karipap_core.evaluation import scores
-from karipap_core.figures_runs import QUALITIES, SIZES, Axis, measurable, quality
-from karipap_core.ranking import level
+from karipap_core.figures.runs import QUALITIES, SIZES, Axis, measurable, quality
 from karipap_core.statistics.pareto import known
+from karipap_core.tradeoffs.ranking import level
 
 ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
 WORDS = {

@@ -8,7 +8,7 @@ import conftest as shared
 import pytest
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.claims import results
+from karipap_core.studies.claims.check import results
 from karipap_core.workspace import Workspace
 
 

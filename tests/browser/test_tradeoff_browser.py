@@ -13,8 +13,8 @@ sys.path.insert(0, str(shared.REPOSITORY / "tests"))
 
 from test_figures_runs import task  # noqa: E402
 
-from karipap_core import report_html  # noqa: E402
-from karipap_core.report import report  # noqa: E402
+from karipap_core.reports import html as report_html  # noqa: E402
+from karipap_core.reports.report import report  # noqa: E402
 from karipap_core.statistics import bootstrap as uncertainty  # noqa: E402
 from karipap_core.workspace import Workspace  # noqa: E402
 from karipap_core.workspace.files import read_json, write_json  # noqa: E402

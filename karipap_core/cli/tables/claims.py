@@ -1,6 +1,6 @@
 """Claims and what was measured as a table in a terminal."""
 
-from karipap_core.claims import named
+from karipap_core.studies.claims.catalogue import named
 
 
 def table(document: dict) -> str:

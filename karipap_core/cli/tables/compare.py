@@ -1,7 +1,7 @@
 """Two sides as a table in a terminal."""
 
 from karipap_core import terminal as show
-from karipap_core.compare import verdict
+from karipap_core.tradeoffs.compare import verdict
 
 
 def table(document: dict) -> str:

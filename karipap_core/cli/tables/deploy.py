@@ -1,6 +1,6 @@
 """The document of `deploy` as a table in a terminal."""
 
-from karipap_core.deploy_ways import ordered, recommended, said_of
+from karipap_core.deployment.ways import ordered, recommended, said_of
 from karipap_core.terminal import grid, size
 
 

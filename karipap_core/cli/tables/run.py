@@ -1,8 +1,8 @@
 """A run, or a sweep of them, as a table in a terminal."""
 
 from karipap_core.cli.tables import evaluation, plan
-from karipap_core.ranking import rank, sentence
 from karipap_core.terminal import grid, inline, page
+from karipap_core.tradeoffs.ranking import rank, sentence
 
 
 def table(document: dict) -> str:

@@ -1,7 +1,8 @@
 """Layer sensitivity as a table in a terminal."""
 
 from karipap_core import terminal as show
-from karipap_core.layer_sensitivity import MEASURES, answer, described, rows_of, say_settings
+from karipap_core.studies.sensitivity.foretell import MEASURES, answer, described, say_settings
+from karipap_core.studies.sensitivity.store import rows_of
 
 
 def table(document: dict) -> str:

@@ -1,0 +1,1 @@
+"""Plotly figures from core objects alone, for the pages and for notebooks."""

@@ -1,0 +1,376 @@
+"""Healing: a short fine-tune of a compressed folder's cores, which never hands back a worse model than it was given.
+
+Only the cores move (and the norms, if asked). They learn the dense model's probabilities on a text (distillation) or
+the text itself (next-token loss), by AdamW without weight decay, with a step size that is searched for first. A part of
+the text is kept aside: it picks the step size, stops the training and judges the result. A killed run goes on from its
+last checkpoint in `<out>/.healing` and takes the very steps that it would have taken.
+"""
+
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed.records import REPORT
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text, read_text, standard_library
+from karipap_core.workspace.files import read_json, settings_key, write_json
+
+OBJECTIVES = ("distill", "next-token")
+PRECISIONS = ("no", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+WORK = ".healing"
+VALIDATION_SHARE, VALIDATION_TOKENS = 8, 8192  # one document in eight, and so many tokens of them at most
+SIGNS_A_TOKEN = 6  # more than most tokenizers need: only so much of a long text is tokenized
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to heal. All of it decides the result, so all of it names the work that is gone on with.
+
+    steps: of the optimizer, each on `tokens` tokens in windows of `window` (None: the model's default) over all
+    processes together; rate: the largest step size, None to search; every: steps between two looks at the validation
+    text, None for a tenth of the steps, 50 at most; patience: looks without improvement before it stops; accumulate:
+    parts that a step's tokens are cut into, so that less memory is needed.
+    """
+
+    steps: int
+    objective: str = "distill"
+    rate: float | None = None
+    norms: bool = False
+    requantize: bool = False
+    tokens: int = 2048
+    window: int | None = None
+    accumulate: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    every: int | None = None
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens", "window", "accumulate", "every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: at least 1.")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise InputError(f"rate is {self.rate}: a number above 0.")
+        for name, allowed in (("objective", OBJECTIVES), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+
+    @property
+    def look_every(self) -> int:
+        return self.every or max(1, min(50, self.steps // 10))
+
+
+def heal(
+    folder: str | Path,
+    out: str | Path,
+    steps: int,
+    text: str | Path | Text | None = None,
+    distill: str | Path | None = None,
+    device: str = "auto",
+    compare_dense: bool = False,
+    progress: Progress = silent,
+    **more,
+) -> dict:
+    """Heal the compressed model in `folder` and write it to `out`, a compressed folder of the same plan.
+
+    text: what is learnt from (default: the standard library's train modules), an eighth of it kept aside for
+    validation; distill: the dense model (default: the one that the folder was made from); more: see `Settings`.
+    Cores in few bits stay as they are while the float ones learn; with `requantize` they are opened, learn as floats,
+    and are quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
+    get the same steps on the same text by next-token loss, a step size of their own, and the same early stop.
+
+    Returns {"loss_before", "loss_after", "dense_loss", "steps", "seconds", "learning_rate", "curve": [{"step", "loss",
+    "rate", "validation" at every look}], "improved", "best_step", "search", "trained", "trained_share", "objective",
+    "text", "validation", "folder", "notes", "dense_trained": {"loss", "steps", "learning_rate", "trained"} | None,
+    "verify"}; losses in nats a token of the validation text, of the models as stored; the curve's "loss" is that of the
+    objective on each step's own tokens. Where healing did not lower the loss, `out` is the incoming model and
+    "improved" False. Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be
+    trained.
+    """
+    from karipap_core.compressed.verify import verify
+
+    settings = Settings(steps, **more)
+    text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
+    accelerator = _accelerator(settings, device)
+    progress = progress if accelerator.is_main_process else silent
+    patient = _Patient(Path(folder), distill, settings)
+    key = settings_key(asdict(settings) | {"folder": patient.checkpoint.fingerprint, "text": text.sha256}
+                       | {"teacher": patient.teacher_fingerprint})  # fmt: skip
+    out = Path(out).absolute()
+    found = _finished(out, key)
+    if found is None:
+        if out.exists() and (not out.is_dir() or any(file.name[0] != "." for file in out.iterdir())):
+            raise InputError(f"Folder {out} is not empty and holds no model healed like this: name another one.")
+        found = _healed(patient, text, settings, key, out, accelerator, progress)
+    if compare_dense and found["dense_trained"] is None:
+        file = out / WORK / f"{key}-dense.safetensors"
+        found |= {"dense_trained": _train_dense(patient, text, settings, file, accelerator, progress)}
+        if accelerator.is_main_process:
+            report = read_json(out / REPORT)
+            write_json(out / REPORT, report | {"healing": report["healing"] | {"result": found}})
+    if accelerator.is_main_process:
+        if not (out / "verify.json").is_file():
+            verdict = verify(out, patient.source, progress=progress)
+            report = read_json(out / REPORT)
+            result = (report.get("result") or {}) | {"verify": {key: verdict[key] for key in ("ok", "checks")}}
+            write_json(out / REPORT, report | {"result": result})
+        found = found | {"verify": read_json(out / REPORT)["result"]["verify"]}
+        shutil.rmtree(out / WORK, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return found
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the first of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class _Patient:
+    """The folder to be healed, and the dense model that it was made from."""
+
+    def __init__(self, folder: Path, distill: str | Path | None, settings: Settings) -> None:
+        from karipap_core.evaluation.folder import dense_model_of
+
+        self.checkpoint = open_checkpoint(folder, compressed=True)
+        method = self.checkpoint.config.get("quantization_config") or {}
+        if method.get("quant_method") != "karipap":
+            raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to heal.")
+        if self.checkpoint.kind != "causal":
+            raise InputError(f"{folder} is an encoder, which predicts no next token: only causal models are healed.")
+        self.folder, self.plan, self.notes = self.checkpoint.path, method["plan"], []
+        self.source = dense_model_of(self.folder, distill, self.notes)
+        if self.source is None and settings.objective == "distill":
+            raise InputError(
+                f"The dense model that {folder} was made from is not found here unchanged: name it with --distill, or "
+                "take --objective next-token."
+            )
+        distils = settings.objective == "distill"
+        self.teacher_fingerprint = open_checkpoint(self.source).fingerprint if distils else None
+
+    def load(self, device) -> tuple[torch.nn.Module, object | None]:
+        """The compressed model and a tokenizer, the dense model's where the folder has none."""
+        from karipap_core.models.load import load_model, load_tokenizer
+
+        model, tokenizer = load_model(self.checkpoint, device=str(device))
+        if tokenizer is None and self.source is not None and Path(self.source).is_dir():
+            tokenizer = load_tokenizer(self.source)
+        return model, tokenizer
+
+    def load_dense(self, device) -> torch.nn.Module:
+        from karipap_core.models.load import load_model
+
+        return load_model(self.source, device=str(device))[0].requires_grad_(False)
+
+
+def _finished(out: Path, key: str) -> dict | None:
+    """The result of this very healing where `out` already holds it: the report is part of the folder."""
+    if not (out / REPORT).is_file():
+        return None
+    healing = read_json(out / REPORT).get("healing") or {}
+    return healing["result"] if healing.get("identity") == key else None
+
+
+def _healed(
+    patient: _Patient, text: Text, settings: Settings, key: str, out: Path, accelerator, progress: Progress
+) -> dict:
+    from karipap_core.healing import folder as store
+    from karipap_core.healing.loop import Training, validation_loss
+
+    checkpoint, device = patient.checkpoint, accelerator.device
+    progress("load", 0, 2, checkpoint.name)
+    model, tokenizer = patient.load(device)
+    rows, validation = _data(model, tokenizer, text, settings, accelerator)
+    progress("load", 1, 2, str(patient.source or ""))
+    dense = patient.load_dense(device) if patient.source is not None else None
+    dense_loss = None if dense is None else validation_loss(dense, validation)
+    teacher = dense if settings.objective == "distill" else None
+    before = validation_loss(model, validation)
+    packed = {}
+    if settings.requantize:
+        if accelerator.num_processes > 1:
+            raise InputError("Quantizing again (--requantize) runs in one process: start it without a launcher.")
+        weights = store.plan_names(model, checkpoint)  # before: a core that is open has another name than its file's
+        packed = store.unpack_cores(model)
+    trained = store.choose_trained(model, settings.norms)
+    shared = any(len(module.cores.lenders) for module in model.modules() if hasattr(module, "cores"))
+    if shared and str(accelerator.distributed_type) == "DistributedType.FSDP":
+        raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
+    _fast(model, settings)
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()  # transformers checkpoints in this mode alone
+    file = out / WORK / f"{key}.safetensors"
+    training = Training(model, rows, validation, _course(settings), accelerator, file, teacher, "heal", progress)
+    state = training.run()
+    bare = training.whole_precision()
+    values = training.values()
+    if packed:
+        progress("quantize", 0, 1)
+        store.pack_cores(bare, packed, _metrics(patient, weights, device, progress))
+        values = {name: value for name, value in bare.state_dict().items() if ".cores." in name or name in values}
+    tensors = store.new_tensors(bare, checkpoint, values)
+    store.round_as_stored(bare, checkpoint, tensors)
+    after = validation_loss(bare, validation)
+    improved = after < before
+    notes = [*patient.notes, *filter(None, [state.stopped])]
+    if not improved:
+        notes.append("Healing did not lower the loss on the validation text: the folder holds the incoming model.")
+    total = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    result = {
+        "loss_before": before, "loss_after": after if improved else before, "dense_loss": dense_loss,
+        "steps": state.step, "seconds": round(state.seconds, 3), "learning_rate": state.rate, "curve": state.curve,
+        "improved": improved, "best_step": state.best_step if improved else 0, "search": state.search,
+        "trained": trained, "trained_share": trained / max(total, trained), "objective": settings.objective,
+        "text": {"name": text.name, "sha256": text.sha256, "path": text.path},
+        "validation": {"name": validation.text.name, "sha256": validation.text.sha256,
+                       "tokens": len(validation.positions)},
+        "folder": str(out), "notes": notes, "dense_trained": None,
+    }  # fmt: skip
+    incoming = read_json(patient.folder / REPORT) if (patient.folder / REPORT).is_file() else {}
+    report = {"format": "karipap-report", "version": 1} | incoming
+    if patient.source is not None and "source" not in report:
+        report["source"] = str(patient.source)
+    healing = {"identity": key, "from": str(patient.folder.resolve()), "from_fingerprint": checkpoint.fingerprint,
+               "settings": asdict(settings), "result": result}  # fmt: skip
+    if accelerator.is_main_process:
+        progress("write", 0, 1, out.name)
+        store.write_healed(checkpoint, tensors if improved else {}, out, report | {"healing": healing})
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _train_dense(
+    patient: _Patient, text: Text, settings: Settings, file: Path, accelerator, progress: Progress
+) -> dict:
+    """The dense model's own weights, those that the plan compresses, given the same training by next-token loss."""
+    from karipap_core.healing.loop import Training, validation_loss
+    from karipap_core.models.sites import sites
+
+    if patient.source is None:
+        raise InputError("There is no dense model to compare with: name it with --distill.")
+    tokenizer = patient.load("cpu")[1]
+    model = patient.load_dense(accelerator.device)
+    rows, validation = _data(model, tokenizer, text, settings, accelerator)
+    compressed = {name for name, entry in patient.plan["weights"].items() if entry["network"] != "dense"}
+    compressed |= {name for name, entry in patient.plan["weights"].items() if entry.get("quantize")}
+    for name, site in sites(model, open_checkpoint(patient.source), tables=True).items():
+        site.module.weight.requires_grad_(name in compressed)
+    if settings.norms:
+        for module in model.modules():
+            if "norm" in type(module).__name__.lower():
+                module.requires_grad_(True)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    before = validation_loss(model, validation)
+    training = Training(model, rows, validation, _course(settings), accelerator, file, None, "dense", progress)
+    state = training.run()
+    loss = validation_loss(training.whole_precision(), validation)
+    return {
+        "loss": loss, "loss_before": before, "steps": state.step, "learning_rate": state.rate,
+        "search": state.search, "trained": trained, "seconds": round(state.seconds, 3),
+    }  # fmt: skip
+
+
+def _course(settings: Settings):
+    from karipap_core.healing.loop import Course
+
+    return Course(
+        settings.steps, settings.rate, settings.look_every, settings.patience, settings.accumulate, settings.seed
+    )
+
+
+def _data(model, tokenizer, text: Text, settings: Settings, accelerator) -> tuple:
+    """(rows to train on, sample to validate on), from different documents of the text."""
+    from karipap_core.evaluation.perplexity import Sample, check_window
+    from karipap_core.evaluation.tokens import encode
+    from karipap_core.healing.loop import Rows
+
+    config = model.config.get_text_config()
+    window = check_window(config, settings.window)
+    parts = accelerator.num_processes * settings.accumulate
+    batch = -(-max(1, settings.tokens // window) // parts) * parts
+    learnt, kept = split(text)
+    ids = encode(tokenizer, _enough(learnt, settings.steps * batch * window, settings.seed), config.vocab_size)
+    rows = Rows(ids, window, batch, settings.seed)
+    if not rows.count:
+        raise InputError(f"{text.name} has {len(ids)} tokens to learn from, one window needs {window + 1}: give more.")
+    if int(ids.max()) >= model.get_input_embeddings().weight.shape[0]:
+        raise InputError(f"The tokenizer gives id {int(ids.max())}, which the model does not know: wrong tokenizer.")
+    return rows, Sample.of(model, tokenizer, kept, window, window, VALIDATION_TOKENS)
+
+
+def split(text: Text) -> tuple[Text, Text]:
+    """(to learn from, to validate on): every eighth document is kept aside; of a single document its last eighth."""
+    name = f"{text.name}, one part in {VALIDATION_SHARE}"
+    if len(text.documents) > 1:
+        learnt = tuple(each for i, each in enumerate(text.documents) if i % VALIDATION_SHARE)
+        return Text(text.name, learnt, text.path), Text(name, text.documents[::VALIDATION_SHARE], text.path)
+    cut = len(text.documents[0]) * (VALIDATION_SHARE - 1) // VALIDATION_SHARE
+    learnt, kept = text.documents[0][:cut], text.documents[0][cut:]
+    return Text(text.name, (learnt,), text.path), Text(name, (kept,), text.path)
+
+
+def _enough(text: Text, tokens: int, seed: int) -> Text:
+    """Documents in a random order (fixed by the seed), as many as hold so many tokens."""
+    order = torch.randperm(len(text.documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen, signs = [], 0
+    for index in order:
+        if signs > SIGNS_A_TOKEN * tokens:
+            break
+        chosen.append(text.documents[index])
+        signs += len(text.documents[index])
+    return Text(text.name, tuple(chosen), text.path)
+
+
+def _fast(model, settings: Settings) -> None:
+    """Layers whose cores take more multiply-adds than their matrix form it in each pass: the same numbers, sooner."""
+    from karipap_core.layers.linear import TensorNetworkLinear
+
+    tokens = settings.tokens // settings.accumulate
+    for module in model.modules():
+        if isinstance(module, TensorNetworkLinear):
+            spec = module.spec
+            if spec.multiply_adds(tokens) > spec.n_out * spec.n_in * tokens:
+                module.runtime = "dense"
+
+
+def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progress):
+    """Path of a module → the metric that its plan was made in, to round its cores in. The moments are the workspace's,
+    or are measured again; without the dense model cores are rounded in the weights' own metric."""
+    from karipap_core import story as pipeline
+    from karipap_core.plan.document import Plan
+
+    plan = Plan.from_json(patient.plan)
+    if patient.source is None or plan.metric == "weight":
+        return lambda path: None
+    source = pipeline.study_of(patient.source, plan, str(device), progress).decompositions(plan.metric)
+    return torch.enable_grad()(lambda path: source.metric_of(weights[path]))  # moments of gradients are measured
+
+
+def _accelerator(settings: Settings, device: str):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if device not in DEVICES:
+        raise InputError(f"device {device!r} is not one of {', '.join(DEVICES)}: healing picks the GPUs by launcher.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device here: take --device cpu.")
+    if settings.mixed_precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("fp16 needs a GPU: take --mixed-precision bf16.")
+    alone = "RANK" not in os.environ
+    AcceleratorState._reset_state(reset_partial_state=alone)  # of an earlier healing in this process
+    return Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=settings.mixed_precision,
+        gradient_accumulation_steps=settings.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

@@ -1,0 +1,1 @@
+"""Measured runs as one HTML file that needs no network, with CSV, JSON and plans beside it."""

@@ -1,0 +1,1 @@
+"""Studies of a model: claims of papers on trial, the Ising check of the engine, sensitivity of each weight."""

@@ -1,0 +1,1 @@
+"""What papers claim, and the nearest honest experiment to each."""

@@ -1,0 +1,251 @@
+"""Each weight, or each layer, compressed alone: what it loses on held-out text, and which measure foretells it.
+
+The procedure of CompactifAI (arXiv:2401.14109): one part of the model is truncated, all else stays dense, the loss is
+measured. Beside the measured rise stand the numbers that are said to foretell it (`MEASURES`), and Spearman's ρ between
+the two with its interval: whether entropy predicts sensitivity is answered for the model at hand, never assumed.
+
+A finished part is kept in the workspace at once (`models/<fingerprint>/sensitivity/<key>.json`), so a killed
+measurement goes on where it stopped and a page can read what is there. Nothing imports torch until it measures.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from karipap_core.errors import InputError
+from karipap_core.progress import Progress, silent
+from karipap_core.spectra.spectrum import METRICS
+from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
+from karipap_core.studies.sensitivity.store import UNITS, file_of, opened, save
+from karipap_core.workspace.files import read_json
+
+MAX_TOKENS = 8192
+DENSE_FIGURES = ("loss", "perplexity", "bits_per_byte", "tokens")
+
+
+# Measuring.
+
+
+def sensitivity(
+    model, network: str = "lowrank", kept: float | None = None, chi: int | None = None, metric: str = "loss",
+    by: str = "weight", quantize: str | None = None, text=None, calibration=None, max_tokens: int | None = MAX_TOKENS,
+    window: int | None = None, stride: int | None = None, device: str = "auto", progress: Progress = silent,
+) -> dict:  # fmt: skip
+    """Every weight (`by` "weight") or every layer's weights together ("layer") in a network, all else dense.
+
+    model: folder, file, hub id or Study. Give one of kept (fraction of each weight's numbers, a quantized one counting
+    as its bits / 16; default 0.5) and chi (every bond at χ or the most it can be). The cores are fitted in `metric`.
+    text: what is measured on, calibration: what the cores, predictions and moments come from, as in `tradeoff.sweep`;
+    window, stride, max_tokens as in `perplexity.Sample`. In `tree` weights share cores, so a group of them is one part.
+
+    Returns the document that is kept (see `described`): "weights" and "layers", rows of
+
+        {"name", "layer", "role", "members", "network", "chi", "kept", "rise", "rise_low", "rise_high", "kl",
+         "top1_agreement", "loss", "relative_error", "seconds", <the measures>}
+
+    rise: loss minus the dense model's, nats a token, with its paired bootstrap interval over documents; kl: nats a
+    token. Encoders have no loss: relative_error, of the last hidden states, takes the place of rise, which is None.
+    Raises InputError for what does not fit together.
+    """
+    from karipap_core.tradeoffs.sweep import study_and_text
+
+    kept = 0.5 if kept is None and chi is None else kept
+    kind = _checked(network, quantize, kept, chi, metric, by)
+    study, text = study_and_text(model, text, calibration, device, progress)
+    if study.checkpoint.kind is None:
+        raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
+    if not study.weights:
+        raise InputError(f"{study.checkpoint.name} has no weight that can be compressed.")
+    settings = {
+        "network": network, "kept": kept, "chi": chi, "quantize": quantize, "metric": metric,
+        "text": {"name": text.name, "sha256": text.sha256}, "window": window, "stride": stride,
+        "max_tokens": max_tokens, "calibration": {"name": study.text.name, "key": study.key},
+    }  # fmt: skip
+    kept_file = file_of(study.folder, settings)
+    parts, skipped = _parts(study, kind, settings, by)
+    if not parts:
+        raise InputError(f"No weight can be {network} at this size: {skipped[0]['why']}")
+    document = opened(kept_file, study, settings) | {"by": by, "skipped": skipped}
+    document["total"] = document["total"] | {by: len(parts)}
+    rows = {row["name"]: row for row in document[f"{by}s"]}
+    bench = None
+    for number, part in enumerate(parts):
+        progress("layer sensitivity", number, len(parts), part.name)
+        if part.name in rows:
+            continue
+        if bench is None:
+            measures = _Measures(study, metric)
+            bench = _bench(study, text, window, stride, max_tokens, progress)
+            document |= {"dense": {k: bench.dense[k] for k in DENSE_FIGURES if k in bench.dense}} | bench.settings
+        rows[part.name] = _measured(bench, study, metric, part, measures)
+        document[f"{by}s"] = [rows[one.name] for one in parts if one.name in rows]
+        save(kept_file, document, by)
+    progress("layer sensitivity", len(parts), len(parts))
+    save(kept_file, document, by)
+    return described(read_json(kept_file), by)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is compressed at once: a name for it, and the spec of each of its weights."""
+
+    name: str
+    layer: int | None
+    role: str | None
+    specs: dict
+
+
+def _checked(network: str, quantize: str | None, kept, chi, metric: str, by: str):
+    """The Kind (curves.py) that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
+    choices that do not fit together."""
+    from karipap_core.plan.options import kinds_of
+
+    if by not in UNITS:
+        raise InputError(f"--by {by}: it must be one of {', '.join(UNITS)}.")
+    if metric not in METRICS:
+        raise InputError(f"--metric {metric}: it must be one of {', '.join(METRICS)}.")
+    if kept is not None and chi is not None:
+        raise InputError("Give --kept or --chi, not both.")
+    if kept is not None and not 0 < kept <= 1:
+        raise InputError(f"--kept {kept}: a fraction above 0 and at most 1.")
+    if chi is not None and chi < 1:
+        raise InputError(f"--chi {chi}: a whole number of at least 1.")
+    if network == "auto" or quantize == "auto":
+        raise InputError("`auto` chooses for each weight: name one network and one format, to measure all alike.")
+    if network == "tree" and by == "layer":
+        raise InputError("In a tree, layers share cores: no layer can be compressed alone. Measure it --by weight.")
+    return kinds_of(network, quantize)[0]
+
+
+def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
+    """The spec of a weight (out, in): at χ, or the largest that keeps at most `kept` of its numbers (bytes at 16 bits
+    a number over 2); None where even χ = 1 keeps more."""
+    from karipap_core.plan.options import kinds_of
+
+    if chi is not None:
+        return kind.spec(shape, chi)
+    room = kept * shape[0] * shape[1] * (1 + 1e-12)
+
+    def cost(one, chi: int) -> float:
+        return one.spec(shape, chi).bytes(2) / 2
+
+    rivals = [one for one in kinds_of(kind.network, kind.quantize) if one.network == kind.network]
+    for one in rivals:
+        if cost(one, 1) > room:
+            continue
+        low, high = 1, one.spec(shape, 1).max_chi + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if cost(one, middle) <= room else (low, middle)
+        return one.spec(shape, low)
+    return None
+
+
+def _parts(study, kind, settings: dict, by: str) -> tuple[list[Part], list[dict]]:
+    """(the parts in the model's order, weights that cannot be so small as {"name", "why"})."""
+    if kind.network == "tree":
+        return _groups(study, kind, settings)
+    parts, skipped, layers = [], [], {}
+    for weight in study.weights:
+        spec = spec_at(kind, weight.shape, settings["kept"], settings["chi"])
+        if spec is None:
+            why = f"no {kind.label} of {weight.shape[0]} × {weight.shape[1]} keeps so little as {settings['kept']:g}."
+            skipped.append({"name": weight.name, "why": why})
+            continue
+        parts.append(Part(weight.name, weight.layer, weight.role, {weight.name: spec}))
+        layers.setdefault(weight.layer, {})[weight.name] = spec
+    if by == "weight":
+        return parts, skipped
+    return [Part(f"layer {layer}", layer, None, specs) for layer, specs in layers.items()], skipped
+
+
+def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
+    """The parts of `tree`: groups of weights that share cores, each as one."""
+    from karipap_core.networks import spec_from_json
+    from karipap_core.networks.tree.network import Tree, group_names
+
+    specs: list[dict] = []
+    if settings["chi"] is not None:
+        for members in group_names(study.weights):
+            shape = study.checkpoint.weight(members[0]).shape
+            more = {"quantize": kind.quantize, "members": tuple(members) if len(members) > 1 else ()}
+            made = (Tree.for_shape(*shape, settings["chi"], at=at, **more) for at in range(len(members)))
+            specs.append(dict(zip(members, made, strict=True)))
+    skipped = []
+    for curve in study.curves(kind, settings["metric"]) if settings["chi"] is None else ():
+        numbers = sum(study.checkpoint.weight(name).parameters for name in curve.members)
+        fitting = np.flatnonzero(curve.bytes(2) / 2 <= settings["kept"] * numbers * (1 + 1e-12))
+        if not len(fitting):
+            skipped.append({"name": curve.members[0], "why": f"no tree keeps so little as {settings['kept']:g}."})
+            continue
+        specs.append({name: spec_from_json(entry) for name, entry in curve.entries[fitting[-1]].items()})
+    parts = []
+    for group in specs:
+        first = study.checkpoint.weight(next(iter(group)))
+        name = first.name if len(group) == 1 else f"{first.name} and {len(group) - 1} more"
+        parts.append(Part(name, first.layer if len(group) == 1 else None, first.role, group))
+    return parts, skipped
+
+
+def _bench(study, text, window, stride, max_tokens, progress: Progress):
+    """The dense model in memory with its logits on `text`; probes that measured before put everything back."""
+    from karipap_core.evaluation.inplace import InPlace
+
+    for probe in ("probe", "check"):
+        if probe in study.__dict__:
+            getattr(study, probe).restore()
+    model, tokenizer = study.model
+    return InPlace(model, tokenizer, study.checkpoint, text, window, stride, max_tokens, progress)
+
+
+class _Measures:
+    """The measures of a weight: from the profile, the calibration and the moments of a study."""
+
+    def __init__(self, study, metric: str) -> None:
+        self.study, self.metric = study, metric
+        self.calibration = study.calibration(metric)
+        self.rows = {row["name"]: row["spectra"] for row in study.profile().weights}
+        self.decompositions = {name: study.decompositions(name) for name in ("weight", "functional", "loss")}
+
+    def of(self, name: str, spec, W, W_hat) -> dict[str, float]:
+        """W, W_hat: (out, in) tensors."""
+        difference = W.double() - W_hat.double()
+        metrics = {key: found.metric_of(name) for key, found in self.decompositions.items()}
+        errors = {key: metric.absolute(difference) for key, metric in metrics.items()}
+        whole = {key: metrics[key].absolute(W.double()) for key in ("weight", "functional")}
+        spectra = self.rows[name]
+        return {
+            **{key: spectra["weight"][key] for key in ("entropy", "excess", "effective_rank")},
+            **{f"loss_{key}": spectra["loss"][key] for key in ("entropy", "excess") if "loss" in spectra},
+            "weight_error": errors["weight"] / whole["weight"] if whole["weight"] else 0.0,
+            "functional_error": errors["functional"] / whole["functional"] if whole["functional"] else 0.0,
+            "loss_error": errors["loss"],
+            "predicted": float(self.calibration.damage(name, errors[self.metric], spec.network)),
+            "parameters": W.numel(),
+        }
+
+
+def _measured(bench, study, metric: str, part: Part, measures: _Measures) -> dict:
+    """The row of one part."""
+    began = time.monotonic()
+    source = study.decompositions(metric)
+    matrices = {name: source.matrix(name, spec) for name, spec in part.specs.items()}
+    found = bench.measure(matrices.items())
+    each = [measures.of(name, spec, study.checkpoint.read(name).cpu(), matrices[name])
+            for name, spec in part.specs.items()]  # fmt: skip
+    together = {}
+    for key in MEASURES:
+        values = [row[key] for row in each if key in row]
+        if values:
+            together[key] = sum(values) if key in SUMMED else float(np.mean(values))
+    first = next(iter(part.specs.values()))
+    numbers = sum(spec.bytes(2) / 2 for spec in part.specs.values())
+    keys = ("rise", "rise_low", "rise_high", "kl", "top1_agreement", "loss", "relative_error")
+    return {
+        "name": part.name, "layer": part.layer, "role": part.role, "members": list(part.specs),
+        "network": first.network, "shape": [first.n_out, first.n_in] if len(part.specs) == 1 else None,
+        "chi": max(first.chi) if len(part.specs) == 1 or first.network == "tree" else None,
+        "kept": numbers / together["parameters"], **{key: found.get(key) for key in keys}, **together,
+        "seconds": round(time.monotonic() - began, 3),
+    }  # fmt: skip

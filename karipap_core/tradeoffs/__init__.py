@@ -1,0 +1,1 @@
+"""Compression against accuracy: points, sweeps, baselines, ranking, comparison, autopilot."""

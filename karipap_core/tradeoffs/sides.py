@@ -1,0 +1,121 @@
+"""One side of a comparison: a plan, run, compressed folder or model, and what is known of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from karipap_core.compressed import records
+from karipap_core.errors import InputError
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.workspace import Workspace
+from karipap_core.workspace import documents as show
+from karipap_core.workspace.files import read_json
+
+
+@dataclass
+class Side:
+    """One of the two: what it is, its plan, its measured figures, rows of `compress`, its shadow run, where they are.
+
+    `shapes`: weight → (out, in) where a dense checkpoint told them.
+    """
+
+    name: str
+    kind: str
+    plan: Plan | None = None
+    point: dict = field(default_factory=dict)
+    rows: dict[str, dict] = field(default_factory=dict)
+    shadow: dict | None = None
+    model: dict = field(default_factory=dict)
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def read(what: str | Path) -> Side:
+    """A side from a path (plan, run.json, a folder of a run, compressed model or dense model), or from the name of a
+    plan or run of the workspace. Raises InputError that says what is looked for."""
+    path = Path(what)
+    if not path.exists():
+        path = _of_workspace(str(what))
+    if path.is_dir() and not any((path / name).is_file() for name in ("run.json", "plan.json", "profile.json")):
+        if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
+            return _of_folder(path)
+    document = show.find(path) if path.suffix != ".safetensors" else None
+    if document is None:
+        return _of_folder(path)
+    if document.get("format") == "karipap-plan":
+        return of_plan(path.stem, Plan.from_json(document, str(path)))
+    if document.get("format") == "karipap-run":
+        return of_run(document)
+    raise InputError(f"{path} is a {document.get('format')}: compare plans, runs, compressed folders or models.")
+
+
+def of_plan(name: str, plan: Plan) -> Side:
+    """The side of a plan: what it is predicted to do is all that is known of it."""
+    return Side(name, "plan", plan, _predicted(plan.predicted), model=plan.model)
+
+
+def of_checkpoint(checkpoint) -> Side:
+    """The side of a dense model as it is."""
+    shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights if weight.compressible}
+    whole = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    return Side(checkpoint.name, "model", None, whole, model=model_entry(checkpoint), shapes=shapes)
+
+
+def of_run(run: dict) -> Side:
+    """The side of a run.json, with the shadow run of its folder where that is still there."""
+    plan = Plan.from_json(run["plan"], str(run.get("id"))) if run.get("plan") else None
+    rows = {row["name"]: row for row in run.get("weights") or () if isinstance(row, dict) and "name" in row}
+    shadow = records.read(run["folder"], "shadow") if run.get("folder") else None
+    point = _predicted(run.get("predicted")) | _measured(run)
+    name = str(run.get("label") or run.get("id"))
+    return Side(name, "run", plan, point, rows, shadow and shadow["result"], run.get("model") or {})
+
+
+def _of_folder(path: Path) -> Side:
+    """A compressed folder with its records, or a dense model."""
+    from karipap_core.checkpoint.open import open_checkpoint
+
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if (config.get("quantization_config") or {}).get("quant_method") != "karipap":
+        return of_checkpoint(open_checkpoint(path))
+    plan = Plan.from_json(records.settings_of(path)["plan"], str(path / "config.json"))
+    report = records.report_of(path)
+    found = {kind: (records.read(path, kind) or {}).get("result") for kind in ("evaluation", "shadow")}
+    beside = path.resolve().parent / "run.json"
+    if found["evaluation"] is None and beside.is_file():
+        run = read_json(beside)
+        if run.get("folder") and Path(run["folder"]).resolve() == path.resolve():
+            found["evaluation"] = run
+    result = report.get("result") or report
+    rows = {row["name"]: row for row in result.get("weights") or ()}
+    sizes = {key: result[key] for key in ("kept", "bytes_kept") if result.get(key) is not None}
+    point = _predicted(plan.predicted) | sizes | _measured(found["evaluation"] or {})
+    return Side(path.name, "compressed", plan, point, rows, found["shadow"], plan.model)
+
+
+def _of_workspace(name: str) -> Path:
+    workspace = Workspace()
+    try:
+        places = (workspace.plan_file(name), workspace.runs_dir / name / "run.json")
+    except InputError:
+        places = ()
+    for place_ in places:
+        if place_.is_file():
+            return place_
+    raise InputError(f"{name} is no file or folder, and the workspace has no plan or run of that name.")
+
+
+def _predicted(predicted: dict | None) -> dict:
+    predicted = predicted or {}
+    found = {key: predicted[key] for key in ("kept", "bytes_kept") if predicted.get(key) is not None}
+    return found | ({"predicted_rise": predicted["rise"]} if predicted.get("rise") is not None else {})
+
+
+def _measured(run: dict) -> dict:
+    """A run's or evaluation's figures with speed and memory flat beside them."""
+    speed = (run.get("speed") or {}).get("compressed") or {}
+    memory = (run.get("memory") or {}).get("compressed") or {}
+    flat = {"decode_ms": speed.get("decode_ms_per_token"), "prefill": speed.get("prefill_tokens_per_second")}
+    flat |= {
+        "disk_bytes": memory.get("disk_bytes"),
+        "relative_error": (run.get("fidelity") or run).get("relative_error"),
+    }
+    return {key: value for key, value in (run | flat).items() if value is not None}

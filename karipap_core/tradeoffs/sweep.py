@@ -1,0 +1,177 @@
+"""Many plans and baselines on one model and one text → points of size and quality, and their Pareto front.
+
+A point is a `run.json` of its own under `<out>/runs`, finished or not there at all: the same command goes on where it
+stopped. `bytes_kept` counts 16 bits for each number that is not quantized (baselines.py).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from karipap_core.errors import InputError
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.options import UNSTRUCTURED
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.progress import Progress, silent
+from karipap_core.statistics.pareto import pareto
+from karipap_core.text import Text, divide, read_text, standard_library
+from karipap_core.tradeoffs.baselines import baselines
+from karipap_core.tradeoffs.points import Points
+from karipap_core.workspace.files import settings_key, write_json
+
+SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
+MAX_TOKENS = 16384
+AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
+AUTO_KEPT = (0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+AUTO_KEPT += (0.07, 0.05, 0.03)
+
+
+def sweep(
+    model,
+    networks: Sequence[str] = ("lowrank",),
+    budgets: Sequence[float] | str = "auto",
+    rules: Sequence[str] = ("best",),
+    out: str | Path | None = None,
+    text: str | Path | Text | None = None,
+    metric: str = "loss",
+    scope: str = "model",
+    calibration: str | Path | Text | None = None,
+    max_tokens: int | None = MAX_TOKENS,
+    window: int | None = None,
+    stride: int | None = None,
+    device: str = "auto",
+    with_baselines: bool = True,
+    write: bool = False,
+    quantize: str | None = None,
+    embedding: str = "dense",
+    structure: str | None = None,
+    progress: Progress = silent,
+    tasks=None,
+) -> dict:
+    """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
+
+    model: folder, file, hub id, or a Study. networks: by name as `Planner` takes them, and `all`: each alone and
+    `auto`; quantize, embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a
+    quantized number counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to
+    2.5 nats. text: what is measured on (default: the standard library's held-out modules); plans are calibrated on
+    `calibration` (default: the standard library's calibration modules, or a quarter of `text`, which is then not
+    measured on). out: a folder (default: the workspace). With `write` every plan's model is also written to
+    `<out>/models/<id>`. Models are measured in memory (InPlace). tasks: benchmark tasks (`tasks.Suite`) that every
+    point has besides; points that were finished without them are measured anew.
+
+    Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
+    "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
+    bytes_kept against "quality": "loss", or "relative_error" for an encoder. Raises InputError for what does not fit.
+    """
+    study, text = study_and_text(model, text, calibration, device, progress)
+    out = Path(out) if out is not None else study.workspace.root
+    notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
+    points = Points(study, text, out, window, stride, max_tokens, progress, tasks)
+    planners = {
+        network: Planner(
+            study,
+            network,
+            metric,
+            progress=progress,
+            quantize=quantize,
+            embedding=embedding,
+            structure=structure if network not in UNSTRUCTURED else None,
+        )
+        for network in every(networks)
+    }
+    if budgets == "auto":
+        budgets = auto_budgets(next(iter(planners.values())), scope)
+        notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
+    todo = [(network, budget, rule) for network in planners for rule in dict.fromkeys(rules) for budget in budgets]
+    runs = []
+    for number, (network, budget, rule) in enumerate(todo):
+        progress("sweep", number, len(todo), f"{network}, {rule}, kept {budget:g}")
+        try:
+            plan, seconds = _plan(study, planners[network], Budget(budget, scope=scope), rule, out, progress)
+        except InputError as error:
+            notes.append(f"{network}, {rule}, kept {budget:g}: left out. {error}")
+            continue
+        runs.append(points.of_plan(plan, network, seconds))
+        if write:
+            _write_folder(study, plan, out / "models" / runs[-1]["id"], progress)
+    if not runs:
+        raise InputError(f"No budget can be met. {notes[-1]}")
+    rivals = baselines(study, budgets, scope) if with_baselines else []
+    compared = []
+    for number, rival in enumerate(rivals):
+        progress("baselines", number, len(rivals), rival.label)
+        compared.append(points.of_baseline(rival))
+    quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
+    document = {
+        "format": SWEEP_FORMAT, "version": SWEEP_VERSION, "model": model_entry(study.checkpoint),
+        "text": {"name": text.name, "sha256": text.sha256}, "quality": quality, "runs": runs, "baselines": compared,
+        "pareto": [point["id"] for point in pareto([*runs, *compared], "bytes_kept", quality)], "notes": notes,
+    }  # fmt: skip
+    write_json(out / "sweep.json", document)
+    progress("sweep", len(todo), len(todo))
+    return document
+
+
+def every(networks: Sequence[str]) -> list[str]:
+    """These networks, each once; `all` stands for each that there is, and the mix."""
+    from karipap_core.networks import NETWORKS
+
+    return list(dict.fromkeys(name for one in networks for name in ([*NETWORKS, "auto"] if one == "all" else [one])))
+
+
+def auto_budgets(planner: Planner, scope: str) -> list[float]:
+    """Fractions to keep at which the predicted rise in loss is nearest to each of `AUTO_RISES`: they lie close where
+    this model's curve bends. Largest first; the model is calibrated if it was not yet."""
+    planner.study.calibration(planner.metric)
+    rises = {}
+    for kept in AUTO_KEPT:
+        try:
+            rises[kept] = planner.make(Budget(kept, scope=scope), "calibrated").predicted["rise"]
+        except InputError:
+            continue  # too small for what this model must keep
+    if not rises:
+        raise InputError(f"{planner.checkpoint.name} leaves no budget to try with --scope {scope}: try --scope blocks.")
+    nearest = {min(rises, key=lambda kept: abs(math.log(max(rises[kept], 1e-9) / wanted))) for wanted in AUTO_RISES}
+    return sorted(nearest, reverse=True)
+
+
+def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
+    """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
+    wanted = {"network": planner.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
+    wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
+    if planner.quantize or planner.tables:
+        wanted |= {"quantize": planner.quantize, "embedding": planner.embedding}
+    wanted |= {"structure": planner.structure} if planner.structure else {}
+    file = out / "plans" / f"{planner.network}-{rule}-{settings_key(wanted)}.json"
+    if file.exists():
+        return Plan.load(file), 0.0
+    began = time.monotonic()
+    plan = planner.make(budget, rule, progress)
+    plan.save(file)
+    return plan, time.monotonic() - began
+
+
+def study_and_text(model, text, calibration, device, progress) -> tuple[Study, Text]:
+    """The study of the model, and the text to measure on: never the one that is calibrated on."""
+    if isinstance(text, str | Path):
+        text = read_text(text)
+    if isinstance(model, Study):
+        study = model
+        text = text or standard_library("heldout")
+    else:
+        if text is not None and calibration is None:
+            calibration, text = divide(text)
+        text = text or standard_library("heldout")
+        study = Study(model, calibration, device=device, progress=progress)
+    if study.text.sha256 == text.sha256:
+        raise InputError(f"{text.name} is calibrated on and measured on: give another text for one of the two.")
+    return study, text
+
+
+def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> None:
+    from karipap_core.compressed.compress import compress
+
+    compress(study, plan, folder, progress=progress)
