@@ -22,8 +22,14 @@ from karipap_core.plan.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = (ROOT / "assets" / "demo_model",)
-WEIGHTS = ("1.self_attn.q_proj", "3.self_attn.v_proj", "4.self_attn.o_proj", "2.self_attn.k_proj",
-           "0.self_attn.v_proj", "4.mlp.down_proj")  # fmt: skip
+WEIGHTS = (
+    "1.self_attn.q_proj",
+    "3.self_attn.v_proj",
+    "4.self_attn.o_proj",
+    "2.self_attn.k_proj",
+    "0.self_attn.v_proj",
+    "4.mlp.down_proj",
+)
 BYTES = 2  # of a number
 
 
@@ -82,8 +88,10 @@ def main() -> None:
         print("|---" * (len(args.kept) + 2) + "|")
         for way, by_kept in logs.items():
             most = max(map(len, by_kept.values()))
-            cells = [f"{math.exp(sum(found) / len(found)):.2f}" if len(found := by_kept.get(kept, [])) == most else "-"
-                     for kept in args.kept]  # fmt: skip
+            cells = [
+                f"{math.exp(sum(found) / len(found)):.2f}" if len(found := by_kept.get(kept, [])) == most else "-"
+                for kept in args.kept
+            ]
             print(f"| {way} | " + " | ".join(cells) + f" | {most} |")
         print(f"({time.process_time() - began:.0f} s of computing)", flush=True)
 

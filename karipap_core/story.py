@@ -13,8 +13,15 @@ from karipap_core.progress import Progress, silent
 from karipap_core.text import divide, read_text, standard_library
 
 
-def profile(model, text=None, metrics=("weight", "functional", "loss"), network=None, device="auto", out=None,
-            progress: Progress = silent) -> Profile:  # fmt: skip
+def profile(
+    model,
+    text=None,
+    metrics=("weight", "functional", "loss"),
+    network=None,
+    device="auto",
+    out=None,
+    progress: Progress = silent,
+) -> Profile:
     """The profile of a model (see profile.py), from the workspace if it is there; with `out` a copy in that folder."""
     found = Study(model, text, device=device, progress=progress).profile(tuple(metrics), network)
     if out is not None:
@@ -22,9 +29,22 @@ def profile(model, text=None, metrics=("weight", "functional", "loss"), network=
     return found
 
 
-def make_plan(model, budget=None, budget_bytes=None, scope="model", network="lowrank", rule="best", metric="loss",
-              text=None, locks=None, quantize=None, embedding="dense", structure=None, device="auto",
-              progress: Progress = silent) -> Plan:  # fmt: skip
+def make_plan(
+    model,
+    budget=None,
+    budget_bytes=None,
+    scope="model",
+    network="lowrank",
+    rule="best",
+    metric="loss",
+    text=None,
+    locks=None,
+    quantize=None,
+    embedding="dense",
+    structure=None,
+    device="auto",
+    progress: Progress = silent,
+) -> Plan:
     """A plan for a model at one budget (see planning.py). `locks` pins weights: {name: plan entry}."""
     study = Study(model, text, device=device, progress=progress)
     limits = Budget(kept=budget, kept_bytes=budget_bytes, scope=scope)

@@ -104,43 +104,81 @@ def form(view, busy: bool) -> None:
             causal = view.checkpoint.kind != "encoder"
             names = [name for name in AIMS if causal or name != "perplexity"]
             aim = common.choose(
-                st.segmented_control, "What must hold", names, "aim", "rise", required=True,
+                st.segmented_control,
+                "What must hold",
+                names,
+                "aim",
+                "rise",
+                required=True,
                 format_func=lambda name: AIMS[name] if causal or name != "rise" else "Output error",
-            )  # fmt: skip
+            )
             if aim == "rise":
                 value = st.number_input(
-                    "At most, nats a token" if causal else "At most, relative squared error", 0.0001, 10.0, 0.03, 0.005,
-                    format="%.4f", key="autopilot_rise", persist_state="session",
+                    "At most, nats a token" if causal else "At most, relative squared error",
+                    0.0001,
+                    10.0,
+                    0.03,
+                    0.005,
+                    format="%.4f",
+                    key="autopilot_rise",
+                    persist_state="session",
                     help="The upper end of the 95 % interval of the rise over the dense model has to be under it.",
-                )  # fmt: skip
+                )
                 argv = ["--max-rise", f"{value:g}"]
             elif aim == "perplexity":
-                value = st.number_input("At most, percent", 0.01, 1000.0, 3.0, 0.5, key="autopilot_percent",
-                                        persist_state="session", help="3 % is a rise in loss of ln 1.03 = 0.0296 nats.",
-                )  # fmt: skip
+                value = st.number_input(
+                    "At most, percent",
+                    0.01,
+                    1000.0,
+                    3.0,
+                    0.5,
+                    key="autopilot_percent",
+                    persist_state="session",
+                    help="3 % is a rise in loss of ln 1.03 = 0.0296 nats.",
+                )
                 argv = ["--max-perplexity", f"{value:g}%"]
             else:
-                value = st.number_input("Percent of the bytes to keep", 1.0, 100.0, 50.0, 1.0, key="autopilot_bytes",
-                                        persist_state="session", help="16 bits for every number not quantized.",
-                )  # fmt: skip
+                value = st.number_input(
+                    "Percent of the bytes to keep",
+                    1.0,
+                    100.0,
+                    50.0,
+                    1.0,
+                    key="autopilot_bytes",
+                    persist_state="session",
+                    help="16 bits for every number not quantized.",
+                )
                 argv = ["--budget-bytes", f"{value:g}%"]
-            scope = st.radio("Size counts", ["model", "blocks"], key="autopilot_scope", horizontal=True,
-                             persist_state="session", help="The whole model, or the weights that can be compressed.",
-            )  # fmt: skip
+            scope = st.radio(
+                "Size counts",
+                ["model", "blocks"],
+                key="autopilot_scope",
+                horizontal=True,
+                persist_state="session",
+                help="The whole model, or the weights that can be compressed.",
+            )
         with middle:
             networks = st.multiselect(
-                "Networks to try", ["all", *tables.NETWORKS], ["lowrank"], key="autopilot_networks",
+                "Networks to try",
+                ["all", *tables.NETWORKS],
+                ["lowrank"],
+                key="autopilot_networks",
                 persist_state="session",
                 format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS[name],
                 help="The three that are predicted best are measured. Curves of a network that this model has none of "
                 "yet are measured first, which takes long.",
-            )  # fmt: skip
-            stored = st.selectbox("Store cores in", tables.FORMATS, key="autopilot_quantize", filter_mode=None,
-                                  persist_state="session")  # fmt: skip
+            )
+            stored = st.selectbox(
+                "Store cores in", tables.FORMATS, key="autopilot_quantize", filter_mode=None, persist_state="session"
+            )
             most = common.choose(
-                st.select_slider, "Plans to measure, at most", EVALUATIONS, "evaluations", 12,
+                st.select_slider,
+                "Plans to measure, at most",
+                EVALUATIONS,
+                "evaluations",
+                12,
                 help="Each costs one pass over the text. The verdict and its rivals come on top.",
-            )  # fmt: skip
+            )
         with right:
             text = texts.choose("autopilot", "held-out")
             st.caption("Half of its documents are searched on; the verdict comes from the other half.")
@@ -148,8 +186,9 @@ def form(view, busy: bool) -> None:
         command += ["--quantize", stored] if stored != "none" else []
         command += ["--max-evaluations", str(most), *(text or [])]
         ready = bool(networks) and text is not None and not busy
-        if st.button("Find the plan", type="primary", key="autopilot_start", icon=":material/flight_takeoff:",
-                     disabled=not ready):  # fmt: skip
+        if st.button(
+            "Find the plan", type="primary", key="autopilot_start", icon=":material/flight_takeoff:", disabled=not ready
+        ):
             st.session_state.pop("autopilot_shown", None)
             job.start(command, f"Autopilot for {view.checkpoint.name}", "autopilot_job")
             st.rerun()
@@ -166,9 +205,13 @@ def past(view) -> None:
     key = first
     if len(documents) > 1:
         key = common.choose(
-            st.selectbox, "Found before", list(documents), "autopilot", first,
+            st.selectbox,
+            "Found before",
+            list(documents),
+            "autopilot",
+            first,
             format_func=lambda each: describe(documents[each]),
-        )  # fmt: skip
+        )
     with common.plain_errors("drawing the autopilot's result"):
         show(view, documents[key])
 
@@ -207,17 +250,30 @@ def show(view, document: dict) -> None:
         if st.button("Open on the board", key="autopilot_board", icon=":material/tune:", type="primary"):
             runs.open_on_board({"plan": document["plan"], "label": "autopilot", "id": f"autopilot-{document['key']}"})
         st.download_button(
-            "Download the plan", lambda: json.dumps(plan.to_json(), indent=1), "plan.json", "application/json",
-            key="autopilot_plan", on_click="ignore", icon=":material/download:",
-        )  # fmt: skip
+            "Download the plan",
+            lambda: json.dumps(plan.to_json(), indent=1),
+            "plan.json",
+            "application/json",
+            key="autopilot_plan",
+            on_click="ignore",
+            icon=":material/download:",
+        )
         st.download_button(
-            "Download the log", lambda: json.dumps(document, indent=1), "autopilot.json", "application/json",
-            key="autopilot_log", on_click="ignore", icon=":material/download:", type="tertiary",
-        )  # fmt: skip
+            "Download the log",
+            lambda: json.dumps(document, indent=1),
+            "autopilot.json",
+            "application/json",
+            key="autopilot_log",
+            on_click="ignore",
+            icon=":material/download:",
+            type="tertiary",
+        )
         st.page_link(
-            "pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:",
+            "pages/tradeoff.py",
+            label="See it on the trade-off",
+            icon=":material/show_chart:",
             query_params={"model": view.alias, "point": document["id"]},
-        )  # fmt: skip
+        )
     st.html(f'<p class="k-note">{html.escape(runs.describe(plan))}. {html.escape(texts_used(document))}</p>')
     st.subheader("How it was found", anchor=False)
     steps(document)

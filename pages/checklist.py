@@ -36,9 +36,13 @@ def page() -> None:
         st.page_link("pages/run.py", label="Compress & evaluate", icon=":material/play_circle:")
         return
     name = common.choose(
-        st.selectbox, "Compressed folder", list(found), "folder", next(iter(found)),
+        st.selectbox,
+        "Compressed folder",
+        list(found),
+        "folder",
+        next(iter(found)),
         format_func=lambda key: found[key]["label"],
-    )  # fmt: skip
+    )
     folder = Path(found[name]["folder"])
     running = job.followed("production_job")
     if running is not None:
@@ -112,20 +116,33 @@ def shadow(view, folder: Path, busy: bool) -> None:
         return
     left, right = st.columns([3, 2], gap="large", vertical_alignment="bottom")
     typed = left.text_area(
-        "Prompts, one a line", PROMPTS, key="prompts", height=120, max_chars=MOST_LETTERS, persist_state="session",
+        "Prompts, one a line",
+        PROMPTS,
+        key="prompts",
+        height=120,
+        max_chars=MOST_LETTERS,
+        persist_state="session",
         help="The dense and the compressed model go on from each, always with their likeliest token.",
-    )  # fmt: skip
+    )
     prompts = [line for line in typed.splitlines() if line.strip()]
     with right:
         tokens = common.choose(
-            st.select_slider, "Tokens to write", TOKENS, "shadow_tokens", MAX_NEW_TOKENS,
-        )  # fmt: skip
+            st.select_slider,
+            "Tokens to write",
+            TOKENS,
+            "shadow_tokens",
+            MAX_NEW_TOKENS,
+        )
         if len(prompts) > MOST_PROMPTS:
             st.caption(f"At most {MOST_PROMPTS} prompts from this page; the verb `shadow` takes a file of any length.")
         pressed = st.button(
-            "Run both models", type="primary", key="start_shadow", icon=":material/compare_arrows:", width="stretch",
+            "Run both models",
+            type="primary",
+            key="start_shadow",
+            icon=":material/compare_arrows:",
+            width="stretch",
             disabled=busy or not 0 < len(prompts) <= MOST_PROMPTS,
-        )  # fmt: skip
+        )
     if pressed:
         argv = ["shadow", str(folder), "--against", view.source, "--prompts", str(keep(prompts))]
         job.start([*argv, "--tokens", str(tokens)], f"Shadow run: {folder.parent.name}", "production_job")

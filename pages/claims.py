@@ -26,9 +26,15 @@ def page() -> None:
     with common.plain_errors("reading the results"):
         found = results(view.checkpoint.fingerprint)
     name = common.choose(
-        st.segmented_control, "Claim", list(CLAIMS), "claim", next(iter(CLAIMS)), required=True,
-        format_func=lambda each: f"{LABELS[each]} ✓" if each in found else LABELS[each], label_visibility="collapsed",
-    )  # fmt: skip
+        st.segmented_control,
+        "Claim",
+        list(CLAIMS),
+        "claim",
+        next(iter(CLAIMS)),
+        required=True,
+        format_func=lambda each: f"{LABELS[each]} ✓" if each in found else LABELS[each],
+        label_visibility="collapsed",
+    )
     one(view, CLAIMS[name], found.get(name))
     overview(found)
 
@@ -73,9 +79,13 @@ def press(view, claim: Claim, document: dict | None) -> None:
         argv = ["claims", view.source, "--claim", claim.name, *(text or [])]
         again = "Check it again" if document else "Check it here"
         pressed = st.button(
-            again, type="secondary" if document else "primary", key="check", icon=":material/science:",
-            disabled=busy or text is None, help="Runs in a process of its own; a minute or less on the demo model.",
-        )  # fmt: skip
+            again,
+            type="secondary" if document else "primary",
+            key="check",
+            icon=":material/science:",
+            disabled=busy or text is None,
+            help="Runs in a process of its own; a minute or less on the demo model.",
+        )
         if document:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(document["created"]))
             words = f"{when}, {document['tokens']:,} tokens of {document['text']['name']}, {document['seconds']:.0f} s"
@@ -106,9 +116,11 @@ def details(claim: Claim, document: dict) -> None:
     for number, (column, chart) in enumerate(zip(st.columns(len(charts), gap="large"), charts, strict=True)):
         with column:
             common.figure(
-                figures_claims.chart(chart), f"claim_chart_{number}",
-                f"{chart['title']}; the numbers are in the table below.", f"karipap-claim-{claim.name}-{number}",
-            )  # fmt: skip
+                figures_claims.chart(chart),
+                f"claim_chart_{number}",
+                f"{chart['title']}; the numbers are in the table below.",
+                f"karipap-claim-{claim.name}-{number}",
+            )
     for note in document["notes"]:
         st.html(f'<p class="k-note">{html.escape(note)}</p>')
     table = pd.DataFrame(document["table"]["rows"], columns=document["table"]["columns"])

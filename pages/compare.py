@@ -66,19 +66,33 @@ def both(document: dict) -> None:
 def figures(document: dict) -> None:
     """Every figure of both, the difference and its interval."""
     rows = [
-        {"figure": row["label"], "a": row["a"], "b": row["b"], "difference": row["difference"],
-         "interval": compare.said(row), "better": (row["better"] or "").upper()}
+        {
+            "figure": row["label"],
+            "a": row["a"],
+            "b": row["b"],
+            "difference": row["difference"],
+            "interval": compare.said(row),
+            "better": (row["better"] or "").upper(),
+        }
         for row in document["metrics"]
-    ]  # fmt: skip
+    ]
     if not rows:
         return
     table(
-        pd.DataFrame(rows), "Figures", "compare-figures",
-        {"figure": "", "a": "A", "b": "B", "difference": "B − A", "interval": "95 % interval of B − A",
-         "better": "Better"},
+        pd.DataFrame(rows),
+        "Figures",
+        "compare-figures",
+        {
+            "figure": "",
+            "a": "A",
+            "b": "B",
+            "difference": "B − A",
+            "interval": "95 % interval of B − A",
+            "better": "Better",
+        },
         "Intervals are paired: both were measured on the same tokens, and documents are resampled. One that holds 0 is "
         "no measurable difference.",
-    )  # fmt: skip
+    )
 
 
 def weights(document: dict) -> None:
@@ -93,22 +107,45 @@ def weights(document: dict) -> None:
         a, b = ({"parameters": None, "bytes": None, "damage": None} | (row[key] or {}) for key in "ab")
         sizes = (a["parameters"], b["parameters"])
         rows.append(
-            {"name": row["name"], "layer": row["layer"], "role": row["role"], "a": compare.what(row["a"] or {}),
-             "b": compare.what(row["b"] or {}), "parameters_a": a["parameters"], "parameters_b": b["parameters"],
-             "change": None if None in sizes else sizes[1] - sizes[0], "bytes_a": a["bytes"], "bytes_b": b["bytes"],
-             "damage_a": a["damage"], "damage_b": b["damage"]}
-        )  # fmt: skip
+            {
+                "name": row["name"],
+                "layer": row["layer"],
+                "role": row["role"],
+                "a": compare.what(row["a"] or {}),
+                "b": compare.what(row["b"] or {}),
+                "parameters_a": a["parameters"],
+                "parameters_b": b["parameters"],
+                "change": None if None in sizes else sizes[1] - sizes[0],
+                "bytes_a": a["bytes"],
+                "bytes_b": b["bytes"],
+                "damage_a": a["damage"],
+                "damage_b": b["damage"],
+            }
+        )
     if not rows:
         st.html('<p class="k-note">Both make the same of every weight.</p>')
         return
     table(
-        pd.DataFrame(rows), "Weights", "compare-weights",
-        {"name": "Weight", "layer": "Layer", "role": "Role", "a": "A", "b": "B", "parameters_a": "Parameters A",
-         "parameters_b": "Parameters B", "change": "B − A", "bytes_a": "Bytes A", "bytes_b": "Bytes B",
-         "damage_a": "Damage A", "damage_b": "Damage B"},
+        pd.DataFrame(rows),
+        "Weights",
+        "compare-weights",
+        {
+            "name": "Weight",
+            "layer": "Layer",
+            "role": "Role",
+            "a": "A",
+            "b": "B",
+            "parameters_a": "Parameters A",
+            "parameters_b": "Parameters B",
+            "change": "B − A",
+            "bytes_a": "Bytes A",
+            "bytes_b": "Bytes B",
+            "damage_a": "Damage A",
+            "damage_b": "Damage B",
+        },
         "Bytes: 2 for each number that is not quantized. Damage: predicted divergence when this weight alone changes, "
         "nats a token, where this model has been calibrated.",
-    )  # fmt: skip
+    )
 
 
 def table(frame: pd.DataFrame, heading: str, file: str, labels: dict[str, str], says: str) -> None:
@@ -125,9 +162,14 @@ def table(frame: pd.DataFrame, heading: str, file: str, labels: dict[str, str], 
         for column in frame.columns
     }
     st.dataframe(
-        frame, column_config=form, hide_index=True, height=min(460, 38 + 35 * len(frame)), placeholder="", key=file,
+        frame,
+        column_config=form,
+        hide_index=True,
+        height=min(460, 38 + 35 * len(frame)),
+        placeholder="",
+        key=file,
         alt=heading,
-    )  # fmt: skip
+    )
     st.html(f'<p class="k-note">{html.escape(says)}</p>')
 
 
@@ -160,9 +202,14 @@ def report(view, measured: list[dict]) -> None:
     st.subheader("Report", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.download_button(
-            "Download the report", written, f"karipap-{view.checkpoint.name}.html", "text/html", key="report",
-            on_click="ignore", icon=":material/description:",
-        )  # fmt: skip
+            "Download the report",
+            written,
+            f"karipap-{view.checkpoint.name}.html",
+            "text/html",
+            key="report",
+            on_click="ignore",
+            icon=":material/description:",
+        )
         many = len(measured)
         st.html(
             f'<p class="k-note">The {many} measured model{"" if many == 1 else "s"} of this checkpoint as one file of '

@@ -121,10 +121,11 @@ def charts(document: dict, foot: Footprint) -> None:
     with left:
         st.subheader("What fills the GPU", anchor=False)
         common.figure(
-            figures_deploy.memory(document), "deploy_memory",
+            figures_deploy.memory(document),
+            "deploy_memory",
             "Memory of each way, stacked from weights, KV cache and activations; the numbers are in the table above.",
             "karipap-memory",
-        )  # fmt: skip
+        )
     cache = kv.cache_of(foot.config)
     with right:
         st.subheader("How the cache grows", anchor=False)
@@ -133,9 +134,11 @@ def charts(document: dict, foot: Footprint) -> None:
             return
         positions = getattr(foot.config.get_text_config(decoder=True), "max_position_embeddings", None)
         common.figure(
-            figures_deploy.cache(cache, document, min(positions or 131072, 1 << 20)), "deploy_cache",
-            "KV cache by tokens in each format, and the room that the GPU has for it.", "karipap-kv-cache",
-        )  # fmt: skip
+            figures_deploy.cache(cache, document, min(positions or 131072, 1 << 20)),
+            "deploy_cache",
+            "KV cache by tokens in each format, and the room that the GPU has for it.",
+            "karipap-kv-cache",
+        )
 
 
 def questions(document: dict) -> None:
@@ -192,13 +195,15 @@ def layers(document: dict) -> None:
     with st.expander(f"Question 1, weight by weight ({len(rows)})", key="k-layers"):
         rows = rows.drop(columns=["layer", "role"]).dropna(axis=1, how="all")
         settings = {
-            "name": "Weight", "advice": "Advice", "chi": st.column_config.NumberColumn("χ at 30 %"),
+            "name": "Weight",
+            "advice": "Advice",
+            "chi": st.column_config.NumberColumn("χ at 30 %"),
             "error": st.column_config.NumberColumn("Error there", format="percent"),
             "needed": st.column_config.NumberColumn(f"χ for {document['nodes'][0]['tolerance']:.0%}"),
             "break_even": st.column_config.NumberColumn("χ that saves nothing", format="%.0f"),
             "planned": "Plan",
             "planned_error": st.column_config.NumberColumn("Error of the plan's χ", format="percent"),
-        }  # fmt: skip
+        }
         st.dataframe(rows, column_config=settings, hide_index=True, key="deploy_layers", alt="Advice for each weight")
         head, button = st.columns([5, 1], vertical_alignment="center")
         with head:
@@ -217,8 +222,11 @@ def command(view, values: dict, plan: str | None, instead: bool, smaller: bool) 
     words.append("" if values["gpu"] == "auto" else f'--gpu "{values["gpu"]}"')
     words.append("" if values["kv_dtype"] == "fp16" else f"--kv-dtype {values['kv_dtype']}")
     words.append("" if math.isclose(values["kv_keep"], 1) else f"--kv-keep {values['kv_keep']:g}")
-    flags = {"sparse_attention": "--sparse-attention", "fp8_benchmarked": "--fp8-benchmarked",
-             "fp4_validated": "--fp4-validated"}  # fmt: skip
+    flags = {
+        "sparse_attention": "--sparse-attention",
+        "fp8_benchmarked": "--fp8-benchmarked",
+        "fp4_validated": "--fp4-validated",
+    }
     words += [flag for key, flag in flags.items() if values[key]]
     words += [f"--{key} {values[key]:g}" for key in ("price", "throughput") if values[key]]
     words.append({None: "", True: "--fixed-checkpoint", False: "--no-fixed-checkpoint"}[values["fixed"]])

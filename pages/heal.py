@@ -48,9 +48,11 @@ def draw_live(running) -> None:
     for stage, name in (("heal", "compressed"), ("dense", "dense")):
         if curve := figures_heal.curve_of_log(lines, stage):
             common.figure(
-                figures_heal.loss_curve(curve), f"live_{stage}",
-                f"Loss of the {name} model over {len(curve)} steps of training", f"karipap-heal-{stage}",
-            )  # fmt: skip
+                figures_heal.loss_curve(curve),
+                f"live_{stage}",
+                f"Loss of the {name} model over {len(curve)} steps of training",
+                f"karipap-heal-{stage}",
+            )
 
 
 def outcome(view, running) -> None:
@@ -101,9 +103,11 @@ def pair(view, points: list[dict]) -> None:
     common.figure(figures_heal.moved(*both, alike), "moved", alt, "karipap-heal-points")
     st.html(f'<p class="k-note">{html.escape(runs.say_conditions(both[1]))}.</p>')
     st.page_link(
-        "pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:",
+        "pages/tradeoff.py",
+        label="See it on the trade-off",
+        icon=":material/show_chart:",
         query_params={"model": view.alias, "point": both[1]["id"]},
-    )  # fmt: skip
+    )
 
 
 def folders(view) -> dict[str, str]:
@@ -124,42 +128,69 @@ def new(view, running) -> None:
     with left:
         options = [*found, OTHER]
         folder = common.choose(
-            st.selectbox, "Compressed folder", options, "folder", options[0],
+            st.selectbox,
+            "Compressed folder",
+            options,
+            "folder",
+            options[0],
             format_func=lambda key: key if key == OTHER else found[key],
-        )  # fmt: skip
+        )
         if folder == OTHER:
             folder = st.text_input("Folder", key="heal_folder", persist_state="session").strip()
         text = texts.choose("heal", "train")
         objective = common.choose(
-            st.segmented_control, "Learn from", list(OBJECTIVES), "objective", "distill", required=True,
+            st.segmented_control,
+            "Learn from",
+            list(OBJECTIVES),
+            "objective",
+            "distill",
+            required=True,
             format_func=OBJECTIVES.get,
-        )  # fmt: skip
+        )
     with right:
         steps = common.choose(
-            st.select_slider, "Steps", STEPS, "steps", 200, format_func="{:,}".format,
+            st.select_slider,
+            "Steps",
+            STEPS,
+            "steps",
+            200,
+            format_func="{:,}".format,
             help="Each on 2,048 tokens. Two minutes on two cores are about 200 steps of a model of 7 M parameters.",
-        )  # fmt: skip
+        )
         rate = common.choose(
-            st.selectbox, "Step size", list(RATES), "rate", "search", format_func=RATES.get,
+            st.selectbox,
+            "Step size",
+            list(RATES),
+            "rate",
+            "search",
+            format_func=RATES.get,
             help="The step size decides everything: too large does harm. A few steps of each candidate find it.",
-        )  # fmt: skip
+        )
         norms = st.checkbox("The norms learn too", key="heal_norms", persist_state="session")
         again = st.checkbox(
-            "Open cores in few bits and quantize them again", key="heal_requantize", persist_state="session",
+            "Open cores in few bits and quantize them again",
+            key="heal_requantize",
+            persist_state="session",
             help="Without this, quantized cores stay as they are and only float cores learn.",
-        )  # fmt: skip
+        )
         beside = st.checkbox(
-            "Give the dense model the same training", key="heal_dense", persist_state="session",
+            "Give the dense model the same training",
+            key="heal_dense",
+            persist_state="session",
             help="A fair comparison, at the dense model's price in time and memory.",
-        )  # fmt: skip
+        )
         points = st.checkbox(
-            "Measure before and after for the trade-off", value=True, key="heal_measure", persist_state="session",
+            "Measure before and after for the trade-off",
+            value=True,
+            key="heal_measure",
+            persist_state="session",
             help="On the standard library's held-out modules.",
-        )  # fmt: skip
+        )
     argv = command(folder, text or [], steps, objective, rate, norms, again, beside, points)
     busy = running is not None and running.status()["state"] not in job.ENDED
-    if st.button("Heal", type="primary", key="heal", icon=":material/healing:", disabled=not folder or text is None
-                 or busy):  # fmt: skip
+    if st.button(
+        "Heal", type="primary", key="heal", icon=":material/healing:", disabled=not folder or text is None or busy
+    ):
         job.start(argv, f"Heal {found.get(folder, Path(folder).name)}", "heal_job")
         st.rerun()
     if busy:
@@ -192,13 +223,21 @@ def past(view) -> None:
     for run in healed[:20]:
         said = f"{run['label']}: rise {run['rise']:+.4f}, {run['bytes_kept']:.1%} of the bytes"
         st.page_link(
-            "pages/tradeoff.py", label=common.plain(said), icon=":material/show_chart:",
+            "pages/tradeoff.py",
+            label=common.plain(said),
+            icon=":material/show_chart:",
             query_params={"model": view.alias, "point": run["id"]},
-        )  # fmt: skip
+        )
     st.download_button(
-        "JSON", lambda: json.dumps(healed, indent=1), "karipap-healed.json", "application/json", key="healed_json",
-        on_click="ignore", type="tertiary", icon=":material/download:",
-    )  # fmt: skip
+        "JSON",
+        lambda: json.dumps(healed, indent=1),
+        "karipap-healed.json",
+        "application/json",
+        key="healed_json",
+        on_click="ignore",
+        type="tertiary",
+        icon=":material/download:",
+    )
 
 
 with common.plain_errors("drawing the healing"):

@@ -21,9 +21,15 @@ def page() -> None:
     docs.style()
     names = {name: name.replace("_", " ") for name in DOCS}
     name = common.choose(
-        st.segmented_control, "Network", list(DOCS), "network", "lowrank", required=True, format_func=names.get,
+        st.segmented_control,
+        "Network",
+        list(DOCS),
+        "network",
+        "lowrank",
+        required=True,
+        format_func=names.get,
         label_visibility="collapsed",
-    )  # fmt: skip
+    )
     doc = DOCS[name]
     st.subheader(doc.title, anchor=False)
     st.html(f'<p class="k-verdict">{html.escape(doc.sentence)}</p>')
@@ -100,9 +106,13 @@ def calculator(name: str, doc: Doc) -> None:
         chi = 1
         if len(options) > 1:
             chi = common.choose(
-                slider, "χ", options, f"chi_{name}", max(1, round(0.6 * even)), help="The cap on every bond; a bond "
-                "takes no more than it can attain.",
-            )  # fmt: skip
+                slider,
+                "χ",
+                options,
+                f"chi_{name}",
+                max(1, round(0.6 * even)),
+                help="The cap on every bond; a bond takes no more than it can attain.",
+            )
         outcome(name, shape, label, counted(name, *shape, label, chi), even)
         curve(name, shape, label, options[-1], chi)
 
@@ -192,7 +202,7 @@ def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int)
             ("Multiply-adds", common.count(now["multiply_adds"]), f"{use}; dense {common.count(dense)}"),
             ("Breaks even", f"χ = {even:,}", "the largest χ with fewer bytes than dense"),
         ]
-    )  # fmt: skip
+    )
     first = "The first of the group: " if now["weights"] > 1 else ""
     st.html(f'<p class="k-note">{html.escape(first + now["describe"])}</p>')
 
@@ -206,10 +216,11 @@ def curve(name: str, shape: tuple[int, int], label: str, last: int, chi: int) ->
         rows = [counted(name, *shape, label, each) for each in shown]
     adds = [row["multiply_adds"] / (shape[0] * shape[1]) for row in rows]
     common.figure(
-        size_curve(shown, [row["bytes_kept"] for row in rows], adds, chi), "networks_curve",
+        size_curve(shown, [row["bytes_kept"] for row in rows], adds, chi),
+        "networks_curve",
         "Bytes and multiply-adds over those of the dense weight, by χ; the figures above are for the chosen χ.",
         f"karipap-{name}-size",
-    )  # fmt: skip
+    )
 
 
 with common.plain_errors("drawing the networks"):

@@ -48,20 +48,23 @@ def page() -> None:
         points = [solved(method, curve_chi, t, wait) for t in CURVE]
         wait.empty()
         common.figure(
-            figures_ising.curve(points, document, quantity), "physics_curve",
+            figures_ising.curve(points, document, quantity),
+            "physics_curve",
             "Exact curve and computed points over temperature, with their relative errors; the numbers are in the "
-            "table below.", "karipap-ising-curve",
-        )  # fmt: skip
+            "table below.",
+            "karipap-ising-curve",
+        )
         note(f"Points: {figures_ising.NAMES[method]} at χ = {curve_chi}. " + SAYS[quantity])
     with right:
         others = [(name, c) for name in figures_ising.NAMES for c in CHIS if c <= limit(name, method, chi)]
         documents = [solved(name, c, temperature, wait) for name, c in others]
         wait.empty()
         common.figure(
-            figures_ising.convergence(documents, document), "physics_convergence",
+            figures_ising.convergence(documents, document),
+            "physics_convergence",
             "Relative error by bond dimension for TRG and HOTRG; the numbers are in the table below.",
             "karipap-ising-error",
-        )  # fmt: skip
+        )
         note(
             f"At T = {temperature:.4g}, up to the χ above, the other method up to {QUICK_RIVAL}. Both fall by orders "
             "of magnitude; HOTRG takes longer at equal χ and is mostly more exact."
@@ -79,23 +82,43 @@ SAYS = {
 def controls() -> tuple[str, float, int, str]:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
         method = common.choose(
-            st.segmented_control, "Method", list(figures_ising.NAMES), "ising_method", "trg", required=True,
+            st.segmented_control,
+            "Method",
+            list(figures_ising.NAMES),
+            "ising_method",
+            "trg",
+            required=True,
             format_func=figures_ising.NAMES.get,
             help="**TRG** Levin and Nave 2007: tensors are split by SVD and rejoined, cost χ⁶.\n\n"
             "**HOTRG** Xie et al. 2012: neighbours are merged and projected, cost χ⁷.",
-        )  # fmt: skip
+        )
         temperature = common.choose(
-            st.select_slider, "Temperature T", TEMPERATURES, "ising_temperature", ising.CRITICAL, width=320,
+            st.select_slider,
+            "Temperature T",
+            TEMPERATURES,
+            "ising_temperature",
+            ising.CRITICAL,
+            width=320,
             format_func=lambda t: "2.269 (critical)" if t == ising.CRITICAL else f"{t:.2f}",
-        )  # fmt: skip
+        )
         chi = common.choose(
-            st.select_slider, "Bond dimension χ", CHIS, "ising_chi", 16, width=260,
+            st.select_slider,
+            "Bond dimension χ",
+            CHIS,
+            "ising_chi",
+            16,
+            width=260,
             help="How many states every bond keeps. On one core χ = 16 takes seconds, χ = 24 up to half a minute.",
-        )  # fmt: skip
+        )
         quantity = common.choose(
-            st.segmented_control, "Curve of", list(SAYS), "ising_curve", "free", required=True,
+            st.segmented_control,
+            "Curve of",
+            list(SAYS),
+            "ising_curve",
+            "free",
+            required=True,
             format_func={"free": "free energy", "ln_z": "ln Z"}.get,
-        )  # fmt: skip
+        )
     return method, temperature, chi, quantity
 
 
@@ -157,9 +180,11 @@ def flow_and_why(document: dict) -> None:
     with left:
         st.subheader("What flows out of it", anchor=False)
         common.figure(
-            figures_ising.flow(document), "physics_flow",
-            "Levels of the transfer matrix by the size of the block that one tensor stands for.", "karipap-ising-flow",
-        )  # fmt: skip
+            figures_ising.flow(document),
+            "physics_flow",
+            "Levels of the transfer matrix by the size of the block that one tensor stands for.",
+            "karipap-ising-flow",
+        )
         note(flow_says(document["temperature"]))
     with right:
         st.subheader("Why this proves the engine", anchor=False)
@@ -234,13 +259,15 @@ def table(documents: list[dict], chosen: dict) -> None:
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(rows, "karipap-ising", "ising_csv")
     settings = {
-        "method": "Method", "temperature": st.column_config.NumberColumn("T", format="%.4f"), "chi": "χ",
+        "method": "Method",
+        "temperature": st.column_config.NumberColumn("T", format="%.4f"),
+        "chi": "χ",
         "ln_z_per_site": st.column_config.NumberColumn("ln Z per site", format="%.10f"),
         "exact": st.column_config.NumberColumn("Exact", format="%.10f"),
         "relative_error": st.column_config.NumberColumn("Relative error", format="%.1e"),
         "discarded_weight": st.column_config.NumberColumn("Discarded weight", format="%.1e"),
         "seconds": st.column_config.NumberColumn("Seconds", format="%.2f"),
-    }  # fmt: skip
+    }
     st.dataframe(rows, column_config=settings, hide_index=True, key="ising_table", alt="Every computed number")
 
 

@@ -64,34 +64,63 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="k-plan-controls"):
         names = plan_jobs.NETWORK_SAYS
         widget(
-            st.selectbox, "Network", tables.NETWORKS, "network", width=145, filter_mode=None, format_func=names.get,
+            st.selectbox,
+            "Network",
+            tables.NETWORKS,
+            "network",
+            width=145,
+            filter_mode=None,
+            format_func=names.get,
             help=plan_jobs.NETWORK_HELP,
-        )  # fmt: skip
+        )
         widget(
-            st.segmented_control, "Error of", METRICS, "metric", format_func=plan_jobs.METRIC_SAYS.get, required=True,
+            st.segmented_control,
+            "Error of",
+            METRICS,
+            "metric",
+            format_func=plan_jobs.METRIC_SAYS.get,
+            required=True,
             help="What χ singular values leave out is an error of the weights, of the layer's outputs on text, or "
             "(K-FAC) of the loss. Cores are fitted to it.",
-        )  # fmt: skip
+        )
         widget(
-            st.selectbox, "Store cores in", tables.FORMATS, "quantize", width=120, filter_mode=None,
+            st.selectbox,
+            "Store cores in",
+            tables.FORMATS,
+            "quantize",
+            width=120,
+            filter_mode=None,
             help="What the numbers of cores, and of weights that stay whole, are rounded to; auto: whatever pays. A "
             "quantized number counts as its bits / 16.",
-        )  # fmt: skip
+        )
         widget(
-            st.selectbox, "Embedding", tables.EMBEDDINGS, "embedding", width=110, filter_mode=None,
+            st.selectbox,
+            "Embedding",
+            tables.EMBEDDINGS,
+            "embedding",
+            width=110,
+            filter_mode=None,
             help="What the tables of tokens may become: as they are, low rank, or a tensor train.",
-        )  # fmt: skip
+        )
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
         widget(st.selectbox, "Rule", rules, "rule", width=130, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
         widget(
-            st.segmented_control, "Budget counts", chi_board.UNITS, "unit", required=True,
+            st.segmented_control,
+            "Budget counts",
+            chi_board.UNITS,
+            "unit",
+            required=True,
             help="Kept parameters over parameters before, or bytes as stored over bytes before.",
-        )  # fmt: skip
+        )
         widget(
-            st.segmented_control, "of", chi_board.SCOPES, "scope", required=True,
+            st.segmented_control,
+            "of",
+            chi_board.SCOPES,
+            "scope",
+            required=True,
             format_func={"model": "whole model", "blocks": "blocks"}.get,
             help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here.",
-        )  # fmt: skip
+        )
     if missing := plan_session.state().get("missing"):
         plan_jobs.not_measured(view, missing)
 
@@ -105,22 +134,34 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
         st.button("Undo", icon=":material/undo:", key="undo", on_click=history.undo, disabled=first, **quiet)
         st.button("Redo", icon=":material/redo:", key="redo", on_click=history.redo, disabled=last, **quiet)
         st.button(
-            "Reset", icon=":material/restart_alt:", key="reset", on_click=plan_session.reset, args=(found,),
+            "Reset",
+            icon=":material/restart_alt:",
+            key="reset",
+            on_click=plan_session.reset,
+            args=(found,),
             help="Every χ by the rule at the budget last asked for; locks and choices by hand go.",
-        )  # fmt: skip
+        )
         st.button(
-            "Unlock all" if now.locked else "Lock all", key="lock_all", on_click=plan_session.lock_all, args=(found,),
+            "Unlock all" if now.locked else "Lock all",
+            key="lock_all",
+            on_click=plan_session.lock_all,
+            args=(found,),
             icon=":material/lock_open:" if now.locked else ":material/lock:",
             help="A locked weight stays as it is when a heading or the budget is dragged.",
-        )  # fmt: skip
+        )
         st.space("stretch")
         plan_jobs.search(view, now, found)
         plan_jobs.import_plan(view)
         st.download_button(
-            "Export", lambda: plan_jobs.exported(view, now, found, totals), "plan.json", "application/json",
-            key="export_plan", on_click="ignore", icon=":material/download:",
+            "Export",
+            lambda: plan_jobs.exported(view, now, found, totals),
+            "plan.json",
+            "application/json",
+            key="export_plan",
+            on_click="ignore",
+            icon=":material/download:",
             help="plan.json, as the command line reads it",
-        )  # fmt: skip
+        )
         if st.button("Compress & evaluate", type="primary", key="compress", icon=":material/play_arrow:"):
             plan_jobs.compress(view, now, found, totals)
 
@@ -128,9 +169,18 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
 def board(history: draft.History, found: tables.Tables) -> None:
     now = history.now
     shown = chi_board.board_state(
-        found.rows, now.chi, locked=now.locked, hand=now.hand, budget=now.budget, unit=now.unit, scope=now.scope,
-        rule=found.kind, selected=st.session_state.get("weight"), seq=history.seq, revision=history.revision,
-    )  # fmt: skip
+        found.rows,
+        now.chi,
+        locked=now.locked,
+        hand=now.hand,
+        budget=now.budget,
+        unit=now.unit,
+        scope=now.scope,
+        rule=found.kind,
+        selected=st.session_state.get("weight"),
+        seq=history.seq,
+        revision=history.revision,
+    )
 
     def released() -> None:
         release = chi_board.read_release(st.session_state.board.get("board"), found.rows)

@@ -44,14 +44,25 @@ def controls(profile: Profile, view):
     metrics = profile.settings["metrics"]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
         quantity = common.choose(
-            st.selectbox, "Quantity", quantities, "quantity", "entropy", format_func=names.get, width=230,
+            st.selectbox,
+            "Quantity",
+            quantities,
+            "quantity",
+            "entropy",
+            format_func=names.get,
+            width=230,
             filter_mode=None,
-        )  # fmt: skip
+        )
         metric = common.choose(
-            st.segmented_control, "Spectrum of", metrics, "metric", metrics[0], required=True,
+            st.segmented_control,
+            "Spectrum of",
+            metrics,
+            "metric",
+            metrics[0],
+            required=True,
             format_func={"weight": "weights", "functional": "outputs", "loss": "loss"}.get,
             help="\n\n".join(f"**{name}** {METRIC_SAYS[name]}" for name in metrics),
-        )  # fmt: skip
+        )
         error = 0.01
         if quantity in ("chi", "kept"):
             error = common.choose(
@@ -59,9 +70,14 @@ def controls(profile: Profile, view):
             )
         if quantity == "sensitivity":
             common.choose(
-                st.select_slider, "Cut to this part of the break-even χ", LEVELS, "level", 0.45,
-                format_func="{:.0%}".format, width=250,
-            )  # fmt: skip
+                st.select_slider,
+                "Cut to this part of the break-even χ",
+                LEVELS,
+                "level",
+                0.45,
+                format_func="{:.0%}".format,
+                width=250,
+            )
         fixed = quantity == "normalized_entropy" and st.toggle("Colour from 0 to 1", key="fixed")
         profiles.settings(view, profile)
     return quantity, metric, error, fixed
@@ -114,9 +130,13 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
             profile, "entropy" if extra else quantity, metric, error, chosen["name"], fixed=fixed, **extra
         )
         common.figure(
-            fig, "map", "Map of the model, layers down and roles across; the same numbers are in the table below.",
-            "karipap-map", on_select=clicked, selection_mode="points",
-        )  # fmt: skip
+            fig,
+            "map",
+            "Map of the model, layers down and roles across; the same numbers are in the table below.",
+            "karipap-map",
+            on_select=clicked,
+            selection_mode="points",
+        )
         st.html(f'<p class="k-note">{html.escape(definition(view, quantity, metric, error))}</p>')
     with right:
         twin(profile, chosen)
@@ -185,9 +205,12 @@ def twin(profile: Profile, chosen: dict) -> None:
             return name if expert is None else f"expert {expert}"
 
         other.selectbox(
-            f"One of {len(mine)}", mine, key="expert", on_change=open_expert,
+            f"One of {len(mine)}",
+            mine,
+            key="expert",
+            on_change=open_expert,
             format_func=say_expert,
-        )  # fmt: skip
+        )
 
 
 def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
@@ -200,9 +223,15 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
     views = ["spectrum", "kept"] + (["bonds"] if bonds else []) + (["tree", "peps"] if row["compressible"] else [])
     names = {"spectrum": "Singular values", "kept": "Kept by χ", "bonds": "MPO bonds", "tree": "Tree", "peps": "PEPS"}
     shown = common.choose(
-        st.segmented_control, "View", views, "view", "spectrum", required=True, format_func=names.get,
+        st.segmented_control,
+        "View",
+        views,
+        "view",
+        "spectrum",
+        required=True,
+        format_func=names.get,
         label_visibility="collapsed",
-    )  # fmt: skip
+    )
     if shown in ("tree", "peps"):
         cuts(view, row, metric, shown)
     else:
@@ -240,8 +269,12 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
     if network == "peps":
         lattice = found.weight(row["name"])["lattice"]
         fig = figures_peps.lattice(lattice["bonds"][has], lattice["grid"], lattice["sites"])
-        common.figure(fig, "detail", f"The lattice of {row['name']}, bonds as thick as their entropy",
-                      f"karipap-peps-{row['name']}")  # fmt: skip
+        common.figure(
+            fig,
+            "detail",
+            f"The lattice of {row['name']}, bonds as thick as their entropy",
+            f"karipap-peps-{row['name']}",
+        )
         st.html(
             '<p class="k-note">Sites are factors out·in of the weight. A bond is as thick as the entropy S of the cut '
             f"it crosses, over what a Gaussian weight has there: columns apart, rows apart. Of {of}.{other}</p>"
@@ -250,8 +283,12 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
     group = found.group(row["name"])
     fig = figures_tree.tree(group["edges"][has])
     fig.update_xaxes(range=[-1.8, 1.8])  # room for the words where the page is narrow
-    common.figure(fig, "detail", f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
-                  f"karipap-tree-{row['name']}")  # fmt: skip
+    common.figure(
+        fig,
+        "detail",
+        f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
+        f"karipap-tree-{row['name']}",
+    )
     alone = " Its role shares nothing by default, so it is a tree alone." if len(group["members"]) == 1 else ""
     st.html(
         '<p class="k-note">Edges are as thick as their entropy; the pale band behind is that of a Gaussian. A thin '
@@ -273,19 +310,33 @@ def against_lowrank(view, profile: Profile, group: dict, metric: str) -> None:
     fig = figures_tree.against_lowrank(sizes_, errors, error[0], sizes, error, dense)
     if curve is None:
         fig.for_each_trace(lambda trace: trace.update(visible=len(trace.x) > 0))
-    common.figure(fig, "tree_line", "Error of the tree against its size, beside low rank on each layer",
-                  f"karipap-tree-line-{group['members'][0]}")  # fmt: skip
+    common.figure(
+        fig,
+        "tree_line",
+        "Error of the tree against its size, beside low rank on each layer",
+        f"karipap-tree-line-{group['members'][0]}",
+    )
     if curve is None:
         st.caption(f"The tree's own line is drawn once it was measured under the metric {metric} (Plan page).")
 
 
 COLUMNS = {
-    "name": ("Weight", None), "layer": ("Layer", None), "role": ("Role", None), "out": ("Out", "localized"),
-    "in": ("In", "localized"), "entropy": ("S", "%.3f"), "normalized_entropy": ("S / ln min", "%.3f"),
-    "null_entropy": ("S of noise", "%.3f"), "excess": ("Excess", "%.3f"), "effective_rank": ("Eff. rank", "%.1f"),
-    "stable_rank": ("Stable rank", "%.1f"), "rank": ("Rank", "localized"), "chi_at_1pct": ("χ at 1 %", "localized"),
-    "spikes": ("Spikes", "localized"), "spike_share": ("Spike share", "percent"),
-}  # fmt: skip
+    "name": ("Weight", None),
+    "layer": ("Layer", None),
+    "role": ("Role", None),
+    "out": ("Out", "localized"),
+    "in": ("In", "localized"),
+    "entropy": ("S", "%.3f"),
+    "normalized_entropy": ("S / ln min", "%.3f"),
+    "null_entropy": ("S of noise", "%.3f"),
+    "excess": ("Excess", "%.3f"),
+    "effective_rank": ("Eff. rank", "%.1f"),
+    "stable_rank": ("Stable rank", "%.1f"),
+    "rank": ("Rank", "localized"),
+    "chi_at_1pct": ("χ at 1 %", "localized"),
+    "spikes": ("Spikes", "localized"),
+    "spike_share": ("Spike share", "percent"),
+}
 
 
 def whole_table(profile: Profile, metric: str) -> None:
@@ -301,9 +352,15 @@ def whole_table(profile: Profile, metric: str) -> None:
     }
     settings["layer"] = st.column_config.NumberColumn("Layer", width="small")
     st.dataframe(
-        rows, column_order=list(COLUMNS), column_config=settings, hide_index=True, height=min(420, 38 + 35 * len(rows)),
-        placeholder="", key="weights", alt="All weights with the numbers of their spectra",
-    )  # fmt: skip
+        rows,
+        column_order=list(COLUMNS),
+        column_config=settings,
+        hide_index=True,
+        height=min(420, 38 + 35 * len(rows)),
+        placeholder="",
+        key="weights",
+        alt="All weights with the numbers of their spectra",
+    )
 
 
 def left_out(profile: Profile) -> None:
@@ -313,9 +370,12 @@ def left_out(profile: Profile) -> None:
         st.html(f'<p class="k-note">{html.escape(profiles.made(profile))}</p>')
         if skipped:
             st.dataframe(
-                pd.DataFrame(skipped), hide_index=True, key="skipped", alt="Tensors passed over, with the reason",
+                pd.DataFrame(skipped),
+                hide_index=True,
+                key="skipped",
+                alt="Tensors passed over, with the reason",
                 column_config={"name": "Tensor", "why": "Why"},
-            )  # fmt: skip
+            )
 
 
 with common.plain_errors("drawing the profile"):

@@ -49,9 +49,11 @@ def show_result_of(view, running) -> None:
         said += f", {predicted:.4f} was predicted" if predicted is not None else ""
     st.html(f'<p class="k-verdict">{html.escape(said)}.</p>')
     st.page_link(
-        "pages/tradeoff.py", label="See the point on the trade-off", icon=":material/show_chart:",
+        "pages/tradeoff.py",
+        label="See the point on the trade-off",
+        icon=":material/show_chart:",
         query_params={"model": view.alias, "point": run["id"]},
-    )  # fmt: skip
+    )
 
 
 def new_run(view, running) -> None:
@@ -73,29 +75,44 @@ def new_run(view, running) -> None:
             if import_plan(view):
                 found = runs.plans(view)
         name = common.choose(
-            choice.selectbox, "Plan", list(found), "plan", next(iter(found)),
+            choice.selectbox,
+            "Plan",
+            list(found),
+            "plan",
+            next(iter(found)),
             format_func=lambda key: f"{key}: {runs.describe(found[key])}",
-        )  # fmt: skip
+        )
         plan = found[name]
         promise(plan)
     with right:
         text = texts.choose("run", "held-out")
         tokens = common.choose(
-            st.select_slider, "Tokens to score, at most", TOKENS, "tokens", 16384, format_func="{:,}".format,
+            st.select_slider,
+            "Tokens to score, at most",
+            TOKENS,
+            "tokens",
+            16384,
+            format_func="{:,}".format,
             help="Runs share a chart only where text, windows and tokens are the same. A sweep scores 16,384.",
-        )  # fmt: skip
+        )
         papers = view.checkpoint.kind == "causal" and st.checkbox(
-            "Perplexity as papers give it", key="papers", persist_state="session",
+            "Perplexity as papers give it",
+            key="papers",
+            persist_state="session",
             help="Besides, on the whole text whatever the tokens above, so it takes longer: windows of 2,048 tokens "
             "that do not overlap (GPTQ, SVD-LLM and most tables), sliding windows (Hugging Face), rolling (lm-eval).",
-        )  # fmt: skip
+        )
         busy = running is not None and running.status()["state"] not in job.ENDED
         argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", str(tokens)]
         argv += ["--conventions"] if papers else []
         pressed = st.button(
-            "Compress & evaluate", type="primary", key="start", icon=":material/play_arrow:",
-            disabled=text is None or busy, width="stretch",
-        )  # fmt: skip
+            "Compress & evaluate",
+            type="primary",
+            key="start",
+            icon=":material/play_arrow:",
+            disabled=text is None or busy,
+            width="stretch",
+        )
         if busy:
             st.caption("One run at a time from this page; the running one is above.")
         if pressed:
@@ -127,8 +144,9 @@ def promise(plan: Plan) -> None:
     items = [("Weights to compress", f"{touched} of {len(entries)}"), ("Metric", plan.metric), ("Rule", plan.rule)]
     if predicted.get("kept") is not None:
         items += [
-            ("Parameters kept", f"{predicted['kept']:.1%}"), ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
-        ]  # fmt: skip
+            ("Parameters kept", f"{predicted['kept']:.1%}"),
+            ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
+        ]
     if predicted.get("rise") is not None:
         items.append(("Predicted rise in loss", f"{predicted['rise']:.4f} nats, {words(predicted)}"))
     if plan.calibration:
@@ -161,20 +179,28 @@ def past(view) -> None:
         for run in found
     )
     event = st.dataframe(
-        rows, hide_index=True, key="past", on_select="rerun", selection_mode="single-row", placeholder="",
-        height=min(320, 38 + 35 * len(rows)), alt="Past runs of this model",
+        rows,
+        hide_index=True,
+        key="past",
+        on_select="rerun",
+        selection_mode="single-row",
+        placeholder="",
+        height=min(320, 38 + 35 * len(rows)),
+        alt="Past runs of this model",
         column_order=[column for column in rows.columns if column != "id"],
         column_config={
-            "label": "Run", "when": st.column_config.DatetimeColumn("When", format="distance"),
+            "label": "Run",
+            "when": st.column_config.DatetimeColumn("When", format="distance"),
             "kept": st.column_config.NumberColumn("Kept", format="percent"),
             "bytes_kept": st.column_config.NumberColumn("Bytes kept", format="percent"),
             "predicted": st.column_config.NumberColumn("Predicted rise", format="%.4f"),
             "rise": st.column_config.NumberColumn("Rise", format="%.4f"),
             "perplexity": st.column_config.NumberColumn("Perplexity", format="%.3f"),
             "kl": st.column_config.NumberColumn("KL", format="%.4f"),
-            "tokens": st.column_config.NumberColumn("Tokens", format="localized"), "text": "Text",
+            "tokens": st.column_config.NumberColumn("Tokens", format="localized"),
+            "text": "Text",
         },
-    )  # fmt: skip
+    )
     with st.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(rows, "karipap-runs", "runs_csv")
     picked = event["selection"]["rows"]
@@ -217,8 +243,9 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         field = "functional_error" if any(row.get("functional_error") is not None for row in rows) else "weight_error"
         weights = [
             {"name": w.name, "layer": w.layer, "role": w.role, "shape": w.shape}
-            for w in view.checkpoint.weights if w.compressible
-        ]  # fmt: skip
+            for w in view.checkpoint.weights
+            if w.compressible
+        ]
         fig = figures_runs.lost(weights, rows, field)
         common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors")
         what = "outputs on calibration text" if field == "functional_error" else "weights"
@@ -227,9 +254,14 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
             runs.open_on_board(run)
         st.download_button(
-            "Export its plan", lambda: json.dumps(run["plan"], indent=1), f"{run['id']}.plan.json", "application/json",
-            key="export", on_click="ignore", icon=":material/download:",
-        )  # fmt: skip
+            "Export its plan",
+            lambda: json.dumps(run["plan"], indent=1),
+            f"{run['id']}.plan.json",
+            "application/json",
+            key="export",
+            on_click="ignore",
+            icon=":material/download:",
+        )
         st.page_link("pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:")
     with st.expander("Use the compressed model", key="k-use"):
         st.code(

@@ -15,9 +15,13 @@ from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, texts
 
 NETWORKS = {
-    "lowrank": "low rank", "mpo": "MPO", "qlr": "Q + low rank", "peps": "PEPS", "disentangled": "disentangled",
+    "lowrank": "low rank",
+    "mpo": "MPO",
+    "qlr": "Q + low rank",
+    "peps": "PEPS",
+    "disentangled": "disentangled",
     "tree": "tree",
-}  # fmt: skip
+}
 KEPT = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 TOKENS = [2048, 4096, 8192, 16384, 32768]
 FORMATS = ("none", "int8", "int4", "int3", "int2")
@@ -57,30 +61,51 @@ def which(documents: dict[str, dict]) -> str | None:
         return None
     names = list(documents)
     return common.choose(
-        st.selectbox, "Measured", names, "measurement", names[0], width=520, filter_mode=None,
+        st.selectbox,
+        "Measured",
+        names,
+        "measurement",
+        names[0],
+        width=520,
+        filter_mode=None,
         format_func=lambda name: foretell.say_settings(documents[name]) if name in documents else name,
-    )  # fmt: skip
+    )
 
 
 def ask(view, running) -> None:
     """A popover with the choices of a new measurement."""
     with st.popover("New measurement", icon=":material/science:", key="k-sensitivity"):
         network = common.choose(
-            st.selectbox, "Network", list(NETWORKS), "sens_network", "lowrank", format_func=NETWORKS.get,
+            st.selectbox,
+            "Network",
+            list(NETWORKS),
+            "sens_network",
+            "lowrank",
+            format_func=NETWORKS.get,
             filter_mode=None,
-        )  # fmt: skip
+        )
         by = "weight"
         if network == "tree":
             st.caption("Weights that share a tree's cores are compressed together.")
         else:
             by = common.choose(
-                st.segmented_control, "One at a time", list(NAMES), "sens_by", "weight", required=True,
+                st.segmented_control,
+                "One at a time",
+                list(NAMES),
+                "sens_by",
+                "weight",
+                required=True,
                 format_func=NAMES.get,
-            )  # fmt: skip
+            )
         size = common.choose(
-            st.segmented_control, "Size by", ["kept", "chi"], "sens_size", "kept", required=True,
+            st.segmented_control,
+            "Size by",
+            ["kept", "chi"],
+            "sens_size",
+            "kept",
+            required=True,
             format_func={"kept": "part kept", "chi": "χ"}.get,
-        )  # fmt: skip
+        )
         if size == "kept":
             kept = common.choose(
                 st.select_slider, "Kept of each weight's numbers", KEPT, "sens_kept", 0.5, format_func="{:.0%}".format
@@ -90,13 +115,23 @@ def ask(view, running) -> None:
             chi = st.number_input("χ of every bond", 1, 65536, 32, key="sens_chi", persist_state="session")
             argv = ["--chi", str(int(chi))]
         metric = common.choose(
-            st.segmented_control, "Cores fitted to", METRICS, "sens_metric", "loss", required=True,
+            st.segmented_control,
+            "Cores fitted to",
+            METRICS,
+            "sens_metric",
+            "loss",
+            required=True,
             format_func={"weight": "weights", "functional": "outputs", "loss": "loss"}.get,
-        )  # fmt: skip
+        )
         form = common.choose(
-            st.selectbox, "Store cores in", FORMATS, "sens_format", "none", filter_mode=None,
+            st.selectbox,
+            "Store cores in",
+            FORMATS,
+            "sens_format",
+            "none",
+            filter_mode=None,
             format_func=lambda name: "the weight's own dtype" if name == "none" else name,
-        )  # fmt: skip
+        )
         tokens = common.choose(
             st.select_slider, "Tokens to measure on", TOKENS, "sens_tokens", core.MAX_TOKENS, format_func="{:,}".format
         )
@@ -143,11 +178,16 @@ def _results(view, name: str) -> None:
     st.html(f'<p class="k-verdict">{html.escape(said)}</p>')
     if len(both) > 1:
         quality = common.choose(
-            st.segmented_control, "Measured as", list(both), "sens_quality", quality, required=True,
+            st.segmented_control,
+            "Measured as",
+            list(both),
+            "sens_quality",
+            quality,
+            required=True,
             format_func=lambda key: {"rise": "rise in loss", "kl": "KL divergence"}[key],
             help="The rise is what counts; the KL divergence to the dense model comes from the same passes and has far "
             "less noise, so that weights which lose little still rank.",
-        )  # fmt: skip
+        )
     found = both[quality]
     total = document["total"].get(by, len(rows))
     if len(rows) < total:
@@ -164,9 +204,13 @@ def _results(view, name: str) -> None:
         member = st.session_state.get("weight")
         fig = figures.sensitivity_map(listed, rows, quality, member)
         common.figure(
-            fig, "sens_map", "Map of the model, layers down and roles across; the same numbers are in the table below.",
-            "karipap-sensitivity", on_select=clicked, selection_mode="points",
-        )  # fmt: skip
+            fig,
+            "sens_map",
+            "Map of the model, layers down and roles across; the same numbers are in the table below.",
+            "karipap-sensitivity",
+            on_select=clicked,
+            selection_mode="points",
+        )
         st.html(f'<p class="k-note">{html.escape(how(document, quality))}</p>')
         details(selected, quality)
     with right:
@@ -177,9 +221,11 @@ def _results(view, name: str) -> None:
     if document["layers"]:
         st.subheader("Layer by layer", anchor=False)
         common.figure(
-            figures.layers(document["layers"], quality), "sens_layers", "What the model loses when one layer's weights "
-            "are compressed and all else is dense", "karipap-sensitivity-layers",
-        )  # fmt: skip
+            figures.layers(document["layers"], quality),
+            "sens_layers",
+            "What the model loses when one layer's weights are compressed and all else is dense",
+            "karipap-sensitivity-layers",
+        )
     table(document, rows, by)
 
 
@@ -242,14 +288,23 @@ def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> Non
     """A measure against what was measured."""
     measures = [key for key in foretell.MEASURES if any(row.get(key) is not None for row in rows)]
     measure = common.choose(
-        st.selectbox, "Number", measures, "sens_measure", "entropy", filter_mode=None,
+        st.selectbox,
+        "Number",
+        measures,
+        "sens_measure",
+        "entropy",
+        filter_mode=None,
         format_func=lambda key: foretell.MEASURES[key].label,
-    )  # fmt: skip
+    )
     fig = figures.scatter(rows, measure, quality, found.get(measure), selected["name"])
     common.figure(
-        fig, "sens_scatter", f"{foretell.MEASURES[measure].label} of each part against what was measured",
-        f"karipap-sensitivity-{measure}", on_select=picked, selection_mode="points",
-    )  # fmt: skip
+        fig,
+        "sens_scatter",
+        f"{foretell.MEASURES[measure].label} of each part against what was measured",
+        f"karipap-sensitivity-{measure}",
+        on_select=picked,
+        selection_mode="points",
+    )
     st.html(f'<p class="k-note">{html.escape(foretell.MEASURES[measure].says)}.</p>')
 
 
@@ -259,9 +314,11 @@ def forest(found: dict) -> None:
     left, right = st.columns([9, 11], gap="large")
     with left:
         common.figure(
-            figures.forest(found), "sens_forest", "Spearman's rank correlation of every measure with its interval",
+            figures.forest(found),
+            "sens_forest",
+            "Spearman's rank correlation of every measure with its interval",
             "karipap-sensitivity-rho",
-        )  # fmt: skip
+        )
     with right:
         lines = []
         for key, one in found.items():
@@ -280,9 +337,14 @@ def forest(found: dict) -> None:
                 f"{name}says": st.column_config.TextColumn("Foretells?", width=80),
             }
         st.dataframe(
-            pd.DataFrame(lines), column_config=form, hide_index=True, key="sens_rho", placeholder="", height="content",
+            pd.DataFrame(lines),
+            column_config=form,
+            hide_index=True,
+            key="sens_rho",
+            placeholder="",
+            height="content",
             alt="Rank correlation of every measure with what was measured",
-        )  # fmt: skip
+        )
     st.html(
         '<p class="k-note">ρ compares ranks only; its 95 % interval comes from resampling the weights. Roles differ in '
         "shape and place, so within roles ranks are taken among the weights of one role and pooled. Unclear: the "
@@ -301,12 +363,27 @@ def table(document: dict, rows: list[dict], by: str) -> None:
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, f"karipap-sensitivity-{by}s", "sens_csv")
         st.download_button(
-            "JSON", lambda: json.dumps(foretell.described(document, by), indent=1), "karipap-sensitivity.json",
-            "application/json", key="sens_json", on_click="ignore", type="tertiary", icon=":material/download:",
-        )  # fmt: skip
-    labels = {"name": "Weight" if by == "weight" else "Layer", "layer": "Layer", "role": "Role", "chi": "χ",
-              "kept": "Kept", "rise": "Rise", "rise_low": "low", "rise_high": "high", "kl": "KL",
-              "top1_agreement": "Top-1 agreement"}  # fmt: skip
+            "JSON",
+            lambda: json.dumps(foretell.described(document, by), indent=1),
+            "karipap-sensitivity.json",
+            "application/json",
+            key="sens_json",
+            on_click="ignore",
+            type="tertiary",
+            icon=":material/download:",
+        )
+    labels = {
+        "name": "Weight" if by == "weight" else "Layer",
+        "layer": "Layer",
+        "role": "Role",
+        "chi": "χ",
+        "kept": "Kept",
+        "rise": "Rise",
+        "rise_low": "low",
+        "rise_high": "high",
+        "kl": "KL",
+        "top1_agreement": "Top-1 agreement",
+    }
     labels |= {key: measure.label for key, measure in foretell.MEASURES.items()}
     form = {}
     for column in frame.columns:
@@ -314,9 +391,14 @@ def table(document: dict, rows: list[dict], by: str) -> None:
         number = pd.api.types.is_float_dtype(frame[column])
         form[column] = st.column_config.NumberColumn(label, format="%.4g") if number else label
     st.dataframe(
-        frame, column_config=form, hide_index=True, height=min(460, 38 + 35 * len(frame)), placeholder="",
-        key="sens_rows", alt="What every part loses, with the numbers that may foretell it",
-    )  # fmt: skip
+        frame,
+        column_config=form,
+        hide_index=True,
+        height=min(460, 38 + 35 * len(frame)),
+        placeholder="",
+        key="sens_rows",
+        alt="What every part loses, with the numbers that may foretell it",
+    )
     for row in document.get("skipped", ()):
         st.caption(common.plain(f"{row['name']}: left out, {row['why']}"))
 

@@ -19,13 +19,24 @@ from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, 
 
 SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
 COLUMNS = {
-    "label": ("Point", None), "kind": ("Kind", None), "bytes_kept": ("Bytes kept", "percent"),
-    "kept": ("Parameters kept", "percent"), "kept_blocks": ("Blocks kept", "percent"), "rise": ("Rise", "%.4f"),
-    "rise_low": ("95 % from", "%.4f"), "rise_high": ("to", "%.4f"), "to_dense": ("To dense", None),
-    "predicted_rise": ("Predicted", "%.4f"), "loss": ("Loss", "%.4f"),
-    "perplexity": ("Perplexity", "%.3f"), "bits_per_byte": ("Bits/byte", "%.4f"), "kl": ("KL", "%.4f"),
-    "top1_agreement": ("Top-1", "percent"), "relative_error": ("Output error", "%.4f"), "on_front": ("Front", None),
-}  # fmt: skip
+    "label": ("Point", None),
+    "kind": ("Kind", None),
+    "bytes_kept": ("Bytes kept", "percent"),
+    "kept": ("Parameters kept", "percent"),
+    "kept_blocks": ("Blocks kept", "percent"),
+    "rise": ("Rise", "%.4f"),
+    "rise_low": ("95 % from", "%.4f"),
+    "rise_high": ("to", "%.4f"),
+    "to_dense": ("To dense", None),
+    "predicted_rise": ("Predicted", "%.4f"),
+    "loss": ("Loss", "%.4f"),
+    "perplexity": ("Perplexity", "%.3f"),
+    "bits_per_byte": ("Bits/byte", "%.4f"),
+    "kl": ("KL", "%.4f"),
+    "top1_agreement": ("Top-1", "percent"),
+    "relative_error": ("Output error", "%.4f"),
+    "on_front": ("Front", None),
+}
 
 
 def page() -> None:
@@ -41,9 +52,15 @@ def page() -> None:
         st.info("Nothing has been measured on this model yet. Start a sweep, or compress a plan on the Run page.")
     else:
         shown = common.choose(
-            st.segmented_control, "Show", list(SHOWN), "show", "tradeoff", format_func=SHOWN.get, required=True,
+            st.segmented_control,
+            "Show",
+            list(SHOWN),
+            "show",
+            "tradeoff",
+            format_func=SHOWN.get,
+            required=True,
             label_visibility="collapsed",
-        )  # fmt: skip
+        )
         if shown == "predictions":
             predicted.page(view)
         else:
@@ -69,13 +86,25 @@ def chart(points: list[dict]) -> None:
     qualities += list(scores.keys(points))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
         x = common.choose(
-            st.selectbox, "Size", list(figures_runs.SIZES), "x", "bytes_kept", width=230, filter_mode=None,
+            st.selectbox,
+            "Size",
+            list(figures_runs.SIZES),
+            "x",
+            "bytes_kept",
+            width=230,
+            filter_mode=None,
             format_func=lambda key: figures_runs.SIZES[key].label,
-        )  # fmt: skip
+        )
         y = common.choose(
-            st.selectbox, "Quality", qualities, "y", qualities[0], width=230, filter_mode=None,
+            st.selectbox,
+            "Quality",
+            qualities,
+            "y",
+            qualities[0],
+            width=230,
+            filter_mode=None,
             format_func=lambda key: figures_runs.quality(points, key).label,
-        )  # fmt: skip
+        )
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
         published = with_published(x, y)
     st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
@@ -97,10 +126,13 @@ def with_published(x: str, y: str) -> bool:
     some = published_axis(x, y) is not None
     common.setting("published", [False, True], False)
     wanted = st.toggle(
-        "Published points", key="published", persist_state="session", disabled=not some,
+        "Published points",
+        key="published",
+        persist_state="session",
+        disabled=not some,
         help="Figures that papers report of other models, as a reference: published, not measured here. They have "
         "bytes or parameters kept, and a rise in loss or the accuracy of a task.",
-    )  # fmt: skip
+    )
     common.share("published", False)
     return wanted and some
 
@@ -160,9 +192,13 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
     if published:
         published.add_anchors(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
     common.figure(
-        fig, "curve", "Size against quality of every measured model; the same numbers are in the table below.",
-        "karipap-tradeoff", on_select=clicked, selection_mode="points",
-    )  # fmt: skip
+        fig,
+        "curve",
+        "Size against quality of every measured model; the same numbers are in the table below.",
+        "karipap-tradeoff",
+        on_select=clicked,
+        selection_mode="points",
+    )
     size, quality = figures_runs.SIZES[x], figures_runs.quality(points, y)
     dense = (points[0].get("dense") or {}).get("loss")
     st.html(
@@ -289,10 +325,17 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
     }
     settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
     event = st.dataframe(
-        frame, column_order=[c for c in columns if c in frame.columns], column_config=settings, hide_index=True,
-        height=min(460, 38 + 35 * len(frame)), placeholder="", key="points", on_select="rerun",
-        selection_mode="single-row", alt="All measured points",
-    )  # fmt: skip
+        frame,
+        column_order=[c for c in columns if c in frame.columns],
+        column_config=settings,
+        hide_index=True,
+        height=min(460, 38 + 35 * len(frame)),
+        placeholder="",
+        key="points",
+        on_select="rerun",
+        selection_mode="single-row",
+        alt="All measured points",
+    )
     picked = event["selection"]["rows"]
     if picked and rows[picked[0]]["id"] != st.session_state.get("row"):
         st.session_state.row = st.session_state.point = rows[picked[0]]["id"]
@@ -305,20 +348,29 @@ def sweep_form(view, running, first: bool) -> None:
         left, middle, right = st.columns(3, gap="large")
         with left:
             networks = st.multiselect(
-                "Networks", ["all", *tables.NETWORKS], ["lowrank"], key="sweep_networks",
+                "Networks",
+                ["all", *tables.NETWORKS],
+                ["lowrank"],
+                key="sweep_networks",
                 format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS[name],
-            )  # fmt: skip
+            )
             rules = st.multiselect(
-                "Rules", ["uniform", "entropy", "functional", "loss", "calibrated", "refined", "best"], ["calibrated"],
-                key="sweep_rules", help="How a budget is dealt to weights; calibrated and refined measure the model.",
-            )  # fmt: skip
+                "Rules",
+                ["uniform", "entropy", "functional", "loss", "calibrated", "refined", "best"],
+                ["calibrated"],
+                key="sweep_rules",
+                help="How a budget is dealt to weights; calibrated and refined measure the model.",
+            )
         with middle:
             auto = st.toggle("Budgets where this model's curve bends", True, key="sweep_auto")
             typed = st.text_input("Kept, separated by commas", "0.9, 0.8, 0.7, 0.5", key="sweep_budgets", disabled=auto)
             scope = st.radio(
-                "Kept counts", ["model", "blocks"], key="sweep_scope", horizontal=True,
+                "Kept counts",
+                ["model", "blocks"],
+                key="sweep_scope",
+                horizontal=True,
                 help="The whole model, or the weights that can be compressed.",
-            )  # fmt: skip
+            )
             with st.container(horizontal=True):
                 stored = st.selectbox("Store cores in", tables.FORMATS, key="sweep_quantize", filter_mode=None)
                 embedding = st.selectbox("Embedding", tables.EMBEDDINGS, key="sweep_embedding", filter_mode=None)
@@ -339,8 +391,10 @@ def sweep_form(view, running, first: bool) -> None:
             argv += ["--out", str(Workspace().root), *text, *chosen]
             job.start(argv, f"Sweep {view.checkpoint.name}", "sweep_job")
             st.rerun()
-        st.caption("Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
-                   "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning.")  # fmt: skip
+        st.caption(
+            "Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
+            "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning."
+        )
 
 
 def sweep_tasks(view) -> tuple[list[str], str]:
@@ -348,11 +402,16 @@ def sweep_tasks(view) -> tuple[list[str], str]:
     there = find_spec("lm_eval") is not None
     causal = view.checkpoint.kind == "causal"
     names = st.multiselect(
-        "Tasks", NAMES, [], key="sweep_tasks", accept_new_options=True, disabled=not (there and causal),
+        "Tasks",
+        NAMES,
+        [],
+        key="sweep_tasks",
+        accept_new_options=True,
+        disabled=not (there and causal),
         placeholder="none, or a name of lm-eval" if there else "needs lm-eval: pip install lm-eval",
         help="Benchmark tasks, scored by EleutherAI's lm-eval on every model and on the dense one. The two here need "
         "no network; other names of lm-eval, such as hellaswag, take their items from the Hugging Face hub.",
-    )  # fmt: skip
+    )
     if not names or not (there and causal):
         return [], ""
     limit = st.number_input("Items of each task, at most", 1, None, None, key="sweep_limit", placeholder="all")

@@ -18,16 +18,25 @@ SHAPES = {
 
 def profile(
     layers: int = 3, experts: int = 0, metrics=("weight",), bonds: bool = False, fingerprint: str = "0" * 64
-) -> Profile:  # fmt: skip
+) -> Profile:
     """Llama-shaped; `k` has three strong directions, `o` is pure noise, the rest lies between. Skips two tensors."""
     rng = np.random.default_rng(0)
     rows, spectra = [], {}
 
     def add(name, layer, role, shape, expert=None, compressible=True):
         row = {
-            "name": name, "layer": layer, "role": role, "expert": expert, "shape": list(shape), "dtype": "float32",
-            "parameters": shape[0] * shape[1], "compressible": compressible, "notes": [], "spectra": {}, "bonds": [],
-        }  # fmt: skip
+            "name": name,
+            "layer": layer,
+            "role": role,
+            "expert": expert,
+            "shape": list(shape),
+            "dtype": "float32",
+            "parameters": shape[0] * shape[1],
+            "compressible": compressible,
+            "notes": [],
+            "spectra": {},
+            "bonds": [],
+        }
         matrix = rng.standard_normal(shape)
         strength = {"k": 30.0, "o": 0.0}.get(role, 4.0)
         if role != "o":
@@ -55,9 +64,16 @@ def profile(
             else:
                 add(f"model.layers.{layer}.{role}_proj", layer, role, shape)
     document = {
-        "format": "karipap-profile", "version": 1, "model": "made up", "fingerprint": fingerprint, "parameters": 1,
+        "format": "karipap-profile",
+        "version": 1,
+        "model": "made up",
+        "fingerprint": fingerprint,
+        "parameters": 1,
         "settings": {"metrics": list(metrics), "network": "mpo" if bonds else None, "text": None, "sha256": None},
-        "device": "cpu", "versions": {"numpy": np.__version__}, "seconds": 0.1, "weights": rows,
+        "device": "cpu",
+        "versions": {"numpy": np.__version__},
+        "seconds": 0.1,
+        "weights": rows,
         "skipped": [{"name": "model.norm.weight", "why": "one-dimensional"}, {"name": "x.bias", "why": "a bias"}],
-    }  # fmt: skip
+    }
     return Profile(document, spectra)

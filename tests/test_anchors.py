@@ -67,10 +67,14 @@ def test_axes_without_published_points_leave_the_figure_alone():
 @pytest.mark.parametrize(
     ("key", "bad", "says"),
     [
-        ("source", "", "field source"), ("kept", 1.2, "field kept"), ("y", "5", "field y"), ("y", 0.5, "below 1"),
-        ("metric", "loss", "field metric"), ("y", float("inf"), "field y"),
+        ("source", "", "field source"),
+        ("kept", 1.2, "field kept"),
+        ("y", "5", "field y"),
+        ("y", 0.5, "below 1"),
+        ("metric", "loss", "field metric"),
+        ("y", float("inf"), "field y"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_refused(tmp_path, key, bad, says):
     document = json.loads(anchors.FILE.read_text())
     document["anchors"] = [document["anchors"][0] | {key: bad}]

@@ -62,12 +62,25 @@ class Bench:
                 total += share > self.rules.get("cliff", {}).get(name, 1.0) + 1e-6
         rise = 1.2 * total * (self.rules.get("side", 1.0) if "verdict" in self.text.name else 1.0)
         wave = np.resize([0.9, 1.1], DOCUMENTS) * rise
-        units = {"over": "documents", "ids": list(range(DOCUMENTS)), "tokens": [10] * DOCUMENTS,
-                 "rise": (10 * wave).tolist()}  # fmt: skip
+        units = {
+            "over": "documents",
+            "ids": list(range(DOCUMENTS)),
+            "tokens": [10] * DOCUMENTS,
+            "rise": (10 * wave).tolist(),
+        }
         interval = uncertainty.paired_bootstrap(units["rise"], units["tokens"])
-        return {"loss": 3 + rise, "perplexity": float(np.exp(3 + rise)), "rise": rise, "rise_low": interval.low,
-                "rise_high": interval.high, "units": units, "documents": DOCUMENTS, "kl": rise, "tokens": 240,
-                "dense": {"loss": 3.0}}  # fmt: skip
+        return {
+            "loss": 3 + rise,
+            "perplexity": float(np.exp(3 + rise)),
+            "rise": rise,
+            "rise_low": interval.low,
+            "rise_high": interval.high,
+            "units": units,
+            "documents": DOCUMENTS,
+            "kl": rise,
+            "tokens": 240,
+            "dense": {"loss": 3.0},
+        }
 
 
 def calibrate(study) -> None:
@@ -242,8 +255,17 @@ def test_ends_are_kept_dense_where_that_is_asked_or_measured_to_be_better(study,
         search(study, tmp_path / "all", keep_ends=2)
 
 
-@pytest.mark.parametrize("more", [{"max_rise": None}, {"budget": 0.5}, {"max_rise": -1.0}, {"max_evaluations": 0},
-                                  {"networks": ("nosuch",)}, {"quantize": "int5"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"max_rise": None},
+        {"budget": 0.5},
+        {"max_rise": -1.0},
+        {"max_evaluations": 0},
+        {"networks": ("nosuch",)},
+        {"quantize": "int5"},
+    ],
+)
 def test_what_does_not_fit_is_refused_in_a_sentence(study, tmp_path, rules, more):
     with pytest.raises(InputError):
         search(study, tmp_path, **more)

@@ -48,9 +48,15 @@ def started(monkeypatch):
 
 def step(number: int, **more) -> dict:
     entry = {
-             "step": number, "did": f"Measured <b>plan</b> {number}", "why": "Because.", "id": f"point-{number}",
-             "predicted": 0.02, "bytes_kept": 0.5 + number / 100, "decision": "Under the line.", "accepted": True,
-    }  # fmt: skip
+        "step": number,
+        "did": f"Measured <b>plan</b> {number}",
+        "why": "Because.",
+        "id": f"point-{number}",
+        "predicted": 0.02,
+        "bytes_kept": 0.5 + number / 100,
+        "decision": "Under the line.",
+        "accepted": True,
+    }
     entry |= {"measured": {"rise": 0.01 * number, "low": 0.008 * number, "high": 0.012 * number}} | more
     return entry | {"says": f"{entry['did']}. Because. {entry['decision']}"}
 
@@ -59,30 +65,72 @@ def document(source, key: str, state: str = "done", **more) -> dict:
     checkpoint = open_checkpoint(source)
     log = [step(1), step(2, accepted=False, decision="Over the line."), step(3)]
     tried = [
-        {"id": each["id"], "label": f"lowrank <i>{each['step']}</i>", "bytes_kept": each["bytes_kept"],
-         "predicted": 0.02, **each["measured"], "accepted": each["accepted"],
-         "text": "verdict" if each["step"] == 3 else "search"} for each in log
-    ]  # fmt: skip
-    rival = {"label": "uniform, lowrank", "method": "lowrank", "id": "rival", "bytes_kept": 0.53, "rise": 0.9,
-             "bytes_kept_blocks": 0.5, "rise_low": 0.8, "rise_high": 1.0,
-             "difference": {"mean": 0.87, "low": 0.8, "high": 0.9}}  # fmt: skip
+        {
+            "id": each["id"],
+            "label": f"lowrank <i>{each['step']}</i>",
+            "bytes_kept": each["bytes_kept"],
+            "predicted": 0.02,
+            **each["measured"],
+            "accepted": each["accepted"],
+            "text": "verdict" if each["step"] == 3 else "search",
+        }
+        for each in log
+    ]
+    rival = {
+        "label": "uniform, lowrank",
+        "method": "lowrank",
+        "id": "rival",
+        "bytes_kept": 0.53,
+        "rise": 0.9,
+        "bytes_kept_blocks": 0.5,
+        "rise_low": 0.8,
+        "rise_high": 1.0,
+        "difference": {"mean": 0.87, "low": 0.8, "high": 0.9},
+    }
     weight = next(weight for weight in checkpoint.weights if weight.compressible)
-    plan = {"format": "karipap-plan", "version": 1, "model": model_entry(checkpoint), "metric": "loss",
-            "rule": "hand", "budget": 0.5, "scope": "model", "weights": {weight.name: {"network": "dense"}},
-            "predicted": {"kept": 0.5, "rise": 0.02}}  # fmt: skip
+    plan = {
+        "format": "karipap-plan",
+        "version": 1,
+        "model": model_entry(checkpoint),
+        "metric": "loss",
+        "rule": "hand",
+        "budget": 0.5,
+        "scope": "model",
+        "weights": {weight.name: {"network": "dense"}},
+        "predicted": {"kept": 0.5, "rise": 0.02},
+    }
     text = {"name": "a <b>text</b>", "sha256": "0", "documents": 7}
     found = {
-        "format": "karipap-autopilot", "version": 1, "key": key, "state": state, "model": model_entry(checkpoint),
-        "line": {"max_rise": 0.03, "max_perplexity": 0.0305, "of": "loss, nats a token"}, "quality": "rise",
-        "settings": {"networks": ["lowrank"], "quantize": None, "scope": "model"}, "criterion": "The upper end.",
-        "texts": dict.fromkeys(("search", "verdict", "calibration"), text), "evaluations": 2, "tried": tried,
-        "rivals": [rival], "log": log,
-    }  # fmt: skip
+        "format": "karipap-autopilot",
+        "version": 1,
+        "key": key,
+        "state": state,
+        "model": model_entry(checkpoint),
+        "line": {"max_rise": 0.03, "max_perplexity": 0.0305, "of": "loss, nats a token"},
+        "quality": "rise",
+        "settings": {"networks": ["lowrank"], "quantize": None, "scope": "model"},
+        "criterion": "The upper end.",
+        "texts": dict.fromkeys(("search", "verdict", "calibration"), text),
+        "evaluations": 2,
+        "tried": tried,
+        "rivals": [rival],
+        "log": log,
+    }
     if state == "done":
-        found |= {"plan": plan, "id": "point-3", "bytes_kept": 0.53, "rise": 0.03, "rise_low": 0.024,
-                  "rise_high": 0.036, "perplexity": 9.0, "perplexity_rise": 0.0305, "met": True, "seconds": 70.0,
-                  "outside_uncertainty": False, "verdict": ["Plain <b>quantization</b> does better here.", key],
-        }  # fmt: skip
+        found |= {
+            "plan": plan,
+            "id": "point-3",
+            "bytes_kept": 0.53,
+            "rise": 0.03,
+            "rise_low": 0.024,
+            "rise_high": 0.036,
+            "perplexity": 9.0,
+            "perplexity_rise": 0.0305,
+            "met": True,
+            "seconds": 70.0,
+            "outside_uncertainty": False,
+            "verdict": ["Plain <b>quantization</b> does better here.", key],
+        }
     return found | more
 
 
@@ -148,8 +196,9 @@ def test_the_last_search_is_reopened_and_others_can_be_chosen(tiny, started):
     assert "b" * 16 in said and "a" * 16 not in said and "Plain &lt;b&gt;quantization" in said
     assert "not outside the uncertainty" in said and "a &lt;b&gt;text" in said and "<dd>53.0%</dd>" in said
     assert app.selectbox(key="autopilot").options == [
-        "at most 0.03, lowrank: 53.0% kept, met", "at most 0.03, lowrank: 53.0% kept, met",
-    ]  # fmt: skip
+        "at most 0.03, lowrank: 53.0% kept, met",
+        "at most 0.03, lowrank: 53.0% kept, met",
+    ]
     assert "a" * 16 in words(opened(autopilot="a" * 16))
 
 

@@ -72,9 +72,18 @@ def test_round_trip():
 
 
 def test_files_of_version_1_are_read_and_newer_ones_refused():
-    old = {"format": "karipap-calibration", "version": 1, "metric": "loss", "measure": "kl", "text": {"text": "t"},
-           "dense_loss": 2.0, "levels": {"w": [[1, 1.0, 1.0]]}, "plans": [], "tokens": 3,
-           "checks": [{"predicted": 0.3, "measured": 0.4, "text": "held out"}]}  # fmt: skip
+    old = {
+        "format": "karipap-calibration",
+        "version": 1,
+        "metric": "loss",
+        "measure": "kl",
+        "text": {"text": "t"},
+        "dense_loss": 2.0,
+        "levels": {"w": [[1, 1.0, 1.0]]},
+        "plans": [],
+        "tokens": 3,
+        "checks": [{"predicted": 0.3, "measured": 0.4, "text": "held out"}],
+    }
     found = Calibration.from_json(old)
     assert found.version == 1 and found.history == [] and found.error == pytest.approx(0.25)
     with pytest.raises(InputError, match="newer Karipap"):

@@ -76,8 +76,9 @@ def verb_of(command: str) -> list[str]:
     return words[3:]
 
 
-@pytest.mark.parametrize("kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]),
-                                        ("fallback", FLOW[2])])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]), ("fallback", FLOW[2])]
+)
 def test_each_record_is_needed_and_the_fix_makes_it_anew(world, folder, tmp_path, monkeypatch, kind, name):
     (folder / f"{kind}.json").unlink()
     document = checklist(folder)
@@ -100,8 +101,13 @@ def test_a_record_that_holds_nothing_is_none(folder, kind, text):
 
 
 def test_records_that_report_a_failure_are_red(folder):
-    for kind, change in (("verify", {"ok": False}), ("evaluation", {"rise": None}), ("evaluation", {"text": {}}),
-                         ("shadow", {"prompts": []}), ("fallback", {"ok": False})):  # fmt: skip
+    for kind, change in (
+        ("verify", {"ok": False}),
+        ("evaluation", {"rise": None}),
+        ("evaluation", {"text": {}}),
+        ("shadow", {"prompts": []}),
+        ("fallback", {"ok": False}),
+    ):
         kept = read_json(folder / f"{kind}.json")
         write_json(folder / f"{kind}.json", kept | {"result": kept["result"] | change})
         assert len(red(checklist(folder))) == 1
@@ -130,8 +136,9 @@ def test_an_evaluation_that_does_not_say_on_what_is_red(folder, missing):
     assert red(document) == [FLOW[0]] and "which text and windows" in item(document, FLOW[0])["evidence"]
 
 
-@pytest.mark.parametrize("kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]),
-                                        ("fallback", FLOW[2])])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, name", [("verify", "verify passed"), ("evaluation", FLOW[0]), ("shadow", FLOW[1]), ("fallback", FLOW[2])]
+)
 def test_a_record_made_beside_another_dense_model_is_stale(folder, kind, name):
     change(folder, kind, of={"dense": "0" * 64})
     document = checklist(folder)

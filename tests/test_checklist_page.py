@@ -50,9 +50,17 @@ def run(world):
     """A run in the workspace whose folder is the compressed one."""
     plan = plan_for(world[0])
     return Workspace().new_run(
-        {"id": "run-a", "kind": "network", "label": "lowrank <b>, kept 0.8", "folder": str(world[1]),
-         "model": plan.model, "plan": plan.to_json(), "kept": 0.8, "bytes_kept": 0.8}
-    )  # fmt: skip
+        {
+            "id": "run-a",
+            "kind": "network",
+            "label": "lowrank <b>, kept 0.8",
+            "folder": str(world[1]),
+            "model": plan.model,
+            "plan": plan.to_json(),
+            "kept": 0.8,
+            "bytes_kept": 0.8,
+        }
+    )
 
 
 def opened(**query) -> AppTest:

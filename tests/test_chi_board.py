@@ -37,9 +37,12 @@ def browser(rows, model, plans=(), jobs=()) -> dict:
     script = script.replace("%ALLOCATE%", json.dumps(str(PARTS / "chi_board_allocate.js")))
     given = {"table": chi_board.board_data(rows, model), "plans": list(plans), "jobs": list(jobs)}
     done = subprocess.run(
-        [node, "--no-warnings", "--input-type=module", "-e", script], input=json.dumps(given), capture_output=True,
-        text=True, timeout=60,
-    )  # fmt: skip
+        [node, "--no-warnings", "--input-type=module", "-e", script],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -95,20 +98,23 @@ def test_the_budget_slider_chooses_what_the_core_chooses(which, unit, request):
     size = 2 if unit == "bytes" else 1
     jobs, wanted = [], []
     options = tables(rows, unit=unit)
-    fixed = {rows[w]["name"]: int(np.flatnonzero(options[w].chi == c)[0]) for w, c in pinned.items()
-             if c in options[w].chi}  # fmt: skip
+    fixed = {
+        rows[w]["name"]: int(np.flatnonzero(options[w].chi == c)[0]) for w, c in pinned.items() if c in options[w].chi
+    }
     locked = [w for w in pinned if rows[w]["name"] in fixed]
     for budget in (0.25, 0.5, 0.7, 0.9, 1.0):
-        jobs.append({"budget": budget, "unit": unit, "scope": "model", "kind": "lagrangian", "locked": locked,
-                     "chi": chi})  # fmt: skip
+        jobs.append(
+            {"budget": budget, "unit": unit, "scope": "model", "kind": "lagrangian", "locked": locked, "chi": chi}
+        )
         limit = budget * size * (dense + model["other_parameters"]) - size * model["other_parameters"]
         wanted.append(chosen(options, allocate.allocate(options, limit, fixed)))
     for found, want in zip(browser(rows, model, (), jobs)["answers"], wanted, strict=True):
         # Damages travel as float32: where two steps gain the same to 1e-7, either may come first.
         same = np.mean([a == b for a, b in zip(found, want, strict=True)])
         assert same > 0.97
-        totals = [chi_board.totals(rows, model, dict(zip([r["name"] for r in rows], c, strict=True)))
-                  for c in (found, want)]  # fmt: skip
+        totals = [
+            chi_board.totals(rows, model, dict(zip([r["name"] for r in rows], c, strict=True))) for c in (found, want)
+        ]
         assert totals[0]["damage"] == pytest.approx(totals[1]["damage"], rel=1e-3, abs=1e-9)
         assert totals[0]["parameters"] == pytest.approx(totals[1]["parameters"], rel=2e-3)
 
@@ -117,13 +123,17 @@ def test_rules_that_scale_cost_by_one_factor(small):
     rows, model = small
     entropies = {row["name"]: 1 + 0.3 * k for k, row in enumerate(rows)}
     options = tables(rows)
-    shaped = [row | {"share": float(np.exp(entropies[row["name"]]) * table.cost[0] / table.chi[0])}
-              for row, table in zip(rows, options, strict=True)]  # fmt: skip
+    shaped = [
+        row | {"share": float(np.exp(entropies[row["name"]]) * table.cost[0] / table.chi[0])}
+        for row, table in zip(rows, options, strict=True)
+    ]
     dense = sum(row["parameters_dense"] for row in rows)
     zero = {"unit": "parameters", "scope": "blocks", "kind": "proportional", "locked": [], "chi": [0] * len(rows)}
     jobs = [zero | {"budget": budget} for budget in (0.3, 0.5, 0.8, 1.0)]
-    for given, rule in ((rows, lambda limit: allocate.uniform(options, limit)),
-                        (shaped, lambda limit: allocate.by_entropy(options, limit, entropies))):  # fmt: skip
+    for given, rule in (
+        (rows, lambda limit: allocate.uniform(options, limit)),
+        (shaped, lambda limit: allocate.by_entropy(options, limit, entropies)),
+    ):
         found = browser(given, model, (), jobs)["answers"]
         for job, answer in zip(jobs, found, strict=True):
             assert answer == chosen(options, rule(job["budget"] * dense))
@@ -133,8 +143,14 @@ def test_an_objective_of_its_own_decides_and_the_damage_is_told(small):
     rows, model = small
     rng = np.random.default_rng(3)
     other = [row | {"objective": row["damage"] * rng.uniform(0.1, 10)} for row in rows]
-    job = {"budget": 0.5, "unit": "parameters", "scope": "blocks", "kind": "lagrangian", "locked": [],
-           "chi": [0] * len(rows)}  # fmt: skip
+    job = {
+        "budget": 0.5,
+        "unit": "parameters",
+        "scope": "blocks",
+        "kind": "lagrangian",
+        "locked": [],
+        "chi": [0] * len(rows),
+    }
     options = tables(other, "objective")
     limit = 0.5 * sum(row["parameters_dense"] for row in rows)
     (found,) = browser(other, model, (), [job])["answers"]
@@ -172,8 +188,15 @@ def test_break_even_is_where_the_cores_cost_as_much(small):
 
 
 def sent(rows, **changes) -> dict:
-    value = {"chi": {row["name"]: 5 for row in rows}, "locked": [rows[0]["name"]], "hand": [], "budget": 0.5,
-             "cause": "cell", "selected": rows[1]["name"], "seq": 3}  # fmt: skip
+    value = {
+        "chi": {row["name"]: 5 for row in rows},
+        "locked": [rows[0]["name"]],
+        "hand": [],
+        "budget": 0.5,
+        "cause": "cell",
+        "selected": rows[1]["name"],
+        "seq": 3,
+    }
     return value | changes
 
 
@@ -226,12 +249,23 @@ def listed():
         damage = np.sort(rng.lognormal(-4, 2, n))[::-1]
         rows.append(
             {
-                "name": f"w{w}", "layer": w // 2, "role": "qkvo"[w % 2], "expert": None, "shape": (80, 50),
-                "parameters_dense": dense, "bytes_per_parameter": 4, "chi": np.arange(1, n + 1), "parameters": cost,
-                "bytes": 2.2 * cost + 100, "damage": damage, "labels": [f"x {k}" for k in range(n)], "group": group,
-                "steps": cost, "no_dense": w in (7, 8),
+                "name": f"w{w}",
+                "layer": w // 2,
+                "role": "qkvo"[w % 2],
+                "expert": None,
+                "shape": (80, 50),
+                "parameters_dense": dense,
+                "bytes_per_parameter": 4,
+                "chi": np.arange(1, n + 1),
+                "parameters": cost,
+                "bytes": 2.2 * cost + 100,
+                "damage": damage,
+                "labels": [f"x {k}" for k in range(n)],
+                "group": group,
+                "steps": cost,
+                "no_dense": w in (7, 8),
             }
-        )  # fmt: skip
+        )
         if group and w % 2:  # mates share their steps and differ in what they cost
             rows[-1]["steps"] = rows[-2]["steps"]
     return rows, llama_model(20, 50)
@@ -255,8 +289,16 @@ def test_listed_options_and_mates_in_the_browser_are_pythons(listed):
             locked = (rows[2]["name"], rows[3]["name"], rows[10]["name"])
             now = {name: 2 for name in locked}
             wanted.append(board.choose(found, budget, unit, "blocks", now, locked))
-            jobs.append({"budget": budget, "unit": unit, "scope": "blocks", "kind": "lagrangian", "locked": [2, 3, 10],
-                         "chi": [now.get(row["name"], 0) for row in rows]})  # fmt: skip
+            jobs.append(
+                {
+                    "budget": budget,
+                    "unit": unit,
+                    "scope": "blocks",
+                    "kind": "lagrangian",
+                    "locked": [2, 3, 10],
+                    "chi": [now.get(row["name"], 0) for row in rows],
+                }
+            )
     told = browser(rows, model, plans, jobs)
     for chi, figures in zip(plans, told["totals"], strict=True):
         mine = chi_board.totals(rows, model, {row["name"]: c for row, c in zip(rows, chi, strict=True)})

@@ -114,8 +114,11 @@ def test_whitening_is_measured_as_a_computation_from_the_definitions_says(llama,
         assert row["damage"] == pytest.approx(kl, rel=2e-3) and row["rise"] == pytest.approx(rise, rel=5e-3, abs=1e-5)
     before = math.exp(document["dense_loss"])
     assert f"perplexity {before:,.2f} →" in document["measured"]["plain_80"]
-    wins = [k for k in (80, 60, 40) if document["figures"]["rows"][f"white_{k}"]["damage"]
-            < document["figures"]["rows"][f"plain_{k}"]["damage"]]  # fmt: skip
+    wins = [
+        k
+        for k in (80, 60, 40)
+        if document["figures"]["rows"][f"white_{k}"]["damage"] < document["figures"]["rows"][f"plain_{k}"]["damage"]
+    ]
     assert document["figures"]["wins"] == wins and f"at {len(wins)} of 3 sizes" in document["verdict"]
 
 
@@ -190,8 +193,10 @@ def test_bytes_are_equal_and_integers_are_those_of_quantize(llama, text):
     folder, model, windows = llama
     document = check(folder, "bytes", text)
     rows = document["figures"]["rows"]
-    for like, names in (("int8", ("mpo_half", "svd_half", "mpo_two_half")),
-                        ("int4", ("mpo_quarter", "svd_quarter", "mpo_int8_quarter"))):  # fmt: skip
+    for like, names in (
+        ("int8", ("mpo_half", "svd_half", "mpo_two_half")),
+        ("int4", ("mpo_quarter", "svd_quarter", "mpo_int8_quarter")),
+    ):
         for name in names:
             assert 0.8 * rows[like]["bytes_kept"] < rows[name]["bytes_kept"] <= rows[like]["bytes_kept"] + 1e-9, name
     dense, kept, size, numbers = log_probabilities(model, windows.check), {}, 0, 0

@@ -47,16 +47,41 @@ def started(monkeypatch) -> list:
 def result(claim: str, **more) -> dict:
     keys = [row.key for row in CLAIMS[claim].published]
     return {
-        "format": "karipap-claim", "version": 1, "claim": claim, "model": {"name": "tiny"}, "seconds": 3.0,
-        "created": 1.7e9, "environment": {}, "text": {"name": "a text <b>of mine</b>", "sha256": "0"}, "tokens": 2048,
-        "measure": "kl", "dense_loss": 5.0, "verdict": "Seen here: 7 & more.", "measured": {keys[0]: "ρ = +0.91"},
-        "figures": {}, "table": {"columns": ["weight", "damage"], "rows": [["a", 0.5], ["=b", 0.25]]},
-        "charts": [{"kind": "lines", "title": "T", "x": "Layer", "y": "nats", "log": True,
-                    "series": [{"name": "q", "x": [0, 1], "y": [0.5, 0.0]}]},
-                   {"kind": "bars", "title": "B", "x": "", "y": "n", "log": False,
-                    "series": [{"name": "n", "x": ["u", "v"], "y": [3.0, 1500.0]}]}],
+        "format": "karipap-claim",
+        "version": 1,
+        "claim": claim,
+        "model": {"name": "tiny"},
+        "seconds": 3.0,
+        "created": 1.7e9,
+        "environment": {},
+        "text": {"name": "a text <b>of mine</b>", "sha256": "0"},
+        "tokens": 2048,
+        "measure": "kl",
+        "dense_loss": 5.0,
+        "verdict": "Seen here: 7 & more.",
+        "measured": {keys[0]: "ρ = +0.91"},
+        "figures": {},
+        "table": {"columns": ["weight", "damage"], "rows": [["a", 0.5], ["=b", 0.25]]},
+        "charts": [
+            {
+                "kind": "lines",
+                "title": "T",
+                "x": "Layer",
+                "y": "nats",
+                "log": True,
+                "series": [{"name": "q", "x": [0, 1], "y": [0.5, 0.0]}],
+            },
+            {
+                "kind": "bars",
+                "title": "B",
+                "x": "",
+                "y": "n",
+                "log": False,
+                "series": [{"name": "n", "x": ["u", "v"], "y": [3.0, 1500.0]}],
+            },
+        ],
         "notes": ["A note <i>here</i>."],
-    } | more  # fmt: skip
+    } | more
 
 
 def keep(folder, claim: str, document) -> None:
@@ -129,8 +154,14 @@ def test_charts_draw_their_numbers():
     lines, bars = (figures_claims.chart(chart) for chart in result("depth")["charts"])
     assert list(lines.data[0].y) == [0.5, 0.5] and lines.layout.yaxis.type == "log"  # 0 stands at the lowest
     assert list(bars.data[0].y) == [3, 1500] and list(bars.data[0].text) == ["3", "1,500"]
-    many = {"kind": "points", "title": "M", "x": "Bytes kept", "y": "y", "log": False,
-            "series": [{"name": str(k), "x": [1], "y": [k]} for k in range(8)]}  # fmt: skip
+    many = {
+        "kind": "points",
+        "title": "M",
+        "x": "Bytes kept",
+        "y": "y",
+        "log": False,
+        "series": [{"name": str(k), "x": [1], "y": [k]} for k in range(8)],
+    }
     figure = figures_claims.chart(many)
     looks = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
     assert len(looks) == 8 and figure.layout.xaxis.tickformat == ".0%" and figure.layout.title.text == "M"

@@ -38,12 +38,27 @@ TWO = plan(q=entry(24, 24, 6), k=entry(12, 24, 3), up=entry(40, 24, 5, "int8"))
 def run(name: str, made: Plan, rises: np.ndarray, **more) -> dict:
     documents = np.repeat(np.arange(20), 5)
     return {
-        "format": RUN_FORMAT, "version": 1, "id": name, "label": name, "kind": "network", "method": "lowrank",
-        "plan": made.to_json(), "model": MODEL, "kept": 0.5, "bytes_kept": 0.5, "loss": 2 + float(rises.mean()),
-        "rise": float(rises.mean()), "perplexity": float(np.exp(2 + rises.mean())), "kl": 0.1, "tokens": 100,
-        "dense": {"loss": 2.0, "perplexity": float(np.exp(2))}, "text": {"name": "t", "sha256": "s"}, "window": 8,
-        "stride": 4, **figures(rises, documents, 4),
-    } | more  # fmt: skip
+        "format": RUN_FORMAT,
+        "version": 1,
+        "id": name,
+        "label": name,
+        "kind": "network",
+        "method": "lowrank",
+        "plan": made.to_json(),
+        "model": MODEL,
+        "kept": 0.5,
+        "bytes_kept": 0.5,
+        "loss": 2 + float(rises.mean()),
+        "rise": float(rises.mean()),
+        "perplexity": float(np.exp(2 + rises.mean())),
+        "kl": 0.1,
+        "tokens": 100,
+        "dense": {"loss": 2.0, "perplexity": float(np.exp(2))},
+        "text": {"name": "t", "sha256": "s"},
+        "window": 8,
+        "stride": 4,
+        **figures(rises, documents, 4),
+    } | more
 
 
 def metric(document: dict, key: str) -> dict:

@@ -30,9 +30,9 @@ from karipap_core.tradeoffs.run import run
 SCRIPT = Path(__file__).parents[1] / "docs" / "perplexity.py"
 SHARED = Path(__file__).parents[2] / "shared"
 WIKI = (
-    " \n = Ñandú = \n \n The ñandú ran 3 @.@ 5 km , said \" he \" . It 's fast ( very ) . \n = = Life = = \n \n"
+    ' \n = Ñandú = \n \n The ñandú ran 3 @.@ 5 km , said " he " . It \'s fast ( very ) . \n = = Life = = \n \n'
     " In 2000 , it ran @-@ off ; nobody saw it . \n \n = Two = \n \n A second article , of 1 @,@ 000 words : no . \n"
-)  # fmt: skip
+)
 STORIES = Text("stories", ("The ñandú ran: 'wait', said the 鳥. " * 9, "def f(x):\n    return x\n" * 7, "end 🙂"))
 
 

@@ -51,18 +51,63 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
 @pytest.mark.parametrize(
     ("name", "parameters", "active", "kind", "a_token", "tokens", "kv_bytes", "a_position", "vocabulary"),
     [
-        ("LLAMA_2_7B", 6_738_415_616, 6_738_415_616, "MHA", 2 * 32 * 32 * 128 * 2, 4096, 2_147_483_648,
-         2 * 4096 + 3 * 4096 + 2 * 11008, 32000),
-        ("LLAMA_3_8B", 8_030_261_248, 8_030_261_248, "GQA", 2 * 32 * 8 * 128 * 2, 8192, 1_073_741_824,
-         2 * 4096 + 4096 + 2 * 1024 + 2 * 14336, 128256),
-        ("QWEN_2_5_05B", 494_032_768, 494_032_768, "GQA", 2 * 24 * 2 * 64 * 2, 32768, 402_653_184,
-         2 * 896 + 896 + 2 * 128 + 2 * 4864, 151936),
-        ("MIXTRAL_8X7B", 46_702_792_704, 12_879_925_248, "GQA", 2 * 32 * 8 * 128 * 2, 32768, 4_294_967_296,
-         2 * 4096 + 4096 + 2 * 1024 + 2 * 2 * 14336, 32000),
-        ("DEEPSEEK_V2_LITE", 15_706_484_224, 2_661_150_208, "MLA", 27 * (512 + 64) * 2, 32768, 1_019_215_872,
-         2 * 2048 + MLA_WIDTH + 2 * (6 + 2) * 1408, 102400),
+        (
+            "LLAMA_2_7B",
+            6_738_415_616,
+            6_738_415_616,
+            "MHA",
+            2 * 32 * 32 * 128 * 2,
+            4096,
+            2_147_483_648,
+            2 * 4096 + 3 * 4096 + 2 * 11008,
+            32000,
+        ),
+        (
+            "LLAMA_3_8B",
+            8_030_261_248,
+            8_030_261_248,
+            "GQA",
+            2 * 32 * 8 * 128 * 2,
+            8192,
+            1_073_741_824,
+            2 * 4096 + 4096 + 2 * 1024 + 2 * 14336,
+            128256,
+        ),
+        (
+            "QWEN_2_5_05B",
+            494_032_768,
+            494_032_768,
+            "GQA",
+            2 * 24 * 2 * 64 * 2,
+            32768,
+            402_653_184,
+            2 * 896 + 896 + 2 * 128 + 2 * 4864,
+            151936,
+        ),
+        (
+            "MIXTRAL_8X7B",
+            46_702_792_704,
+            12_879_925_248,
+            "GQA",
+            2 * 32 * 8 * 128 * 2,
+            32768,
+            4_294_967_296,
+            2 * 4096 + 4096 + 2 * 1024 + 2 * 2 * 14336,
+            32000,
+        ),
+        (
+            "DEEPSEEK_V2_LITE",
+            15_706_484_224,
+            2_661_150_208,
+            "MLA",
+            27 * (512 + 64) * 2,
+            32768,
+            1_019_215_872,
+            2 * 2048 + MLA_WIDTH + 2 * (6 + 2) * 1408,
+            102400,
+        ),
     ],
-)  # fmt: skip
+)
 def test_known_models(foot, name, parameters, active, kind, a_token, tokens, kv_bytes, a_position, vocabulary):
     """active: of a mixture, without the experts that a token does not go to; a_position: 16-bit numbers of one token of
     a prefill chunk of 2048: residual twice, queries, keys, values, and the MLP's inside twice."""
@@ -105,8 +150,16 @@ def test_windows_and_states_are_what_the_config_says():
     assert cache(configs.QWEN_2_5_05B).windowed == 0  # the config names a window and does not use it
     hybrid = cache({"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "num_hidden_layers": 8})
     assert (len(hybrid.layers), hybrid.stateful) == (2, 6)
-    shared = cache({"model_type": "gemma3n_text", "architectures": ["Gemma3nForCausalLM"], "num_hidden_layers": 35,
-                    "num_kv_shared_layers": 15, "num_key_value_heads": 2, "head_dim": 256})  # fmt: skip
+    shared = cache(
+        {
+            "model_type": "gemma3n_text",
+            "architectures": ["Gemma3nForCausalLM"],
+            "num_hidden_layers": 35,
+            "num_kv_shared_layers": 15,
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+        }
+    )
     assert [layer.values for layer in shared.layers] == [2 * 2 * 256] * 20  # the last 15 read the others' cache
     gemma = {"model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"], "num_hidden_layers": 12}
     whole, reused = (cache(gemma | {"num_kv_shared_layers": n}) for n in (0, 6))
@@ -156,13 +209,19 @@ def test_the_cache_grows_with_tokens_and_batch_and_shrinks_with_bits(tokens, bat
 @pytest.mark.parametrize(
     ("generation", "fp8", "fp4", "format"),
     [
-        ("Ampere", False, False, "int8"), ("Ampere", True, True, "int8"),
-        ("Ada", False, False, "int8"), ("Ada", True, False, "fp8"), ("Ada", False, True, "int8"),
-        ("Hopper", False, False, "fp8"), ("Hopper", False, True, "fp8"),
-        ("Blackwell", False, False, "fp8"), ("Blackwell", False, True, "fp4"),
-        ("older than Ampere", True, True, "int8"), (None, True, True, "int8"),
+        ("Ampere", False, False, "int8"),
+        ("Ampere", True, True, "int8"),
+        ("Ada", False, False, "int8"),
+        ("Ada", True, False, "fp8"),
+        ("Ada", False, True, "int8"),
+        ("Hopper", False, False, "fp8"),
+        ("Hopper", False, True, "fp8"),
+        ("Blackwell", False, False, "fp8"),
+        ("Blackwell", False, True, "fp4"),
+        ("older than Ampere", True, True, "int8"),
+        (None, True, True, "int8"),
     ],
-)  # fmt: skip
+)
 def test_quantization_by_generation(generation, fp8, fp4, format):
     found, why = precision(generation, fp8, fp4)
     assert found == format and why
@@ -350,9 +409,11 @@ def test_layers_are_advised_by_the_error_of_their_outputs(tiny):
         assert row.advice == evidence.ADVICE[wanted]
         advice.add(row.advice)
     assert "tensor network" in advice and len(advice) > 1  # `k` has three strong directions, `o` is noise
-    plan = Plan(model_entry(checkpoint), "weight", {
-        "model.layers.0.o_proj": {"network": "lowrank", "out": [24], "in": [24], "chi": [3], "quantize": None}
-    })  # fmt: skip
+    plan = Plan(
+        model_entry(checkpoint),
+        "weight",
+        {"model.layers.0.o_proj": {"network": "lowrank", "out": [24], "in": [24], "chi": [3], "quantize": None}},
+    )
     planned = {row.name: row for row in evidence.advise(found, plan)}["model.layers.0.o_proj"]
     squares = np.square(profile.sigma("model.layers.0.o_proj", "functional"))
     assert (planned.planned, planned.planned_error) == ("lowrank", pytest.approx(squares[3:].sum() / squares.sum()))
@@ -363,9 +424,18 @@ def test_layers_are_advised_by_the_error_of_their_outputs(tiny):
 def measured(checkpoint, kind, method, bytes_, rise, **more) -> dict:
     text = {"name": "a text", "sha256": "1" * 64}
     return {
-        "format": RUN_FORMAT, "version": RUN_VERSION, "kind": kind, "method": method, "label": f"{method} {bytes_}",
-        "model": model_entry(checkpoint), "bytes": bytes_, "rise": rise, "text": text, "dense": {"loss": 2.5}, **more,
-    }  # fmt: skip
+        "format": RUN_FORMAT,
+        "version": RUN_VERSION,
+        "kind": kind,
+        "method": method,
+        "label": f"{method} {bytes_}",
+        "model": model_entry(checkpoint),
+        "bytes": bytes_,
+        "rise": rise,
+        "text": text,
+        "dense": {"loss": 2.5},
+        **more,
+    }
 
 
 def test_runs_of_the_workspace_are_marked_measured(tiny):
@@ -474,9 +544,17 @@ def test_every_figure_of_the_hardware_has_a_source():
 
 @pytest.mark.parametrize(
     ("asked", "name"),
-    [("h100", "H100 SXM"), ("NVIDIA H100 PCIe", "H100 PCIe"), ("A100", "A100 80GB SXM"), ("a100-40gb", "A100 40GB SXM"),
-     ("GeForce RTX 4090", "RTX 4090"), ("l4", "L4"), ("L40S", "L40S"), ("PRO 6000", "RTX PRO 6000 Blackwell")],
-)  # fmt: skip
+    [
+        ("h100", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("A100", "A100 80GB SXM"),
+        ("a100-40gb", "A100 40GB SXM"),
+        ("GeForce RTX 4090", "RTX 4090"),
+        ("l4", "L4"),
+        ("L40S", "L40S"),
+        ("PRO 6000", "RTX PRO 6000 Blackwell"),
+    ],
+)
 def test_a_gpu_is_found_by_what_people_call_it(asked, name):
     assert hardware.find(asked).name == name
 
@@ -532,10 +610,17 @@ def test_a_config_that_cannot_be_is_refused(change, says):
 def test_values_that_cannot_be_are_refused(foot, tmp_path):
     llama = foot("LLAMA_2_7B")
     for values, says in (
-        ({"tokens": 0}, "tokens"), ({"batch": 0}, "batch"), ({"kv_dtype": "fp2"}, "fp2"), ({"kv_keep": 0}, "kept"),
-        ({"kv_keep": 1.5}, "kept"), ({"price": -1.0}, "Price"), ({"price": float("nan")}, "Price"),
-        ({"throughput": 0.0}, "Throughput"), ({"gpu": "abacus"}, "abacus"), ({"plan": tmp_path / "none"}, "Plan"),
-    ):  # fmt: skip
+        ({"tokens": 0}, "tokens"),
+        ({"batch": 0}, "batch"),
+        ({"kv_dtype": "fp2"}, "fp2"),
+        ({"kv_keep": 0}, "kept"),
+        ({"kv_keep": 1.5}, "kept"),
+        ({"price": -1.0}, "Price"),
+        ({"price": float("nan")}, "Price"),
+        ({"throughput": 0.0}, "Throughput"),
+        ({"gpu": "abacus"}, "abacus"),
+        ({"plan": tmp_path / "none"}, "Plan"),
+    ):
         with pytest.raises(InputError, match=says):
             deploy(llama, **({"gpu": None} | values))
     (tmp_path / "config.json").write_text("[]")

@@ -83,17 +83,33 @@ def test_generations_ask_their_own_question():
 def test_a_plan_its_run_and_a_price_fill_the_table(roots):
     checkpoint = open_checkpoint(roots / "tiny")
     weights = {
-        weight.name: {"network": "lowrank", "out": [weight.shape[0]], "in": [weight.shape[1]], "chi": [2],
-                      "quantize": None}
-        for weight in checkpoint.weights if weight.compressible
-    }  # fmt: skip
+        weight.name: {
+            "network": "lowrank",
+            "out": [weight.shape[0]],
+            "in": [weight.shape[1]],
+            "chi": [2],
+            "quantize": None,
+        }
+        for weight in checkpoint.weights
+        if weight.compressible
+    }
     plan = Plan(model_entry(checkpoint), "weight", weights)
     plan.save(Workspace().plan_file("small"))
-    Workspace().new_run({
-        "format": RUN_FORMAT, "version": RUN_VERSION, "kind": "network", "method": "lowrank", "label": "the run",
-        "model": model_entry(checkpoint), "bytes": 10, "rise": 1.2345, "plan": plan.to_json(),
-        "text": {"name": "<script>", "sha256": "1" * 64}, "dense": {"loss": 2.0},
-    })  # fmt: skip
+    Workspace().new_run(
+        {
+            "format": RUN_FORMAT,
+            "version": RUN_VERSION,
+            "kind": "network",
+            "method": "lowrank",
+            "label": "the run",
+            "model": model_entry(checkpoint),
+            "bytes": 10,
+            "rise": 1.2345,
+            "plan": plan.to_json(),
+            "text": {"name": "<script>", "sha256": "1" * 64},
+            "dense": {"loss": 2.0},
+        }
+    )
     app = opened(gpu="L4", deploy_plan="small")
     app.number_input(key="price").set_value(3.6).run()
     app.number_input(key="throughput").set_value(1000.0).run()

@@ -101,9 +101,19 @@ def test_edited_rows_change_chi_and_locks(start, found):
 
 
 @pytest.mark.parametrize(
-    "edits", [{"x": {"chi": 3}}, {"99": {"chi": 3}}, {"1": {"chi": "3"}}, {"1": {"chi": None}}, {"1": {"name": "y"}},
-              {"1": {"chi": float("nan")}}, {"1": {"chi": True}}, {"1": {"locked": 1}}, {}],
-)  # fmt: skip
+    "edits",
+    [
+        {"x": {"chi": 3}},
+        {"99": {"chi": 3}},
+        {"1": {"chi": "3"}},
+        {"1": {"chi": None}},
+        {"1": {"name": "y"}},
+        {"1": {"chi": float("nan")}},
+        {"1": {"chi": True}},
+        {"1": {"locked": 1}},
+        {},
+    ],
+)
 def test_edits_that_make_no_sense_change_nothing(start, found, edits):
     assert draft.edited_rows(start, found.names, edits, {name: 30 for name in found.names}) == start
 

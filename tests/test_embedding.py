@@ -210,9 +210,12 @@ def test_an_untied_head_stays_as_it_was(made, tmp_path, name):
     checkpoint = open_checkpoint(made(name))
     table = table_of(checkpoint)
     folder, specs, matrices = compressed(
-        checkpoint, tmp_path / "a", lambda w: SPECS["lowrank"](w.shape) if w.name == table else None, random_cores,
+        checkpoint,
+        tmp_path / "a",
+        lambda w: SPECS["lowrank"](w.shape) if w.name == table else None,
+        random_cores,
         embedding={"tied": "untie"},
-    )  # fmt: skip
+    )
     reference, _ = load_model(checkpoint, dtype=torch.float64)
     head = reference.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
@@ -234,9 +237,11 @@ def test_an_unknown_choice_for_the_tied_head(made, tmp_path):
     checkpoint = open_checkpoint(made("llama"))
     with pytest.raises(InputError, match="embedding.tied is 'both'"):
         compressed(
-            checkpoint, tmp_path / "a", lambda w: SPECS["lowrank"](w.shape) if w.role == "embed" else None,
+            checkpoint,
+            tmp_path / "a",
+            lambda w: SPECS["lowrank"](w.shape) if w.role == "embed" else None,
             embedding={"tied": "both"},
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("name", UNTIED)
@@ -348,9 +353,11 @@ def test_a_scaled_model_in_bfloat16_is_scaled_as_the_dense_one(made, tmp_path):
     shutil.copytree(made("gemma"), tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model")
     folder, _, _ = compressed(
-        checkpoint, tmp_path / "a", lambda w: Dense.for_shape(*w.shape, quantize="int8") if w.role == "embed" else None,
+        checkpoint,
+        tmp_path / "a",
+        lambda w: Dense.for_shape(*w.shape, quantize="int8") if w.role == "embed" else None,
         decomposed(checkpoint),
-    )  # fmt: skip
+    )
     densify(folder, tmp_path / "dense")
     network, dense = loaded(folder, dtype=torch.bfloat16), loaded(tmp_path / "dense", dtype=torch.bfloat16)
     assert torch.equal(network.model.embed_tokens(TOKENS), dense.model.embed_tokens(TOKENS))

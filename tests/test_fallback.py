@@ -99,8 +99,12 @@ def test_a_rehearsal_goes_through_the_switch_and_is_kept(world, monkeypatch):
     monkeypatch.setenv(SWITCH, "compressed")
     found = rehearse(world[1], device="cpu")
     assert found["ok"] and [check["name"] for check in found["checks"]] == [
-        "dense checkpoint", "compressed serves", "switch to dense", "switch back", "dense by argument",
-    ]  # fmt: skip
+        "dense checkpoint",
+        "compressed serves",
+        "switch to dense",
+        "switch back",
+        "dense by argument",
+    ]
     kept = read_json(world[1] / "fallback.json")
     assert kept["result"] == found and kept["of"]["dense"] == open_checkpoint(world[0]).fingerprint
     assert os.environ[SWITCH] == "compressed", "the environment is as it was"
@@ -129,10 +133,13 @@ def not_finite(model) -> None:
 @pytest.mark.parametrize(
     "load, spoil, red",
     [
-        (1, not_finite, "compressed serves"), (2, a_little_off, "switch to dense"), (2, not_finite, "switch to dense"),
-        (3, another_answer, "switch back"), (4, another_answer, "dense by argument"),
+        (1, not_finite, "compressed serves"),
+        (2, a_little_off, "switch to dense"),
+        (2, not_finite, "switch to dense"),
+        (3, another_answer, "switch back"),
+        (4, another_answer, "dense by argument"),
     ],
-)  # fmt: skip
+)
 def test_each_step_of_the_rehearsal_can_fail(world, monkeypatch, load, spoil, red):
     """The model that the given load of the four gives is not the one that it should be."""
     real, loads = DenseFallback._load, []
@@ -198,8 +205,9 @@ def test_the_documented_server_switches_without_a_restart(world, monkeypatch):
     assert routes["/fallback"](names["Switch"](use="dense")) == {"served_by": "dense"}
     dense, tokenizer = load_model(world[0], dtype=torch.bfloat16)
     ids = tokenizer("def main():", return_tensors="pt").input_ids
-    expected = tokenizer.decode(dense.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :],
-                                skip_special_tokens=True)  # fmt: skip
+    expected = tokenizer.decode(
+        dense.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :], skip_special_tokens=True
+    )
     assert routes["/generate"](prompt) == {"text": expected, "served_by": "dense"}
     routes["/fallback"](names["Switch"]())
     assert routes["/generate"](prompt) == first

@@ -30,9 +30,16 @@ TEXT = Text("text", ("a line of text, " * 20, "and another one " * 15))
 def llama():
     torch.manual_seed(0)
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    max_position_embeddings=64, initializer_range=0.3)
-    ).eval()  # fmt: skip
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+    ).eval()
 
 
 def perturbed(model, size=0.03):
@@ -112,8 +119,15 @@ def test_rise_error_is_that_of_block_means():
 
 def test_encoder_fidelity_against_numpy():
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=256, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=32, initializer_range=0.3)  # fmt: skip
+    config = BertConfig(
+        vocab_size=256,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
     dense = BertModel(config).eval()
     model = copy.deepcopy(dense)
     model.encoder.layer[0].output.dense.weight.data *= 0.8

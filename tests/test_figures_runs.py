@@ -11,10 +11,21 @@ def point(name, kind, method, bytes_kept, rise, rule="calibrated", **more) -> di
     settings = {"rule": rule} if kind == "network" else {}
     sizes = dict.fromkeys(("kept", "kept_blocks", "bytes_kept_blocks"), bytes_kept)
     return {
-        "id": name, "kind": kind, "method": method, "label": name, "settings": settings, "bytes_kept": bytes_kept,
-        "rise": rise, "rise_error": 0.001, "loss": 2 + rise, "kl": max(rise, 0) * 0.9, "dense": {"loss": 2.0},
-        "perplexity": float(np.exp(2 + rise)), "top1_agreement": 1 - rise / 9, **sizes,
-    } | more  # fmt: skip
+        "id": name,
+        "kind": kind,
+        "method": method,
+        "label": name,
+        "settings": settings,
+        "bytes_kept": bytes_kept,
+        "rise": rise,
+        "rise_error": 0.001,
+        "loss": 2 + rise,
+        "kl": max(rise, 0) * 0.9,
+        "dense": {"loss": 2.0},
+        "perplexity": float(np.exp(2 + rise)),
+        "top1_agreement": 1 - rise / 9,
+        **sizes,
+    } | more
 
 
 @pytest.fixture
@@ -37,10 +48,20 @@ def task(acc: float, n: int = 200, seed: int = 0, **more) -> dict:
     share = float(np.mean(correct))
     error = float(np.sqrt(share * (1 - share) / (n - 1)))
     return {
-        "acc": share, "acc_stderr": error, "acc_norm": share + 0.01, "acc_norm_stderr": error, "chance": 0.25,
-        "items": n, "correct": correct, "metric": "acc", "higher_is_better": True, "shots": 0, "limit": None,
-        "version": 1, "task_hash": "h",
-    } | more  # fmt: skip
+        "acc": share,
+        "acc_stderr": error,
+        "acc_norm": share + 0.01,
+        "acc_norm_stderr": error,
+        "chance": 0.25,
+        "items": n,
+        "correct": correct,
+        "metric": "acc",
+        "higher_is_better": True,
+        "shots": 0,
+        "limit": None,
+        "version": 1,
+        "task_hash": "h",
+    } | more
 
 
 def lines(figure) -> dict:

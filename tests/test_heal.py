@@ -262,8 +262,19 @@ def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
     from karipap_core.text import read_text
 
     text, kept = world / "text.txt", split(read_text(world / "text.txt"))[1]
-    ways = {precision: heal(world / "small", tmp_path / precision, 6, text, rate=1e-2, mixed_precision=precision,
-                            compare_dense=True, **QUICK) for precision in ("no", "bf16")}  # fmt: skip
+    ways = {
+        precision: heal(
+            world / "small",
+            tmp_path / precision,
+            6,
+            text,
+            rate=1e-2,
+            mixed_precision=precision,
+            compare_dense=True,
+            **QUICK,
+        )
+        for precision in ("no", "bf16")
+    }
     plain, mixed = ways["no"], ways["bf16"]
     assert mixed["improved"] and mixed["loss_before"] == plain["loss_before"]
     assert mixed["dense_loss"] == plain["dense_loss"] == mixed["dense_trained"]["loss_before"]
@@ -348,9 +359,15 @@ def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_ma
     first = heal(world / "small", tmp_path / "out", 6, world / "text.txt", rate=3e-3, **QUICK)
     stages = []
     both = heal(
-        world / "small", tmp_path / "out", 6, world / "text.txt", rate=3e-3, compare_dense=True,
-        progress=lambda stage, *_: stages.append(stage), **QUICK,
-    )  # fmt: skip
+        world / "small",
+        tmp_path / "out",
+        6,
+        world / "text.txt",
+        rate=3e-3,
+        compare_dense=True,
+        progress=lambda stage, *_: stages.append(stage),
+        **QUICK,
+    )
     assert "heal" not in stages and "dense" in stages
     trained = both["dense_trained"]
     assert trained["loss"] < trained["loss_before"] == pytest.approx(first["dense_loss"])
@@ -391,10 +408,16 @@ def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
 
 @pytest.mark.parametrize(
     "wanted, says",
-    [({"steps": 0}, "steps is 0"), ({"objective": "kl"}, "objective"), ({"rate": -1.0}, "rate"),
-     ({"mixed_precision": "int8"}, "mixed_precision"), ({"device": "tpu"}, "device"),
-     ({"window": 4096, "tokens": 4096}, "positions"), ({"text": Text("tiny", ("ab", "cd", "ef"))}, "tokens to learn")],
-)  # fmt: skip
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"objective": "kl"}, "objective"),
+        ({"rate": -1.0}, "rate"),
+        ({"mixed_precision": "int8"}, "mixed_precision"),
+        ({"device": "tpu"}, "device"),
+        ({"window": 4096, "tokens": 4096}, "positions"),
+        ({"text": Text("tiny", ("ab", "cd", "ef"))}, "tokens to learn"),
+    ],
+)
 def test_bad_settings_are_one_sentence(world, tmp_path, wanted, says):
     settings = {"steps": 2, "text": world / "text.txt", **QUICK} | wanted
     with pytest.raises(InputError, match=says):

@@ -38,10 +38,22 @@ def tiny(tmp_path, monkeypatch, made):
 def keep(name: str, rise: float, source, folder, **settings) -> None:
     sizes = dict.fromkeys(("kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks"), 0.25)
     sizes |= {"window": 32, "stride": 16, "tokens": 512}
-    run = {"format": "karipap-run", "version": 1, "id": name, "created": 1.7e9 + len(name), "kind": "network",
-           "method": "lowrank", "label": f"lowrank {name}", "settings": settings, "rise": rise, "loss": 2 + rise,
-           "model": {"name": "tiny", "fingerprint": open_checkpoint(source).fingerprint}, "folder": str(folder),
-           "text": {"name": "a <b>text</b>", "sha256": "0"}, **sizes}  # fmt: skip
+    run = {
+        "format": "karipap-run",
+        "version": 1,
+        "id": name,
+        "created": 1.7e9 + len(name),
+        "kind": "network",
+        "method": "lowrank",
+        "label": f"lowrank {name}",
+        "settings": settings,
+        "rise": rise,
+        "loss": 2 + rise,
+        "model": {"name": "tiny", "fingerprint": open_checkpoint(source).fingerprint},
+        "folder": str(folder),
+        "text": {"name": "a <b>text</b>", "sha256": "0"},
+        **sizes,
+    }
     write_json(Workspace().runs_dir / name / "run.json", run)
 
 
@@ -90,11 +102,20 @@ def test_the_button_starts_the_verb_and_the_same_choices_name_the_same_folder(ti
 
 
 RESULT = {
-    "loss_before": 3.0, "loss_after": 2.5, "dense_loss": 2.0, "steps": 3, "seconds": 4.0, "learning_rate": 1e-4,
-    "curve": [{"step": n, "loss": 3.0 - n / 10, "rate": 1e-4} for n in (1, 2, 3)], "improved": True, "search": {},
-    "dense_trained": {"loss": 1.9}, "notes": ["A <b>note</b>."], "folder": "/tmp/healed",
+    "loss_before": 3.0,
+    "loss_after": 2.5,
+    "dense_loss": 2.0,
+    "steps": 3,
+    "seconds": 4.0,
+    "learning_rate": 1e-4,
+    "curve": [{"step": n, "loss": 3.0 - n / 10, "rate": 1e-4} for n in (1, 2, 3)],
+    "improved": True,
+    "search": {},
+    "dense_trained": {"loss": 1.9},
+    "notes": ["A <b>note</b>."],
+    "folder": "/tmp/healed",
     "points": [{"id": "run-0"}, {"id": "heal-00"}],
-}  # fmt: skip
+}
 
 
 def test_a_healing_that_is_done_shows_its_figures_its_curve_and_the_pair(tiny, started):
@@ -147,7 +168,9 @@ def test_figures_draw_their_numbers():
     others = [before, after, {"id": "c", "bytes_kept": 0.5, "rise": 0.2, "label": "c"}]
     drawn = figures_heal.moved(before, after, others)
     assert [list(trace.y) for trace in drawn.data] == [
-        [np.float32(0.2)], [np.float32(0.4)], [np.float32(0.1)],
-    ]  # fmt: skip
+        [np.float32(0.2)],
+        [np.float32(0.4)],
+        [np.float32(0.1)],
+    ]
     arrow = drawn.layout.annotations[0]
     assert (arrow.ay, arrow.y) == (0.4, 0.1) and arrow.x == arrow.ax

@@ -83,9 +83,15 @@ def test_multiplying_by_the_factors_is_multiplying_by_the_product(sizes, columns
     assert multiply(parts, X).numpy() == pytest.approx((reduce(torch.kron, parts) @ X).numpy(), rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("matrix, sizes", [
-    (torch.eye(6), (2, 2)), (torch.zeros(4, 4), (2, 2)), (torch.full((4, 4), math.nan), (2, 2)), (random(4, 2), (2, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "matrix, sizes",
+    [
+        (torch.eye(6), (2, 2)),
+        (torch.zeros(4, 4), (2, 2)),
+        (torch.full((4, 4), math.nan), (2, 2)),
+        (random(4, 2), (2, 2)),
+    ],
+)
 def test_what_has_no_nearest_product_is_refused(matrix, sizes):
     with pytest.raises(InputError):
         nearest(matrix, sizes)

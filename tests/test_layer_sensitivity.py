@@ -68,8 +68,16 @@ def test_rho_and_its_interval_are_scipys(ties):
         a, b = (part - part.mean(-1, keepdims=True) for part in ranks)
         return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
 
-    theirs = stats.bootstrap((x, y), statistic, paired=True, method="percentile", n_resamples=6000, vectorized=True,
-                             axis=-1, rng=np.random.default_rng(9)).confidence_interval  # fmt: skip
+    theirs = stats.bootstrap(
+        (x, y),
+        statistic,
+        paired=True,
+        method="percentile",
+        n_resamples=6000,
+        vectorized=True,
+        axis=-1,
+        rng=np.random.default_rng(9),
+    ).confidence_interval
     assert (mine["low"], mine["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.02)
 
 
@@ -78,9 +86,7 @@ def test_within_groups_it_is_pearsons_of_the_pooled_ranks():
     sizes = (6, 6, 9, 4)
     groups = np.split(np.arange(25), np.cumsum(sizes)[:-1])
     x, y = generator.normal(size=25), generator.normal(size=25)
-    ranks = [
-        np.concatenate([stats.rankdata(values[g]) - (len(g) + 1) / 2 for g in groups]) for values in (x, y)
-    ]  # fmt: skip
+    ranks = [np.concatenate([stats.rankdata(values[g]) - (len(g) + 1) / 2 for g in groups]) for values in (x, y)]
     assert spearman.spearman(x, y, groups)["rho"] == pytest.approx(stats.pearsonr(*ranks).statistic, abs=1e-12)
 
 
@@ -98,9 +104,7 @@ def test_what_roles_alone_explain_is_gone_within_roles():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=5, max_size=30), st.floats(0.1, 5)
-)  # fmt: skip
+@given(st.lists(st.tuples(st.integers(-50, 50), st.integers(-50, 50)), min_size=5, max_size=30), st.floats(0.1, 5))
 def test_only_ranks_count(pairs, power):
     x, y = np.array(pairs, float).T
     found = spearman.spearman(x, y, resamples=50)
@@ -121,8 +125,10 @@ def test_intervals_cover_none_as_often_as_they_say():
     out = {"all": 0, "within": 0}
     for _ in range(150):
         x, y = generator.normal(size=(2, 42))
-        for name, found in (("all", spearman.spearman(x, y, resamples=300)),
-                            ("within", spearman.spearman(x, y, groups, resamples=300))):  # fmt: skip
+        for name, found in (
+            ("all", spearman.spearman(x, y, resamples=300)),
+            ("within", spearman.spearman(x, y, groups, resamples=300)),
+        ):
             out[name] += not found["low"] <= 0 <= found["high"]
     assert out["all"] <= 18 and out["within"] <= 18  # 150 · 0.05 = 7.5, and four standard deviations
 
@@ -146,9 +152,12 @@ def test_answers_in_words():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.sampled_from([name for name in NETWORKS if name != "tree"]), st.integers(8, 96), st.integers(8, 96),
-    st.floats(0.05, 1.0), st.sampled_from([None, "int8", "int4"]),
-)  # fmt: skip
+    st.sampled_from([name for name in NETWORKS if name != "tree"]),
+    st.integers(8, 96),
+    st.integers(8, 96),
+    st.floats(0.05, 1.0),
+    st.sampled_from([None, "int8", "int4"]),
+)
 def test_the_spec_is_the_largest_that_keeps_no_more_than_asked(network, n_out, n_in, kept, quantize):
     kind = core._checked(network, quantize, kept, None, "loss", "weight")
     spec = core.spec_at(kind, (n_out, n_in), kept, None)
@@ -293,11 +302,17 @@ def test_a_killed_measurement_goes_on(studies, monkeypatch):
 def test_what_does_not_fit_together_is_refused(studies):
     study = studies("llama")
     for wrong, said in (
-        ({"network": "auto"}, "name one network"), ({"network": "wavelet"}, "'wavelet'"),
-        ({"kept": 0.5, "chi": 4}, "not both"), ({"kept": 0.0}, "above 0"), ({"chi": 0}, "at least 1"),
-        ({"metric": "taste"}, "--metric taste"), ({"by": "expert"}, "--by expert"),
-        ({"kept": 0.001}, "keeps so little"), ({"quantize": "int99"}, "int99"), ({"text": LEARNT}, "measured on"),
-    ):  # fmt: skip
+        ({"network": "auto"}, "name one network"),
+        ({"network": "wavelet"}, "'wavelet'"),
+        ({"kept": 0.5, "chi": 4}, "not both"),
+        ({"kept": 0.0}, "above 0"),
+        ({"chi": 0}, "at least 1"),
+        ({"metric": "taste"}, "--metric taste"),
+        ({"by": "expert"}, "--by expert"),
+        ({"kept": 0.001}, "keeps so little"),
+        ({"quantize": "int99"}, "int99"),
+        ({"text": LEARNT}, "measured on"),
+    ):
         with pytest.raises(InputError, match=said):
             core.sensitivity(study, **(CUT | wrong))
 
@@ -330,8 +345,11 @@ def test_figures_hold_every_part_and_survive_rises_below_zero(studies):
     assert sorted(custom[0] for custom in drawn.data[1].customdata) == sorted(row["name"] for row in rows)
     assert drawn.data[0].text[0][0] == "-0.01"
     assert [figures_sensitivity.short(value) for value in (0, 0.38, -0.00011, 4.47e-5)] == [
-        "0", "0.38", "-1.1e-4", "4.5e-5"
-    ]  # fmt: skip
+        "0",
+        "0.38",
+        "-1.1e-4",
+        "4.5e-5",
+    ]
     points = figures_sensitivity.scatter(rows, "entropy", "rise", found["spearman"]["entropy"], rows[2]["name"])
     names = [name for trace in points.data for name in trace.customdata or ()]
     assert sorted(names) == sorted(row["name"] for row in rows) and "ρ = " in points.layout.title.text
@@ -352,6 +370,10 @@ def test_shipped_measurement_of_the_demo_model(demo_model):
     x, y = ([row[key] for row in document["weights"]] for key in ("entropy", "rise"))
     assert found["entropy"]["rho"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found["predicted"]["low"] > 0.5  # cut weights one by one on other text: the order must be the same
-    assert all(spec_from_json({"network": row["network"], "out": [row["shape"][0]], "in": [row["shape"][1]],
-                               "chi": [row["chi"]]}).parameters <= 0.5 * row["parameters"]
-               for row in document["weights"])  # fmt: skip
+    assert all(
+        spec_from_json(
+            {"network": row["network"], "out": [row["shape"][0]], "in": [row["shape"][1]], "chi": [row["chi"]]}
+        ).parameters
+        <= 0.5 * row["parameters"]
+        for row in document["weights"]
+    )

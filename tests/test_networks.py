@@ -129,16 +129,19 @@ def test_error_falls_with_chi_and_the_curve_tells_it(name, measure):
     assert curve.at(0) == curve.total and curve.parameters[0] == kind.for_shape(out, n_in, int(curve.chi[0])).parameters
 
 
-@pytest.mark.parametrize("entry", [
-    {"network": "lowrank", "out": [4], "in": [4], "chi": [5]},
-    {"network": "lowrank", "out": [2, 2], "in": [4], "chi": [1]},
-    {"network": "lowrank", "out": [4], "in": [4]},
-    {"network": "mpo", "out": [2, 2], "in": [4], "chi": [1]},
-    {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [1, 1]},
-    {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [5]},
-    {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [True]},
-    {"network": "none such", "out": [2], "in": [2], "chi": [1]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"network": "lowrank", "out": [4], "in": [4], "chi": [5]},
+        {"network": "lowrank", "out": [2, 2], "in": [4], "chi": [1]},
+        {"network": "lowrank", "out": [4], "in": [4]},
+        {"network": "mpo", "out": [2, 2], "in": [4], "chi": [1]},
+        {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [1, 1]},
+        {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [5]},
+        {"network": "mpo", "out": [2, 2], "in": [2, 2], "chi": [True]},
+        {"network": "none such", "out": [2], "in": [2], "chi": [1]},
+    ],
+)
 def test_a_wrong_entry_is_one_sentence_that_names_the_field(entry):
     with pytest.raises(InputError, match="[Ff]ield") as caught:
         spec_from_json(entry)

@@ -97,8 +97,16 @@ def test_the_calculator_counts_as_the_class_does():
 
 
 def test_a_group_counts_its_shared_basis_once():
-    shown = facts(opened(network="tree", count_tree="3, inputs shared", shape_tree="another shape", out_tree="64",
-                         in_tree="48", chi_tree="12"))  # fmt: skip
+    shown = facts(
+        opened(
+            network="tree",
+            count_tree="3, inputs shared",
+            shape_tree="another shape",
+            out_tree="64",
+            in_tree="48",
+            chi_tree="12",
+        )
+    )
     assert shown["Parameters"] == f"{12 * 48 + 3 * 64 * 12:,}"
     assert shown["Kept"] == f"{(12 * 48 + 3 * 64 * 12) / (3 * 64 * 48):.1%}"
     assert shown["Breaks even"] == f"χ = {(3 * 64 * 48 - 1) // (48 + 3 * 64)}"

@@ -317,15 +317,29 @@ def keep_run(plan: Plan, name: str, kind="network", rise=0.02, bytes_kept=0.9, f
     sizes = dict.fromkeys(("kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks"), bytes_kept)
     figures = {"loss": 2 + rise, "rise": rise, "rise_error": 0.001, "perplexity": 8.0, "bits_per_byte": 1.3, "kl": rise}
     run = {
-        "format": "karipap-run", "version": 1, "id": name, "created": 1e9, "kind": kind, "label": f"run {name}",
-        "method": "lowrank" if kind == "network" else "gptq", "settings": {"rule": plan.rule}, "model": plan.model,
+        "format": "karipap-run",
+        "version": 1,
+        "id": name,
+        "created": 1e9,
+        "kind": kind,
+        "label": f"run {name}",
+        "method": "lowrank" if kind == "network" else "gptq",
+        "settings": {"rule": plan.rule},
+        "model": plan.model,
         "plan": plan.to_json() if kind == "network" else None,
         "predicted": plan.predicted if kind == "network" else None,
-        "tokens": tokens, "window": 64, "stride": 32, "text": {"name": "a text", "sha256": "ab"}, "top1_agreement": 0.9,
+        "tokens": tokens,
+        "window": 64,
+        "stride": 32,
+        "text": {"name": "a text", "sha256": "ab"},
+        "top1_agreement": 0.9,
         "dense": {"loss": 2.0, "perplexity": 7.4, "bits_per_byte": 1.2},
         "weights": [{"name": "model.layers.0.q_proj", "functional_error": 0.01, "weight_error": 0.1}],
-        "folder": folder, "notes": [], **sizes, **figures,
-    }  # fmt: skip
+        "folder": folder,
+        "notes": [],
+        **sizes,
+        **figures,
+    }
     write_json(Workspace().runs_dir / name / "run.json", run | more)
     return run
 
@@ -351,11 +365,23 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
 
 def test_perplexity_as_papers_give_it_is_asked_for_and_shown(plan, tiny, started):
     entry = {
-        "perplexity": 8.25, "word_perplexity": 900.0, "bits_per_byte": 1.5, "rise": 0.02, "rise_low": 0.01,
-        "rise_high": 0.03, "dense": {"perplexity": 8.1}, "windows": 166, "window": 2048, "stride": 2048,
-        "over": "windows", "tokens": 339_802, "text_tokens": 341_469, "text_bytes": 1_284_000, "notes": [],
+        "perplexity": 8.25,
+        "word_perplexity": 900.0,
+        "bits_per_byte": 1.5,
+        "rise": 0.02,
+        "rise_low": 0.01,
+        "rise_high": 0.03,
+        "dense": {"perplexity": 8.1},
+        "windows": 166,
+        "window": 2048,
+        "stride": 2048,
+        "over": "windows",
+        "tokens": 339_802,
+        "text_tokens": 341_469,
+        "text_bytes": 1_284_000,
+        "notes": [],
         "text": {"name": "wiki.test.raw", "sha256": "c0ffee" * 10},
-    }  # fmt: skip
+    }
     rolling = {"missing": "lm-eval is not installed."}
     keep_run(plan, "one", conventions={"non-overlapping": entry, "rolling": rolling})
     app = sound(opened(page="run", run="one"))

@@ -51,8 +51,12 @@ def test_bonds_are_in_the_stated_order():
     assert len(lattice(3, 3)) == 12 and len(lattice(3, 3, True)) == 18 and len(lattice(2, 2, tied=True)) == 8
     assert snake(2, 3) == [0, 1, 2, 5, 4, 3]
     assert [lattice(2, 3)[b][1::2][:2] for b in snake_bonds((2, 3), lattice(2, 3)).values()] == [
-        (0, 1), (1, 2), (2, 5), (4, 5), (3, 4),
-    ]  # fmt: skip
+        (0, 1),
+        (1, 2),
+        (2, 5),
+        (4, 5),
+        (3, 4),
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -293,7 +297,7 @@ def test_error_falls_with_chi(which, grid):
 @pytest.mark.parametrize(("grid", "chi"), [((2, 2), 3), ((2, 3), 2)])
 def test_recovers_a_planted_network(which, grid, chi):
     n = grid[0] * grid[1]
-    out, in_ = (((4, 4, 4, 4), (4, 4, 4, 4)) if n == 4 else ((3, 2, 3, 2, 2, 2), (2, 3, 2, 2, 3, 2)))  # fmt: skip
+    out, in_ = ((4, 4, 4, 4), (4, 4, 4, 4)) if n == 4 else ((3, 2, 3, 2, 2, 2), (2, 3, 2, 2, 3, 2))
     spec = Peps.for_shape(math.prod(out), math.prod(in_), chi, out=out, in_=in_, grid=grid)
     clean = spec.dense(spec.random_cores(5, torch.float64))
     noise = random(*clean.shape, seed=9)
@@ -377,9 +381,18 @@ def test_a_tied_lattice_repeats_its_core_and_finds_a_planted_one():
 
 
 @pytest.mark.parametrize(
-    ("grid", "options"), [((1, 1), {}), ((1, 3), {}), ((2, 2), {}), ((2, 3), {}), ((3, 3), {}),
-                          ((3, 3), {"periodic": True}), ((2, 2), {"tied": True}), ((4, 4), {})],
-)  # fmt: skip
+    ("grid", "options"),
+    [
+        ((1, 1), {}),
+        ((1, 3), {}),
+        ((2, 2), {}),
+        ((2, 3), {}),
+        ((3, 3), {}),
+        ((3, 3), {"periodic": True}),
+        ((2, 2), {"tied": True}),
+        ((4, 4), {}),
+    ],
+)
 def test_norms_are_that_of_the_dense_weight(grid, options):
     n = grid[0] * grid[1]
     side = 2 ** min(n, 8)

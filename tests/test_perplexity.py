@@ -158,8 +158,9 @@ def test_what_does_not_fit_is_refused_in_a_sentence(tokenizer):
         perplexity(model, tokenizer, STORY, max_tokens=0)
     with pytest.raises(InputError, match="at least 2"):
         perplexity(model, None, Text("one", ("a",)))
-    small = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
-                                         num_attention_heads=2))  # fmt: skip
+    small = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
     with pytest.raises(InputError, match="64 embeddings"):
         perplexity(small, tokenizer, STORY)
     model.lm_head.weight.data[0, 0] = float("nan")

@@ -82,9 +82,19 @@ def test_settings_in_the_url_make_the_plan(measured):
 
 @pytest.mark.parametrize(
     "query",
-    [{"rule": "<b>"}, {"budget": "nan"}, {"budget": "-1"}, {"budget": "x"}, {"network": "../x"}, {"metric": "y"},
-     {"unit": "z"}, {"scope": "🙂"}, {"draft": "../../etc/passwd"}, {"weight": "nobody"}],
-)  # fmt: skip
+    [
+        {"rule": "<b>"},
+        {"budget": "nan"},
+        {"budget": "-1"},
+        {"budget": "x"},
+        {"network": "../x"},
+        {"metric": "y"},
+        {"unit": "z"},
+        {"scope": "🙂"},
+        {"draft": "../../etc/passwd"},
+        {"weight": "nobody"},
+    ],
+)
 def test_what_a_url_makes_up_is_dropped(measured, query):
     app = plan_page(**query)
     assert now(app).rule == "calibrated" and 0 < now(app).budget <= 1

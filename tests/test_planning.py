@@ -55,8 +55,11 @@ def test_merged_keeps_what_no_other_option_beats():
     other = table("w", (7, 12, 5.5), (8, 15, 1.0), (9, 30, 0.9))
     found = merged("w", [one, other])
     assert list(zip(found.kind, found.chi, found.cost, found.damage, strict=True)) == [
-        (0, 1, 10, 5.0), (1, 8, 15, 1.0), (1, 9, 30, 0.9), (0, 0, 40, 0.0),
-    ]  # fmt: skip
+        (0, 1, 10, 5.0),
+        (1, 8, 15, 1.0),
+        (1, 9, 30, 0.9),
+        (0, 0, 40, 0.0),
+    ]
 
 
 def test_together_holds_every_choice_that_is_best_at_a_price():
@@ -94,8 +97,9 @@ def test_more_bits_lose_less_and_auto_is_no_worse_than_any_one_format(study):
     sums = {}
     for quantize in ("int8", "int4", "int2"):
         planner = Planner(study, "lowrank", "loss", quantize=quantize)
-        sums[quantize] = planner.damage_sum({w.name: planner._made(w.name, len(planner.kinds) - 1, 0)
-                                             for w in study.weights})  # fmt: skip
+        sums[quantize] = planner.damage_sum(
+            {w.name: planner._made(w.name, len(planner.kinds) - 1, 0) for w in study.weights}
+        )
     assert sums["int8"] < sums["int4"] < sums["int2"]
     budget = Budget(0.45, scope="blocks")
     mixed = Planner(study, "lowrank", "loss", quantize="auto").make(budget, "calibrated").predicted["sum"]

@@ -20,8 +20,10 @@ MODEL = {"name": "m", "fingerprint": "ab" * 32, "parameters": 10, "block_paramet
 SHA = "c" * 64
 SETTINGS = {"tokens": 9, "window": 8, "seed": 0}
 ENTRY = {"network": "lowrank", "out": [4], "in": [4], "chi": [2]}
-PLANS = [{"sum": s, "rise": 1.6 * s**0.8, "kept_blocks": 0.5, "divergence": 1.0, "network": "lowrank"}
-         for s in (0.01, 0.1, 1.0)]  # fmt: skip
+PLANS = [
+    {"sum": s, "rise": 1.6 * s**0.8, "kept_blocks": 0.5, "divergence": 1.0, "network": "lowrank"}
+    for s in (0.01, 0.1, 1.0)
+]
 
 
 def plan(network="lowrank", total=0.1, rise=None, source="curve") -> Plan:
@@ -32,10 +34,17 @@ def plan(network="lowrank", total=0.1, rise=None, source="curve") -> Plan:
 
 def run(name, made: Plan, measured: float, error=1e-4) -> dict:
     return {
-        "id": name, "label": f"run {name}", "kind": "network", "method": made.weights["w"]["network"],
-        "plan": made.to_json(), "predicted": made.predicted, "rise": measured, "rise_error": error,
-        "text": {"name": "held out", "sha256": "hh"}, "dense": {"loss": 2.2},
-    }  # fmt: skip
+        "id": name,
+        "label": f"run {name}",
+        "kind": "network",
+        "method": made.weights["w"]["network"],
+        "plan": made.to_json(),
+        "predicted": made.predicted,
+        "rise": measured,
+        "rise_error": error,
+        "text": {"name": "held out", "sha256": "hh"},
+        "dense": {"loss": 2.2},
+    }
 
 
 def calibration(**more) -> Calibration:
@@ -57,9 +66,11 @@ def runs() -> list[dict]:
 def file() -> object:
     key = settings_key({"text": SHA, "settings": SETTINGS})
     path = Workspace().calibration_file(MODEL["fingerprint"], f"loss-{key}")
-    write_json(path, {"format": "karipap-calibration", "version": 1} | {
-        key: value for key, value in calibration().__dict__.items() if key != "history"
-    })  # fmt: skip
+    write_json(
+        path,
+        {"format": "karipap-calibration", "version": 1}
+        | {key: value for key, value in calibration().__dict__.items() if key != "history"},
+    )
     return path
 
 

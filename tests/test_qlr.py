@@ -124,10 +124,17 @@ def test_bytes_by_hand():
     assert spec.formats == ["int3", "int4", "int4"] and Format.parse("int3").bytes(256, 1024) == Q
 
 
-@pytest.mark.parametrize("entry, field", [
-    ({"bits": "fp8"}, "bits"), ({"bits": "int5"}, "int5"), ({"bits": None}, "None"), ({"chi": [9]}, "chi"),
-    ({"chi": [1, 1]}, "chi"), ({"quantize": "int5"}, "int5"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry, field",
+    [
+        ({"bits": "fp8"}, "bits"),
+        ({"bits": "int5"}, "int5"),
+        ({"bits": None}, "None"),
+        ({"chi": [9]}, "chi"),
+        ({"chi": [1, 1]}, "chi"),
+        ({"quantize": "int5"}, "int5"),
+    ],
+)
 def test_a_wrong_entry_is_told_in_one_sentence(entry, field):
     with pytest.raises(InputError, match=field) as caught:
         spec_from_json({"network": "qlr", "out": [8], "in": [8], "chi": [2]} | entry)
@@ -142,6 +149,8 @@ def test_rows_are_those_of_the_matrix():
 
 def test_weight_metric_needs_no_moments():
     W = gaussian(32, 48)
-    errors = [Metric("weight").error(W, spec.dense(spec.fit(W, Metric("weight")))) for spec in
-              (Qlr.for_shape(32, 48, chi) for chi in (1, 4, 16))]  # fmt: skip
+    errors = [
+        Metric("weight").error(W, spec.dense(spec.fit(W, Metric("weight"))))
+        for spec in (Qlr.for_shape(32, 48, chi) for chi in (1, 4, 16))
+    ]
     assert errors == sorted(errors, reverse=True) and errors[0] < alone(W, Metric("weight"), "int3") / W.square().sum()

@@ -198,9 +198,12 @@ def test_sizes_that_cannot_be_are_refused():
 
 def test_dense_by_hand():
     quantized = Quantized(
-        torch.tensor([[0, 1, 3]], dtype=torch.uint8), torch.tensor([[0.5, 2.0]]).half(),
-        torch.tensor([[1, 2]], dtype=torch.uint8), 2, 2,
-    )  # fmt: skip
+        torch.tensor([[0, 1, 3]], dtype=torch.uint8),
+        torch.tensor([[0.5, 2.0]]).half(),
+        torch.tensor([[1, 2]], dtype=torch.uint8),
+        2,
+        2,
+    )
     assert quantized.dense().tolist() == [[-0.5, 0.0, 2.0]]
     assert quantized.bytes == 1 + 1 + 4
 

@@ -6,8 +6,15 @@ from karipap_core.tradeoffs.ranking import SIZES, method_of, rank, sentence
 
 
 def point(method, size, rise, kind="network", error=1e-5, **settings):
-    return {"kind": kind, "method": method, "label": f"{method} {size}", "settings": settings, "rise": rise,
-            "rise_error": error, "bytes_kept_blocks": size}  # fmt: skip
+    return {
+        "kind": kind,
+        "method": method,
+        "label": f"{method} {size}",
+        "settings": settings,
+        "rise": rise,
+        "rise_error": error,
+        "bytes_kept_blocks": size,
+    }
 
 
 def gptq(bits, size, rise, **more):
@@ -30,13 +37,22 @@ def test_rows_are_ordered_by_places_and_what_is_missing_comes_last():
     ranked = rank(points)
     assert [row.method for row in ranked.rows] == ["tree", "peps", "mpo"], "sums of places: 3, 4, 8"
     assert [winners and ranked.rows[winners[0]].method for winners in ranked.winners] == [
-        "peps", "peps", "peps", "tree", "tree",
-    ]  # fmt: skip
+        "peps",
+        "peps",
+        "peps",
+        "tree",
+        "tree",
+    ]
 
 
 def test_what_differs_by_less_than_its_error_is_level():
-    ranked = rank([point("tree", 0.2, 0.100, error=0.01), point("mpo", 0.2, 0.105, error=0.01),
-                   point("peps", 0.2, 0.2, error=0.01)])  # fmt: skip
+    ranked = rank(
+        [
+            point("tree", 0.2, 0.100, error=0.01),
+            point("mpo", 0.2, 0.105, error=0.01),
+            point("peps", 0.2, 0.2, error=0.01),
+        ]
+    )
     assert [len(winners) for winners in ranked.winners] == [2] * 5
     assert sentence(ranked).startswith("In the same bytes of the blocks tree and mpo, level, lose least at 90%, 70%")
 

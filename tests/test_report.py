@@ -154,9 +154,12 @@ def test_what_is_no_run_is_refused(points, tmp_path):
     )
     write_json(tmp_path / "one.json", points[0])
     for what, says in (
-        ([tmp_path / "plan.json"], "is a karipap-plan"), (["nothing"], "no file or folder"), (["../x"], "not exist"),
-        ([tmp_path / "one.json", tmp_path / "other.json"], "about one model"), ([], "at least one"),
-    ):  # fmt: skip
+        ([tmp_path / "plan.json"], "is a karipap-plan"),
+        (["nothing"], "no file or folder"),
+        (["../x"], "not exist"),
+        ([tmp_path / "one.json", tmp_path / "other.json"], "about one model"),
+        ([], "at least one"),
+    ):
         with pytest.raises(InputError, match=says):
             collect(what)
     with pytest.raises(InputError, match="ends in .html"):
@@ -174,8 +177,9 @@ def test_chi_by_layer_is_a_line_a_role():
     weights = [{"layer": layer, "role": role, "chi": [layer + 3]} for layer in (2, 0) for role in ("q", "up")]
     figure = report_html.chi_by_layer([*weights, {"layer": 1, "role": "q", "chi": []}])
     assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
-        ("q", [0, 2], [3, 5]), ("up", [0, 2], [3, 5]),
-    ]  # fmt: skip
+        ("q", [0, 2], [3, 5]),
+        ("up", [0, 2], [3, 5]),
+    ]
 
 
 def test_the_verb_writes_the_files(folder, tmp_path, capsys):

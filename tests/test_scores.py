@@ -10,19 +10,34 @@ from pages.parts import winner
 
 
 def point(name, result, dense=None, kind="network", bytes_kept=0.5):
-    return {"id": name, "label": name, "kind": kind, "tasks": {"t": result}, "bytes_kept": bytes_kept,
-            "dense": {"tasks": {"t": dense}} if dense else {}}  # fmt: skip
+    return {
+        "id": name,
+        "label": name,
+        "kind": kind,
+        "tasks": {"t": result},
+        "bytes_kept": bytes_kept,
+        "dense": {"tasks": {"t": dense}} if dense else {},
+    }
 
 
 def test_axes_are_the_scores_and_main_metrics_come_first():
-    other = {"word_perplexity": 9.0, "word_perplexity_stderr": 1.0, "metric": "word_perplexity",
-             "higher_is_better": False, "items": 3, "alias": "w"}  # fmt: skip
+    other = {
+        "word_perplexity": 9.0,
+        "word_perplexity_stderr": 1.0,
+        "metric": "word_perplexity",
+        "higher_is_better": False,
+        "items": 3,
+        "alias": "w",
+    }
     strict = {"exact_match,strict-match": 0.1, "exact_match_stderr,strict-match": 0.02}
     strict["metric"] = "exact_match,strict-match"
     found = scores.keys([point("a", task(0.5)), {"tasks": {"w": other, "g": strict}}, {"tasks": None}, {}])
     assert list(found.items()) == [
-        ("t: acc", True), ("g: exact_match,strict-match", True), ("w: word_perplexity", False), ("t: acc_norm", True),
-    ]  # fmt: skip
+        ("t: acc", True),
+        ("g: exact_match,strict-match", True),
+        ("w: word_perplexity", False),
+        ("t: acc_norm", True),
+    ]
     assert scores.error_of(strict, "exact_match,strict-match") == 0.02
     assert scores.error_of({"acc_stderr": "N/A"}, "acc") is None
 

@@ -39,14 +39,34 @@ def measured(roots, quality: str = "rise", network: str = "lowrank", of: int | N
     generator, rows = np.random.default_rng(3), []
     for weight in [weight for weight in checkpoint.weights if weight.compressible][:of]:
         error = float(generator.lognormal(-4, 1))
-        row = {"name": weight.name, "layer": weight.layer, "role": weight.role, "members": [weight.name],
-               "network": network, "shape": list(weight.shape), "chi": 8, "kept": 0.4, "rise": None, "rise_low": None,
-               "rise_high": None, "kl": None, "top1_agreement": None, "loss": None, "relative_error": None,
-               "seconds": 0.1}  # fmt: skip
+        row = {
+            "name": weight.name,
+            "layer": weight.layer,
+            "role": weight.role,
+            "members": [weight.name],
+            "network": network,
+            "shape": list(weight.shape),
+            "chi": 8,
+            "kept": 0.4,
+            "rise": None,
+            "rise_low": None,
+            "rise_high": None,
+            "kl": None,
+            "top1_agreement": None,
+            "loss": None,
+            "relative_error": None,
+            "seconds": 0.1,
+        }
         row |= {key: float(generator.lognormal()) for key in foretell.MEASURES} | {"functional_error": error}
         if quality == "rise":
-            row |= {"rise": error - 0.003, "rise_low": error - 0.008, "rise_high": error + 0.005, "kl": error,
-                    "top1_agreement": 0.9, "loss": 2 + error}  # fmt: skip
+            row |= {
+                "rise": error - 0.003,
+                "rise_low": error - 0.008,
+                "rise_high": error + 0.005,
+                "kl": error,
+                "top1_agreement": 0.9,
+                "loss": 2 + error,
+            }
         else:
             row |= {"relative_error": error}
         rows.append(row)
@@ -54,10 +74,21 @@ def measured(roots, quality: str = "rise", network: str = "lowrank", of: int | N
     kept = {"network": network, "kept": 0.4, "chi": None, "quantize": None, "metric": "loss", "window": None}
     kept |= {"text": {"name": "a <b>text</b>", "sha256": "0"}, "stride": None, "max_tokens": 99, "calibration": {}}
     total = {"weight": 14} | ({"layer": 2} if layers else {})
-    document = {"format": store.FORMAT, "version": store.VERSION, "created": 1.0 + (network == "mpo"), "by": "weight",
-                "model": model_entry(checkpoint), "settings": kept, "quality": quality, "total": total,
-                "weights": rows, "layers": whole if layers else [], "dense": {"tokens": 99}, "skipped": [],
-                "environment": {}}  # fmt: skip
+    document = {
+        "format": store.FORMAT,
+        "version": store.VERSION,
+        "created": 1.0 + (network == "mpo"),
+        "by": "weight",
+        "model": model_entry(checkpoint),
+        "settings": kept,
+        "quality": quality,
+        "total": total,
+        "weights": rows,
+        "layers": whole if layers else [],
+        "dense": {"tokens": 99},
+        "skipped": [],
+        "environment": {},
+    }
     folder = Workspace().profile_dir(checkpoint.fingerprint, "x").parents[1]
     write_json(store.file_of(folder, kept), document)
     return document
@@ -125,8 +156,27 @@ def test_a_measurement_starts_as_a_job(roots, monkeypatch):
     app = opened(sens_network="mpo", sens_by="layer", sens_kept="0.3", sens_tokens="2048", sens_format="int8")
     app.button(key="sens_start").click().run()
     source = str(roots / "tiny")
-    assert started == [(["sensitivity", source, "--network", "mpo", "--kept", "0.3", "--metric", "loss", "--by",
-                         "layer", "--quantize", "int8", "--max-tokens", "2048"], "sensitivity_job")]  # fmt: skip
+    assert started == [
+        (
+            [
+                "sensitivity",
+                source,
+                "--network",
+                "mpo",
+                "--kept",
+                "0.3",
+                "--metric",
+                "loss",
+                "--by",
+                "layer",
+                "--quantize",
+                "int8",
+                "--max-tokens",
+                "2048",
+            ],
+            "sensitivity_job",
+        )
+    ]
     app = opened(sens_network="tree", sens_size="chi")
     app.button(key="sens_start").click().run()
     assert ["--chi", "32"] == started[1][0][4:6] and "weight" in started[1][0]

@@ -48,10 +48,11 @@ def test_the_figures_are_those_of_plain_transformers(world, found):
         assert row["compressed"] == tokenizer.decode(texts[1], skip_special_tokens=True)
         with torch.no_grad():
             p, q = (
-                functional.softmax(model(torch.cat([start, texts[0][None]], 1)).logits[0, start.shape[1] - 1 : -1]
-                                   .double(), -1)
+                functional.softmax(
+                    model(torch.cat([start, texts[0][None]], 1)).logits[0, start.shape[1] - 1 : -1].double(), -1
+                )
                 for model in models
-            )  # fmt: skip
+            )
         kl = (p * (p / q).log()).sum(-1)
         assert torch.allclose(torch.tensor(row["token_kl"], dtype=torch.float64), kl, rtol=1e-4, atol=1e-6)
         assert row["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)

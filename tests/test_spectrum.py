@@ -252,9 +252,18 @@ def test_null_entropy_meets_the_published_simulation(shape, known):
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "draws"), [(2, 2, 20000), (2, 30, 4000), (5, 7, 8000), (16, 16, 2000), (17, 17, 2000), (17, 400, 300),
-                          (40, 60, 600), (128, 128, 60)]
-)  # fmt: skip
+    ("m", "n", "draws"),
+    [
+        (2, 2, 20000),
+        (2, 30, 4000),
+        (5, 7, 8000),
+        (16, 16, 2000),
+        (17, 17, 2000),
+        (17, 400, 300),
+        (40, 60, 600),
+        (128, 128, 60),
+    ],
+)
 def test_null_against_draws_of_its_own(m, n, draws):
     rng = np.random.default_rng(11)
     p = np.linalg.svd(rng.standard_normal((draws, m, n)), compute_uv=False) ** 2

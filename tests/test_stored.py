@@ -64,8 +64,9 @@ def stored_cores(spec, cores) -> tuple[dict[str, torch.Tensor], list[torch.Tenso
     return tensors, meant
 
 
-def compressed(checkpoint, folder: Path, spec_of, cores_of=lambda spec, weight: spec.random_cores(len(weight.name)),
-               **plan):  # fmt: skip
+def compressed(
+    checkpoint, folder: Path, spec_of, cores_of=lambda spec, weight: spec.random_cores(len(weight.name)), **plan
+):
     """(compressed folder, specs, float64 matrices that its cores stand for) with `spec_of(weight)` for every weight."""
     folder.mkdir(parents=True, exist_ok=True)
     entries, files, specs, matrices = {}, {}, {}, {}
@@ -446,9 +447,11 @@ def test_weights_kept_on_disk_are_fetched_when_they_are_used(made, tmp_path, gro
     specs = groups(checkpoint, ("up", "q"), form)
     table = for_shape("lowrank", (263, 48), form)
     folder, _, _ = compressed(
-        checkpoint, tmp_path / "a", lambda w: table if w.role == "embed" else specs.get(w.name),
+        checkpoint,
+        tmp_path / "a",
+        lambda w: table if w.role == "embed" else specs.get(w.name),
         lambda spec, w: spec.random_cores(0) if spec is table else spec.cores(w),
-    )  # fmt: skip
+    )
     parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
     expected = outputs(loaded(folder))
     for away in ("model.layers.0", "model.layers.1", "model.embed_tokens"):

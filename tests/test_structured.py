@@ -64,9 +64,12 @@ def test_dense_and_apply_are_the_definition(shape, chi, structure, inner):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.tuples(st.integers(3, 300), st.integers(3, 300)), st.integers(1, 20), structures,
-    st.sampled_from([None, "int8", "int4"]), st.sampled_from(["mpo", "lowrank", "disentangled"]),
-)  # fmt: skip
+    st.tuples(st.integers(3, 300), st.integers(3, 300)),
+    st.integers(1, 20),
+    structures,
+    st.sampled_from([None, "int8", "int4"]),
+    st.sampled_from(["mpo", "lowrank", "disentangled"]),
+)
 def test_every_byte_is_counted(shape, chi, structure, quantize, inner):
     spec = Structured.for_shape(*shape, chi, quantize=quantize, inner=inner, structure=structure)
     around = LowRank.for_shape(*shape, structure.head, quantize=quantize).bytes(2) if structure.head else 0
@@ -225,15 +228,18 @@ def test_heads_that_are_alike_are_stored_once():
     assert Metric().error(W, spec.dense(spec.fit(W, Metric()))) < 1e-12
 
 
-@pytest.mark.parametrize("structure, said", [
-    ({"head": -1}, "'head'"),
-    ({"head": True}, "'head'"),
-    ({"head": 13}, "no more than 12"),
-    ({"rows": 1}, "'rows'"),
-    ({"heads": 7}, "'heads' 7"),
-    ({"tail": 1}, "may hold head, rows"),
-    ([1], "'structure'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "structure, said",
+    [
+        ({"head": -1}, "'head'"),
+        ({"head": True}, "'head'"),
+        ({"head": 13}, "no more than 12"),
+        ({"rows": 1}, "'rows'"),
+        ({"heads": 7}, "'heads' 7"),
+        ({"tail": 1}, "may hold head, rows"),
+        ([1], "'structure'"),
+    ],
+)
 def test_wrong_structures_are_refused(structure, said):
     entry = {"network": "mpo", "out": [3, 4], "in": [5, 6], "chi": [4]}
     with pytest.raises(InputError, match=said):

@@ -42,8 +42,9 @@ class Study:
             curve = self.curves("lowrank", "loss")[weight.name]
             picks = np.unique(np.linspace(0, len(curve.chi) - 1, 4).round().astype(int))
             factor = rng.uniform(0.2, 2)
-            levels[weight.name] = [[int(curve.chi[k]), float(curve.error[k]), float(factor * curve.error[k] ** 0.9)]
-                                   for k in picks]  # fmt: skip
+            levels[weight.name] = [
+                [int(curve.chi[k]), float(curve.error[k]), float(factor * curve.error[k] ** 0.9)] for k in picks
+            ]
         plans = [{"sum": x, "rise": 1.7 * x**0.8} for x in (1.0, 30.0, 900.0)]
         self.found = Calibration("loss", "kl", TEXT, 2.5, levels, plans, 900) if calibrated else None
 
@@ -83,8 +84,9 @@ def view(checkpoint):
 
 
 @pytest.mark.parametrize("rule", ["calibrated", "loss", "functional", "entropy", "uniform"])
-@pytest.mark.parametrize(("unit", "scope", "budget"), [("parameters", "blocks", 0.45), ("parameters", "model", 0.8),
-                                                       ("bytes", "model", 0.7)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "scope", "budget"), [("parameters", "blocks", 0.45), ("parameters", "model", 0.8), ("bytes", "model", 0.7)]
+)
 def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, scope, budget):
     from karipap_core.plan.budget import Budget
     from karipap_core.plan.planner import Planner
@@ -115,8 +117,12 @@ def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, sc
 
 def test_rules_are_those_whose_measurements_are_here(view, checkpoint):
     assert tables.tables(view, tables.What("lowrank", "loss"), None, {}).rules == (
-        "calibrated", "loss", "functional", "entropy", "uniform",
-    )  # fmt: skip
+        "calibrated",
+        "loss",
+        "functional",
+        "entropy",
+        "uniform",
+    )
     weight = tables.tables(view, tables.What("lowrank", "weight"), "calibrated", {})
     assert "calibrated" not in weight.rules and weight.rule == weight.rules[0]
     assert weight.model["points"] is None, "nothing was measured under this metric, so nothing is predicted"
@@ -245,10 +251,15 @@ def mixed(checkpoint):
     return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up")
 
 
-CASES = [("tree", None, "parameters", "calibrated"), ("tree", "int4", "bytes", "calibrated"),
-         ("qlr", None, "bytes", "uniform"), ("qlr", None, "parameters", "entropy"),
-         ("auto", None, "bytes", "calibrated"), ("auto", None, "parameters", "functional"),
-         ("lowrank", "auto", "parameters", "loss")]  # fmt: skip
+CASES = [
+    ("tree", None, "parameters", "calibrated"),
+    ("tree", "int4", "bytes", "calibrated"),
+    ("qlr", None, "bytes", "uniform"),
+    ("qlr", None, "parameters", "entropy"),
+    ("auto", None, "bytes", "calibrated"),
+    ("auto", None, "parameters", "functional"),
+    ("lowrank", "auto", "parameters", "loss"),
+]
 
 
 @pytest.mark.parametrize(("network", "quantize", "unit", "rule"), CASES)
@@ -288,8 +299,13 @@ def test_weights_that_share_cores_move_together(mixed):
     assert len(mates) == 2
     now = draft.Draft("tree", "loss", "calibrated", dict.fromkeys(found.names, 0))
     at = found.names.index(mates[0])
-    moved = draft.edited_rows(now, found.names, {at: {"chi": 3, "locked": True}}, dict.fromkeys(found.names, 9),
-                              {name: mates for name in mates})  # fmt: skip
+    moved = draft.edited_rows(
+        now,
+        found.names,
+        {at: {"chi": 3, "locked": True}},
+        dict.fromkeys(found.names, 9),
+        {name: mates for name in mates},
+    )
     assert {name for name, chi in moved.chi.items() if chi} == set(mates) == set(moved.locked) == set(moved.hand)
     plan = draft.to_plan(moved, mixed.checkpoint, found, chi_board.totals(found.rows, found.model, moved.chi))
     plan.check(mixed.checkpoint)
@@ -300,8 +316,12 @@ def test_an_entry_that_is_no_option_stays_as_it_is(mixed):
     what = tables.What("qlr", "loss")
     found = tables.tables(mixed, what, "calibrated", {})
     chi = dict.fromkeys(found.names, 0)
-    plan = draft.to_plan(draft.Draft("qlr", "loss", "calibrated", chi), mixed.checkpoint, found,
-                         chi_board.totals(found.rows, found.model, chi))  # fmt: skip
+    plan = draft.to_plan(
+        draft.Draft("qlr", "loss", "calibrated", chi),
+        mixed.checkpoint,
+        found,
+        chi_board.totals(found.rows, found.model, chi),
+    )
     name = found.names[0]
     out, n_in = found.rows[0]["shape"]
     plan.weights[name] = {"network": "mpo", "out": [out // 2, 2], "in": [2, n_in // 2], "chi": [3], "quantize": None}

@@ -274,9 +274,13 @@ def test_another_question_is_another_measurement(model, task_dir, tmp_path, coun
 def test_progress_counts_items(model, task_dir, tmp_path):
     told = []
     evaluate_tasks(
-        *load_model(model), ["pairs"], task_dir, keep=tmp_path, batch_size=2,
+        *load_model(model),
+        ["pairs"],
+        task_dir,
+        keep=tmp_path,
+        batch_size=2,
         progress=lambda stage, done, total, item="", message="": told.append((item, done, total)),
-    )  # fmt: skip
+    )
     counts = [done for item, done, total in told if (item, total) == ("pairs", 12)]
     assert counts[0] == 0 and counts[-1] == 12 and counts == sorted(counts) and len(set(counts)) >= 5
 

@@ -72,8 +72,11 @@ def test_sweep_writes_points_that_can_be_read_and_reproduced(study, tmp_path):
     found = sweep(study, ["lowrank"], [0.8, 0.5], ["uniform", "calibrated"], tmp_path, HELD_OUT, scope="blocks", **CUT)
     assert read_json(tmp_path / "sweep.json") == found
     assert [(p["settings"]["rule"], p["settings"]["budget"]) for p in found["runs"]] == [
-        ("uniform", 0.8), ("uniform", 0.5), ("calibrated", 0.8), ("calibrated", 0.5),
-    ]  # fmt: skip
+        ("uniform", 0.8),
+        ("uniform", 0.5),
+        ("calibrated", 0.8),
+        ("calibrated", 0.5),
+    ]
     points = [*found["runs"], *found["baselines"]]
     assert all(sizes_agree(point, study.checkpoint.parameters) for point in points)
     on_disk = {run["id"]: run for run in read_runs(tmp_path / "runs")}

@@ -173,8 +173,9 @@ def test_full_bonds_reproduce_every_weight(group, which):
 
 
 @pytest.mark.parametrize("which", METRICS)
-@pytest.mark.parametrize(("share", "chi"), [("in", (12, 3, 5, 12)), ("out", (9, 4, 9, 2)), ("both", (6, 7)),
-                                            ("all", (6, 7, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "chi"), [("in", (12, 3, 5, 12)), ("out", (9, 4, 9, 2)), ("both", (6, 7)), ("all", (6, 7, 2))]
+)
 def test_sweeps_never_raise_the_error_and_the_cores_have_it(which, share, chi):
     Ws, metrics = weights(3, (20, 30)), metrics_of(which, (20, 30), 3)
     specs = group_specs(names(3), (20, 30), chi, share)
@@ -259,8 +260,9 @@ def test_tucker_is_as_good_as_tensorlys(share, chi):
 
 
 @pytest.mark.parametrize("which", METRICS)
-@pytest.mark.parametrize(("share", "chi"), [("in", (9, 2, 5, 3)), ("out", (9, 2, 5, 3)), ("both", (4, 5)),
-                                            ("all", (4, 5, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "chi"), [("in", (9, 2, 5, 3)), ("out", (9, 2, 5, 3)), ("both", (4, 5)), ("all", (4, 5, 2))]
+)
 def test_a_planted_tree_is_found_again_to_the_noise(which, share, chi):
     specs = group_specs(names(3), (24, 26), chi, share)
     cores = [spec.random_cores(seed=at, dtype=torch.float64) for at, spec in enumerate(specs)]
@@ -311,8 +313,9 @@ def test_members_are_layers_like_any_other(share, chi):
         assert all(core.grad.abs().sum() > 0 for core in layer.cores)
 
 
-@pytest.mark.parametrize(("share", "chi"), [("in", (40, 9, 40)), ("out", (40, 9, 40)), ("both", (20, 30)),
-                                            ("all", (20, 30, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "chi"), [("in", (40, 9, 40)), ("out", (40, 9, 40)), ("both", (20, 30)), ("all", (20, 30, 2))]
+)
 def test_random_members_keep_the_variance(share, chi):
     for spec in group_specs(names(2), (96, 120), chi, share):
         x = random(200, 120).float()
@@ -328,8 +331,11 @@ def test_it_beats_lowrank_at_equal_parameters_on_weights_made_to_share_a_basis(w
     shape, layers = (32, 48), 4
     Ws, metrics = made_to_share(layers, shape, 12, noise=0.02), metrics_of(which, shape, layers)
     curve = group_curve(names(layers), Ws, metrics, levels=[1200, 2200])
-    squares = np.sort(np.concatenate([np.linalg.svd(m.whiten(W).numpy(), compute_uv=False) ** 2
-                                      for W, m in zip(Ws, metrics, strict=True)]))[::-1]  # fmt: skip
+    squares = np.sort(
+        np.concatenate(
+            [np.linalg.svd(m.whiten(W).numpy(), compute_uv=False) ** 2 for W, m in zip(Ws, metrics, strict=True)]
+        )
+    )[::-1]
     # The best ranks over the layers, rounded up; 2,112 numbers hold the planted basis and what the layers make of it.
     lowrank = [squares[math.ceil(size / sum(shape)) :].sum() for size in curve.parameters]
     assert curve.error[0].sum() < 0.9 * lowrank[0] and curve.error[1].sum() < 0.5 * lowrank[1]
@@ -431,8 +437,14 @@ def test_groups_are_runs_of_one_role_and_shape():
 
 
 def test_gaps_shapes_and_routers_part_a_group():
-    row = [weight(0, "q"), weight(1, "q"), weight(3, "q"), weight(4, "q", (8, 16)), weight(5, "q", (8, 16)),
-           weight(5, "router", compressible=False)]  # fmt: skip
+    row = [
+        weight(0, "q"),
+        weight(1, "q"),
+        weight(3, "q"),
+        weight(4, "q", (8, 16)),
+        weight(5, "q", (8, 16)),
+        weight(5, "router", compressible=False),
+    ]
     assert [[name.split(".")[2] for name in group] for group in group_names(row)] == [["0", "1"], ["3"], ["4", "5"]]
     long = group_names([weight(k, "k") for k in range(14)])
     assert [len(group) for group in long] == [6, 6, 2] and len({name for group in long for name in group}) == 14
@@ -443,11 +455,17 @@ def test_experts_share_with_the_same_number_alone():
     assert group_names(row) == [[f"model.layers.{k}.experts.{e}.up" for k in range(2)] for e in range(3)]
 
 
-@pytest.mark.parametrize(("name", "side"), [
-    ("model.layers.0.self_attn.q_proj", "in"), ("model.layers.0.mlp.down_proj", "out"),
-    ("transformer.h.3.attn.c_attn", "in"), ("transformer.h.3.mlp.c_proj", "out"),
-    ("model.layers.2.self_attn.o_proj", "out"), ("model.layers.2.mlp.shared_expert.down_proj", "out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("model.layers.0.self_attn.q_proj", "in"),
+        ("model.layers.0.mlp.down_proj", "out"),
+        ("transformer.h.3.attn.c_attn", "in"),
+        ("transformer.h.3.mlp.c_proj", "out"),
+        ("model.layers.2.self_attn.o_proj", "out"),
+        ("model.layers.2.mlp.shared_expert.down_proj", "out"),
+    ],
+)
 def test_the_side_on_the_residual_stream_is_shared(name, side):
     assert side_of(name) == side
 
@@ -455,15 +473,20 @@ def test_the_side_on_the_residual_stream_is_shared(name, side):
 # Edges.
 
 
-@pytest.mark.parametrize(("share", "chi"), [("in", (9, 2, 9, 3)), ("out", (9, 2, 9, 3)), ("both", (6, 7)),
-                                            ("all", (6, 7, 2))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "chi"), [("in", (9, 2, 9, 3)), ("out", (9, 2, 9, 3)), ("both", (6, 7)), ("all", (6, 7, 2))]
+)
 def test_edge_spectra_are_those_of_the_dense_tensor(share, chi):
     Ws = weights(3, (14, 16))
     specs = group_specs(names(3), (14, 16), chi, share)
     cores = fit_group(specs, Ws, [Metric()] * 3)
     T = np.stack([spec.dense(mine).numpy() for spec, mine in zip(specs, cores, strict=True)])
-    expected = {"in": [T.transpose(2, 0, 1).reshape(16, -1)], "out": [T.transpose(1, 0, 2).reshape(14, -1)],
-                "layer": [T.reshape(3, -1)], "own": list(T)}  # fmt: skip
+    expected = {
+        "in": [T.transpose(2, 0, 1).reshape(16, -1)],
+        "out": [T.transpose(1, 0, 2).reshape(14, -1)],
+        "layer": [T.reshape(3, -1)],
+        "own": list(T),
+    }
     found = edge_spectra(specs, cores)
     assert found.keys() == expected.keys()
     for edge, matrices in expected.items():

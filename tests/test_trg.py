@@ -109,13 +109,17 @@ def test_bonds_wider_than_their_rank_cost_nothing(method):
     wide = [
         [
             torch.einsum(
-                "udlr,Uu,dD,Ll,rR->UDLR", t, up[r][c], torch.linalg.pinv(up[(r + 1) % 4][c]), left[r][c],
+                "udlr,Uu,dD,Ll,rR->UDLR",
+                t,
+                up[r][c],
+                torch.linalg.pinv(up[(r + 1) % 4][c]),
+                left[r][c],
                 torch.linalg.pinv(left[r][(c + 1) % 4]),
             )
             for c, t in enumerate(row)
         ]
         for r, row in enumerate(grid)
-    ]  # fmt: skip
+    ]
     found = contract(wide, 4, method=method)
     assert value(found) == pytest.approx(exact(grid), rel=1e-10)
     assert found.discarded_weight < 1e-20

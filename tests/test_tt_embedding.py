@@ -192,10 +192,17 @@ def test_planted_bonds_are_found_again_to_the_noise(form, sites):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("metric", [
-    Metric("weight"), Metric("functional", moment(24)), Metric("loss", moment(24), moment(53, 1)),
-    frequency_metric(counts(53)), frequency_metric(counts(53), moment(24)),
-], ids=["weight", "functional", "loss", "frequency", "frequency C"])  # fmt: skip
+@pytest.mark.parametrize(
+    "metric",
+    [
+        Metric("weight"),
+        Metric("functional", moment(24)),
+        Metric("loss", moment(24), moment(53, 1)),
+        frequency_metric(counts(53)),
+        frequency_metric(counts(53), moment(24)),
+    ],
+    ids=["weight", "functional", "loss", "frequency", "frequency C"],
+)
 def test_the_fit_never_ends_above_its_start_and_falls_with_chi(form, metric):
     W = random(53, 24)
     errors = []
@@ -287,11 +294,21 @@ def test_bytes_count_every_core_in_its_format(form):
 GOOD = {"network": "tt_embedding", "out": [4, 14], "in": [4, 6], "chi": [3], "form": "table", "vocabulary": 53}
 
 
-@pytest.mark.parametrize("changed, field", [
-    ({"form": "row"}, "form"), ({"vocabulary": 57}, "vocabulary"), ({"vocabulary": 0}, "vocabulary"),
-    ({"vocabulary": 53.0}, "vocabulary"), ({"in": [24]}, "in"), ({"out": [56]}, "out"), ({"chi": [17]}, "chi"),
-    ({"chi": []}, "chi"), ({"form": "token"}, "out"), ({"form": "token", "out": [53], "chi": [5]}, "chi"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, field",
+    [
+        ({"form": "row"}, "form"),
+        ({"vocabulary": 57}, "vocabulary"),
+        ({"vocabulary": 0}, "vocabulary"),
+        ({"vocabulary": 53.0}, "vocabulary"),
+        ({"in": [24]}, "in"),
+        ({"out": [56]}, "out"),
+        ({"chi": [17]}, "chi"),
+        ({"chi": []}, "chi"),
+        ({"form": "token"}, "out"),
+        ({"form": "token", "out": [53], "chi": [5]}, "chi"),
+    ],
+)
 def test_a_wrong_entry_is_one_sentence_that_names_the_field(changed, field):
     assert spec_from_json(GOOD).n_out == 53
     with pytest.raises(InputError, match=f"[Ff]ields? .*'{field}'") as caught:

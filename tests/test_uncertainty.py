@@ -36,9 +36,13 @@ def test_the_interval_is_scipys():
     sums, tokens = unequal_documents(40, 0)
     mine = paired_bootstrap(sums, tokens, resamples=20_000)
     theirs = stats.bootstrap(
-        (sums, tokens), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True, method="percentile",
-        n_resamples=20_000, rng=np.random.default_rng(1),
-    ).confidence_interval  # fmt: skip
+        (sums, tokens),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
     width = theirs.high - theirs.low
     assert mine.mean == pytest.approx(sums.sum() / tokens.sum(), rel=1e-12)
     assert mine.low == pytest.approx(theirs.low, abs=0.03 * width)

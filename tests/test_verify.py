@@ -107,8 +107,10 @@ def rewrite(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.cores.1", "model.norm.weight",
-                                  "model.layers.1.mlp.up_proj.cores.0.scales"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.self_attn.q_proj.cores.1", "model.norm.weight", "model.layers.1.mlp.up_proj.cores.0.scales"],
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_found_in_any_tensor(folder, name, value):
     rewrite(folder, lambda tensors: tensors[name].view(-1)[:1].fill_(value))

@@ -30,9 +30,17 @@ STATE_EVERY = 100  # steps
 
 # Wider than this text needs (the feed-forward is 4x, not Llama's 8/3) so that there is something to compress.
 CONFIG = LlamaConfig(
-    vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8,
-    num_key_value_heads=4, max_position_embeddings=WINDOW, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=VOCABULARY,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=WINDOW,
+    tie_word_embeddings=True,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 def train_tokenizer(documents) -> PreTrainedTokenizerFast:
@@ -45,9 +53,12 @@ def train_tokenizer(documents) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, model_max_length=WINDOW,
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        model_max_length=WINDOW,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def encode(tokenizer, documents) -> torch.Tensor:
@@ -136,8 +147,10 @@ def main() -> None:
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}],
-        lr=PEAK_RATE, betas=(0.9, 0.95), fused=True,
-    )  # fmt: skip
+        lr=PEAK_RATE,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     log, first, seconds = [], 0, 0.0
     state_file = work / "state.pt"  # our own file, read with weights_only
     if state_file.exists():

@@ -69,7 +69,7 @@ def same_source(settings: dict, source: Source) -> tuple[bool, str]:
 
 def wrong_tensors(
     checkpoint: Checkpoint, plan: Plan, settings: dict, source: Source | None, report: dict
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Tensor (or file) → what is wrong with it."""
     import torch
 
@@ -178,9 +178,13 @@ def unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[st
 
 
 def logits_agree(
-    folder: Path, plan: Plan, source: Source | None, core_files: Mapping[str, Path] | None, checkpoint: Checkpoint,
+    folder: Path,
+    plan: Plan,
+    source: Source | None,
+    core_files: Mapping[str, Path] | None,
+    checkpoint: Checkpoint,
     device: str,
-) -> tuple[bool, str]:  # fmt: skip
+) -> tuple[bool, str]:
     dense = source.checkpoint if source else None
     if dense is not None and plan.unties(dense):
         dense = None  # its one table would have to be two

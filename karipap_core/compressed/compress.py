@@ -55,9 +55,13 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
             rows.append(json.loads(handle.metadata()["row"]))
     ledger = plan.ledger(checkpoint)
     result = {
-        "kept": ledger.kept, "bytes_kept": ledger.bytes_kept, "parameters": ledger.parameters, "bytes": ledger.bytes,
-        "kept_blocks": ledger.kept_blocks, "weights": rows,
-    }  # fmt: skip
+        "kept": ledger.kept,
+        "bytes_kept": ledger.bytes_kept,
+        "parameters": ledger.parameters,
+        "bytes": ledger.bytes,
+        "kept_blocks": ledger.kept_blocks,
+        "weights": rows,
+    }
     # What is there already is our own, from a run killed after the folder and before its report were written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
     report = {"format": "karipap-report", "version": 1, "identity": identity, "source": str(checkpoint.path.resolve())}
@@ -83,9 +87,14 @@ def _decompose(study, plan: Plan, weight, file: Path) -> None:
     dense = study.checkpoint.read(weight.name).double()
     stored = spec.dense(values(spec, cores)).double()
     row = {
-        "name": weight.name, "network": spec.network, "chi": list(spec.chi), "quantize": spec.quantize,
-        "parameters": spec.parameters, "weight_error": _relative((dense - stored), dense), "functional_error": None,
-    }  # fmt: skip
+        "name": weight.name,
+        "network": spec.network,
+        "chi": list(spec.chi),
+        "quantize": spec.quantize,
+        "parameters": spec.parameters,
+        "weight_error": _relative((dense - stored), dense),
+        "functional_error": None,
+    }
     if plan.metric != "weight" and weight.compressible:
         row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
     tensors = {}

@@ -13,9 +13,15 @@ from karipap_core.plan.document import RULES, Plan
 from karipap_core.progress import Progress, silent
 
 ITEMS = (
-    "fingerprint pinned", "verify passed", "evaluation on file", "shadow run on file", "fallback tested",
-    "safetensors only", "plan valid", "all run since the last change",
-)  # fmt: skip
+    "fingerprint pinned",
+    "verify passed",
+    "evaluation on file",
+    "shadow run on file",
+    "fallback tested",
+    "safetensors only",
+    "plan valid",
+    "all run since the last change",
+)
 OF_ITEM = dict(zip(ITEMS[1:5], records.KINDS, strict=True))
 PROMPTS = ("def main():", "Once upon a time")  # to begin with; prompts of one's own say more (docs/serving.md)
 MOST_PROMPTS, MOST_LETTERS = 8, 200  # of an earlier shadow run that fit into a command
@@ -232,8 +238,11 @@ def _said_fallback(result: dict) -> tuple[bool, str]:
 
 
 _SAID = {
-    "verify": _said_verify, "evaluation": _said_evaluation, "shadow": _said_shadow, "fallback": _said_fallback,
-}  # fmt: skip
+    "verify": _said_verify,
+    "evaluation": _said_evaluation,
+    "shadow": _said_shadow,
+    "fallback": _said_fallback,
+}
 
 
 def _flow(facts: _Facts, found: dict) -> tuple[bool, str, str | None]:

@@ -44,12 +44,26 @@ def precision(generation: str | None, fp8_benchmarked: bool = False, fp4_validat
 
 
 def deploy(
-    model, plan: Plan | str | None = None, tokens: int = 4096, batch: int = 1, gpu: str | None = "auto",
-    kv_dtype: str = "fp16", kv_keep: float = 1.0, sparse_attention: bool = False, price: float | None = None,
-    throughput: float | None = None, fixed: bool | None = None, fp8_benchmarked: bool = False,
-    fp4_validated: bool = False, host_memory: float | None = None, smaller=None, tolerance: float = evidence.TOLERANCE,
-    force: bool = False, workspace: Workspace | None = None, progress: Progress = silent,
-) -> dict:  # fmt: skip
+    model,
+    plan: Plan | str | None = None,
+    tokens: int = 4096,
+    batch: int = 1,
+    gpu: str | None = "auto",
+    kv_dtype: str = "fp16",
+    kv_keep: float = 1.0,
+    sparse_attention: bool = False,
+    price: float | None = None,
+    throughput: float | None = None,
+    fixed: bool | None = None,
+    fp8_benchmarked: bool = False,
+    fp4_validated: bool = False,
+    host_memory: float | None = None,
+    smaller=None,
+    tolerance: float = evidence.TOLERANCE,
+    force: bool = False,
+    workspace: Workspace | None = None,
+    progress: Progress = silent,
+) -> dict:
     """The decision for one model and one load, as a document of JSON values.
 
     model: as `footprint.footprint`, or a Footprint. plan: counted exactly by its ledger. gpu: a name of hardware.json,
@@ -91,28 +105,51 @@ def deploy(
     nodes = [
         functional_node(foot, plan, tolerance, workspace),
         {
-            "node": 2, "title": "Quantization by GPU generation", "answer": format_name,
+            "node": 2,
+            "title": "Quantization by GPU generation",
+            "answer": format_name,
             "reasons": [why_format, *_unwritten(format_name)],
         },
         cache_node(case, places, words),
         {"node": 4, "title": "Budget", "answer": answer, "reasons": why},
-    ]  # fmt: skip
+    ]
     progress("deploy", 4, 4)
     return {
-        "format": FORMAT, "version": VERSION, "model": foot.name, "parameters": foot.parameters,
-        "active_parameters": foot.active_parameters, "dtype": foot.dtype, "dtype_assumed": foot.assumed,
-        "plan": plan.model["name"] if plan else None, "load": asdict(load),
-        "gpu": card and asdict(card), "usable_bytes": usable, "weights_bytes": weights, "kv_bytes": kv_bytes,
-        "kv_bytes_whole": cache.bytes(tokens, batch, kv_dtype), "activation_bytes": case.activations,
-        "total_bytes": total, "fits": None if usable is None else total <= usable,
-        "attention": {"kind": cache.kind, "layers": len(cache.layers), "windowed": cache.windowed,
-                      "stateful": cache.stateful, "sparse": load.sparse},
+        "format": FORMAT,
+        "version": VERSION,
+        "model": foot.name,
+        "parameters": foot.parameters,
+        "active_parameters": foot.active_parameters,
+        "dtype": foot.dtype,
+        "dtype_assumed": foot.assumed,
+        "plan": plan.model["name"] if plan else None,
+        "load": asdict(load),
+        "gpu": card and asdict(card),
+        "usable_bytes": usable,
+        "weights_bytes": weights,
+        "kv_bytes": kv_bytes,
+        "kv_bytes_whole": cache.bytes(tokens, batch, kv_dtype),
+        "activation_bytes": case.activations,
+        "total_bytes": total,
+        "fits": None if usable is None else total <= usable,
+        "attention": {
+            "kind": cache.kind,
+            "layers": len(cache.layers),
+            "windowed": cache.windowed,
+            "stateful": cache.stateful,
+            "sparse": load.sparse,
+        },
         "dollars_per_mtoken": dollars(price, throughput) if price and throughput else None,
-        "answer": answer, "verdict": verdict, "reasons": [reason for node in nodes for reason in node["reasons"]],
-        "nodes": nodes, "ways": ways, "placements": [case.row(place) for place in places], "placed_beside": words,
+        "answer": answer,
+        "verdict": verdict,
+        "reasons": [reason for node in nodes for reason in node["reasons"]],
+        "nodes": nodes,
+        "ways": ways,
+        "placements": [case.row(place) for place in places],
+        "placed_beside": words,
         "cache_room_bytes": None if usable is None else usable - served - case.activations,
         "published": hardware.document()["published"],
-    }  # fmt: skip
+    }
 
 
 def plan_bytes(plan: Plan, foot: Footprint, force: bool = False) -> int:
@@ -177,8 +214,15 @@ def functional_node(foot: Footprint, plan: Plan | None, tolerance: float, worksp
     if against:
         reasons.append(f"The plan cuts {len(against)} weights that should stay dense, such as {against[0].name}.")
     most = max(counts, key=counts.get)
-    return node | {"answer": most, "evidence": True, "counts": counts, "tolerance": tolerance,
-                   "text": text, "weights": [asdict(row) for row in rows], "reasons": reasons}  # fmt: skip
+    return node | {
+        "answer": most,
+        "evidence": True,
+        "counts": counts,
+        "tolerance": tolerance,
+        "text": text,
+        "weights": [asdict(row) for row in rows],
+        "reasons": reasons,
+    }
 
 
 def cache_node(case: Case, places: list[kv.Placement], served: str) -> dict:
@@ -189,9 +233,12 @@ def cache_node(case: Case, places: list[kv.Placement], served: str) -> dict:
         what = f"{cache.stateful} layers keep a state of fixed size" if cache.stateful else "an encoder keeps nothing"
         return node | {"answer": "none", "reasons": [f"No KV cache: {what}."]}
     each = {layer.values for layer in cache.layers}
-    kinds = {"MHA": "every head has keys and values of its own", "MQA": "all heads share one pair",
-             "GQA": "groups of heads share keys and values",
-             "MLA": "one latent and one rotated key a token stand for K and V"}  # fmt: skip
+    kinds = {
+        "MHA": "every head has keys and values of its own",
+        "MQA": "all heads share one pair",
+        "GQA": "groups of heads share keys and values",
+        "MLA": "one latent and one rotated key a token stand for K and V",
+    }
     reasons = [
         f"{cache.kind}: {kinds[cache.kind]}; {'/'.join(f'{n:,}' for n in sorted(each))} numbers a token and layer, "
         f"{len(cache.layers)} layers, {load.tokens:,} tokens, batch {load.batch}, {load.kv_dtype}: "

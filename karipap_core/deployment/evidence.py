@@ -76,9 +76,19 @@ def advise(profile: Profile, plan=None, tolerance: float = TOLERANCE, aggressive
         advice = ADVICE[0 if needed <= chi else 1 if needed < break_even else 2]
         planned, planned_error = _planned(plan, row["name"], tail)
         rows.append(
-            Advice(row["name"], row["layer"], row["role"], advice, chi, float(tail[min(chi, len(tail) - 1)]), needed,
-                   break_even, planned, planned_error)
-        )  # fmt: skip
+            Advice(
+                row["name"],
+                row["layer"],
+                row["role"],
+                advice,
+                chi,
+                float(tail[min(chi, len(tail) - 1)]),
+                needed,
+                break_even,
+                planned,
+                planned_error,
+            )
+        )
     return rows
 
 
@@ -156,9 +166,12 @@ def cheaper(runs: list[dict], run: dict) -> dict | None:
     rivals = [
         rival
         for rival in runs
-        if quantization_alone(rival) and quality(rival) and quality(run)
-        and rival["bytes"] <= run["bytes"] and quality(rival)[1] <= quality(run)[1]
-    ]  # fmt: skip
+        if quantization_alone(rival)
+        and quality(rival)
+        and quality(run)
+        and rival["bytes"] <= run["bytes"]
+        and quality(rival)[1] <= quality(run)[1]
+    ]
     return _best(rivals)
 
 

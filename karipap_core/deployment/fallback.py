@@ -34,9 +34,14 @@ class DenseFallback:
     """
 
     def __init__(
-        self, folder: str | Path, dense: str | Path | None = None, use: str | None = None, device: str = "cpu",
-        dtype=None, keep: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        folder: str | Path,
+        dense: str | Path | None = None,
+        use: str | None = None,
+        device: str = "cpu",
+        dtype=None,
+        keep: bool = False,
+    ) -> None:
         self.folder, self.device, self.dtype, self.keep = Path(folder), device, dtype, keep
         settings = settings_of(folder)
         source = source_of(folder, dense)
@@ -125,8 +130,9 @@ def rehearse(
         note(
             dense["networks"] == 0 and dense["finite"] and same,
             f"{SWITCH}=dense: the dense checkpoint's own weights, {seconds:g} s to the first answer"
-            if same else f"{SWITCH}=dense: the weights in memory are not the dense checkpoint's",
-        )  # fmt: skip
+            if same
+            else f"{SWITCH}=dense: the weights in memory are not the dense checkpoint's",
+        )
     with _environment(None):
         again = _answer(fallback)
         note(again["ids"] == first["ids"] and again["networks"] == first["networks"], "the first answer again")

@@ -166,7 +166,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
             matrices.append(Matrix(shape[-2], shape[-1], count, ".experts." in key))
     return Footprint(
         name, config, parameters, parameters * ITEMSIZE[dtype], dtype, tuple(matrices), assumed=given is None
-    )  # fmt: skip
+    )
 
 
 def config_of(document: dict, name: str = "model"):
@@ -198,9 +198,7 @@ def of_checkpoint(checkpoint) -> Footprint:
         Matrix(*weight.shape, expert=weight.expert is not None) for weight in checkpoint.weights if weight.compressible
     )
     dtype = max(set(dtypes), key=dtypes.count) if dtypes else "bfloat16"
-    return Footprint(
-        checkpoint.name, config, checkpoint.parameters, checkpoint.bytes, dtype, matrices, checkpoint
-    )  # fmt: skip
+    return Footprint(checkpoint.name, config, checkpoint.parameters, checkpoint.bytes, dtype, matrices, checkpoint)
 
 
 def _hub_config(model: str) -> Path:

@@ -38,9 +38,16 @@ def gpus() -> dict[str, Gpu]:
     found = {}
     for row in document()["gpus"]:
         found[row["name"]] = Gpu(
-            row["name"], row["generation"], round(row["memory_gb"] * 1e9), row["bandwidth_gb_s"] * 1e9,
-            row["pcie_gb_s"] * 1e9, row["fp8"], row["fp4"], row["source"]["name"], row["source"]["url"],
-        )  # fmt: skip
+            row["name"],
+            row["generation"],
+            round(row["memory_gb"] * 1e9),
+            row["bandwidth_gb_s"] * 1e9,
+            row["pcie_gb_s"] * 1e9,
+            row["fp8"],
+            row["fp4"],
+            row["source"]["name"],
+            row["source"]["url"],
+        )
     return found
 
 
@@ -73,10 +80,15 @@ def detect() -> Gpu | None:
     known = _of_device(properties.name, properties.total_memory)
     generation = known.generation if known else generation_of(properties.major, properties.minor)
     return Gpu(
-        properties.name, generation, properties.total_memory, known and known.bandwidth, known and known.pcie,
-        properties.major * 10 + properties.minor >= 89, properties.major >= 10,
+        properties.name,
+        generation,
+        properties.total_memory,
+        known and known.bandwidth,
+        known and known.pcie,
+        properties.major * 10 + properties.minor >= 89,
+        properties.major >= 10,
         f"detected (compute capability {capability})" + (f"; bandwidths of {known.name}" if known else ""),
-    )  # fmt: skip
+    )
 
 
 def generation_of(major: int, minor: int) -> str:

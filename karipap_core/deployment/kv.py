@@ -160,9 +160,16 @@ class Placement:
 
 
 def placements(
-    whole: int, kept: int, selected: int, read: int, free: int, bandwidth: float | None, pcie: float | None, cxl: dict,
+    whole: int,
+    kept: int,
+    selected: int,
+    read: int,
+    free: int,
+    bandwidth: float | None,
+    pcie: float | None,
+    cxl: dict,
     signal: bool,
-) -> list[Placement]:  # fmt: skip
+) -> list[Placement]:
     """The four places for a cache, in the order in which they are to be preferred.
 
     whole, kept, selected: bytes of all tokens, of those that stay (kv_keep) and of those that a step of sparse
@@ -187,9 +194,13 @@ def placements(
         reason = "The weights leave the GPU no room, so that no place for the cache helps: make the weights smaller."
         return [Placement(name, False, reason, 0, 0, None) for name in NAMES]
     inside = Placement(
-        NAMES[0], fits, "All that is kept lies in the GPU's memory." if fits else "It does not fit the GPU's memory.",
-        room, 0, step(kept, 0, None) if fits else None,
-    )  # fmt: skip
+        NAMES[0],
+        fits,
+        "All that is kept lies in the GPU's memory." if fits else "It does not fit the GPU's memory.",
+        room,
+        0,
+        step(kept, 0, None) if fits else None,
+    )
     needless = "Not needed: the cache fits the GPU."
     streams = "What does not fit streams in over {} in every step, whole: dense attention reads all of it."
     if signal:
@@ -198,20 +209,29 @@ def placements(
         NAMES[1], not fits, needless if fits else streams.format("PCIe"), room, over, step(room, over, pcie)
     )
     pool = Placement(
-        NAMES[2], not fits,
-        needless if fits else streams.format("PCIe and CXL")
+        NAMES[2],
+        not fits,
+        needless
+        if fits
+        else streams.format("PCIe and CXL")
         + " It is no faster than host memory: it is for caches that host memory cannot hold, or that hosts share.",
-        room, over, step(room, over, link, cxl["latency_ns"] * 1e-9),
-    )  # fmt: skip
+        room,
+        over,
+        step(room, over, link, cxl["latency_ns"] * 1e-9),
+    )
     if not signal:
         why = "Never for dense attention: nothing says which tokens a step may leave out."
         return [inside, offload, pool, Placement(NAMES[3], False, why, 0, 0, None)]
     hot = min(selected, free)
+    outside = "The whole cache lies outside; each step fetches the selected part (at most all, less what is still in)."
     select = Placement(
-        NAMES[3], whole > free, needless if whole <= free else
-        "The whole cache lies outside; each step fetches the selected part (at most all of it, less what is still in).",
-        hot, whole, step(selected, selected, link, cxl["latency_ns"] * 1e-9),
-    )  # fmt: skip
+        NAMES[3],
+        whole > free,
+        needless if whole <= free else outside,
+        hot,
+        whole,
+        step(selected, selected, link, cxl["latency_ns"] * 1e-9),
+    )
     return [inside, offload, pool, select]
 
 

@@ -114,10 +114,16 @@ class Case:
         if cache.top_k and load.keep == 1:
             selected = cache.bytes(load.tokens, load.batch, load.kv_dtype, min(1.0, cache.top_k / load.tokens))
         places = kv.placements(
-            whole, self.cache_bytes, selected, self.foot.active(weights, load.batch),
-            self.usable - weights - self.activations, self.card.bandwidth, self.card.pcie, document()["pools"]["cxl"],
+            whole,
+            self.cache_bytes,
+            selected,
+            self.foot.active(weights, load.batch),
+            self.usable - weights - self.activations,
+            self.card.bandwidth,
+            self.card.pcie,
+            document()["pools"]["cxl"],
             load.sparse,
-        )  # fmt: skip
+        )
         room = None if self.host_memory is None else self.host_memory * 1e9
         if room is not None and places[1].available and places[1].pool > room:
             why = f"{size(places[1].pool)} do not fit the host memory of {size(room)}."
@@ -130,8 +136,12 @@ class Case:
         row |= {"dollars_are": None, "measured": None, "maintain": MAINTAIN[name], "note": note}
         if run is not None:
             measure, value = evidence.quality(run)
-            row["measured"] = {"measure": measure, "value": value, "label": run.get("label") or run.get("id"),
-                               "text": (run.get("text") or {}).get("name")}  # fmt: skip
+            row["measured"] = {
+                "measure": measure,
+                "value": value,
+                "label": run.get("label") or run.get("id"),
+                "text": (run.get("text") or {}).get("name"),
+            }
         if weights is None:
             return row
         row |= {"total_bytes": self.total(weights), "fits": self.fits(weights)}

@@ -90,9 +90,15 @@ def evaluate_folder(
 
 
 def folder_conventions(
-    folder: str | Path, against: str | Path | None, text: Text, names, window=None, stride=None, device: str = "auto",
+    folder: str | Path,
+    against: str | Path | None,
+    text: Text,
+    names,
+    window=None,
+    stride=None,
+    device: str = "auto",
     progress: Progress = silent,
-) -> dict[str, dict]:  # fmt: skip
+) -> dict[str, dict]:
     """`conventions.measure_conventions` of a folder, beside `against`: for a run that was measured before without."""
     from karipap_core.models.load import load_model
 

@@ -24,9 +24,17 @@ class InPlace:
     """
 
     def __init__(
-        self, model, tokenizer, checkpoint, text: Text, window=None, stride=None, max_tokens=None, progress=silent,
+        self,
+        model,
+        tokenizer,
+        checkpoint,
+        text: Text,
+        window=None,
+        stride=None,
+        max_tokens=None,
+        progress=silent,
         suite=None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         from karipap_core.models.sites import sites
 
         self.model, self.sites = model, sites(model, checkpoint, tables=True)

@@ -31,21 +31,32 @@ def search(document: dict) -> go.Figure:
     _add(figure, rivals, "rivals", dict(symbol="square-open", size=10, color=PURPLE, line_width=2), top, unit)
     if "max_rise" in line:
         figure.add_hline(line["max_rise"], line=dict(color=GREY, width=1.5, dash="dash"))
-        figure.add_annotation(x=0, xref="paper", y=line["max_rise"], text=f"the line, {line['max_rise']:.4g}",
-                              showarrow=False, xanchor="left", yanchor="bottom", font=dict(size=12, color=GREY),
-        )  # fmt: skip
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            y=line["max_rise"],
+            text=f"the line, {line['max_rise']:.4g}",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+            font=dict(size=12, color=GREY),
+        )
     elif document["settings"]["scope"] == "model":
         figure.add_vline(line["bytes_kept"], line=dict(color=GREY, width=1.5, dash="dash"))
     figure.update_layout(
-        height=430, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest",
+        height=430,
+        margin=dict(l=8, r=8, t=8, b=8),
+        hovermode="closest",
         legend=dict(orientation="h", x=0, y=1.02, yanchor="bottom", title_text=""),
-    )  # fmt: skip
+    )
     scope = " of the blocks" if document["settings"]["scope"] == "blocks" else ""
-    figure.update_xaxes(title_text=f"Bytes kept{scope}", tickformat=".1%", gridcolor=FAINT, zeroline=False,
-                        automargin=True)  # fmt: skip
+    figure.update_xaxes(
+        title_text=f"Bytes kept{scope}", tickformat=".1%", gridcolor=FAINT, zeroline=False, automargin=True
+    )
     what = "Rise in loss" if quality == "rise" else "Output error"
-    figure.update_yaxes(title_text=f"{what}, {unit}", gridcolor=FAINT, zeroline=True, zerolinecolor=FAINT,
-                        automargin=True)  # fmt: skip
+    figure.update_yaxes(
+        title_text=f"{what}, {unit}", gridcolor=FAINT, zeroline=True, zerolinecolor=FAINT, automargin=True
+    )
     if top is not None:
         lowest = min([0.0, *(row["low"] if row["low"] is not None else row["rise"] for row in [*rows, *rivals])])
         figure.update_yaxes(range=[lowest - 0.05 * top, 1.05 * top])
@@ -67,12 +78,17 @@ def _add(figure, rows: list[dict], name: str, marker: dict, top: float | None, u
     above = [0.0 if row["high"] is None else max(row["high"] - y, 0.0) for row, y in zip(rows, heights, strict=True)]
     below = [0.0 if row["low"] is None else max(y - row["low"], 0.0) for row, y in zip(rows, heights, strict=True)]
     figure.add_scatter(
-        x=np.array([row["bytes_kept"] for row in rows], np.float32), y=np.array(heights, np.float32), name=name,
-        mode="lines+markers" if joined else "markers", marker=marker, line=dict(color=marker["color"], width=1.5),
+        x=np.array([row["bytes_kept"] for row in rows], np.float32),
+        y=np.array(heights, np.float32),
+        name=name,
+        mode="lines+markers" if joined else "markers",
+        marker=marker,
+        line=dict(color=marker["color"], width=1.5),
         error_y=dict(type="data", symmetric=False, array=above, arrayminus=below, thickness=1.2, width=4),
-        customdata=[row["id"] for row in rows], hovertext=[_hover(row, unit) for row in rows],
+        customdata=[row["id"] for row in rows],
+        hovertext=[_hover(row, unit) for row in rows],
         hovertemplate="%{hovertext}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _hover(row: dict, unit: str) -> str:

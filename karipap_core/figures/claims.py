@@ -27,17 +27,25 @@ def chart(document: dict) -> go.Figure:
         y = np.array([max(value, floor) if log else value for value in series["y"]], np.float32)
         if document["kind"] == "bars":
             figure.add_bar(
-                x=series["x"], y=y, name=series["name"], marker=dict(color=color),
+                x=series["x"],
+                y=y,
+                name=series["name"],
+                marker=dict(color=color),
                 text=[_short(v) for v in series["y"]],
-                textposition="outside", cliponaxis=False, hovertemplate="%{x}: %{y:.4g}<extra></extra>",
-            )  # fmt: skip
+                textposition="outside",
+                cliponaxis=False,
+                hovertemplate="%{x}: %{y:.4g}<extra></extra>",
+            )
             continue
         figure.add_scatter(
-            x=series["x"], y=y, name=series["name"], mode="markers" if document["kind"] == "points" else
-            "lines+markers", marker=dict(color=color, symbol=symbol, size=8 if len(y) < 60 else 5),
+            x=series["x"],
+            y=y,
+            name=series["name"],
+            mode="markers" if document["kind"] == "points" else "lines+markers",
+            marker=dict(color=color, symbol=symbol, size=8 if len(y) < 60 else 5),
             line=dict(color=color, width=2, dash=DASHES[number // len(COLORS) % len(DASHES)]),
             hovertemplate="%{x}: %{y:.4g}<extra>" + series["name"] + "</extra>",
-        )  # fmt: skip
+        )
     _frame(figure, document["title"], document["x"], document["y"], log)
     if log and positive:
         figure.update_yaxes(**log_ticks(min(positive), max(positive)))
@@ -56,15 +64,25 @@ def size_curve(chi: Sequence[int], kept: Sequence[float], adds: Sequence[float],
     lines = (("bytes", kept, BLUE, "circle", "solid"), ("multiply-adds a token", adds, ORANGE, "square", "dash"))
     for name, values, color, symbol, dash in lines:
         figure.add_scatter(
-            x=list(chi), y=np.array(values, np.float32), name=name, mode="lines+markers",
-            line=dict(color=color, width=2, dash=dash), marker=dict(symbol=symbol, size=6),
+            x=list(chi),
+            y=np.array(values, np.float32),
+            name=name,
+            mode="lines+markers",
+            line=dict(color=color, width=2, dash=dash),
+            marker=dict(symbol=symbol, size=6),
             hovertemplate="χ = %{x}: %{y:.3g} times dense<extra>" + name + "</extra>",
-        )  # fmt: skip
+        )
     figure.add_hline(1, line=dict(color=GREY, width=1.2, dash="dot"))
     figure.add_annotation(
-        xref="paper", x=1, xanchor="right", y=0, yanchor="bottom", text="dense", showarrow=False,  # y = 0 is 10⁰
+        xref="paper",
+        x=1,
+        xanchor="right",
+        y=0,
+        yanchor="bottom",
+        text="dense",
+        showarrow=False,  # y = 0 is 10⁰
         font=dict(size=12, color=GREY),
-    )  # fmt: skip
+    )
     figure.add_vline(chosen, line=dict(color=GREEN, width=1.5))
     _frame(figure, "", "χ", "Over dense", True, 260)
     figure.update_xaxes(type="log", dtick=1)
@@ -77,10 +95,13 @@ def _short(value: float) -> str:
 
 def _frame(figure: go.Figure, title: str, x: str, y: str, log: bool, height: int = 360) -> None:
     figure.update_layout(
-        height=height, margin=dict(l=8, r=8, t=48 if title else 12, b=8), hovermode="closest",
+        height=height,
+        margin=dict(l=8, r=8, t=48 if title else 12, b=8),
+        hovermode="closest",
         title=dict(text=title, font=dict(size=15), x=0, xanchor="left") if title else None,
-        legend=dict(orientation="h", yanchor="top", y=-0.22, x=0), uirevision="claims",
-    )  # fmt: skip
+        legend=dict(orientation="h", yanchor="top", y=-0.22, x=0),
+        uirevision="claims",
+    )
     figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False)
     figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False)
     if log:

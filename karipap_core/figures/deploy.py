@@ -37,18 +37,26 @@ def memory(document: dict) -> go.Figure:
     for name, color, pattern in PARTS:
         values = parts[name]
         figure.add_bar(
-            y=names, x=np.array(values, np.float32) / np.float32(one), orientation="h", name=name,
+            y=names,
+            x=np.array(values, np.float32) / np.float32(one),
+            orientation="h",
+            name=name,
             marker=dict(color=color, pattern=dict(shape=pattern, fillmode="overlay", fgcolor=PALE, size=6)),
             hovertext=[f"{way}: {name} {size(value)}" for way, value in zip(names, values, strict=True)],
             hovertemplate="%{hovertext}<extra></extra>",
-        )  # fmt: skip
+        )
     if document["usable_bytes"] and document["usable_bytes"] < FAR * largest:
         end = document["usable_bytes"] / one
         figure.add_vline(end, line=dict(color=GREY, width=2, dash="dash"))
         figure.add_annotation(
-            x=end, y=1, yref="paper", yanchor="bottom", showarrow=False, text="may be filled",
+            x=end,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
+            text="may be filled",
             font=dict(size=12, color=GREY),
-        )  # fmt: skip
+        )
     _frame(figure, 110 + 52 * len(rows))
     figure.update_layout(barmode="stack", bargap=0.35, legend=dict(traceorder="normal"))
     figure.update_xaxes(title_text=f"Memory, in {unit} (10{power} bytes)", rangemode="tozero")
@@ -68,23 +76,35 @@ def cache(model: Cache, document: dict, longest: int) -> go.Figure:
         values = [model.bytes(int(n), load["batch"], dtype, load["keep"]) for n in tokens]
         color, dash = DTYPES[dtype]
         figure.add_scatter(
-            x=tokens.astype(np.float32), y=np.array(values, np.float64).astype(np.float32) / np.float32(1e9),
-            mode="lines", name=dtype, line=dict(color=color, width=2, dash=dash),
+            x=tokens.astype(np.float32),
+            y=np.array(values, np.float64).astype(np.float32) / np.float32(1e9),
+            mode="lines",
+            name=dtype,
+            line=dict(color=color, width=2, dash=dash),
             hovertext=[f"{n:,} tokens: {size(value)}" for n, value in zip(tokens, values, strict=True)],
             hovertemplate="%{hovertext}<extra>" + dtype + "</extra>",
-        )  # fmt: skip
+        )
     figure.add_scatter(
-        x=np.array([load["tokens"]], np.float32), y=np.array([document["kv_bytes"] / 1e9], np.float32), mode="markers",
-        name="this load", marker=dict(symbol="circle-open", size=15, color=GREEN, line=dict(width=2.5)),
+        x=np.array([load["tokens"]], np.float32),
+        y=np.array([document["kv_bytes"] / 1e9], np.float32),
+        mode="markers",
+        name="this load",
+        marker=dict(symbol="circle-open", size=15, color=GREEN, line=dict(width=2.5)),
         hovertext=[f"{load['tokens']:,} tokens: {size(document['kv_bytes'])}"],
         hovertemplate="%{hovertext}<extra>this load</extra>",
-    )  # fmt: skip
+    )
     if (room := document["cache_room_bytes"]) and room > 0:
         figure.add_hline(room / 1e9, line=dict(color=GREY, width=2, dash="dash"))
         figure.add_annotation(
-            x=0, xref="paper", xanchor="left", y=np.log10(room / 1e9), yanchor="bottom", showarrow=False,
-            text=f" room beside {document['placed_beside']}", font=dict(size=12, color=GREY),
-        )  # fmt: skip
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=np.log10(room / 1e9),
+            yanchor="bottom",
+            showarrow=False,
+            text=f" room beside {document['placed_beside']}",
+            font=dict(size=12, color=GREY),
+        )
     _frame(figure, 330)
     figure.update_xaxes(title_text="Tokens of each sequence", type="log", dtick=1)
     figure.update_yaxes(
@@ -95,8 +115,11 @@ def cache(model: Cache, document: dict, longest: int) -> go.Figure:
 
 def _frame(figure: go.Figure, height: int) -> None:
     figure.update_layout(
-        height=height, margin=dict(l=8, r=16, t=24, b=76), hovermode="closest", uirevision="keep",
+        height=height,
+        margin=dict(l=8, r=16, t=24, b=76),
+        hovermode="closest",
+        uirevision="keep",
         legend=dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom", title_text=""),
-    )  # fmt: skip
+    )
     figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)

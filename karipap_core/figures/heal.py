@@ -42,27 +42,46 @@ def loss_curve(curve: Sequence[dict], before: float | None = None, dense: float 
     steps, losses = (np.array([point[key] for point in curve], np.float32) for key in ("step", "loss"))
     thin = np.linspace(0, len(steps) - 1, min(len(steps), POINTS)).round().astype(int)
     figure.add_scatter(
-        x=steps[thin], y=losses[thin], mode="markers", name="each step's tokens", marker=dict(size=4, color=GREY),
-        opacity=0.45, hovertemplate="step %{x}: %{y:.4f}<extra>each step's tokens</extra>",
-    )  # fmt: skip
+        x=steps[thin],
+        y=losses[thin],
+        mode="markers",
+        name="each step's tokens",
+        marker=dict(size=4, color=GREY),
+        opacity=0.45,
+        hovertemplate="step %{x}: %{y:.4f}<extra>each step's tokens</extra>",
+    )
     figure.add_scatter(
-        x=steps[thin], y=running_mean(losses)[thin], mode="lines", name=f"mean of the last {SMOOTHED}",
-        line=dict(color=BLUE, width=2), hovertemplate="step %{x}: %{y:.4f}<extra>mean</extra>",
-    )  # fmt: skip
+        x=steps[thin],
+        y=running_mean(losses)[thin],
+        mode="lines",
+        name=f"mean of the last {SMOOTHED}",
+        line=dict(color=BLUE, width=2),
+        hovertemplate="step %{x}: %{y:.4f}<extra>mean</extra>",
+    )
     looks = [(0, before)] if before is not None else []
     looks += [(point["step"], point["validation"]) for point in curve if "validation" in point]
     if looks:
         figure.add_scatter(
-            x=[step for step, _ in looks], y=np.array([loss for _, loss in looks], np.float32), name="validation text",
-            mode="lines+markers", line=dict(color=ORANGE, width=2, dash="dash"), marker=dict(symbol="diamond", size=9),
+            x=[step for step, _ in looks],
+            y=np.array([loss for _, loss in looks], np.float32),
+            name="validation text",
+            mode="lines+markers",
+            line=dict(color=ORANGE, width=2, dash="dash"),
+            marker=dict(symbol="diamond", size=9),
             hovertemplate="step %{x}: %{y:.4f}<extra>validation text</extra>",
-        )  # fmt: skip
+        )
     if dense is not None:
         figure.add_hline(dense, line=dict(color=GREEN, width=1.5, dash="dot"))
         figure.add_annotation(
-            x=1, xref="paper", y=dense, text="dense, validation text", showarrow=False, xanchor="right",
-            yanchor="bottom", font=dict(size=11, color=GREEN),
-        )  # fmt: skip
+            x=1,
+            xref="paper",
+            y=dense,
+            text="dense, validation text",
+            showarrow=False,
+            xanchor="right",
+            yanchor="bottom",
+            font=dict(size=11, color=GREEN),
+        )
     _frame(figure, "Step", "Loss, nats a token")
     return figure
 
@@ -82,21 +101,42 @@ def moved(before: dict, after: dict, others: Sequence[dict] = ()) -> go.Figure:
     others = [run for run in others if run["id"] not in (before["id"], after["id"]) and run.get("rise") is not None]
     figure.add_scatter(
         x=np.array([run["bytes_kept"] for run in others], np.float32),
-        y=np.array([run["rise"] for run in others], np.float32), mode="markers", name="other runs",
-        marker=dict(color=GREY, size=7, symbol="circle-open"), opacity=0.7, hovertext=[run["label"] for run in others],
+        y=np.array([run["rise"] for run in others], np.float32),
+        mode="markers",
+        name="other runs",
+        marker=dict(color=GREY, size=7, symbol="circle-open"),
+        opacity=0.7,
+        hovertext=[run["label"] for run in others],
         hovertemplate="%{hovertext}: %{y:.4f}<extra></extra>",
-    )  # fmt: skip
+    )
     for run, name, color, symbol in ((before, "before", ORANGE, "x"), (after, "after", GREEN, "circle")):
         figure.add_scatter(
-            x=np.array([run["bytes_kept"]], np.float32), y=np.array([run["rise"]], np.float32), name=name,
-            mode="markers+text", text=[f"{run['rise']:.4f}"], textposition="middle right", hoverinfo="skip",
+            x=np.array([run["bytes_kept"]], np.float32),
+            y=np.array([run["rise"]], np.float32),
+            name=name,
+            mode="markers+text",
+            text=[f"{run['rise']:.4f}"],
+            textposition="middle right",
+            hoverinfo="skip",
             marker=dict(color=color, size=12, symbol=symbol),
-        )  # fmt: skip
+        )
     figure.add_annotation(
-        x=after["bytes_kept"], y=after["rise"], ax=before["bytes_kept"], ay=before["rise"], xref="x", yref="y",
-        axref="x", ayref="y", showarrow=True, arrowhead=2, arrowwidth=2, arrowcolor=GREEN, standoff=8, startstandoff=8,
+        x=after["bytes_kept"],
+        y=after["rise"],
+        ax=before["bytes_kept"],
+        ay=before["rise"],
+        xref="x",
+        yref="y",
+        axref="x",
+        ayref="y",
+        showarrow=True,
+        arrowhead=2,
+        arrowwidth=2,
+        arrowcolor=GREEN,
+        standoff=8,
+        startstandoff=8,
         text="",
-    )  # fmt: skip
+    )
     _frame(figure, "Bytes kept", "Rise in loss, nats a token")
     figure.update_xaxes(tickformat=".0%")
     return figure
@@ -104,8 +144,11 @@ def moved(before: dict, after: dict, others: Sequence[dict] = ()) -> go.Figure:
 
 def _frame(figure: go.Figure, x: str, y: str) -> None:
     figure.update_layout(
-        height=360, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", uirevision="heal",
+        height=360,
+        margin=dict(l=8, r=8, t=8, b=8),
+        hovermode="closest",
+        uirevision="heal",
         legend=dict(orientation="h", y=1.02, yanchor="bottom", x=0, title_text=""),
-    )  # fmt: skip
+    )
     figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False, automargin=True)

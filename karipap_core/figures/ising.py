@@ -36,28 +36,44 @@ def curve(points: Iterable[dict], chosen: dict, quantity: str = "free") -> go.Fi
         return -temperature * ln_z if quantity == "free" else ln_z
 
     figure.add_scatter(
-        x=array(temperatures), y=array(height(t, exact(t)) for t in temperatures), mode="lines", hoverinfo="skip",
-        name="exact (Onsager)", line=dict(color=GREY, width=2), row=1, col=1,
-    )  # fmt: skip
+        x=array(temperatures),
+        y=array(height(t, exact(t)) for t in temperatures),
+        mode="lines",
+        hoverinfo="skip",
+        name="exact (Onsager)",
+        line=dict(color=GREY, width=2),
+        row=1,
+        col=1,
+    )
     ring = dict(symbol="circle-open", size=19, color=GREEN, line=dict(width=2.5))
     for shown, name, marker in (
         (points, f"{NAMES[method]}, χ = {chi}", dict(symbol=SYMBOLS[method], size=8, color=COLORS[method])),
         ([chosen], f"chosen, χ = {chosen['chi']}", ring),
     ):
         style = dict(
-            x=array(point["temperature"] for point in shown), mode="markers", name=name, legendgroup=name,
-            hovertext=[_says(point, height) for point in shown], hovertemplate="%{hovertext}<extra></extra>",
+            x=array(point["temperature"] for point in shown),
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            hovertext=[_says(point, height) for point in shown],
+            hovertemplate="%{hovertext}<extra></extra>",
             marker=marker,
-        )  # fmt: skip
+        )
         heights = array(height(point["temperature"], point["ln_z_per_site"]) for point in shown)
         figure.add_scatter(y=heights, row=1, col=1, **style)
         errors = array(max(point["relative_error"], FLOOR) for point in shown)
         figure.add_scatter(y=errors, row=2, col=1, showlegend=False, **style)
     figure.add_vline(CRITICAL, line=dict(color=GREY, width=1.2, dash="dot"))
     figure.add_annotation(
-        x=CRITICAL, y=1, yref="y domain", yanchor="top", xanchor="left", text=" T<sub>c</sub>", showarrow=False,
+        x=CRITICAL,
+        y=1,
+        yref="y domain",
+        yanchor="top",
+        xanchor="left",
+        text=" T<sub>c</sub>",
+        showarrow=False,
         font=dict(size=12, color=GREY),
-    )  # fmt: skip
+    )
     ising_frame(figure, 430)
     figure.update_yaxes(title_text=QUANTITIES[quantity], row=1, col=1)
     decades(figure, [point["relative_error"] for point in [*points, chosen]], row=2, col=1)
@@ -73,15 +89,23 @@ def convergence(documents: Sequence[dict], chosen: dict) -> go.Figure:
         line = sorted((entry for entry in documents if entry["method"] == method), key=lambda entry: entry["chi"])
         text = [f"χ = {entry['chi']}, {entry['relative_error']:.1e}, {entry['seconds']:.2g} s" for entry in line]
         figure.add_scatter(
-            x=array(entry["chi"] for entry in line), y=array(max(entry["relative_error"], FLOOR) for entry in line),
-            mode="lines+markers", name=NAMES[method], line=dict(color=COLORS[method], width=2),
-            marker=dict(symbol=SYMBOLS[method], size=8), hovertext=text,
+            x=array(entry["chi"] for entry in line),
+            y=array(max(entry["relative_error"], FLOOR) for entry in line),
+            mode="lines+markers",
+            name=NAMES[method],
+            line=dict(color=COLORS[method], width=2),
+            marker=dict(symbol=SYMBOLS[method], size=8),
+            hovertext=text,
             hovertemplate="%{hovertext}<extra>" + NAMES[method] + "</extra>",
-        )  # fmt: skip
+        )
     figure.add_scatter(
-        x=array([chosen["chi"]]), y=array([max(chosen["relative_error"], FLOOR)]), mode="markers", hoverinfo="skip",
-        name="chosen", marker=dict(symbol="circle-open", size=19, color=GREEN, line=dict(width=2.5)),
-    )  # fmt: skip
+        x=array([chosen["chi"]]),
+        y=array([max(chosen["relative_error"], FLOOR)]),
+        mode="markers",
+        hoverinfo="skip",
+        name="chosen",
+        marker=dict(symbol="circle-open", size=19, color=GREEN, line=dict(width=2.5)),
+    )
     ising_frame(figure, 430)
     ticks = sorted({entry["chi"] for entry in documents})
     figure.update_xaxes(title_text="Bond dimension χ", type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
@@ -98,23 +122,34 @@ def flow(document: dict) -> go.Figure:
         known = [(block, level) for block, level in known if level is not None and level <= TOP]
         last = max([last, *(block for block, _ in known)])
         figure.add_scatter(
-            x=array(block for block, _ in known), y=array(level for _, level in known), mode="lines+markers",
-            name=f"level {index + 1} ({name})", line=dict(color=color, width=2), marker=dict(symbol=symbol, size=8),
+            x=array(block for block, _ in known),
+            y=array(level for _, level in known),
+            mode="lines+markers",
+            name=f"level {index + 1} ({name})",
+            line=dict(color=color, width=2),
+            marker=dict(symbol=symbol, size=8),
             hovertemplate="block of %{x:.0f} × %{x:.0f}: %{y:.4f}<extra>" + name + "</extra>",
-        )  # fmt: skip
+        )
     ising_frame(figure, 360)
     powers = range(max(1, int(math.log2(max(last, 2)))) + 1)
     ticks = [2**k for k in powers if k % (2 if len(powers) > 8 else 1) == 0]
     figure.update_xaxes(
-        title_text="Side of the block that has become one tensor, in sites", type="log", tickvals=ticks,
-        ticktext=[f"{tick:,}" for tick in ticks], range=[-0.1, math.log10(2) * (powers[-1] + 0.4)],
-    )  # fmt: skip
+        title_text="Side of the block that has become one tensor, in sites",
+        type="log",
+        tickvals=ticks,
+        ticktext=[f"{tick:,}" for tick in ticks],
+        range=[-0.1, math.log10(2) * (powers[-1] + 0.4)],
+    )
     for index, dimension in enumerate(DIMENSIONS):
         figure.add_scatter(
-            x=array([ticks[0] / 2, 4 * ticks[-1]]), y=array([dimension] * 2), mode="lines", hoverinfo="skip",
-            name="exact at T<sub>c</sub>: 1/8 and 1", showlegend=index == 0,
+            x=array([ticks[0] / 2, 4 * ticks[-1]]),
+            y=array([dimension] * 2),
+            mode="lines",
+            hoverinfo="skip",
+            name="exact at T<sub>c</sub>: 1/8 and 1",
+            showlegend=index == 0,
             line=dict(color=GREY, width=1.5, dash="dash"),
-        )  # fmt: skip
+        )
     figure.update_yaxes(
         title_text="ln(λ₀ / λᵢ) / 2π", range=[-0.06, TOP], tickvals=[0, *DIMENSIONS, 2], ticktext=["0", "1/8", "1", "2"]
     )
@@ -135,16 +170,22 @@ def decades(figure: go.Figure, errors: Sequence[float], **where) -> None:
     low, high = math.floor(low), math.ceil(high + 0.05)
     ticks = range(low, high + 1, max(1, (high - low) // 5))
     figure.update_yaxes(
-        type="log", range=[low - 0.3, high + 0.1], tickvals=[10.0**k for k in ticks],
-        ticktext=[f"10<sup>{k}</sup>".replace("-", "−") for k in ticks], **where,
-    )  # fmt: skip
+        type="log",
+        range=[low - 0.3, high + 0.1],
+        tickvals=[10.0**k for k in ticks],
+        ticktext=[f"10<sup>{k}</sup>".replace("-", "−") for k in ticks],
+        **where,
+    )
 
 
 def ising_frame(figure: go.Figure, height: int) -> None:
     figure.update_layout(
-        height=height, margin=dict(l=8, r=12, t=36, b=8), hovermode="closest", uirevision="keep",
+        height=height,
+        margin=dict(l=8, r=12, t=36, b=8),
+        hovermode="closest",
+        uirevision="keep",
         legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
-    )  # fmt: skip
+    )
     figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)
 

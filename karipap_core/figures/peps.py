@@ -31,10 +31,15 @@ def flow(rows: Sequence[dict], names: Sequence[str] = ()) -> go.Figure:
     ):
         shown = [(row, text) for row, text in zip(rows, says, strict=True) if key == "error" or row["bond"] is not None]
         figure.add_scatter(
-            x=array(row["kept"] for row, _ in shown), y=array(max(row[key], FLOOR) for row, _ in shown),
-            mode="lines+markers", name=name, line=dict(color=color, width=2), marker=dict(symbol=symbol, size=8),
-            hovertext=[text for _, text in shown], hovertemplate="%{hovertext}<extra></extra>",
-        )  # fmt: skip
+            x=array(row["kept"] for row, _ in shown),
+            y=array(max(row[key], FLOOR) for row, _ in shown),
+            mode="lines+markers",
+            name=name,
+            line=dict(color=color, width=2),
+            marker=dict(symbol=symbol, size=8),
+            hovertext=[text for _, text in shown],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
     ising_frame(figure, 380)
     decades(figure, [row["error"] for row in rows] + [row["discarded"] for row in rows[1:]])
     figure.update_yaxes(title_text="Part of the squared norm")
@@ -60,20 +65,37 @@ def lattice(rows: Sequence[dict], grid: Sequence[int], sites: Sequence[str] = ()
             )
             for x, y in _lines(place[a], place[b]):
                 figure.add_scatter(
-                    x=array(x), y=array(y), mode="lines", name=direction, legendgroup=direction,
-                    showlegend=first == 0 and x[0] == place[a][0], line=dict(color=color, width=_width(row), dash=dash),
-                    hovertext=text, hovertemplate="%{hovertext}<extra></extra>",
-                )  # fmt: skip
+                    x=array(x),
+                    y=array(y),
+                    mode="lines",
+                    name=direction,
+                    legendgroup=direction,
+                    showlegend=first == 0 and x[0] == place[a][0],
+                    line=dict(color=color, width=_width(row), dash=dash),
+                    hovertext=text,
+                    hovertemplate="%{hovertext}<extra></extra>",
+                )
                 figure.add_scatter(  # a line can be touched at its points only: give it a middle
-                    x=array([np.mean(x)]), y=array([np.mean(y)]), mode="text", text=[f"{row['entropy']:.2f}"],
-                    textposition="top center" if direction == "horizontal" else "middle right", showlegend=False,
-                    hovertext=text, hovertemplate="%{hovertext}<extra></extra>", textfont=dict(size=12),
-                )  # fmt: skip
+                    x=array([np.mean(x)]),
+                    y=array([np.mean(y)]),
+                    mode="text",
+                    text=[f"{row['entropy']:.2f}"],
+                    textposition="top center" if direction == "horizontal" else "middle right",
+                    showlegend=False,
+                    hovertext=text,
+                    hovertemplate="%{hovertext}<extra></extra>",
+                    textfont=dict(size=12),
+                )
     figure.add_scatter(
-        x=array(x for x, _ in place), y=array(y for _, y in place), mode="markers+text", showlegend=False,
-        marker=dict(size=34, color=GREY, line=dict(width=1, color=FAINT)), textfont=dict(size=11, color="white"),
-        text=list(sites) or [str(k + 1) for k in range(len(place))], hoverinfo="skip",
-    )  # fmt: skip
+        x=array(x for x, _ in place),
+        y=array(y for _, y in place),
+        mode="markers+text",
+        showlegend=False,
+        marker=dict(size=34, color=GREY, line=dict(width=1, color=FAINT)),
+        textfont=dict(size=11, color="white"),
+        text=list(sites) or [str(k + 1) for k in range(len(place))],
+        hoverinfo="skip",
+    )
     ising_frame(figure, 120 + 130 * height)
     figure.update_xaxes(visible=False, range=[-0.7, width - 0.3])
     figure.update_yaxes(visible=False, range=[-height + 0.4, 0.6])

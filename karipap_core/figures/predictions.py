@@ -47,9 +47,15 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
         above = 1 / max(1 - error, 0.05)
         for factor, fill in ((1 / (1 + error), None), (above, "tonexty")):
             figure.add_scatter(
-                x=_array(ends), y=_array(ends * factor), mode="lines", line_width=0, fill=fill, showlegend=False,
-                fillcolor="rgba(128,134,140,0.16)", hoverinfo="skip",
-            )  # fmt: skip
+                x=_array(ends),
+                y=_array(ends * factor),
+                mode="lines",
+                line_width=0,
+                fill=fill,
+                showlegend=False,
+                fillcolor="rgba(128,134,140,0.16)",
+                hoverinfo="skip",
+            )
     figure.add_scatter(
         x=_array(ends), y=_array(ends), mode="lines", line=dict(color=GREY, width=1), hoverinfo="skip", showlegend=False
     )
@@ -60,13 +66,19 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
     for pair in shown:
         if selected is not None and pair.id == selected:
             figure.add_scatter(
-                x=_array([pair.predicted]), y=_array([pair.measured]), mode="markers", hoverinfo="skip",
-                showlegend=False, marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
-            )  # fmt: skip
+                x=_array([pair.predicted]),
+                y=_array([pair.measured]),
+                mode="markers",
+                hoverinfo="skip",
+                showlegend=False,
+                marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
+            )
     figure.update_layout(
-        height=560, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest",
+        height=560,
+        margin=dict(l=8, r=8, t=8, b=8),
+        hovermode="closest",
         legend=dict(orientation="h", x=0, y=-0.16, xanchor="left", yanchor="top", title_text=""),
-    )  # fmt: skip
+    )
     axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
     axis |= log_ticks(min(values), max(values))
     figure.update_xaxes(title_text="predicted rise, nats a token", **axis)
@@ -79,14 +91,30 @@ def _markers(members: list[Pair], method: str, each: str, says: str, symbol: str
     reach = [NORMAL * pair.error if pair.error else math.nan for pair in members]
     down = [min(r, pair.measured - floor) for r, pair in zip(reach, members, strict=True)]
     return go.Scatter(
-        x=_array(pair.predicted for pair in members), y=_array(pair.measured for pair in members), mode="markers",
-        name=method if each == "held out" else f"{method}, {says}", customdata=[pair.id for pair in members],
-        hovertext=[_hover(pair, says) for pair in members], hovertemplate="%{hovertext}<extra></extra>",
-        error_y=dict(type="data", symmetric=False, array=_array(reach), arrayminus=_array(down), color=color,
-                     thickness=1, width=3),
-        marker=dict(symbol=symbol, size=9, color=color, opacity=[1.0 if pair.worth else 0.35 for pair in members],
-                    line=dict(width=1.6 if symbol.endswith("open") else 0)),
-    )  # fmt: skip
+        x=_array(pair.predicted for pair in members),
+        y=_array(pair.measured for pair in members),
+        mode="markers",
+        name=method if each == "held out" else f"{method}, {says}",
+        customdata=[pair.id for pair in members],
+        hovertext=[_hover(pair, says) for pair in members],
+        hovertemplate="%{hovertext}<extra></extra>",
+        error_y=dict(
+            type="data",
+            symmetric=False,
+            array=_array(reach),
+            arrayminus=_array(down),
+            color=color,
+            thickness=1,
+            width=3,
+        ),
+        marker=dict(
+            symbol=symbol,
+            size=9,
+            color=color,
+            opacity=[1.0 if pair.worth else 0.35 for pair in members],
+            line=dict(width=1.6 if symbol.endswith("open") else 0),
+        ),
+    )
 
 
 def _hover(pair: Pair, says: str) -> str:

@@ -50,34 +50,59 @@ def _kept(profile, weight, metric, error):
 
 QUANTITIES: dict[str, Quantity] = {
     "entropy": Quantity(
-        "Entropy S", "nats", ".2f", "S = −Σ p ln p with p = σ² / Σσ² over the singular values σ; natural logarithm.",
+        "Entropy S",
+        "nats",
+        ".2f",
+        "S = −Σ p ln p with p = σ² / Σσ² over the singular values σ; natural logarithm.",
         _stored("entropy"),
     ),
     "normalized_entropy": Quantity(
-        "Normalized entropy", "", ".3f", "S divided by its largest possible value, ln min(out, in): 1 is a flat "
-        "spectrum, 0 a rank-one matrix.", _stored("normalized_entropy"), (0, 1),
+        "Normalized entropy",
+        "",
+        ".3f",
+        "S divided by its largest possible value, ln min(out, in): 1 is a flat spectrum, 0 a rank-one matrix.",
+        _stored("normalized_entropy"),
+        (0, 1),
     ),
     "excess": Quantity(
-        "Excess over noise", "nats", ".3f", "Entropy of a Gaussian random matrix of the same shape, minus S. It is the "
-        "structure that training put in; near 0 the weight looks like noise and will not compress.", _stored("excess"),
+        "Excess over noise",
+        "nats",
+        ".3f",
+        "Entropy of a Gaussian random matrix of the same shape, minus S. It is the "
+        "structure that training put in; near 0 the weight looks like noise and will not compress.",
+        _stored("excess"),
     ),
     "effective_rank": Quantity(
-        "Effective rank", "", ".0f", "exp S: how many equal singular values would have this entropy.",
+        "Effective rank",
+        "",
+        ".0f",
+        "exp S: how many equal singular values would have this entropy.",
         _stored("effective_rank"),
     ),
     "stable_rank": Quantity(
-        "Stable rank", "", ".1f", "Σσ² / σ₁²: how many times the largest singular value's weight there is in all.",
+        "Stable rank",
+        "",
+        ".1f",
+        "Σσ² / σ₁²: how many times the largest singular value's weight there is in all.",
         _stored("stable_rank"),
     ),
     "chi": Quantity(
-        "χ at error", "", ".0f", "The smallest number χ of singular values whose left-out weight is at most the chosen "
-        "part of Σσ².", _chi,
+        "χ at error",
+        "",
+        ".0f",
+        "The smallest number χ of singular values whose left-out weight is at most the chosen part of Σσ².",
+        _chi,
     ),
     "kept": Quantity(
-        "Kept at error", "", ".0%", "Parameters of two factors with that χ over the weight's own, χ (out + in) / "
-        "(out · in). Above 100 % the weight is smaller dense.", _kept, (0, 1),
+        "Kept at error",
+        "",
+        ".0%",
+        "Parameters of two factors with that χ over the weight's own, χ (out + in) / "
+        "(out · in). Above 100 % the weight is smaller dense.",
+        _kept,
+        (0, 1),
     ),
-}  # fmt: skip
+}
 
 
 def break_even(shape) -> float:
@@ -107,10 +132,17 @@ def cells(profile, quantity: str = "entropy", metric: str = "weight", error: flo
 
 
 def heatmap(
-    profile, quantity: str = "entropy", metric: str = "weight", error: float = 0.01, selected: str | None = None,
-    fixed: bool = False, values: dict[str, float] | None = None, label: str = "", log: bool = False,
+    profile,
+    quantity: str = "entropy",
+    metric: str = "weight",
+    error: float = 0.01,
+    selected: str | None = None,
+    fixed: bool = False,
+    values: dict[str, float] | None = None,
+    label: str = "",
+    log: bool = False,
     absent: str = "not in this profile",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Layers down, roles across, one number a weight; experts of one layer and role are folded into their mean.
 
     `selected` is the weight with a frame round it. `fixed` colours by the quantity's natural limits instead of the
@@ -156,17 +188,34 @@ def heatmap(
         ticks = dict(tickvals=decades, ticktext=[f"{10.0**k:g}" for k in decades])
     figure = go.Figure()
     figure.add_heatmap(
-        z=z, x=np.arange(len(columns), dtype=np.float32), y=np.arange(len(rows), dtype=np.float32),
-        colorscale=SCALE, zmin=low, zmax=high, xgap=2, ygap=2, hoverinfo="skip", hoverongaps=False,
-        text=text, texttemplate="%{text}" if len(rows) <= 16 else None, textfont_size=12,
+        z=z,
+        x=np.arange(len(columns), dtype=np.float32),
+        y=np.arange(len(rows), dtype=np.float32),
+        colorscale=SCALE,
+        zmin=low,
+        zmax=high,
+        xgap=2,
+        ygap=2,
+        hoverinfo="skip",
+        hoverongaps=False,
+        text=text,
+        texttemplate="%{text}" if len(rows) <= 16 else None,
+        textfont_size=12,
         colorbar=dict(thickness=10, outlinewidth=0, tickformat=form, len=1, ticks="", nticks=6, **ticks),
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=np.array(x, np.float32), y=np.array(y, np.float32), mode="markers", customdata=custom, hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>", showlegend=False,
+        x=np.array(x, np.float32),
+        y=np.array(y, np.float32),
+        mode="markers",
+        customdata=custom,
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
         marker=dict(symbol="square", size=14, color="rgba(0,0,0,0)"),
-        selectedpoints=picked, selected_marker_opacity=0, unselected_marker_opacity=0,
-    )  # fmt: skip
+        selectedpoints=picked,
+        selected_marker_opacity=0,
+        unselected_marker_opacity=0,
+    )
     for point in picked:
         j, i = x[point], y[point]
         box = dict(type="rect", x0=j - 0.49, x1=j + 0.49, y0=i - 0.49, y1=i + 0.49, fillcolor="rgba(0,0,0,0)")
@@ -174,19 +223,37 @@ def heatmap(
         figure.add_shape(**box, line=dict(color=ORANGE, width=2.5))
     each = min(50, max(14, 620 / max(len(rows), 1)))
     figure.update_layout(
-        height=int(each * len(rows) + 70), margin=dict(l=8, r=8, t=36, b=8), hovermode="closest", hoverdistance=-1,
-        clickmode="event+select", dragmode=False, uirevision="map", selectionrevision=str(selected),
-    )  # fmt: skip
+        height=int(each * len(rows) + 70),
+        margin=dict(l=8, r=8, t=36, b=8),
+        hovermode="closest",
+        hoverdistance=-1,
+        clickmode="event+select",
+        dragmode=False,
+        uirevision="map",
+        selectionrevision=str(selected),
+    )
     step = 1 if len(rows) <= 40 else 4
     shown = [row for row in range(len(rows)) if row % step == 0]
     figure.update_xaxes(
-        side="top", tickvals=list(range(len(columns))), ticktext=columns, range=[-0.5, len(columns) - 0.5],
-        showgrid=False, zeroline=False, fixedrange=True, ticks="",
-    )  # fmt: skip
+        side="top",
+        tickvals=list(range(len(columns))),
+        ticktext=columns,
+        range=[-0.5, len(columns) - 0.5],
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+        ticks="",
+    )
     figure.update_yaxes(
-        tickvals=shown, ticktext=["outside" if rows[i] is None else f"layer {rows[i]}" for i in shown], zeroline=False,
-        range=[len(rows) - 0.5, -0.5], showgrid=False, fixedrange=True, ticks="", automargin=True,
-    )  # fmt: skip
+        tickvals=shown,
+        ticktext=["outside" if rows[i] is None else f"layer {rows[i]}" for i in shown],
+        zeroline=False,
+        range=[len(rows) - 0.5, -0.5],
+        showgrid=False,
+        fixedrange=True,
+        ticks="",
+        automargin=True,
+    )
     return figure
 
 
@@ -221,9 +288,15 @@ def spectrum(profile, name: str, metric: str = "weight", chi: int | None = None)
         edge = bulk_edge(sigma, shape)
         figure.add_hline(edge, line=dict(color=ORANGE, width=1.2, dash="dash"))
         figure.add_annotation(
-            x=0.01, xref="paper", y=math.log10(edge), text="edge of the bulk", showarrow=False, xanchor="left",
-            yanchor="bottom", font=dict(size=11, color=ORANGE),
-        )  # fmt: skip
+            x=0.01,
+            xref="paper",
+            y=math.log10(edge),
+            text="edge of the bulk",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+            font=dict(size=11, color=ORANGE),
+        )
     _cut(figure, chi, shape, log=True)
     positive = values[values > 0]
     low = max(float(positive.min()), float(positive.max()) * 1e-4) if positive.size else 1e-3
@@ -261,13 +334,17 @@ def bonds(profile, name: str, metric: str = "weight") -> go.Figure:
     labels = [f"bond {bond['bond']}<br>{bond['dims'][0]:,} × {bond['dims'][1]:,}" for bond in found]
     figure = go.Figure()
     for field, color, label, pattern in (
-        ("null_entropy", GREY, "Gaussian of this cut", "/"), ("entropy", BLUE, "this weight", ""),
-    ):  # fmt: skip
+        ("null_entropy", GREY, "Gaussian of this cut", "/"),
+        ("entropy", BLUE, "this weight", ""),
+    ):
         figure.add_bar(
-            x=labels, y=np.array([bond["spectra"][metric][field] for bond in found], np.float32), name=label,
-            marker_color=color, marker_pattern_shape=pattern,
+            x=labels,
+            y=np.array([bond["spectra"][metric][field] for bond in found], np.float32),
+            name=label,
+            marker_color=color,
+            marker_pattern_shape=pattern,
             hovertemplate="%{x}: %{y:.3f} nats<extra>" + label + "</extra>",
-        )  # fmt: skip
+        )
     frame(figure, "", "entropy (nats)")
     figure.update_layout(barmode="group", bargap=0.35, bargroupgap=0.08)
     return figure
@@ -281,6 +358,13 @@ def _cut(figure, chi, shape, log: bool = False) -> None:
     for place, text, color, dash in marks:
         figure.add_vline(place, line=dict(color=color, width=1.2, dash=dash))
         figure.add_annotation(
-            x=math.log10(place) if log else place, y=0.02, yref="paper", yanchor="bottom", xanchor="right", text=text,
-            showarrow=False, textangle=-90, font=dict(size=11, color=color),
-        )  # fmt: skip
+            x=math.log10(place) if log else place,
+            y=0.02,
+            yref="paper",
+            yanchor="bottom",
+            xanchor="right",
+            text=text,
+            showarrow=False,
+            textangle=-90,
+            font=dict(size=11, color=color),
+        )

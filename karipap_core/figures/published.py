@@ -29,12 +29,18 @@ def add_anchors(
         color, symbol = STYLES.get(family, (GREY, "circle-open"))
         members.sort(key=lambda anchor: anchor["at"])
         figure.add_scatter(
-            x=[anchor["at"][0] for anchor in members], y=[anchor["at"][1] for anchor in members],
-            name=f"{method}, {model}", mode="lines+markers", opacity=0.75, legendgroup="anchors",
-            legendgrouptitle_text=LABEL, line=dict(color=color, width=1, dash="dot"),
+            x=[anchor["at"][0] for anchor in members],
+            y=[anchor["at"][1] for anchor in members],
+            name=f"{method}, {model}",
+            mode="lines+markers",
+            opacity=0.75,
+            legendgroup="anchors",
+            legendgrouptitle_text=LABEL,
+            line=dict(color=color, width=1, dash="dot"),
             marker=dict(symbol=symbol, size=9, color=color, line=dict(width=1.5)),
-            hovertext=[_hover(anchor) for anchor in members], hovertemplate="%{hovertext}<extra></extra>",
-        )  # fmt: skip
+            hovertext=[_hover(anchor) for anchor in members],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
     if groups and log:
         heights = [float(h) for trace in figure.data for h in (() if trace.y is None else trace.y) if h and h > 0]
         figure.update_yaxes(**log_ticks(min(heights), max(heights)))

@@ -35,42 +35,62 @@ class Axis:
 SIZES = {
     axis.key: axis
     for axis in (
-        Axis("bytes_kept", "Bytes kept", ".1%", "bytes of the whole model, 16 bits for every number that is not "
-             "quantized, over the same of the dense model; scales and zero points counted"),
+        Axis(
+            "bytes_kept",
+            "Bytes kept",
+            ".1%",
+            "bytes of the whole model, 16 bits for every number that is not "
+            "quantized, over the same of the dense model; scales and zero points counted",
+        ),
         Axis("bytes_kept_blocks", "Bytes kept, blocks", ".1%", "the same over the compressible weights alone"),
-        Axis("kept", "Parameters kept", ".1%", "parameters of the whole model, embedding and head included, over those "
-             "of the dense model"),
+        Axis(
+            "kept",
+            "Parameters kept",
+            ".1%",
+            "parameters of the whole model, embedding and head included, over those of the dense model",
+        ),
         Axis("kept_blocks", "Parameters kept, blocks", ".1%", "the same over the compressible weights alone"),
     )
-}  # fmt: skip
+}
 QUALITIES = {
     axis.key: axis
     for axis in (
         Axis("rise", "Rise in loss", "z.4f", "loss minus the dense model's, nats a token", log=True),
         Axis("loss", "Loss", ".4f", "mean of −ln p of the next token, nats a token"),
         Axis("perplexity", "Perplexity", ".3f", "exp of the loss", log=True),
-        Axis("bits_per_byte", "Bits per byte", ".4f", "the loss in bits, per byte of the text: comparable across "
-             "tokenizers"),
+        Axis(
+            "bits_per_byte",
+            "Bits per byte",
+            ".4f",
+            "the loss in bits, per byte of the text: comparable across tokenizers",
+        ),
         Axis("kl", "KL divergence", "z.4f", "mean KL(dense ‖ compressed) of the next token, nats a token", log=True),
         Axis("top1_agreement", "Top-1 agreement", ".1%", "share of tokens that both models put first", more=True),
-        Axis("relative_error", "Output error", ".4f", "Σ‖h − h_dense‖² / Σ‖h_dense‖² of the last hidden states",
-             log=True),
+        Axis(
+            "relative_error", "Output error", ".4f", "Σ‖h − h_dense‖² / Σ‖h_dense‖² of the last hidden states", log=True
+        ),
     )
-}  # fmt: skip
+}
 NETWORK_COLORS = {
-    "lowrank": BLUE, "mpo": ORANGE, "qlr": "#b8336a", "peps": "#3a8f9c", "disentangled": "#8a6d1f", "tree": "#5a8f29",
+    "lowrank": BLUE,
+    "mpo": ORANGE,
+    "qlr": "#b8336a",
+    "peps": "#3a8f9c",
+    "disentangled": "#8a6d1f",
+    "tree": "#5a8f29",
     "auto": "#5b5fc7",
-}  # fmt: skip
+}
 MORE_COLORS = ("#a0522d",)
 SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "star", "hexagon")
 # Rivals differ by symbol and dash, so that the eye does not depend on colour: networks are filled, rivals hollow.
 RIVALS = {
-    "svd": ("plain SVD", "x-thin-open", "dot", GREY), "svd-llm": ("SVD-LLM, uniform", "cross-thin-open", "dot", GREY),
+    "svd": ("plain SVD", "x-thin-open", "dot", GREY),
+    "svd-llm": ("SVD-LLM, uniform", "cross-thin-open", "dot", GREY),
     "rtn": ("integers, rounded", "square-open", "dash", PURPLE),
     "gptq": ("integers, GPTQ", "diamond-open", "dash", PURPLE),
     "magnitude": ("magnitude pruning", "triangle-down-open", "dashdot", GREEN),
     "torchao": ("torchao", "hexagon-open", "dash", PURPLE),
-}  # fmt: skip
+}
 
 
 def quality(points: Iterable[dict], y: str) -> Axis:
@@ -115,9 +135,12 @@ def measurable(point: dict, y: str) -> bool | None:
 
 
 def tradeoff(
-    points: Sequence[dict], x: str = "bytes_kept", y: str = "rise", log: bool | None = None,
+    points: Sequence[dict],
+    x: str = "bytes_kept",
+    y: str = "rise",
+    log: bool | None = None,
     selected: str | None = None,
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
 
     y is a key of `QUALITIES` or a score of a task (`scores.keys`); then points alone that were scored in one way are
@@ -139,26 +162,46 @@ def tradeoff(
     front = pareto(drawn, x, y, maximize=(y,) if axis.more else ())
     if len(front) > 1:
         figure.add_scatter(
-            x=_array(point[x] for point in front), y=_array(map(height, front)), mode="lines", name="Pareto front",
-            line=dict(color=GOLD, width=9), opacity=0.4, hoverinfo="skip",
-        )  # fmt: skip
+            x=_array(point[x] for point in front),
+            y=_array(map(height, front)),
+            mode="lines",
+            name="Pareto front",
+            line=dict(color=GOLD, width=9),
+            opacity=0.4,
+            hoverinfo="skip",
+        )
     for name, members, style in _series(drawn):
         members = sorted(members, key=lambda point: point[x])
         figure.add_scatter(
-            x=_array(point[x] for point in members), y=_array(map(height, members)), name=name, mode="lines+markers",
-            customdata=[point["id"] for point in members], hovertext=[_hover(point, size, y) for point in members],
+            x=_array(point[x] for point in members),
+            y=_array(map(height, members)),
+            name=name,
+            mode="lines+markers",
+            customdata=[point["id"] for point in members],
+            hovertext=[_hover(point, size, y) for point in members],
             error_y=_bars(members, y, height, floor if log else -math.inf, style["color"]),
-            hovertemplate="%{hovertext}<extra></extra>", line=dict(color=style["color"], width=style["width"],
-            dash=style["dash"]), marker=dict(symbol=style["symbol"], size=style["size"], color=style["color"],
-            line=dict(width=2 if "open" in style["symbol"] else 0)), selected_marker_opacity=1,
-            unselected_marker_opacity=1, selectedpoints=[i for i, p in enumerate(members) if p["id"] == selected],
-        )  # fmt: skip
+            hovertemplate="%{hovertext}<extra></extra>",
+            line=dict(color=style["color"], width=style["width"], dash=style["dash"]),
+            marker=dict(
+                symbol=style["symbol"],
+                size=style["size"],
+                color=style["color"],
+                line=dict(width=2 if "open" in style["symbol"] else 0),
+            ),
+            selected_marker_opacity=1,
+            unselected_marker_opacity=1,
+            selectedpoints=[i for i, p in enumerate(members) if p["id"] == selected],
+        )
     chosen = next((point for point in drawn if point["id"] == selected), None)
     if chosen:
         figure.add_scatter(
-            x=_array([chosen[x]]), y=_array([height(chosen)]), mode="markers", hoverinfo="skip", showlegend=False,
+            x=_array([chosen[x]]),
+            y=_array([height(chosen)]),
+            mode="markers",
+            hoverinfo="skip",
+            showlegend=False,
             marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
-        )  # fmt: skip
+        )
     dense = next((p["dense"][y] for p in drawn if y in (p.get("dense") or {})), None)
     levels = {"dense": (scores.dense(points, y) if score else dense, "dot")}
     levels |= {"chance": (scores.chance(points, y), "dash")} if score else {}
@@ -168,14 +211,26 @@ def tradeoff(
         figure.add_hline(at, line=dict(color=GREY, width=1, dash=dash))
         label = f"{word} {at:{axis.form}}" if score else word
         figure.add_annotation(
-            x=0, xref="paper", y=math.log10(at) if log else at, text=label, showarrow=False, xanchor="left",
-            yanchor="bottom", font=dict(size=11, color=GREY),
-        )  # fmt: skip
+            x=0,
+            xref="paper",
+            y=math.log10(at) if log else at,
+            text=label,
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+            font=dict(size=11, color=GREY),
+        )
     figure.update_layout(
-        height=520, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", hoverdistance=24, clickmode="event+select",
-        dragmode="zoom", uirevision=f"{x}{y}{log}", selectionrevision=str(selected),
+        height=520,
+        margin=dict(l=8, r=8, t=8, b=8),
+        hovermode="closest",
+        hoverdistance=24,
+        clickmode="event+select",
+        dragmode="zoom",
+        uirevision=f"{x}{y}{log}",
+        selectionrevision=str(selected),
         legend=dict(orientation="v", x=1.01, y=1, xanchor="left", yanchor="top", title_text="", tracegroupgap=4),
-    )  # fmt: skip
+    )
     figure.update_xaxes(title_text=size.label, tickformat=".0%", gridcolor=FAINT, zeroline=False, automargin=True)
     unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
     figure.update_yaxes(title_text=escape(axis.label) + unit, gridcolor=FAINT, zeroline=False, automargin=True)
@@ -183,9 +238,15 @@ def tradeoff(
         figure.update_yaxes(tickformat=".0%")
     if log and any(point[y] < floor for point in drawn):
         figure.add_annotation(
-            x=1, xref="paper", y=math.log10(floor), text=f"at or below {floor:g}", showarrow=False, xanchor="right",
-            yanchor="top", font=dict(size=11, color=GREY),
-        )  # fmt: skip
+            x=1,
+            xref="paper",
+            y=math.log10(floor),
+            text=f"at or below {floor:g}",
+            showarrow=False,
+            xanchor="right",
+            yanchor="top",
+            font=dict(size=11, color=GREY),
+        )
     if log:
         figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, drawn))))
     return figure

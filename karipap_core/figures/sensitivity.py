@@ -21,9 +21,15 @@ UNITS = {"rise": ", nats a token", "kl": ", nats a token", "relative_error": ""}
 FLOORS = {"rise": 1e-4, "kl": 1e-9, "relative_error": 1e-9}
 WIDE = 3.0
 STYLES = (
-    (BLUE, "circle"), (ORANGE, "diamond"), (GREEN, "triangle-up"), (PURPLE, "square"), (GOLD, "pentagon"),
-    (GREY, "star"), ("#b8336a", "hexagon"), ("#3a8f9c", "cross"),
-)  # fmt: skip
+    (BLUE, "circle"),
+    (ORANGE, "diamond"),
+    (GREEN, "triangle-up"),
+    (PURPLE, "square"),
+    (GOLD, "pentagon"),
+    (GREY, "star"),
+    ("#b8336a", "hexagon"),
+    ("#3a8f9c", "cross"),
+)
 
 
 def sensitivity_map(weights: Sequence[dict], rows: Sequence[dict], quality: str = "rise", selected: str | None = None):
@@ -60,7 +66,7 @@ def short(value: float) -> str:
 
 def scatter(
     rows: Sequence[dict], measure: str, quality: str = "rise", found: dict | None = None, selected: str | None = None
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """A measure against what was measured, a point a part, its interval upright; ρ and its interval in the title.
 
     Both axes run by decades, but for a measure that spans less than a factor of `WIDE` or reaches zero. A colour and a
@@ -81,36 +87,63 @@ def scatter(
             for key in ("rise_low", "rise_high")
         )
         figure.add_scatter(
-            x=np.array([row[measure] for row in mine], np.float32), y=y, mode="markers", name=role or "layers",
-            customdata=[row["name"] for row in mine], hovertext=[_hover(row, measure, quality) for row in mine],
-            hovertemplate="%{hovertext}<extra></extra>", marker=dict(color=color, symbol=symbol, size=10),
-            error_y=dict(type="data", array=np.maximum(high - y, 0), arrayminus=np.maximum(y - low, 0), thickness=1,
-                         width=0, color=color, visible=quality == "rise"),
-            selectedpoints=[i for i, row in enumerate(mine) if row["name"] == selected], selected_marker_opacity=1,
+            x=np.array([row[measure] for row in mine], np.float32),
+            y=y,
+            mode="markers",
+            name=role or "layers",
+            customdata=[row["name"] for row in mine],
+            hovertext=[_hover(row, measure, quality) for row in mine],
+            hovertemplate="%{hovertext}<extra></extra>",
+            marker=dict(color=color, symbol=symbol, size=10),
+            error_y=dict(
+                type="data",
+                array=np.maximum(high - y, 0),
+                arrayminus=np.maximum(y - low, 0),
+                thickness=1,
+                width=0,
+                color=color,
+                visible=quality == "rise",
+            ),
+            selectedpoints=[i for i, row in enumerate(mine) if row["name"] == selected],
+            selected_marker_opacity=1,
             unselected_marker_opacity=1,
-        )  # fmt: skip
+        )
     for row in known:
         if row["name"] == selected:
             figure.add_scatter(
-                x=[row[measure]], y=[max(row[quality], floor)], mode="markers", hoverinfo="skip", showlegend=False,
+                x=[row[measure]],
+                y=[max(row[quality], floor)],
+                mode="markers",
+                hoverinfo="skip",
+                showlegend=False,
                 marker=dict(symbol="circle-open", size=20, color=ORANGE, line_width=2.5),
-            )  # fmt: skip
+            )
     _frame(figure, MEASURES[measure].label, _capital(LABELS[quality]) + UNITS[quality], 460)
     said = in_words(found) if found else f"{len(known)} measured: too few for ρ"
     figure.update_layout(
-        clickmode="event+select", title=dict(text=said, font_size=15, x=0, xref="paper"),
-        margin_t=44, legend=dict(y=-0.2, yanchor="top"), showlegend=len(roles) > 1,
-        uirevision=measure, selectionrevision=str(selected),
-    )  # fmt: skip
+        clickmode="event+select",
+        title=dict(text=said, font_size=15, x=0, xref="paper"),
+        margin_t=44,
+        legend=dict(y=-0.2, yanchor="top"),
+        showlegend=len(roles) > 1,
+        uirevision=measure,
+        selectionrevision=str(selected),
+    )
     heights = [max(row[quality], floor) for row in known] or [1.0]
     figure.update_yaxes(type="log", **log_ticks(min(heights), max(heights)))
     if by_decades:
         figure.update_xaxes(type="log", **log_ticks(min(values), max(values)))
     if known and min(row[quality] for row in known) < floor:
         figure.add_annotation(
-            x=1, xref="paper", y=np.log10(floor), text=f"at or below {floor:g}", showarrow=False, xanchor="right",
-            yanchor="top", font=dict(size=11, color=GREY),
-        )  # fmt: skip
+            x=1,
+            xref="paper",
+            y=np.log10(floor),
+            text=f"at or below {floor:g}",
+            showarrow=False,
+            xanchor="right",
+            yanchor="top",
+            font=dict(size=11, color=GREY),
+        )
     return figure
 
 
@@ -139,21 +172,27 @@ def forest(spearman: dict[str, dict]) -> go.Figure:
             continue
         rho, low, high = (np.array([found[k] for _, found in shown], np.float32) for k in ("rho", "low", "high"))
         figure.add_scatter(
-            x=rho, y=np.array([place + shift for place, _ in shown], np.float32), mode="markers", name=name,
+            x=rho,
+            y=np.array([place + shift for place, _ in shown], np.float32),
+            mode="markers",
+            name=name,
             error_x=dict(type="data", array=high - rho, arrayminus=rho - low, thickness=2, width=0, color=color),
-            marker=dict(color=color, symbol=symbol, size=10), hovertext=[
+            marker=dict(color=color, symbol=symbol, size=10),
+            hovertext=[
                 f"<b>{MEASURES[keys[place]].label}</b>, {name}<br>{in_words(found)}<br>n = {found['n']}"
                 for place, found in shown
             ],
             hovertemplate="%{hovertext}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_vline(0, line=dict(color=GREY, width=1.2, dash="dash"))
     _frame(figure, "Spearman's ρ, 95 % interval", "", 70 + 38 * max(len(keys), 3))
     figure.update_xaxes(range=[-1.05, 1.05], gridcolor=FAINT)
     figure.update_yaxes(
-        tickvals=list(range(len(keys))), ticktext=[MEASURES[key].label for key in keys], showgrid=False,
+        tickvals=list(range(len(keys))),
+        ticktext=[MEASURES[key].label for key in keys],
+        showgrid=False,
         range=[len(keys) - 0.5, -0.5],
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -167,12 +206,16 @@ def layers(rows: Sequence[dict], quality: str = "rise") -> go.Figure:
         more["error_y"] = dict(type="data", array=high - y, arrayminus=y - low, thickness=1.5, width=4, color=GREY)
     figure = go.Figure()
     figure.add_bar(
-        x=[row["name"].removeprefix("layer ") for row in shown], y=y, marker_color=BLUE, hoverinfo="text",
+        x=[row["name"].removeprefix("layer ") for row in shown],
+        y=y,
+        marker_color=BLUE,
+        hoverinfo="text",
         hovertext=[
             f"<b>{escape(row['name'])}</b>, {len(row['members'])} weights<br>{LABELS[quality]} {row[quality]:.4g}"
             for row in shown
-        ], **more,
-    )  # fmt: skip
+        ],
+        **more,
+    )
     _frame(figure, "layer, compressed alone", _capital(LABELS[quality]) + UNITS[quality])
     figure.update_layout(bargap=0.35)
     figure.update_xaxes(type="category")
@@ -186,8 +229,10 @@ def _capital(text: str) -> str:
 def _frame(figure: go.Figure, x: str, y: str, height: int = 320) -> None:
     """Quiet axes, the legend above the plot."""
     figure.update_layout(
-        height=height, margin=dict(l=8, r=12, t=36, b=8), hovermode="closest",
+        height=height,
+        margin=dict(l=8, r=12, t=36, b=8),
+        hovermode="closest",
         legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
-    )  # fmt: skip
+    )
     figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False, automargin=True)

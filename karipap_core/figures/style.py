@@ -20,9 +20,13 @@ def escape(text: str) -> str:
 
 def line(figure, x, y, name, color, dash="solid", form="%{y:.3g}") -> None:
     figure.add_scatter(
-        x=np.asarray(x, np.float32), y=np.asarray(y, np.float32), name=name, mode="lines",
-        line=dict(color=color, width=2, dash=dash), hovertemplate=f"{form}<extra>{name}</extra>",
-    )  # fmt: skip
+        x=np.asarray(x, np.float32),
+        y=np.asarray(y, np.float32),
+        name=name,
+        mode="lines",
+        line=dict(color=color, width=2, dash=dash),
+        hovertemplate=f"{form}<extra>{name}</extra>",
+    )
 
 
 def log_ticks(low: float, high: float) -> dict:
@@ -46,8 +50,11 @@ def tick(value: float) -> str:
 def frame(figure, x: str, y: str, height: int = 320) -> None:
     """Quiet axes, the legend above the plot, one hover label for all lines."""
     figure.update_layout(
-        height=height, margin=dict(l=8, r=12, t=36, b=8), hovermode="x unified", uirevision="keep",
+        height=height,
+        margin=dict(l=8, r=12, t=36, b=8),
+        hovermode="x unified",
+        uirevision="keep",
         legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
-    )  # fmt: skip
+    )
     figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False, automargin=True)

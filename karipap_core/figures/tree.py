@@ -44,11 +44,14 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
         for lines, size, color in ((bands, row["null"], FAINT), (edges, row["entropy"], ORANGE if once else BLUE)):
             lines.append(
                 go.Scatter(
-                    x=np.array([start[0], end[0]], np.float32), y=np.array([start[1], end[1]], np.float32),
-                    mode="lines", line=dict(color=color, width=max(0.5, WIDEST * size / widest)), hoverinfo="skip",
+                    x=np.array([start[0], end[0]], np.float32),
+                    y=np.array([start[1], end[1]], np.float32),
+                    mode="lines",
+                    line=dict(color=color, width=max(0.5, WIDEST * size / widest)),
+                    hoverinfo="skip",
                     showlegend=False,
                 )
-            )  # fmt: skip
+            )
         x.append((start[0] + 2 * end[0]) / 3)
         y.append((start[1] + 2 * end[1]) / 3)
         name = escape(row["members"][0]) if row["edge"] == "own" else f"{len(row['members'])} layers"
@@ -58,9 +61,14 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
         )
     figure = go.Figure([*bands, *edges])
     figure.add_scatter(
-        x=np.array(x, np.float32), y=np.array(y, np.float32), mode="markers", hovertext=hover, showlegend=False,
-        hovertemplate="%{hovertext}<extra></extra>", marker=dict(size=22, color="rgba(0,0,0,0)"),
-    )  # fmt: skip
+        x=np.array(x, np.float32),
+        y=np.array(y, np.float32),
+        mode="markers",
+        hovertext=hover,
+        showlegend=False,
+        hovertemplate="%{hovertext}<extra></extra>",
+        marker=dict(size=22, color="rgba(0,0,0,0)"),
+    )
     for text, edge, color, side in (
         ("inputs", "in", ORANGE if "in" in shared else BLUE, "right"),
         ("outputs", "out", ORANGE if "out" in shared else BLUE, "left"),
@@ -77,8 +85,9 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
         _label(
             figure, float(spread[at]), -1.45, f"{escape(name)}<br>{leaves[at]['entropy']:.2f}", GREY, "center", "top"
         )
-    figure.update_layout(height=380, margin=dict(l=8, r=8, t=24, b=8), hovermode="closest", dragmode=False,
-                         uirevision="keep")  # fmt: skip
+    figure.update_layout(
+        height=380, margin=dict(l=8, r=8, t=24, b=8), hovermode="closest", dragmode=False, uirevision="keep"
+    )
     figure.update_xaxes(visible=False, range=[-1.45, 1.45], fixedrange=True)
     figure.update_yaxes(visible=False, range=[-2.0, 1.5], fixedrange=True)
     return figure
@@ -100,28 +109,58 @@ def against_lowrank(parameters, error, total, lowrank_parameters, lowrank_error,
     pick = np.unique(np.linspace(0, max(len(line) - 1, 0), min(POINTS, len(line))).round().astype(int))
     figure = go.Figure()
     figure.add_scatter(
-        x=np.asarray(line[pick] / dense, np.float32), y=np.asarray(bar[pick] / total, np.float32), mode="lines",
-        name="low rank, each layer", line=dict(color=GREY, width=2, dash="dash"),
+        x=np.asarray(line[pick] / dense, np.float32),
+        y=np.asarray(bar[pick] / total, np.float32),
+        mode="lines",
+        name="low rank, each layer",
+        line=dict(color=GREY, width=2, dash="dash"),
         hovertemplate="%{y:.3g}<extra>low rank, each layer</extra>",
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=np.asarray(parameters / dense, np.float32), y=np.asarray(error / total, np.float32), mode="lines+markers",
-        name="tree over the layers", line=dict(color=ORANGE, width=2), marker=dict(size=8, symbol="diamond"),
+        x=np.asarray(parameters / dense, np.float32),
+        y=np.asarray(error / total, np.float32),
+        mode="lines+markers",
+        name="tree over the layers",
+        line=dict(color=ORANGE, width=2),
+        marker=dict(size=8, symbol="diamond"),
         hovertemplate="%{y:.3g}<extra>tree over the layers</extra>",
-    )  # fmt: skip
+    )
     values = np.concatenate([bar, error[error > 0]]) / total if total else np.ones(1)
     low = max(float(values.min(initial=1.0)), 1e-8)
     figure.update_layout(
-        height=320, margin=dict(l=8, r=12, t=36, b=8), hovermode="x unified", uirevision="keep",
+        height=320,
+        margin=dict(l=8, r=12, t=36, b=8),
+        hovermode="x unified",
+        uirevision="keep",
         legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
-    )  # fmt: skip
-    figure.update_xaxes(title_text="parameters kept of the group", tickformat=".0%", range=[0, 1], gridcolor=FAINT,
-                        zeroline=False, automargin=True)  # fmt: skip
-    figure.update_yaxes(title_text="relative error in the metric", type="log", gridcolor=FAINT, zeroline=False,
-                        automargin=True, **log_ticks(low, 1.0))  # fmt: skip
+    )
+    figure.update_xaxes(
+        title_text="parameters kept of the group",
+        tickformat=".0%",
+        range=[0, 1],
+        gridcolor=FAINT,
+        zeroline=False,
+        automargin=True,
+    )
+    figure.update_yaxes(
+        title_text="relative error in the metric",
+        type="log",
+        gridcolor=FAINT,
+        zeroline=False,
+        automargin=True,
+        **log_ticks(low, 1.0),
+    )
     return figure
 
 
 def _label(figure, x, y, text, color, xanchor, yanchor) -> None:
-    figure.add_annotation(x=x, y=y, text=text, showarrow=False, font=dict(size=12, color=color), xanchor=xanchor,
-                          yanchor=yanchor, align=xanchor if xanchor != "center" else "center")  # fmt: skip
+    figure.add_annotation(
+        x=x,
+        y=y,
+        text=text,
+        showarrow=False,
+        font=dict(size=12, color=color),
+        xanchor=xanchor,
+        yanchor=yanchor,
+        align=xanchor if xanchor != "center" else "center",
+    )

@@ -103,8 +103,11 @@ def heal(
     accelerator = _accelerator(settings, device)
     progress = progress if accelerator.is_main_process else silent
     patient = _Patient(Path(folder), distill, settings)
-    key = settings_key(asdict(settings) | {"folder": patient.checkpoint.fingerprint, "text": text.sha256}
-                       | {"teacher": patient.teacher_fingerprint})  # fmt: skip
+    key = settings_key(
+        asdict(settings)
+        | {"folder": patient.checkpoint.fingerprint, "text": text.sha256}
+        | {"teacher": patient.teacher_fingerprint}
+    )
     out = Path(out).absolute()
     found = _finished(out, key)
     if found is None:
@@ -226,21 +229,40 @@ def _healed(
         notes.append("Healing did not lower the loss on the validation text: the folder holds the incoming model.")
     total = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     result = {
-        "loss_before": before, "loss_after": after if improved else before, "dense_loss": dense_loss,
-        "steps": state.step, "seconds": round(state.seconds, 3), "learning_rate": state.rate, "curve": state.curve,
-        "improved": improved, "best_step": state.best_step if improved else 0, "search": state.search,
-        "trained": trained, "trained_share": trained / max(total, trained), "objective": settings.objective,
+        "loss_before": before,
+        "loss_after": after if improved else before,
+        "dense_loss": dense_loss,
+        "steps": state.step,
+        "seconds": round(state.seconds, 3),
+        "learning_rate": state.rate,
+        "curve": state.curve,
+        "improved": improved,
+        "best_step": state.best_step if improved else 0,
+        "search": state.search,
+        "trained": trained,
+        "trained_share": trained / max(total, trained),
+        "objective": settings.objective,
         "text": {"name": text.name, "sha256": text.sha256, "path": text.path},
-        "validation": {"name": validation.text.name, "sha256": validation.text.sha256,
-                       "tokens": len(validation.positions)},
-        "folder": str(out), "notes": notes, "dense_trained": None,
-    }  # fmt: skip
+        "validation": {
+            "name": validation.text.name,
+            "sha256": validation.text.sha256,
+            "tokens": len(validation.positions),
+        },
+        "folder": str(out),
+        "notes": notes,
+        "dense_trained": None,
+    }
     incoming = read_json(patient.folder / REPORT) if (patient.folder / REPORT).is_file() else {}
     report = {"format": "karipap-report", "version": 1} | incoming
     if patient.source is not None and "source" not in report:
         report["source"] = str(patient.source)
-    healing = {"identity": key, "from": str(patient.folder.resolve()), "from_fingerprint": checkpoint.fingerprint,
-               "settings": asdict(settings), "result": result}  # fmt: skip
+    healing = {
+        "identity": key,
+        "from": str(patient.folder.resolve()),
+        "from_fingerprint": checkpoint.fingerprint,
+        "settings": asdict(settings),
+        "result": result,
+    }
     if accelerator.is_main_process:
         progress("write", 0, 1, out.name)
         store.write_healed(checkpoint, tensors if improved else {}, out, report | {"healing": healing})
@@ -274,9 +296,14 @@ def _train_dense(
     state = training.run()
     loss = validation_loss(training.whole_precision(), validation)
     return {
-        "loss": loss, "loss_before": before, "steps": state.step, "learning_rate": state.rate,
-        "search": state.search, "trained": trained, "seconds": round(state.seconds, 3),
-    }  # fmt: skip
+        "loss": loss,
+        "loss_before": before,
+        "steps": state.step,
+        "learning_rate": state.rate,
+        "search": state.search,
+        "trained": trained,
+        "seconds": round(state.seconds, 3),
+    }
 
 
 def _course(settings: Settings):

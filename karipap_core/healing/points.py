@@ -84,8 +84,14 @@ def measure(
     dense = open_checkpoint(source)
     ledger = plan.ledger(dense)
     networks = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
-    settings = {"network": networks, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "metric": plan.metric,
-                "budget": plan.budget, "scope": plan.scope}  # fmt: skip
+    settings = {
+        "network": networks,
+        "rule": plan.rule,
+        "chosen_rule": plan.chosen_rule,
+        "metric": plan.metric,
+        "budget": plan.budget,
+        "scope": plan.scope,
+    }
     label = f"{networks}, {plan.rule}, kept {ledger.kept:.3g}"
     if healed:
         settings["healing"] = {key: healed[key] for key in ("steps", "objective", "learning_rate", "improved")}
@@ -95,13 +101,22 @@ def measure(
     compressed = report.get("result") or {}
     point = found | plan_sizes(dense, ledger)
     point |= {
-        "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": "network",
-        "method": f"{networks}, healed" if healed else networks, "label": label, "settings": settings,
-        "model": plan.model, "plan": plan.to_json(), "predicted": None if healed else plan.predicted,
-        "weights": [] if healed else compressed.get("weights", []), "folder": str(folder.resolve()),
+        "format": RUN_FORMAT,
+        "version": RUN_VERSION,
+        "id": name,
+        "created": round(time.time(), 3),
+        "kind": "network",
+        "method": f"{networks}, healed" if healed else networks,
+        "label": label,
+        "settings": settings,
+        "model": plan.model,
+        "plan": plan.to_json(),
+        "predicted": None if healed else plan.predicted,
+        "weights": [] if healed else compressed.get("weights", []),
+        "folder": str(folder.resolve()),
         "disk": {key: compressed.get(key) for key in ("kept", "bytes_kept")},
         "seconds": {"heal": healed["seconds"] if healed else None, "measure": round(time.monotonic() - began, 3)},
-    }  # fmt: skip
+    }
     write_json(file, point)
     return point
 

@@ -175,9 +175,15 @@ class Disentangled(Spec):
 
     @classmethod
     def curve(
-        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None,
-        layers: int = LAYERS, **_,
-    ) -> Curve:  # fmt: skip
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels=None,
+        out=None,
+        in_=None,
+        layers: int = LAYERS,
+        **_,
+    ) -> Curve:
         """Estimated at `levels` (default: 6 up to break-even, even in √χ) from less work than `decompose` does."""
         metric, W = metric or Metric("weight"), W.detach().double()
         spec = cls.for_shape(*W.shape, 1, out, in_, layers=layers)
@@ -254,8 +260,13 @@ def disentangle(
     best = None
     for seed in range(restarts):
         generator = torch.Generator().manual_seed(seed)
-        left, right = ([[random_rotation(p.size, generator).to(W) if seed else torch.eye(p.size).to(W) for p in layer]
-                        for layer in side] for side in spec.places)  # fmt: skip
+        left, right = (
+            [
+                [random_rotation(p.size, generator).to(W) if seed else torch.eye(p.size).to(W) for p in layer]
+                for layer in side
+            ]
+            for side in spec.places
+        )
         cores = spec.mpo.start(spec.undone(W, left, right))
         found = cores, left, right, math.inf
         for depth in [spec.layers] if seed else range(1, spec.layers + 1):

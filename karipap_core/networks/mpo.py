@@ -42,16 +42,20 @@ class Mpo(Spec):
     def validate(self) -> None:
         sites = len(self.out)
         if sites < 2 or len(self.in_) != sites:
-            raise InputError(f"Fields 'out' and 'in' of an 'mpo' entry have {sites} and {len(self.in_)} factors: "
-                             "they must have the same number, at least two.")  # fmt: skip
+            raise InputError(
+                f"Fields 'out' and 'in' of an 'mpo' entry have {sites} and {len(self.in_)} factors: "
+                "they must have the same number, at least two."
+            )
         if len(self.chi) != sites - 1:
             raise InputError(f"Field 'chi' has {len(self.chi)} bonds: {sites} sites have {sites - 1}.")
         bonds, legs = (1, *self.chi, 1), self.legs
         for k in range(sites):
             left, right = bonds[k], bonds[k + 1]
             if right > left * legs[k] or left > right * legs[k]:
-                raise InputError(f"Field 'chi' has bonds of {left} and {right} at site {k + 1}: its legs {self.out[k]}·"
-                                 f"{self.in_[k]} let neither be over {legs[k]} times the other.")  # fmt: skip
+                raise InputError(
+                    f"Field 'chi' has bonds of {left} and {right} at site {k + 1}: its legs {self.out[k]}·"
+                    f"{self.in_[k]} let neither be over {legs[k]} times the other."
+                )
 
     @classmethod
     def for_shape(

@@ -122,9 +122,14 @@ class _Descent:
         self.slope = None if slope is None else (slope / unit).to(dtype)
         self.cores = [core.to(dtype).clone(memory_format=torch.contiguous_format).requires_grad_() for core in cores]
         self.optimizer = torch.optim.LBFGS(
-            self.cores, max_iter=EVALUATIONS, max_eval=EVALUATIONS, history_size=MEMORY,
-            tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe",
-        )  # fmt: skip
+            self.cores,
+            max_iter=EVALUATIONS,
+            max_eval=EVALUATIONS,
+            history_size=MEMORY,
+            tolerance_grad=0,
+            tolerance_change=0,
+            line_search_fn="strong_wolfe",
+        )
 
     def go(self) -> list[torch.Tensor]:
         """One round; the cores in float64."""

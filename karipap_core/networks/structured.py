@@ -67,16 +67,27 @@ class Structured(Spec):
         if self.base.members:
             raise InputError("Field 'structure' does not go with a network that layers share.")
         if self.structure.head > min(self.n_out, self.n_in):
-            raise InputError(f"Field 'structure' has 'head' {self.structure.head}: this weight has no more than "
-                             f"{min(self.n_out, self.n_in)}.")  # fmt: skip
+            raise InputError(
+                f"Field 'structure' has 'head' {self.structure.head}: this weight has no more than "
+                f"{min(self.n_out, self.n_in)}."
+            )
         if self.structure.heads > 1 and self.structure.heads not in (*self.out, *self.in_):
             raise InputError(f"Field 'structure' has 'heads' {self.structure.heads}: no factor of 'out' or 'in' is.")
 
     @classmethod
     def for_shape(
-        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, inner: str = "mpo",
-        options: tuple[tuple[str, Any], ...] = (), structure: Structure | None = None, heads_on: str = "out",
-    ) -> "Structured":  # fmt: skip
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out=None,
+        in_=None,
+        quantize=None,
+        inner: str = "mpo",
+        options: tuple[tuple[str, Any], ...] = (),
+        structure: Structure | None = None,
+        heads_on: str = "out",
+    ) -> "Structured":
         """The network's default factorization, or with `heads` the one of `head_factors` on the side `heads_on`."""
         structure = structure or Structure()
         if structure.heads > 1 and not (out or in_):
@@ -105,8 +116,11 @@ class Structured(Spec):
         return cls.around(_kind(entry.get("network")).from_json(entry), structure)
 
     def describe(self) -> str:
-        parts = [f"{name} {value}" if name in ("head", "heads") else f"{name} in another order"
-                 for name, value in asdict(self.structure).items() if value]  # fmt: skip
+        parts = [
+            f"{name} {value}" if name in ("head", "heads") else f"{name} in another order"
+            for name, value in asdict(self.structure).items()
+            if value
+        ]
         own = f"{self.base.parameters:,} parameters"
         return ", ".join([self.base.describe().replace(own, f"{self.parameters:,} parameters"), *parts])
 
@@ -234,9 +248,18 @@ class Structured(Spec):
 
     @classmethod
     def curve(
-        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, inner: str = "mpo",
-        options: tuple[tuple[str, Any], ...] = (), structure: Structure | None = None, heads_on: str = "out", **_,
-    ) -> Curve:  # fmt: skip
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels=None,
+        out=None,
+        in_=None,
+        inner: str = "mpo",
+        options: tuple[tuple[str, Any], ...] = (),
+        structure: Structure | None = None,
+        heads_on: str = "out",
+        **_,
+    ) -> Curve:
         """The network's own curve on what it is given: the residual of the head, in the orders chosen."""
         metric, W = metric or Metric("weight"), W.detach().double()
         spec = cls.for_shape(*W.shape, 1, out, in_, None, inner, options, structure, heads_on)
@@ -246,8 +269,12 @@ class Structured(Spec):
             rest = W - left @ right
         seen = permuted(rest, metric, *spec.chosen_orders(W, metric))
         curve = type(spec.base).curve(*seen, levels, spec.out, spec.in_, **dict(options))
-        return replace(curve, parameters=curve.parameters + (spec.parameters - spec.base.parameters),
-                       total=metric.absolute(W), exact=False)  # fmt: skip
+        return replace(
+            curve,
+            parameters=curve.parameters + (spec.parameters - spec.base.parameters),
+            total=metric.absolute(W),
+            exact=False,
+        )
 
 
 def head_factors(n_out: int, n_in: int, heads: int, on: str = "out") -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -119,13 +119,17 @@ class TtEmbedding(Spec):
         if self.vocabulary is None:
             object.__setattr__(self, "vocabulary", padded)
         if type(self.vocabulary) is not int or not 0 < self.vocabulary <= padded:
-            raise InputError(f"Field 'vocabulary' is {self.vocabulary!r}: it must be an integer from 1 to the product "
-                             f"of 'out', {padded}.")  # fmt: skip
+            raise InputError(
+                f"Field 'vocabulary' is {self.vocabulary!r}: it must be an integer from 1 to the product "
+                f"of 'out', {padded}."
+            )
         if len(self.in_) < 2:
             raise InputError("Field 'in' of a 'tt_embedding' entry must have at least two factors.")
         if self.form == "table" and len(self.out) != len(self.in_):
-            raise InputError(f"Fields 'out' and 'in' of a table have {len(self.out)} and {len(self.in_)} factors: they "
-                             "must have as many.")  # fmt: skip
+            raise InputError(
+                f"Fields 'out' and 'in' of a table have {len(self.out)} and {len(self.in_)} factors: they "
+                "must have as many."
+            )
         if self.form == "token" and self.out != (self.vocabulary,):
             raise InputError("Field 'out' of the form 'token' must hold the vocabulary alone.")
         legs = self.out if self.form == "table" else (1,) * len(self.in_)

@@ -51,10 +51,19 @@ class Fit:
         """A plan's `predicted` fields for this sum of damages."""
         rise = self.rise(total)
         return {
-            "measure": self.measure, "sum": total, "rise": rise, "dense_loss": self.dense_loss,
-            "loss": self.dense_loss + rise, "source": "curve", "error": self.error, "fitted_plans": len(self.points),
-            "fit": self.version, "checked": self.checked, "text": self.text, "factor": self.factor,
-        }  # fmt: skip
+            "measure": self.measure,
+            "sum": total,
+            "rise": rise,
+            "dense_loss": self.dense_loss,
+            "loss": self.dense_loss + rise,
+            "source": "curve",
+            "error": self.error,
+            "fitted_plans": len(self.points),
+            "fit": self.version,
+            "checked": self.checked,
+            "text": self.text,
+            "factor": self.factor,
+        }
 
 
 def group_of(networks, quantized: bool = False, embedding: bool = False) -> str:
@@ -174,11 +183,15 @@ class Calibration:
         known = [c["dense_loss"] for c in self.checks if c["text"] == text and c.get("dense_loss")]
         dense = known[-1] if on_text and known else self.dense_loss
         return Fit(
-            points=[(total, rise * factor) for total, rise in self.points], version=self.version,
-            text=text if on_text else self.text.get("text") or self.text.get("name"), factor=factor,
-            error=self._usual(rows, group), checked=len(self.checks), measure=self.measure,
+            points=[(total, rise * factor) for total, rise in self.points],
+            version=self.version,
+            text=text if on_text else self.text.get("text") or self.text.get("name"),
+            factor=factor,
+            error=self._usual(rows, group),
+            checked=len(self.checks),
+            measure=self.measure,
             dense_loss=dense,
-        )  # fmt: skip
+        )
 
     @property
     def scored_text(self) -> str | None:
@@ -224,10 +237,17 @@ class Calibration:
         the inner whole plans from the others, and the checks from the curve, times a factor from the other checks."""
         points = self.points
         found = [
-            {"id": None, "network": "lowrank", "text": None, "error": None, "sum": points[i][0],
-             "measured": points[i][1], "predicted": predicted_rise(points[:i] + points[i + 1 :], points[i][0])}
+            {
+                "id": None,
+                "network": "lowrank",
+                "text": None,
+                "error": None,
+                "sum": points[i][0],
+                "measured": points[i][1],
+                "predicted": predicted_rise(points[:i] + points[i + 1 :], points[i][0]),
+            }
             for i in range(1, len(points) - 1)
-        ]  # fmt: skip
+        ]
         rows, text, use = self._ratios(), self.scored_text, factors and self._helps()
         number = 0
         for check in self.checks:
@@ -265,10 +285,17 @@ class Calibration:
         if not self.history:  # what was before, so that a first change is seen to be one
             self.history = [{"version": 1, "date": None, "plans": None, "checks": None, "error": None, "what": "made"}]
         error = self._usual(self.left_out())
-        self.history = [*self.history, {
-            "version": self.version + 1, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "plans": len(self.plans), "checks": len(self.checks), "error": error, "what": what,
-        }][-KEPT_VERSIONS:]  # fmt: skip
+        self.history = [
+            *self.history,
+            {
+                "version": self.version + 1,
+                "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "plans": len(self.plans),
+                "checks": len(self.checks),
+                "error": error,
+                "what": what,
+            },
+        ][-KEPT_VERSIONS:]
 
     def check(self, predicted: float, measured: float, text: str, **more) -> bool:
         """Remember what an evaluated plan was predicted to cost and what it did cost; `more` as in `checks`. Returns

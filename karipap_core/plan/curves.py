@@ -200,16 +200,23 @@ def load_curves(file) -> dict[str, WeightCurve] | list[GroupCurve]:
     if groups is not None:
         return [
             GroupCurve(
-                tuple(members), entries, arrays[f"{index}|parameters"], arrays[f"{index}|error"][:-1],
-                arrays[f"{index}|error"][-1], *arrays.get(f"{index}|stored", (None, None)),
+                tuple(members),
+                entries,
+                arrays[f"{index}|parameters"],
+                arrays[f"{index}|error"][:-1],
+                arrays[f"{index}|error"][-1],
+                *arrays.get(f"{index}|stored", (None, None)),
             )
             for index, (members, entries) in enumerate(groups)
-        ]  # fmt: skip
+        ]
     names = [key.removesuffix("|chi") for key in arrays if key.endswith("|chi")]
     return {
         name: WeightCurve(
-            arrays[f"{name}|chi"], arrays[f"{name}|parameters"], arrays[f"{name}|error"][:-1],
-            float(arrays[f"{name}|error"][-1]), *arrays.get(f"{name}|stored", (None, None)),
+            arrays[f"{name}|chi"],
+            arrays[f"{name}|parameters"],
+            arrays[f"{name}|error"][:-1],
+            float(arrays[f"{name}|error"][-1]),
+            *arrays.get(f"{name}|stored", (None, None)),
         )
         for name in names
-    }  # fmt: skip
+    }

@@ -28,9 +28,14 @@ class Decompositions:
     """
 
     def __init__(
-        self, checkpoint, moments, metric: str, folder: Path, memory_bytes: int = 2 << 30,
+        self,
+        checkpoint,
+        moments,
+        metric: str,
+        folder: Path,
+        memory_bytes: int = 2 << 30,
         table_metric: Callable | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.checkpoint, self.moments, self.metric, self.table_metric = checkpoint, moments, metric, table_metric
         source = moments.folder.name if metric != "weight" else "none"
         self.folder = Path(folder) / f"cores-{metric}-{source}"

@@ -47,9 +47,17 @@ class Planner:
     structure: one of `STRUCTURES` around every network.
     """
 
-    def __init__(self, study, network: str, metric: str, locks: dict[str, dict] | None = None, progress=silent,
-                 quantize: str | None = None, embedding: str = "dense",
-                 structure: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        study,
+        network: str,
+        metric: str,
+        locks: dict[str, dict] | None = None,
+        progress=silent,
+        quantize: str | None = None,
+        embedding: str = "dense",
+        structure: str | None = None,
+    ) -> None:
         if metric not in METRICS:
             raise InputError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
         if embedding not in EMBEDDINGS:
@@ -253,8 +261,9 @@ class Planner:
             for label, tables in self._alone.items():
                 names = ["+".join(members)] if label.startswith("tree") else members
                 if all(one in tables for one in names):
-                    least = sum(self._least(tables[one], share * self._dense_cost(members, unit) / len(names))
-                                for one in names)  # fmt: skip
+                    least = sum(
+                        self._least(tables[one], share * self._dense_cost(members, unit) / len(names)) for one in names
+                    )
                     rivals.append((least, label))
             told = ", ".join(f"{label} {lost:.3g}" for lost, label in sorted(rivals) if np.isfinite(lost))
             weights[name] = entry | {"why": f"Predicted damage in nats at {share:.1%} of its size or less: {told}."}
@@ -338,9 +347,7 @@ class Planner:
         if self.mixed:
             yield {"rule": "calibrated"}, self._allocated("calibrated", limit, unit)
             for planner in self._singles(limit, unit):
-                yield (
-                    {"rule": f"calibrated, {planner.network} alone"}, planner._allocated("calibrated", limit, unit)
-                )  # fmt: skip
+                yield ({"rule": f"calibrated, {planner.network} alone"}, planner._allocated("calibrated", limit, unit))
             return
         rules = RULES[:-1] if self.network == "lowrank" and self.quantize is None else RULES_WHEN_FITTED
         rules = [rule for rule in rules if not (rule == "loss" and self.metric != "loss")]
@@ -360,8 +367,16 @@ class Planner:
         for network in dict.fromkeys(kind.network for kind in self.kinds):
             if network != "dense":
                 structure = self.structure if network not in UNSTRUCTURED else None
-                alone = Planner(self.study, network, self.metric, self.locks, self.progress, self.quantize,
-                                self.embedding, structure)  # fmt: skip
+                alone = Planner(
+                    self.study,
+                    network,
+                    self.metric,
+                    self.locks,
+                    self.progress,
+                    self.quantize,
+                    self.embedding,
+                    structure,
+                )
                 try:
                     found.append((alone.damage_sum(alone._allocated("calibrated", limit, unit)), network, alone))
                 except InputError:
@@ -409,11 +424,17 @@ class Planner:
         `measured` is what `measure` found of this very plan, if it did."""
         order = [weight.name for weight in self.checkpoint.weights if weight.name in weights]
         plan = Plan(
-            model=model_entry(self.checkpoint), metric=self.metric, weights={name: weights[name] for name in order},
-            rule=rule, scope=budget.scope if budget else "model", budget=budget.kept if budget else None,
-            budget_bytes=budget.kept_bytes if budget else None, calibration=self.study.calibration_entry(),
-            tried=list(tried), embedding={"kind": self.embedding, "tied": "contract"} if self.tables else None,
-        )  # fmt: skip
+            model=model_entry(self.checkpoint),
+            metric=self.metric,
+            weights={name: weights[name] for name in order},
+            rule=rule,
+            scope=budget.scope if budget else "model",
+            budget=budget.kept if budget else None,
+            budget_bytes=budget.kept_bytes if budget else None,
+            calibration=self.study.calibration_entry(),
+            tried=list(tried),
+            embedding={"kind": self.embedding, "tied": "contract"} if self.tables else None,
+        )
         plan.predicted = self.predict(plan, measured)
         return plan
 
@@ -432,9 +453,13 @@ class Planner:
             causal = self.checkpoint.kind == "causal"
             dense = self.study.check.dense.loss if causal else 0.0
             predicted |= {
-                "measure": "kl" if causal else "output error", "rise": measured["rise"], "dense_loss": dense,
-                "loss": dense + measured["rise"], "source": "this plan on calibration text", "error": None,
-            }  # fmt: skip
+                "measure": "kl" if causal else "output error",
+                "rise": measured["rise"],
+                "dense_loss": dense,
+                "loss": dense + measured["rise"],
+                "source": "this plan on calibration text",
+                "error": None,
+            }
         elif calibration is not None:
             predicted |= calibration.fit(group_of_plan(plan)).predicted(predicted["sum"])
         return predicted

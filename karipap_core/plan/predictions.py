@@ -51,10 +51,20 @@ def as_told(points: Iterable[dict]) -> list[Pair]:
         if not known(point, "rise") or not known(predicted, "rise"):
             continue
         text = point["text"].get("name") if isinstance(point.get("text"), dict) else "an unnamed text"
-        found.append(Pair(
-            point["id"], point["label"], point["method"], predicted["rise"], point["rise"], point.get("rise_error"),
-            predicted.get("error"), predicted.get("source", CURVE), text, predicted.get("fit"),
-        ))  # fmt: skip
+        found.append(
+            Pair(
+                point["id"],
+                point["label"],
+                point["method"],
+                predicted["rise"],
+                point["rise"],
+                point.get("rise_error"),
+                predicted.get("error"),
+                predicted.get("source", CURVE),
+                text,
+                predicted.get("fit"),
+            )
+        )
     return found
 
 
@@ -70,10 +80,20 @@ def left_out(calibration: Calibration, points: Iterable[dict]) -> list[Pair]:
         label = run.get("label") or ("a whole plan of the calibration" if inner else "a plan checked earlier")
         network = row["network"]
         method = run.get("method") or network or "earlier checks"
-        found.append(Pair(
-            row["id"], label, method, row["predicted"], row["measured"], row["error"],
-            stated.get(network, calibration.error), CURVE, row["text"], calibration.version,
-        ))  # fmt: skip
+        found.append(
+            Pair(
+                row["id"],
+                label,
+                method,
+                row["predicted"],
+                row["measured"],
+                row["error"],
+                stated.get(network, calibration.error),
+                CURVE,
+                row["text"],
+                calibration.version,
+            )
+        )
     return found
 
 
@@ -91,10 +111,14 @@ def figures(pairs: Sequence[Pair]) -> dict | None:
     stated = [pair for pair in telling if pair.stated is not None]
     inside = [off({"predicted": pair.predicted, "measured": pair.measured}) <= pair.stated for pair in stated]
     return {
-        "plans": len(telling), "below": len(pairs) - len(telling), "median": float(np.median(abs(ratios - 1))),
-        "largest": float(abs(ratios - 1).max()), "bias": float(np.exp(np.log(ratios).mean()) - 1),
-        "stated": len(stated), "inside": float(np.mean(inside)) if inside else None,
-    }  # fmt: skip
+        "plans": len(telling),
+        "below": len(pairs) - len(telling),
+        "median": float(np.median(abs(ratios - 1))),
+        "largest": float(abs(ratios - 1).max()),
+        "bias": float(np.exp(np.log(ratios).mean()) - 1),
+        "stated": len(stated),
+        "inside": float(np.mean(inside)) if inside else None,
+    }
 
 
 # The calibration that runs belong to, and the refit.
@@ -130,18 +154,25 @@ def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:
 def checkable(point: dict) -> bool:
     """Whether a run holds a prediction of a curve against a measured rise."""
     predicted = point.get("predicted") or {}
-    return bool(point.get("plan")) and predicted.get("source") == CURVE and known(point, "rise") and bool(
-        known(predicted, "rise") and isinstance(point.get("text"), dict)
-    )  # fmt: skip
+    return (
+        bool(point.get("plan"))
+        and predicted.get("source") == CURVE
+        and known(point, "rise")
+        and bool(known(predicted, "rise") and isinstance(point.get("text"), dict))
+    )
 
 
 def _plan(point: dict) -> Plan:
     """A run's plan as it stands there: what is read of it here needs no check against the schema, which takes long."""
     document = point["plan"]
     return Plan(
-        document.get("model") or {}, document.get("metric") or "", document.get("weights") or {},
-        calibration=document.get("calibration"), predicted=point.get("predicted"), embedding=document.get("embedding"),
-    )  # fmt: skip
+        document.get("model") or {},
+        document.get("metric") or "",
+        document.get("weights") or {},
+        calibration=document.get("calibration"),
+        predicted=point.get("predicted"),
+        embedding=document.get("embedding"),
+    )
 
 
 def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> bool:
@@ -150,10 +181,16 @@ def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> b
     if predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
         return False
     return calibration.check(
-        predicted["rise"], point["rise"], text, id=point.get("id"), sum=predicted.get("sum"),
-        network=group_of_plan(plan), error=point.get("rise_error"), fit=predicted.get("fit"),
+        predicted["rise"],
+        point["rise"],
+        text,
+        id=point.get("id"),
+        sum=predicted.get("sum"),
+        network=group_of_plan(plan),
+        error=point.get("rise_error"),
+        fit=predicted.get("fit"),
         dense_loss=(point.get("dense") or {}).get("loss"),
-    )  # fmt: skip
+    )
 
 
 def refit(file: Path, points: Sequence[dict]) -> Calibration:

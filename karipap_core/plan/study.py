@@ -39,8 +39,15 @@ class Study:
     """model: folder, file or hub id. text: path or Text to calibrate on (default: the standard library's calibration
     modules). settings: activations.CalibrationSettings."""
 
-    def __init__(self, model, text: str | Path | Text | None = None, settings=None, device: str = "auto",
-                 workspace: Workspace | None = None, progress: Progress = silent) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model,
+        text: str | Path | Text | None = None,
+        settings=None,
+        device: str = "auto",
+        workspace: Workspace | None = None,
+        progress: Progress = silent,
+    ) -> None:
         self.checkpoint = model if hasattr(model, "weights") else open_checkpoint(model)
         self._text, self._settings = text, settings
         self.device_name, self.progress = device, progress
@@ -98,8 +105,9 @@ class Study:
     def moments(self):
         from karipap_core.profiles.activations import Moments
 
-        return Moments(self.checkpoint, self.text, self.settings, self.folder / "moments", self.device,
-                       progress=self.progress)  # fmt: skip
+        return Moments(
+            self.checkpoint, self.text, self.settings, self.folder / "moments", self.device, progress=self.progress
+        )
 
     @cached_property
     def weights(self) -> list:
@@ -192,9 +200,7 @@ class Study:
                     found = build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
                 else:
                     profile = self.profile() if blocks and kind == Kind("lowrank") else None
-                    found = build_curves(
-                        self.checkpoint, weights, kind, metric, profile, decompositions, self.progress
-                    )  # fmt: skip
+                    found = build_curves(self.checkpoint, weights, kind, metric, profile, decompositions, self.progress)
                 save_curves(file, found)
                 self._curves[key] = found
         return self._curves[key]
@@ -251,9 +257,13 @@ class Study:
         levels = measure_levels(self.probe, self.decompositions(metric), self.weights, partial, self.progress)
         causal = self.checkpoint.kind == "causal"
         self._calibrations[metric] = calibration = Calibration(
-            metric=metric, measure="kl" if causal else "output error", text=self.calibration_entry(),
-            dense_loss=self.check.dense.loss if causal else 0.0, levels=levels, tokens=self.probe.tokens,
-        )  # fmt: skip
+            metric=metric,
+            measure="kl" if causal else "output error",
+            text=self.calibration_entry(),
+            dense_loss=self.check.dense.loss if causal else 0.0,
+            levels=levels,
+            tokens=self.probe.tokens,
+        )
         planner = Planner(self, "lowrank", metric)
         for number, weights in enumerate(plans := self._plans_to_fit(planner)):
             self.progress("whole plans", number, len(plans))

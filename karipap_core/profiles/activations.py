@@ -87,8 +87,16 @@ class Moments:
     entry). Raises InputError for a weight that the model does not have.
     """
 
-    def __init__(self, checkpoint, text: Text, settings: CalibrationSettings, folder: Path, device="cpu",
-                 memory_bytes: int = 4 << 30, progress: Progress = silent) -> None:  # fmt: skip
+    def __init__(
+        self,
+        checkpoint,
+        text: Text,
+        settings: CalibrationSettings,
+        folder: Path,
+        device="cpu",
+        memory_bytes: int = 4 << 30,
+        progress: Progress = silent,
+    ) -> None:
         self.checkpoint, self.text, self.settings = checkpoint, text, settings
         self.device, self.progress = device, progress
         key = {"fingerprint": checkpoint.fingerprint, "text": text.sha256, "settings": asdict(settings)}
@@ -107,8 +115,12 @@ class Moments:
             raise InputError(f"Weight {name} has no activations: only compressible weights are looked at.")
         self._load(self._group_of[name])
         c_key, g_key = self._keys[name]
-        return Metric(which, C=self._tensors[c_key], G=self._tensors[g_key] if which == "loss" else None,
-                      damping=self.settings.damping)  # fmt: skip
+        return Metric(
+            which,
+            C=self._tensors[c_key],
+            G=self._tensors[g_key] if which == "loss" else None,
+            damping=self.settings.damping,
+        )
 
     def _load(self, index: int) -> None:
         if self._loaded == index:

@@ -130,9 +130,10 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     }
     if lattice is not None:
         row["lattice"] = {
-            "grid": list(lattice.grid), "bonds": {},
+            "grid": list(lattice.grid),
+            "bonds": {},
             "sites": [f"{o}·{i}" for o, i in zip(lattice.out, lattice.in_, strict=True)],
-        }  # fmt: skip
+        }
     spectra = {}
     for name, metric in chosen.items():
         damping = {} if metric is None else _damping(metric, notes.append)

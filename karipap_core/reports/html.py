@@ -142,19 +142,35 @@ def page(document: dict, profile=None) -> str:
         _published(document, drawn),
         _reproduce(document),
     ]
-    return "\n".join([
-        "<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<meta name="generator" content="Karipap {escape(document["karipap"])}">',
-        f"<title>Compression report: {name}</title>", f"<style>{STYLE}</style>", "</head>", "<body>",
-        f'<header><h1>Compression of {name}</h1><p class="soft">Made {made} by Karipap {escape(document["karipap"])}. '
-        "This file holds everything it shows; the same numbers are in the CSV and JSON files beside it.</p></header>",
-        "<main>", *filter(None, parts), "</main>",
-        '<footer class="soft">Karipap compresses language models with tensor networks. Every figure on this page was '
-        "measured on the machine named above, but for those that are marked as published.</footer>",
-        *drawn.scripts, f"<script>{plotly_js()}</script>", f"<script>{SCRIPT}</script>", "</body>", "</html>", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f'<meta name="generator" content="Karipap {escape(document["karipap"])}">',
+            f"<title>Compression report: {name}</title>",
+            f"<style>{STYLE}</style>",
+            "</head>",
+            "<body>",
+            f'<header><h1>Compression of {name}</h1><p class="soft">Made {made} by Karipap '
+            f"{escape(document['karipap'])}. This file holds everything it shows; the same numbers are in the CSV and "
+            "JSON files beside it.</p></header>",
+            "<main>",
+            *filter(None, parts),
+            "</main>",
+            '<footer class="soft">Karipap compresses language models with tensor networks. Every figure on this page '
+            "was measured on the machine named above, but for those that are marked as published.</footer>",
+            *drawn.scripts,
+            f"<script>{plotly_js()}</script>",
+            f"<script>{SCRIPT}</script>",
+            "</body>",
+            "</html>",
+            "",
+        ]
+    )
 
 
 class Drawn:
@@ -190,11 +206,13 @@ def _head(document: dict) -> str:
     for point in [*document["runs"], *document["baselines"]]:
         dense = dense or point.get("dense") or {}
     facts = [
-        ("model", model.get("name")), ("parameters", f"{model.get('parameters') or 0:,}"),
-        ("networks measured", len(document["runs"])), ("baselines", len(document["baselines"])),
+        ("model", model.get("name")),
+        ("parameters", f"{model.get('parameters') or 0:,}"),
+        ("networks measured", len(document["runs"])),
+        ("baselines", len(document["baselines"])),
         ("dense loss, nats a token", _number(dense.get("loss"))),
         ("dense perplexity", _number(dense.get("perplexity"))),
-    ]  # fmt: skip
+    ]
     cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts if v is not None)
     lines = "".join(f"<li>{escape(line)}</li>" for line in [*document["summary"], *document["notes"]])
     return f'<ul class="summary">{lines}</ul><dl class="facts">{cells}</dl>'
@@ -300,9 +318,10 @@ def _plans(document: dict, drawn: Drawn) -> str:
         head += ["error of the outputs"] if lost else []
         cells = [
             [row["name"], row["network"], " · ".join(map(str, row["chi"])), row["quantize"], row["parameters"]]
-            + [_share(row["kept"])] + ([_number(row["functional_error"])] if lost else [])
+            + [_share(row["kept"])]
+            + ([_number(row["functional_error"])] if lost else [])
             for row in rows
-        ]  # fmt: skip
+        ]
         figure = chi_by_layer(rows)
         drawing = drawn.place(figure, "χ of each weight over the layers; a weight that stays dense has no marker.")
         tell = f"<span>keeps {_share(point.get('bytes_kept'))} of the bytes</span>"
@@ -324,11 +343,14 @@ def chi_by_layer(rows: Iterable[dict]) -> go.Figure:
     for number, (role, layers) in enumerate(roles.items()):
         at = sorted(layers)
         figure.add_scatter(
-            x=at, y=[sum(layers[layer]) / len(layers[layer]) for layer in at], name=role, mode="lines+markers",
+            x=at,
+            y=[sum(layers[layer]) / len(layers[layer]) for layer in at],
+            name=role,
+            mode="lines+markers",
             line=dict(color=ROLE_COLORS[number % len(ROLE_COLORS)], dash=DASHES[number // len(ROLE_COLORS) % 3]),
             marker=dict(size=7, symbol=figures_runs.SYMBOLS[number % len(figures_runs.SYMBOLS)]),
             hovertemplate=f"{style.escape(role)}, layer %{{x}}: χ %{{y:.4g}}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", showlegend=True)
     last = max((layer for layers in roles.values() for layer in layers), default=0)
     figure.update_xaxes(dtick=1 if last < 40 else None)
@@ -379,7 +401,7 @@ def _published(document: dict, drawn: Drawn) -> str:
         + [_number(row["dense"]), _share(row["kept"]), _share(row["bytes_kept"]), row["source"]]
         + [f"note {notes.index(row['note']) + 1}" if row["note"] else None]
         for row in document["anchors"]["points"]
-    ]  # fmt: skip
+    ]
     parts.append(_table(head, rows, f"{label[0].upper() + label[1:]}.", words=(0, 1, 2, 4, 9)))
     parts.append(f'<ol class="soft">{"".join(f"<li>{escape(note)}.</li>" for note in notes)}</ol>')
     return "\n".join(parts)

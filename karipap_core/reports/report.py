@@ -26,11 +26,39 @@ from karipap_core.workspace.runs import read_runs
 FORMAT, VERSION = "karipap-run-report", 1
 PROGRAM = "python -m karipap_core"
 COLUMNS = (
-    "id", "kind", "method", "label", "rule", "budget", "bytes_kept", "kept", "kept_blocks", "bytes_kept_blocks",
-    "parameters", "bytes", "loss", "dense_loss", "perplexity", "dense_perplexity", "bits_per_byte", "rise", "rise_low",
-    "rise_high", "rise_error", "documents", "kl", "top1_agreement", "relative_error", "predicted_rise", "tokens",
-    "window", "stride", "text", "text_sha256", "on_front",
-)  # fmt: skip
+    "id",
+    "kind",
+    "method",
+    "label",
+    "rule",
+    "budget",
+    "bytes_kept",
+    "kept",
+    "kept_blocks",
+    "bytes_kept_blocks",
+    "parameters",
+    "bytes",
+    "loss",
+    "dense_loss",
+    "perplexity",
+    "dense_perplexity",
+    "bits_per_byte",
+    "rise",
+    "rise_low",
+    "rise_high",
+    "rise_error",
+    "documents",
+    "kl",
+    "top1_agreement",
+    "relative_error",
+    "predicted_rise",
+    "tokens",
+    "window",
+    "stride",
+    "text",
+    "text_sha256",
+    "on_front",
+)
 PRIVATE = ("path", "folder", "against")  # where things lie on the writer's machine
 
 
@@ -61,12 +89,17 @@ def report(what: Sequence[str | Path], out: str | Path = "report.html", progress
     _write(out, text)
     progress("report", 3, 3)
     return {
-        "html": str(out), "csv": str(out.with_suffix(".csv")), "json": str(out.with_suffix(".json")),
-        "plans": str(plans) if plans.is_dir() else None, "bytes": len(text.encode()),
+        "html": str(out),
+        "csv": str(out.with_suffix(".csv")),
+        "json": str(out.with_suffix(".json")),
+        "plans": str(plans) if plans.is_dir() else None,
+        "bytes": len(text.encode()),
         "model": document["model"]["name"],
-        "runs": len(document["runs"]), "baselines": len(document["baselines"]), "profile": profile is not None,
+        "runs": len(document["runs"]),
+        "baselines": len(document["baselines"]),
+        "profile": profile is not None,
         "front": [name for group in document["groups"] for name in group["front"]],
-    }  # fmt: skip
+    }
 
 
 def collect(what: Iterable[str | Path]) -> list[dict]:
@@ -161,16 +194,24 @@ def describe(points: list[dict], stem: str = "report") -> dict:
     pairs = predictions.as_told(points)
     curve = [pair for pair in pairs if pair.source == predictions.CURVE]
     return {
-        "format": FORMAT, "version": VERSION, "karipap": __version__, "created": round(time.time(), 3),
+        "format": FORMAT,
+        "version": VERSION,
+        "karipap": __version__,
+        "created": round(time.time(), 3),
         "model": points[0]["model"],
         "runs": [point for point in points if point.get("kind") == "network"],
         "baselines": [point for point in points if point.get("kind") != "network"],
-        "groups": groups, "summary": [line for group in groups for line in summary(points, group)], "plans": plans,
+        "groups": groups,
+        "summary": [line for group in groups for line in summary(points, group)],
+        "plans": plans,
         "tasks": scores.keys(points),
         "predictions": {"figures": predictions.figures(curve), "pairs": [asdict(pair) for pair in pairs]},
-        "environments": environments, "data": data(points), "commands": commands(points, stem),
-        "anchors": {"label": anchors.LABEL, "points": anchors.table()}, "notes": notes,
-    }  # fmt: skip
+        "environments": environments,
+        "data": data(points),
+        "commands": commands(points, stem),
+        "anchors": {"label": anchors.LABEL, "points": anchors.table()},
+        "notes": notes,
+    }
 
 
 def _groups(points: list[dict]) -> list[dict]:
@@ -261,8 +302,13 @@ def data(points: list[dict]) -> list[dict]:
     for point in points:
         if point.get("plan"):
             canonical = json.dumps(point["plan"], sort_keys=True, separators=(",", ":")).encode()
-            rows.append({"what": "plan, its JSON with sorted keys", "name": point["label"],
-                         "sha256": hashlib.sha256(canonical).hexdigest()})  # fmt: skip
+            rows.append(
+                {
+                    "what": "plan, its JSON with sorted keys",
+                    "name": point["label"],
+                    "sha256": hashlib.sha256(canonical).hexdigest(),
+                }
+            )
     return [row for index, row in enumerate(rows) if row not in rows[:index]]
 
 

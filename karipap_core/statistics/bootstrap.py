@@ -29,9 +29,12 @@ class Interval:
 
 
 def paired_bootstrap(
-    differences: Sequence[float], tokens: Sequence[float] | None = None, level: float = LEVEL,
-    resamples: int = RESAMPLES, seed: int = SEED,
-) -> Interval | None:  # fmt: skip
+    differences: Sequence[float],
+    tokens: Sequence[float] | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Interval | None:
     """Percentile interval of Σ d_i / Σ n_i, units drawn with replacement (Efron and Tibshirani 1993, chapter 13).
 
     differences: of each unit (a document, a window, an item), the sum over its n_i tokens of ours − theirs, both

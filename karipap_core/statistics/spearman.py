@@ -11,9 +11,13 @@ FEWEST = 5  # parts below which no correlation is given
 
 
 def spearman(
-    x: Sequence[float], y: Sequence[float], groups: Sequence[Sequence[int]] | None = None, level: float = LEVEL,
-    resamples: int = RESAMPLES, seed: int = SEED,
-) -> dict | None:  # fmt: skip
+    x: Sequence[float],
+    y: Sequence[float],
+    groups: Sequence[Sequence[int]] | None = None,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> dict | None:
     """Spearman's ρ and its percentile bootstrap interval: {"rho", "low", "high", "n"}; None where ρ is not defined.
 
     ρ = Σ a b / √(Σ a² Σ b²) with a, b the ranks (ties share their mean) minus their mean; with `groups` (lists of

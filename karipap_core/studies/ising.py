@@ -56,9 +56,13 @@ def boltzmann(temperature: float, device: str = "cpu"):
 
 
 def solve(
-    temperature: float, chi: int, method: str = "trg", side: int = SIDE, device: str = "cpu",
+    temperature: float,
+    chi: int,
+    method: str = "trg",
+    side: int = SIDE,
+    device: str = "cpu",
     progress: Progress = silent,
-) -> dict:  # fmt: skip
+) -> dict:
     """ln Z per site by renormalization of side × side sites (a power of two), beside the exact one.
 
     The document of the verb `ising`: ln_z_per_site, exact (infinite lattice), relative_error = |ln_z_per_site − exact|

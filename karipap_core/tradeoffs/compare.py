@@ -17,14 +17,20 @@ FORMAT, VERSION = "karipap-comparison", 1
 
 # (key, label, whether more is better; None: neither)
 FIGURES = (
-    ("kept", "parameters kept", None), ("bytes_kept", "bytes kept", None),
-    ("predicted_rise", "predicted rise, nats a token", None), ("rise", "rise in loss, nats a token", False),
-    ("loss", "loss, nats a token", False), ("perplexity", "perplexity", False),
-    ("bits_per_byte", "bits per byte", False), ("kl", "KL to dense, nats a token", False),
-    ("top1_agreement", "top-1 agreement", True), ("relative_error", "output error", False),
-    ("decode_ms", "decode, ms a token", False), ("prefill", "prefill, tokens a second", True),
+    ("kept", "parameters kept", None),
+    ("bytes_kept", "bytes kept", None),
+    ("predicted_rise", "predicted rise, nats a token", None),
+    ("rise", "rise in loss, nats a token", False),
+    ("loss", "loss, nats a token", False),
+    ("perplexity", "perplexity", False),
+    ("bits_per_byte", "bits per byte", False),
+    ("kl", "KL to dense, nats a token", False),
+    ("top1_agreement", "top-1 agreement", True),
+    ("relative_error", "output error", False),
+    ("decode_ms", "decode, ms a token", False),
+    ("prefill", "prefill, tokens a second", True),
     ("disk_bytes", "on disk, bytes", False),
-)  # fmt: skip
+)
 
 
 def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
@@ -60,12 +66,24 @@ def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
         if key.kind == "plan" and not any(known(key.point, name) for name in ("loss", "rise")):
             notes.append(f"{key.name} is a plan: what it loses is predicted, not measured.")
     return {
-        "format": FORMAT, "version": VERSION,
-        **{side: {"name": each.name, "kind": each.kind, "model": each.model.get("name"),
-                  "fingerprint": each.model.get("fingerprint")} for side, each in (("a", one), ("b", two))},
-        "same_model": same, "layers": layers, "totals": totals | {"changed": sum(not row["same"] for row in layers)},
-        "metrics": metrics, "prompts": prompts, "notes": notes,
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        **{
+            side: {
+                "name": each.name,
+                "kind": each.kind,
+                "model": each.model.get("name"),
+                "fingerprint": each.model.get("fingerprint"),
+            }
+            for side, each in (("a", one), ("b", two))
+        },
+        "same_model": same,
+        "layers": layers,
+        "totals": totals | {"changed": sum(not row["same"] for row in layers)},
+        "metrics": metrics,
+        "prompts": prompts,
+        "notes": notes,
+    }
 
 
 # Weight by weight.
@@ -102,12 +120,24 @@ def _cell(side: Side, name: str, shapes: dict, damage: dict, same: bool) -> dict
     if spec is None:
         shape = shapes.get(name)
         size = math.prod(shape) if shape else None
-        return {"network": "dense", "chi": [], "quantize": None, "parameters": size, "bytes": size and 2 * size,
-                "damage": 0.0, **{key: value or 0.0 for key, value in errors.items()}}  # fmt: skip
+        return {
+            "network": "dense",
+            "chi": [],
+            "quantize": None,
+            "parameters": size,
+            "bytes": size and 2 * size,
+            "damage": 0.0,
+            **{key: value or 0.0 for key, value in errors.items()},
+        }
     return {
-        "network": spec.network, "chi": list(spec.chi), "quantize": spec.quantize, "parameters": spec.parameters,
-        "bytes": int(spec.bytes(2)), "damage": damage.get(name), **errors,
-    }  # fmt: skip
+        "network": spec.network,
+        "chi": list(spec.chi),
+        "quantize": spec.quantize,
+        "parameters": spec.parameters,
+        "bytes": int(spec.bytes(2)),
+        "damage": damage.get(name),
+        **errors,
+    }
 
 
 def damages(plan: Plan) -> dict[str, float]:
@@ -228,10 +258,16 @@ def _prompts(one: Side, two: Side, notes: list[str]) -> list[dict]:
         a, b = (each.get(prompt) for each in found)
         if one.shadow and two.shadow and None in (a, b):
             continue
-        rows.append({
-            "prompt": prompt, "dense": (a or b)["dense"], "a": a and a["compressed"], "b": b and b["compressed"],
-            "kl_a": a and a.get("kl"), "kl_b": b and b.get("kl"),
-        })  # fmt: skip
+        rows.append(
+            {
+                "prompt": prompt,
+                "dense": (a or b)["dense"],
+                "a": a and a["compressed"],
+                "b": b and b["compressed"],
+                "kl_a": a and a.get("kl"),
+                "kl_b": b and b.get("kl"),
+            }
+        )
     return rows
 
 

@@ -48,14 +48,19 @@ class Points:
         """The point of a plan, measured unless a plan with the same entries was."""
         cores = {"weights": plan.weights, "metric": plan.metric, "calibration": plan.calibration}
         settings = {
-            "network": network, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "metric": plan.metric,
-            "budget": plan.budget, "scope": plan.scope,
-        }  # fmt: skip
+            "network": network,
+            "rule": plan.rule,
+            "chosen_rule": plan.chosen_rule,
+            "metric": plan.metric,
+            "budget": plan.budget,
+            "scope": plan.scope,
+        }
         formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
         settings |= {"quantize": ", ".join(formats)} if formats and network not in ("qlr", "auto") else {}
         settings |= {"embedding": plan.embedding["kind"]} if plan.embedding else {}
-        around = sorted({word for entry in plan.weights.values() for word in entry.get("structure", {})
-                         if entry["structure"][word]})  # fmt: skip
+        around = sorted(
+            {word for entry in plan.weights.values() for word in entry.get("structure", {}) if entry["structure"][word]}
+        )
         settings |= {"structure": ", ".join(around)} if around else {}
         words = [network, *(f"+ {word}" for word in around), "quantized" if "quantize" in settings else ""]
         label = f"{' '.join(filter(None, words))}, {plan.rule}, kept {plan.budget:g}"
@@ -77,9 +82,14 @@ class Points:
         identity = {"method": baseline.method, **baseline.settings, "weights": plan and plan.weights}
         identity["calibration"] = self.study.calibration_entry() if calibrated else None
         return self._point(
-            "baseline", baseline.method, baseline.label, baseline.settings, plan, identity,
+            "baseline",
+            baseline.method,
+            baseline.label,
+            baseline.settings,
+            plan,
+            identity,
             lambda: measure_baseline(baseline, self.bench, self.study.checkpoint, self.progress),
-        )  # fmt: skip
+        )
 
     def _point(self, kind, method, label, settings, plan, identity, figures, seconds=0.0) -> dict:
         measurement = settings_key(self.conditions | {"what": identity})
@@ -92,12 +102,22 @@ class Points:
         fresh = known is None or self.lacks(known)
         measured = figures() | self.bench.settings if fresh else _figures_of(known)
         point = {
-            "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": kind,
-            "method": method, "label": label, "settings": settings, "model": model_entry(self.study.checkpoint),
-            "plan": plan and plan.to_json(), "predicted": plan and plan.predicted, **measured,
-            "measurement": measurement, "environment": environment(),
+            "format": RUN_FORMAT,
+            "version": RUN_VERSION,
+            "id": name,
+            "created": round(time.time(), 3),
+            "kind": kind,
+            "method": method,
+            "label": label,
+            "settings": settings,
+            "model": model_entry(self.study.checkpoint),
+            "plan": plan and plan.to_json(),
+            "predicted": plan and plan.predicted,
+            **measured,
+            "measurement": measurement,
+            "environment": environment(),
             "seconds": {"plan": round(seconds, 3), "measure": round(time.monotonic() - began, 3)},
-        }  # fmt: skip
+        }
         write_json(file, point)
         self.known[measurement] = point
         return point

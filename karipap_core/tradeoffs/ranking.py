@@ -153,6 +153,9 @@ def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:
         return f"{words} No tensor network wins at any of these sizes."
     if all(clear):
         return f"{words} A tensor network is best at every size measured."
-    where = [f"{size:.0%}" for size, winners in zip(sizes, ranking.winners, strict=True)
-             if winners and not any(ranking.rows[i].network for i in winners)]  # fmt: skip
+    where = [
+        f"{size:.0%}"
+        for size, winners in zip(sizes, ranking.winners, strict=True)
+        if winners and not any(ranking.rows[i].network for i in winners)
+    ]
     return f"{words} At {', '.join(where)} no tensor network wins." if where else words

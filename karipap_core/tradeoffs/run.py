@@ -78,14 +78,29 @@ def run(
     ledger = plan.ledger(checkpoint)
     point = found | plan_sizes(checkpoint, ledger)
     point |= {
-        "format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3), "kind": "network",
-        "method": " + ".join(networks), "label": f"{' + '.join(networks)}, {plan.rule}, kept {ledger.kept:.3g}",
-        "settings": {"network": " + ".join(networks), "rule": plan.rule, "chosen_rule": plan.chosen_rule,
-                     "metric": plan.metric, "budget": plan.budget, "scope": plan.scope},
-        "model": plan.model, "plan": plan.to_json(), "predicted": plan.predicted, "weights": report["weights"],
-        "folder": str(folder / "model"), "disk": {"kept": report["kept"], "bytes_kept": report["bytes_kept"]},
+        "format": RUN_FORMAT,
+        "version": RUN_VERSION,
+        "id": name,
+        "created": round(time.time(), 3),
+        "kind": "network",
+        "method": " + ".join(networks),
+        "label": f"{' + '.join(networks)}, {plan.rule}, kept {ledger.kept:.3g}",
+        "settings": {
+            "network": " + ".join(networks),
+            "rule": plan.rule,
+            "chosen_rule": plan.chosen_rule,
+            "metric": plan.metric,
+            "budget": plan.budget,
+            "scope": plan.scope,
+        },
+        "model": plan.model,
+        "plan": plan.to_json(),
+        "predicted": plan.predicted,
+        "weights": report["weights"],
+        "folder": str(folder / "model"),
+        "disk": {"kept": report["kept"], "bytes_kept": report["bytes_kept"]},
         "seconds": {"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
-    }  # fmt: skip
+    }
     write_json(folder / "run.json", point)
     pipeline.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
     return point

@@ -106,10 +106,16 @@ def sweep(
         compared.append(points.of_baseline(rival))
     quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
     document = {
-        "format": SWEEP_FORMAT, "version": SWEEP_VERSION, "model": model_entry(study.checkpoint),
-        "text": {"name": text.name, "sha256": text.sha256}, "quality": quality, "runs": runs, "baselines": compared,
-        "pareto": [point["id"] for point in pareto([*runs, *compared], "bytes_kept", quality)], "notes": notes,
-    }  # fmt: skip
+        "format": SWEEP_FORMAT,
+        "version": SWEEP_VERSION,
+        "model": model_entry(study.checkpoint),
+        "text": {"name": text.name, "sha256": text.sha256},
+        "quality": quality,
+        "runs": runs,
+        "baselines": compared,
+        "pareto": [point["id"] for point in pareto([*runs, *compared], "bytes_kept", quality)],
+        "notes": notes,
+    }
     write_json(out / "sweep.json", document)
     progress("sweep", len(todo), len(todo))
     return document

@@ -319,8 +319,11 @@ def chi_board(table: dict, state: dict, key: str, on_release=None, on_history=No
             on_history(way)
 
     result = board(
-        key=key, data={"table": table["id"], "state": state}, on_board_change=on_release or (lambda: None),
-        on_history_change=history, height="content",
-    )  # fmt: skip
+        key=key,
+        data={"table": table["id"], "state": state},
+        on_board_change=on_release or (lambda: None),
+        on_history_change=history,
+        height="content",
+    )
     board(key=f"{key}_table_{table['id']}", data={"define": table})
     return result.board

@@ -171,9 +171,16 @@ def csv(table: pd.DataFrame) -> bytes:
 def csv_button(table: pd.DataFrame, file: str, key: str) -> None:
     """A quiet button that downloads the table as CSV."""
     st.download_button(
-        "CSV", lambda: csv(table), f"{file}.csv", "text/csv", key=key, on_click="ignore", icon=":material/download:",
-        type="tertiary", help="Download this table",
-    )  # fmt: skip
+        "CSV",
+        lambda: csv(table),
+        f"{file}.csv",
+        "text/csv",
+        key=key,
+        on_click="ignore",
+        icon=":material/download:",
+        type="tertiary",
+        help="Download this table",
+    )
 
 
 @contextmanager

@@ -56,26 +56,41 @@ def load(view) -> tuple[dict, str | None, object | None]:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-load"):
         values = {
             "tokens": number(
-                "Tokens a sequence", "tokens", min(4096, positions(view)), 10_000_000,
+                "Tokens a sequence",
+                "tokens",
+                min(4096, positions(view)),
+                10_000_000,
                 help="Prompt and answer together.",
             ),
             "batch": number("Sequences at once", "batch", 8, 4096),
             "kv_dtype": common.choose(
-                st.segmented_control, "KV cache in", DTYPES, "kv", "fp16", required=True,
+                st.segmented_control,
+                "KV cache in",
+                DTYPES,
+                "kv",
+                "fp16",
+                required=True,
                 help="fp8 and int8 with fixed scales; int4 in groups of 64 with scale and zero point.",
             ),
-        }  # fmt: skip
+        }
         values["sparse_attention"] = st.toggle(
-            "Sparse attention", key="sparse", persist_state="session",
+            "Sparse attention",
+            key="sparse",
+            persist_state="session",
             help="Something says which tokens matter in each step: an indexer, or an attention that was trained so. "
             "Without that, every step reads every token.",
-        )  # fmt: skip
+        )
         values["kv_keep"] = 1.0
         if values["sparse_attention"]:
             kept = common.choose(
-                st.select_slider, "Tokens kept", [1, 2, 5, 10, 20, 30, 50, 75, 100], "keep", 10, width=220,
+                st.select_slider,
+                "Tokens kept",
+                [1, 2, 5, 10, 20, 30, 50, 75, 100],
+                "keep",
+                10,
+                width=220,
                 format_func=lambda percent: f"{percent} %",
-            )  # fmt: skip
+            )
             values["kv_keep"] = kept / 100
         name, plan = plan_of(view)
     return values, name, plan
@@ -87,17 +102,28 @@ def machine() -> dict:
     names = ([THIS] if here else []) + list(hardware.gpus())
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-machine"):
         name = common.choose(
-            st.selectbox, "GPU", names, "gpu", THIS if here else "H100 SXM", width=260,
+            st.selectbox,
+            "GPU",
+            names,
+            "gpu",
+            THIS if here else "H100 SXM",
+            width=260,
             format_func=lambda each: f"{here.name} (here)" if each == THIS else each,
-        )  # fmt: skip
+        )
         card = here if name == THIS else hardware.gpus()[name]
         values = {"gpu": "auto" if name == THIS else name}
         money = {"min_value": 0.0, "value": None, "width": 150, "persist_state": "session"}
         values["price"] = st.number_input("Price, $ an hour", key="price", placeholder="not given", **money) or None
-        values["throughput"] = st.number_input(
-            "Throughput, tokens/s", key="throughput", placeholder="not given",
-            help="Measured on what is deployed: the plan, else the dense model. All sequences together.", **money,
-        ) or None  # fmt: skip
+        values["throughput"] = (
+            st.number_input(
+                "Throughput, tokens/s",
+                key="throughput",
+                placeholder="not given",
+                help="Measured on what is deployed: the plan, else the dense model. All sequences together.",
+                **money,
+            )
+            or None
+        )
         values["fp8_benchmarked"] = card.generation == "Ada" and st.toggle(
             "fp8 is benchmarked",
             key="fp8_benchmarked",
@@ -108,10 +134,15 @@ def machine() -> dict:
             "fp4 is validated", key="fp4_validated", persist_state="session", help="On this very model's quality."
         )
         said = common.choose(
-            st.segmented_control, "The checkpoint is", list(FIXED), "fixed", "not said", required=True,
+            st.segmented_control,
+            "The checkpoint is",
+            list(FIXED),
+            "fixed",
+            "not said",
+            required=True,
             help="Fixed: a licence, data residency, a fine-tune with no smaller twin, or hardware on site allow no "
             "other model. The verdict depends on it.",
-        )  # fmt: skip
+        )
     return values | {"fixed": FIXED[said]}
 
 
@@ -140,7 +171,12 @@ def plan_of(view) -> tuple[str | None, object | None]:
     """(name, plan) of the workspace's plan that is chosen; (None, None) for none, or for another model's config."""
     plans = {} if st.session_state.get("config_instead") else runs.plans(view)
     name = common.choose(
-        st.selectbox, "Plan", [NO_PLAN, *plans], "deploy_plan", NO_PLAN, width=260,
+        st.selectbox,
+        "Plan",
+        [NO_PLAN, *plans],
+        "deploy_plan",
+        NO_PLAN,
+        width=260,
         help="The full pipeline with this plan: its bytes are counted exactly.",
-    )  # fmt: skip
+    )
     return (None, None) if name == NO_PLAN else (name, plans[name])

@@ -163,10 +163,13 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
             embedding = {"kind": draft.embedding, "tied": "contract"}
     blocks = sum(row["parameters_dense"] for row in found.rows)
     predicted = {
-        "parameters": round(totals["parameters"]), "bytes": round(totals["bytes"]), "kept": totals["kept"],
-        "bytes_kept": totals["bytes_kept"], "block_parameters": round(totals["kept_blocks"] * blocks),
+        "parameters": round(totals["parameters"]),
+        "bytes": round(totals["bytes"]),
+        "kept": totals["kept"],
+        "bytes_kept": totals["bytes_kept"],
+        "block_parameters": round(totals["kept_blocks"] * blocks),
         "kept_blocks": totals["kept_blocks"],
-    }  # fmt: skip
+    }
     if found.choices:
         predicted = counted(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
     if totals["rise"] is not None:
@@ -180,13 +183,18 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     elif draft.hand:
         rule = "hand"
     return Plan(
-        model=model_entry(checkpoint), metric=draft.metric, weights=weights, rule=rule,
+        model=model_entry(checkpoint),
+        metric=draft.metric,
+        weights=weights,
+        rule=rule,
         scope=draft.scope if draft.unit == "parameters" else "model",
         budget=draft.budget if draft.unit == "parameters" else None,
         budget_bytes=draft.budget if draft.unit == "bytes" else None,
-        calibration=found.calibration.text if found.calibration else None, predicted=predicted, embedding=embedding,
+        calibration=found.calibration.text if found.calibration else None,
+        predicted=predicted,
+        embedding=embedding,
         **more,
-    )  # fmt: skip
+    )
 
 
 def counted(plan: Plan, checkpoint) -> dict:
@@ -207,10 +215,17 @@ def check(plan: Plan, checkpoint) -> None:
         weight = known.get(name)
         dense = e["network"] == "dense" and not e.get("quantize")
         lowrank = e["network"] == "lowrank" and not e.get("quantize") and weight is not None and weight.compressible
-        simple &= dense and weight is not None or lowrank and (
-            e["out"] == [weight.shape[0]] and e["in"] == [weight.shape[1]] and len(e["chi"]) == 1
-            and e["chi"][0] <= min(weight.shape)
-        )  # fmt: skip
+        simple &= (
+            dense
+            and weight is not None
+            or lowrank
+            and (
+                e["out"] == [weight.shape[0]]
+                and e["in"] == [weight.shape[1]]
+                and len(e["chi"]) == 1
+                and e["chi"][0] <= min(weight.shape)
+            )
+        )
     if not simple:
         plan.check(checkpoint)
 
@@ -238,9 +253,12 @@ def one_of_its_own(plan: Plan, name: str, itemsize: int = 2) -> dict:
     """An entry that is none of the board's options, with its sizes (`parameters` in numbers of 16 bits)."""
     spec = plan.spec(name)
     return {
-        "entry": dict(plan.weights[name]), "chi": 1, "parameters": spec.bytes(2) / 2, "bytes": spec.bytes(itemsize),
+        "entry": dict(plan.weights[name]),
+        "chi": 1,
+        "parameters": spec.bytes(2) / 2,
+        "bytes": spec.bytes(itemsize),
         "multiply_adds": spec.multiply_adds(1),
-    }  # fmt: skip
+    }
 
 
 def placed(draft: Draft, plan: Plan, found) -> Draft:
@@ -280,15 +298,26 @@ def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
             special[weight] = one_of_its_own(plan, weight) | {"chi": chi[weight]}
     unit = "bytes" if plan.budget_bytes is not None else "parameters"
     return Draft(
-        network=what.network, metric=plan.metric, quantize=what.quantize, embedding=what.embedding,
-        rule=plan.chosen_rule or plan.rule, chi=chi, unit=unit, scope=plan.scope,
+        network=what.network,
+        metric=plan.metric,
+        quantize=what.quantize,
+        embedding=what.embedding,
+        rule=plan.chosen_rule or plan.rule,
+        chi=chi,
+        unit=unit,
+        scope=plan.scope,
         budget=plan.budget if unit == "parameters" else plan.budget_bytes,
         locked=tuple(weight for weight, e in plan.weights.items() if e.get("locked")),
         hand=tuple(weight for weight, e in plan.weights.items() if e.get("by") == "hand"),
         special=special,
-        origin={"name": name, "rule": plan.rule, "chosen_rule": plan.chosen_rule, "predicted": plan.predicted,
-                "tried": plan.tried},
-    )  # fmt: skip
+        origin={
+            "name": name,
+            "rule": plan.rule,
+            "chosen_rule": plan.chosen_rule,
+            "predicted": plan.predicted,
+            "tried": plan.tried,
+        },
+    )
 
 
 # ---- kept on disk, so that a reload of the page loses nothing ---------------------------------------------------

@@ -12,9 +12,12 @@ from pages.parts import common
 
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 WORDS = {
-    "queued": "Waiting for its turn", "running": "Running", "done": "Done", "failed": "Failed",
+    "queued": "Waiting for its turn",
+    "running": "Running",
+    "done": "Done",
+    "failed": "Failed",
     "cancelled": "Cancelled",
-}  # fmt: skip
+}
 ENDED = ("done", "failed", "cancelled")
 
 
@@ -78,13 +81,21 @@ def _draw(job, name: str, drawn_as: str) -> None:
         head.html(_headline(status))
         with buttons.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if state not in ENDED:
-                if st.button("Cancelling …" if status["cancelling"] else "Cancel", key=f"{name}_cancel",
-                             icon=":material/stop_circle:", disabled=status["cancelling"]):  # fmt: skip
+                if st.button(
+                    "Cancelling …" if status["cancelling"] else "Cancel",
+                    key=f"{name}_cancel",
+                    icon=":material/stop_circle:",
+                    disabled=status["cancelling"],
+                ):
                     job.cancel()
                     st.rerun()
             else:
-                if state != "done" and st.button("Resume", key=f"{name}_resume", icon=":material/replay:",
-                                                 help="Goes on from the finished weights on disk."):  # fmt: skip
+                if state != "done" and st.button(
+                    "Resume",
+                    key=f"{name}_resume",
+                    icon=":material/replay:",
+                    help="Goes on from the finished weights on disk.",
+                ):
                     job.resume()
                     st.rerun()
                 if st.button("Close", key=f"{name}_close", type="tertiary"):

@@ -127,14 +127,19 @@ class Choices:
             itemsize = weight.bytes // weight.parameters
             rows.append(
                 {
-                    "name": name, "layer": weight.layer, "role": weight.role, "expert": weight.expert,
-                    "shape": tuple(weight.shape), "parameters_dense": weight.parameters,
-                    "bytes_per_parameter": itemsize, "labels": [self._label(name, pick[name]) for pick in picks],
+                    "name": name,
+                    "layer": weight.layer,
+                    "role": weight.role,
+                    "expert": weight.expert,
+                    "shape": tuple(weight.shape),
+                    "parameters_dense": weight.parameters,
+                    "bytes_per_parameter": itemsize,
+                    "labels": [self._label(name, pick[name]) for pick in picks],
                     "chi": np.arange(1, len(picks) + 1),
                     "steps": cost / len(names) / (itemsize if self.unit == "bytes" else 1),
                 }
                 | self._figures(name, weight, itemsize)
-            )  # fmt: skip
+            )
             rows[-1] |= {"group": table.name} if grouped else {}
             rows[-1] |= {"no_dense": True} if no_dense else {}
             rows[-1] |= {"share": float(table.cost[-1]) / len(names)} if rule == "uniform" else {}

@@ -186,10 +186,13 @@ def bar() -> None:
         with st.popover(label, icon=":material/deployed_code:", key="k-model"):
             if options:
                 st.selectbox(
-                    "Model", options, key="model", persist_state="session",
+                    "Model",
+                    options,
+                    key="model",
+                    persist_state="session",
                     format_func=lambda alias: "demo model (Python source)" if alias == DEMO else alias,
                     on_change=lambda: st.session_state.pop("weight", None),
-                )  # fmt: skip
+                )
             st.text_input("Hub id", key="hub", placeholder="owner/name", on_change=_choose_hub)
             if wrong := st.session_state.pop("hub_wrong", None):
                 st.error(f"{common.plain(wrong[:80])} is no hub id: it looks like owner/name.")
@@ -212,7 +215,9 @@ def summary() -> None:
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})
     parts = [
-        checkpoint.config.get("model_type", "no config.json"), f"{layers} layers",
-        f"{checkpoint.parameters:,} parameters", f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
-    ]  # fmt: skip
+        checkpoint.config.get("model_type", "no config.json"),
+        f"{layers} layers",
+        f"{checkpoint.parameters:,} parameters",
+        f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
+    ]
     st.html('<p class="k-summary">' + "<i>·</i>".join(html.escape(str(part)) for part in parts) + "</p>")

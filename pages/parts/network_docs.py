@@ -43,7 +43,8 @@ DOCS: dict[str, Doc] = {
         (("lowrank", "A weight with legs o and i is two cores L and R, joined by one bond χ."),),
         "The number of singular values kept. The bond cuts the weight between its outputs and its inputs, so χ is the "
         "rank of what is left.",
-        r"\chi\,(\text{out} + \text{in})", "Smaller than dense while χ < out · in / (out + in). A square weight "
+        r"\chi\,(\text{out} + \text{in})",
+        "Smaller than dense while χ < out · in / (out + in). A square weight "
         "breaks even at half its size: below it, both memory and time are saved.",
         (
             "The spectrum falls: trained attention weights are far from random.",
@@ -60,15 +61,27 @@ DOCS: dict[str, Doc] = {
         "χ (out + in) multiply-adds a token, as many as parameters: what saves memory saves time. In twelve "
         "cases two factors beat the dense layer by four times or more.",
         (
-            ("Rise in loss at half the block parameters, uniform by SVD-LLM's rule / calibrated", "0.057 / 0.025 nats",
-             f"{HERE}: 5.3 M Llama of Python source, held-out modules"),
+            (
+                "Rise in loss at half the block parameters, uniform by SVD-LLM's rule / calibrated",
+                "0.057 / 0.025 nats",
+                f"{HERE}: 5.3 M Llama of Python source, held-out modules",
+            ),
             ("The same at 90 % of a saturated model", "1.36 / 0.117 nats", f"{HERE}: stories260K, TinyStories"),
-            ("With 4-bit cores, 17.5 % of the bytes, against 3 bits GPTQ at 19.7 %", "0.0201 against 0.0182 nats",
-             f"{HERE}: 5.3 M Llama, groups of 64 and 128"),
-            ("With 4-bit cores, 13.5 % of the bytes, against 2 bits GPTQ at 14.3 %", "0.0427 against 0.0905 nats",
-             f"{HERE}: 5.3 M Llama, groups of 64"),
-            ("LLaMA-1 7B, a fifth removed: perplexity plain / whitened (dense 5.68)", "20,061 / 7.94",
-             "published, arXiv:2403.07378"),
+            (
+                "With 4-bit cores, 17.5 % of the bytes, against 3 bits GPTQ at 19.7 %",
+                "0.0201 against 0.0182 nats",
+                f"{HERE}: 5.3 M Llama, groups of 64 and 128",
+            ),
+            (
+                "With 4-bit cores, 13.5 % of the bytes, against 2 bits GPTQ at 14.3 %",
+                "0.0427 against 0.0905 nats",
+                f"{HERE}: 5.3 M Llama, groups of 64",
+            ),
+            (
+                "LLaMA-1 7B, a fifth removed: perplexity plain / whitened (dense 5.68)",
+                "20,061 / 7.94",
+                "published, arXiv:2403.07378",
+            ),
         ),
         (arxiv("2403.07378", "Wang et al., SVD-LLM"), arxiv("2312.05821", "Yuan et al., ASVD")),
     ),
@@ -94,20 +107,35 @@ DOCS: dict[str, Doc] = {
         "four cores with χ = 64 on 1024 × 4096 keep 12.6 % of the parameters and need about 135 M multiply-adds a "
         "token against 4.2 M dense. Two sites need about as many as they have parameters.",
         (
-            ("Squared error over the SVD's at equal parameters (15 / 30 / 60 % kept), functional metric",
-             "0.97 / 0.92 / 0.89", f"{HERE}: two sites, eight trained weights"),
+            (
+                "Squared error over the SVD's at equal parameters (15 / 30 / 60 % kept), functional metric",
+                "0.97 / 0.92 / 0.89",
+                f"{HERE}: two sites, eight trained weights",
+            ),
             ("The same, loss metric", "1.02 / 1.08 / 1.40", f"{HERE}: two sites, eight trained weights"),
             ("The same, balanced digits, functional metric", "1.42 / 1.56 / 1.82", f"{HERE}: eight trained weights"),
-            ("Retained energy at 30 %, a trained query of 384 × 384: SVD / three sites", "0.580 / 0.387",
-             f"{HERE}: Frobenius"),
+            (
+                "Retained energy at 30 %, a trained query of 384 × 384: SVD / three sites",
+                "0.580 / 0.387",
+                f"{HERE}: Frobenius",
+            ),
             ("The same, Gaussian noise", "0.431 / 0.378", f"{HERE}: Frobenius"),
-            ("LLaMA-2 7B to 2.1 GB, MMLU / GSM8K (dense 46.41 / 23.05; healed; against fp32)", "44.16 / 17.74",
-             "published, arXiv:2401.14109"),
+            (
+                "LLaMA-2 7B to 2.1 GB, MMLU / GSM8K (dense 46.41 / 23.05; healed; against fp32)",
+                "44.16 / 17.74",
+                "published, arXiv:2401.14109",
+            ),
         ),
-        (arxiv("2401.14109", "Tomut et al., CompactifAI"), arxiv("1509.06569", "Novikov et al., Tensorizing neural "
-         "networks"), ("Oseledets, Tensor-train decomposition, SIAM J. Sci. Comput. 33 (2011)",
-                       "https://doi.org/10.1137/090752286")),
-        "Sites", {"2 (default)": {}, "3, balanced": {"sites": 3}, "4, balanced": {"sites": 4}},
+        (
+            arxiv("2401.14109", "Tomut et al., CompactifAI"),
+            arxiv("1509.06569", "Novikov et al., Tensorizing neural networks"),
+            (
+                "Oseledets, Tensor-train decomposition, SIAM J. Sci. Comput. 33 (2011)",
+                "https://doi.org/10.1137/090752286",
+            ),
+        ),
+        "Sites",
+        {"2 (default)": {}, "3, balanced": {"sites": 3}, "4, balanced": {"sites": 4}},
     ),
     "tree": Doc(
         "Tree",
@@ -135,32 +163,60 @@ DOCS: dict[str, Doc] = {
         "multiply-adds. "
         "Layers that see the same x (q, k, v) could share the first product.",
         (
-            ("Mean cosine between the same weight of different layers", "0.001", f"{HERE}: attention of a 6-layer "
-             "encoder"),
-            ("Retained energy at 30 %, o: each layer alone / three layers share their output basis", "0.551 / 0.566",
-             f"{HERE}: all-MiniLM-L6, Frobenius"),
-            ("The same, k: each layer alone / two layers share their input basis", "0.599 / 0.600",
-             f"{HERE}: all-MiniLM-L6, Frobenius"),
-            ("The same, v: each layer alone / two layers share their input basis", "0.567 / 0.559",
-             f"{HERE}: all-MiniLM-L6, Frobenius"),
-            ("LLaMA-1 7B, a fifth removed: perplexity SVD-LLM / Basis Sharing (dense 5.68)", "7.94 / 7.74",
-             "published, arXiv:2403.07378 and 2410.03765"),
+            (
+                "Mean cosine between the same weight of different layers",
+                "0.001",
+                f"{HERE}: attention of a 6-layer encoder",
+            ),
+            (
+                "Retained energy at 30 %, o: each layer alone / three layers share their output basis",
+                "0.551 / 0.566",
+                f"{HERE}: all-MiniLM-L6, Frobenius",
+            ),
+            (
+                "The same, k: each layer alone / two layers share their input basis",
+                "0.599 / 0.600",
+                f"{HERE}: all-MiniLM-L6, Frobenius",
+            ),
+            (
+                "The same, v: each layer alone / two layers share their input basis",
+                "0.567 / 0.559",
+                f"{HERE}: all-MiniLM-L6, Frobenius",
+            ),
+            (
+                "LLaMA-1 7B, a fifth removed: perplexity SVD-LLM / Basis Sharing (dense 5.68)",
+                "7.94 / 7.74",
+                "published, arXiv:2403.07378 and 2410.03765",
+            ),
         ),
-        (arxiv("2410.03765", "Wang et al., Basis Sharing"),
-         ("Grasedyck, Hierarchical singular value decomposition of tensors, SIAM J. Matrix Anal. Appl. 31 (2010)",
-          "https://doi.org/10.1137/090764189"),
-         ("De Lathauwer et al., On the best rank-(R1, …, RN) approximation, SIAM J. Matrix Anal. Appl. 21 (2000)",
-          "https://doi.org/10.1137/S0895479898346995")),
-        "Layers in the group", {
+        (
+            arxiv("2410.03765", "Wang et al., Basis Sharing"),
+            (
+                "Grasedyck, Hierarchical singular value decomposition of tensors, SIAM J. Matrix Anal. Appl. 31 (2010)",
+                "https://doi.org/10.1137/090764189",
+            ),
+            (
+                "De Lathauwer et al., On the best rank-(R1, …, RN) approximation, SIAM J. Matrix Anal. Appl. 21 (2000)",
+                "https://doi.org/10.1137/S0895479898346995",
+            ),
+        ),
+        "Layers in the group",
+        {
             f"{n}, {side} shared": {"members": tuple(map(str, range(n))), "share": key}
-            for side, key in (("inputs", "in"), ("outputs", "out")) for n in (2, 3, 6)
+            for side, key in (("inputs", "in"), ("outputs", "out"))
+            for n in (2, 3, 6)
         },
     ),
     "peps": Doc(
         "PEPS",
         "KARIPAP's network made definite: a projected entangled pair operator, the digits on a square lattice.",
-        (("peps", "Four pairs of digits on a ring of 2 × 2 sites, and a lattice of 3 × 3; every pair of neighbours "
-          "shares a bond D."),),
+        (
+            (
+                "peps",
+                "Four pairs of digits on a ring of 2 × 2 sites, and a lattice of 3 × 3; every pair of neighbours "
+                "shares a bond D.",
+            ),
+        ),
         "The bond D between two neighbouring sites. A cut through the lattice crosses several bonds: across a 2 × 2 "
         "ring it can carry D², across 3 × 3 D³. So small bonds go far.",
         r"\sum_{k} o_k\, i_k \prod_{b \,\ni\, k} D_b \qquad \bigl(2\times 2:\; D^2 \textstyle\sum_k o_k i_k\bigr)",
@@ -182,20 +238,35 @@ DOCS: dict[str, Doc] = {
         "The cores are contracted with x in the cheapest order; loops make that dearer than a chain. Where it costs "
         "more than the dense layer the plan says so, and W can be rebuilt once at load.",
         (
-            ("Retained energy at 30 %, Gaussian noise of 384 × 384, even digits: SVD / three-site MPO / ring", "0.431 "
-            "/ 0.378 / "
-             "0.503", f"{HERE}: Frobenius, 15 sweeps"),
+            (
+                "Retained energy at 30 %, Gaussian noise of 384 × 384, even digits: SVD / three-site MPO / ring",
+                "0.431 / 0.378 / 0.503",
+                f"{HERE}: Frobenius, 15 sweeps",
+            ),
             ("The same, a trained query", "0.580 / 0.387 / 0.504", f"{HERE}: Frobenius, 15 sweeps"),
             ("At 50 %, a trained value: SVD / ring", "0.740 / 0.744", f"{HERE}: Frobenius, 15 sweeps"),
-            ("Demo model, one attention at 30 %, squared error: default PEPS / MPO of three even sites / SVD",
-             "21.9 % / 55.3 % / 21.2 %", f"{HERE}: claims assets/demo_model --claim headline"),
-            ("KARIPAP on LLaMA-2 7B", "93 % memory, 70 % parameters, 2 to 3 % accuracy: no D, no lattice, no code "
-             "public", "published, arXiv:2510.21844: not reproducible as published"),
+            (
+                "Demo model, one attention at 30 %, squared error: default PEPS / MPO of three even sites / SVD",
+                "21.9 % / 55.3 % / 21.2 %",
+                f"{HERE}: claims assets/demo_model --claim headline",
+            ),
+            (
+                "KARIPAP on LLaMA-2 7B",
+                "93 % memory, 70 % parameters, 2 to 3 % accuracy: no D, no lattice, no code public",
+                "published, arXiv:2510.21844: not reproducible as published",
+            ),
         ),
-        (arxiv("2510.21844", "Nazri, KARIPAP"), arxiv("cond-mat/0407066", "Verstraete and Cirac, Renormalization "
-         "algorithms for quantum many-body systems in two and higher dimensions"),
-         arxiv("1405.3259", "Lubasch, Cirac and Bañuls, Algorithms for finite PEPS")),
-        "Lattice", {"2 × 2": {}, "2 × 3": {"grid": (2, 3)}, "3 × 3": {"grid": (3, 3)}},
+        (
+            arxiv("2510.21844", "Nazri, KARIPAP"),
+            arxiv(
+                "cond-mat/0407066",
+                "Verstraete and Cirac, Renormalization "
+                "algorithms for quantum many-body systems in two and higher dimensions",
+            ),
+            arxiv("1405.3259", "Lubasch, Cirac and Bañuls, Algorithms for finite PEPS"),
+        ),
+        "Lattice",
+        {"2 × 2": {}, "2 × 3": {"grid": (2, 3)}, "3 × 3": {"grid": (3, 3)}},
     ),
     "disentangled": Doc(
         "Disentangled MPO",
@@ -216,18 +287,33 @@ DOCS: dict[str, Doc] = {
         "The gates act on x and y pair by pair, a·b multiply-adds for each number they turn, and the MPO between them; "
         "forming each gate from its angles is counted too.",
         (
-            ("576 × 192 weight of SmolLM2: MPO parameters at χ′ = 1 / 10 / 256", "36 / 2,356 / 401,956",
-             "published, arXiv:2410.17397v2; counts repeated here to the digit"),
-            ("Angles of its two circuits (the weight has 110,592 numbers)", "556,416", "published, arXiv:2410.17397v2; "
-             "repeated here"),
-            ("Demo model, a query at half its parameters, gates counted: local gates and MPO / MPO / SVD",
-             "23.8 % / 18.6 % / 11.9 % of ‖W‖² lost", f"{HERE}: claims assets/demo_model --claim disentanglers"),
-            ("Perplexity with one weight at χ′ = 1, with / without circuits", "+ 0.26 % / + 9.7 %",
-             "published, arXiv:2410.17397v2"),
+            (
+                "576 × 192 weight of SmolLM2: MPO parameters at χ′ = 1 / 10 / 256",
+                "36 / 2,356 / 401,956",
+                "published, arXiv:2410.17397v2; counts repeated here to the digit",
+            ),
+            (
+                "Angles of its two circuits (the weight has 110,592 numbers)",
+                "556,416",
+                "published, arXiv:2410.17397v2; repeated here",
+            ),
+            (
+                "Demo model, a query at half its parameters, gates counted: local gates and MPO / MPO / SVD",
+                "23.8 % / 18.6 % / 11.9 % of ‖W‖² lost",
+                f"{HERE}: claims assets/demo_model --claim disentanglers",
+            ),
+            (
+                "Perplexity with one weight at χ′ = 1, with / without circuits",
+                "+ 0.26 % / + 9.7 %",
+                "published, arXiv:2410.17397v2",
+            ),
         ),
-        (arxiv("2410.17397", "Aizpurua, Jahromi, Singh and Orús"),
-         arxiv("0707.1454", "Evenbly and Vidal, Algorithms for entanglement renormalization")),
-        "Layers of gates", {"2 (default)": {}, "1": {"layers": 1}, "4": {"layers": 4}, "0 (mpo)": {"layers": 0}},
+        (
+            arxiv("2410.17397", "Aizpurua, Jahromi, Singh and Orús"),
+            arxiv("0707.1454", "Evenbly and Vidal, Algorithms for entanglement renormalization"),
+        ),
+        "Layers of gates",
+        {"2 (default)": {}, "1": {"layers": 1}, "4": {"layers": 4}, "0 (mpo)": {"layers": 0}},
     ),
     "qlr": Doc(
         "Quantized plus low rank",
@@ -250,20 +336,32 @@ DOCS: dict[str, Doc] = {
         "The dense product with the dequantized codes, plus χ (out + in): as slow as dense in multiply-adds, but fewer "
         "bytes travel from memory, which is what decoding waits for.",
         (
-            ("Rise in loss, 3 bits and 5 % rank at 23.3 % of the bytes / 3 bits alone at 21.9 %",
-             "0.0099 / 0.0133 nats", f"{HERE}: 5.3 M Llama; symmetric GPTQ, L and R in 4 bits"),
+            (
+                "Rise in loss, 3 bits and 5 % rank at 23.3 % of the bytes / 3 bits alone at 21.9 %",
+                "0.0099 / 0.0133 nats",
+                f"{HERE}: 5.3 M Llama; symmetric GPTQ, L and R in 4 bits",
+            ),
             ("The same on a saturated model", "0.739 / 0.903 nats", f"{HERE}: stories260K"),
-            ("LLaMA-2 7B, perplexity at 4.04 / 3.04 / 2.02 bits by AQLM (dense 5.12, context 4096)",
-             "5.21 / 5.46 / 6.6", "published; the bar in bytes"),
+            (
+                "LLaMA-2 7B, perplexity at 4.04 / 3.04 / 2.02 bits by AQLM (dense 5.12, context 4096)",
+                "5.21 / 5.46 / 6.6",
+                "published; the bar in bytes",
+            ),
         ),
         (arxiv("2410.06040", "Zhang et al., QERA"), arxiv("2405.18886", "Saha et al., CALDERA")),
-        "Codes", {"3 bits": {"bits": "int3"}, "4 bits": {"bits": "int4"}, "2 bits": {"bits": "int2"}},
+        "Codes",
+        {"3 bits": {"bits": "int3"}, "4 bits": {"bits": "int4"}, "2 bits": {"bits": "int2"}},
     ),
     "tt_embedding": Doc(
         "Tensor-train embedding",
         "A table of token vectors as tensor trains: rows are looked up without ever forming the table.",
-        (("tt_embedding", "Left: one train for the whole table, the token's number picks a slice of every core. Right: "
-          "a train for every token."),),
+        (
+            (
+                "tt_embedding",
+                "Left: one train for the whole table, the token's number picks a slice of every core. Right: "
+                "a train for every token.",
+            ),
+        ),
         "In the table form χₖ joins digits of the token's number and of the vector's index. In the token form rₖ is "
         "the bond inside one token's own train; rank 1 is a product of small vectors.",
         r"\begin{aligned}\text{table: }& \sum_k \chi_{k-1}\, v_k\, d_k\, \chi_k \\ "
@@ -282,22 +380,34 @@ DOCS: dict[str, Doc] = {
         "One look-up multiplies one slice of each core, tens to thousands of multiply-adds, against none for a plain "
         "table. A head in this form costs what an MPO costs.",
         (
-            ("Rank 1 for each token, demo model: 16.0 times smaller, KL divergence train / SVD of the same size",
-             "4.38 / 3.45 nats", f"{HERE}: claims assets/demo_model --claim embedding"),
-            ("Rank 2, 4.6 times smaller / the table in 4 bits, 3.7 times smaller", "2.91 / 0.002 nats",
-             f"{HERE}: the same command"),
+            (
+                "Rank 1 for each token, demo model: 16.0 times smaller, KL divergence train / SVD of the same size",
+                "4.38 / 3.45 nats",
+                f"{HERE}: claims assets/demo_model --claim embedding",
+            ),
+            (
+                "Rank 2, 4.6 times smaller / the table in 4 bits, 3.7 times smaller",
+                "2.91 / 0.002 nats",
+                f"{HERE}: the same command",
+            ),
             ("GPT-2's embedding", "38.40 times smaller; 3.31 times “even better”", "published, arXiv:2307.00526"),
         ),
-        (arxiv("2307.00526", "Xu, Xu and Mandic, TensorGPT"),
-         arxiv("1901.10787", "Khrulkov et al., Tensorized embedding layers"),
-         arxiv("1509.06569", "Novikov et al., Tensorizing neural networks")),
-        "Form", {"table": {"form": "table"}, "token": {"form": "token"}}, TABLES,
+        (
+            arxiv("2307.00526", "Xu, Xu and Mandic, TensorGPT"),
+            arxiv("1901.10787", "Khrulkov et al., Tensorized embedding layers"),
+            arxiv("1509.06569", "Novikov et al., Tensorizing neural networks"),
+        ),
+        "Form",
+        {"table": {"form": "table"}, "token": {"form": "token"}},
+        TABLES,
     ),
     "trg": Doc(
         "TRG and HOTRG",
         "The engine, not a network for weights: renormalization turns a lattice without open legs into a number.",
-        (("trg", "One step of TRG: four sites, each split in two by SVD, the inner halves contracted."),
-         ("hotrg", "One step of HOTRG: two neighbours merged, their doubled bonds projected back to χ.")),
+        (
+            ("trg", "One step of TRG: four sites, each split in two by SVD, the inner halves contracted."),
+            ("hotrg", "One step of HOTRG: two neighbours merged, their doubled bonds projected back to χ."),
+        ),
         "How many states every bond keeps after a step. Each step halves the number of sites; what χ cuts off is the "
         "discarded weight.",
         r"\text{TRG: } O(\chi^6) \qquad \text{HOTRG: } O(\chi^7)",
@@ -312,19 +422,28 @@ DOCS: dict[str, Doc] = {
         ),
         "None: it runs while a PEPS is fitted, never when a model answers.",
         (
-            ("Relative error of ln Z at the critical point, TRG, χ = 8 / 16 / 24", "6.9 · 10⁻⁵ / 4.6 · 10⁻⁶ / 1.1 · "
-            "10⁻⁶",
-             f"{HERE}: 2³⁰ spins, against Onsager"),
+            (
+                "Relative error of ln Z at the critical point, TRG, χ = 8 / 16 / 24",
+                "6.9 · 10⁻⁵ / 4.6 · 10⁻⁶ / 1.1 · 10⁻⁶",
+                f"{HERE}: 2³⁰ spins, against Onsager",
+            ),
             ("The same, HOTRG", "1.4 · 10⁻⁵ / 5.6 · 10⁻⁷ / 1.0 · 10⁻⁷", f"{HERE}: 2³⁰ spins, against Onsager"),
         ),
-        (arxiv("cond-mat/0611687", "Levin and Nave, Tensor renormalization group"),
-         arxiv("1201.1144", "Xie et al., Coarse-graining renormalization by HOSVD")),
+        (
+            arxiv("cond-mat/0611687", "Levin and Nave, Tensor renormalization group"),
+            arxiv("1201.1144", "Xie et al., Coarse-graining renormalization by HOSVD"),
+        ),
     ),
     "auto": Doc(
         "Auto",
         "Every weight gets the network and the size that cost least at one price for a byte.",
-        (("auto", "For each weight the damage over bytes of several networks; a line of the same slope λ touches each "
-          "weight's lower hull and picks network and size."),),
+        (
+            (
+                "auto",
+                "For each weight the damage over bytes of several networks; a line of the same slope λ touches each "
+                "weight's lower hull and picks network and size.",
+            ),
+        ),
         "No bond of its own: for every weight χ is an outcome, that of the network that won.",
         r"\min_{c}\; \sum_{\ell} \text{damage}_\ell(c_\ell) + \lambda\,\text{bytes}_\ell(c_\ell)",
         "λ is bisected until the budget is met. Exact for the relaxed problem: one sort over all options of all "
@@ -339,10 +458,13 @@ DOCS: dict[str, Doc] = {
         ),
         "The sum of what was picked: parameters, bytes and multiply-adds of a plan are counted weight by weight.",
         (
-            ("Perplexity of Mistral-7B at kept 0.8: uniform / by local spectra / globally calibrated",
-             "7.14 / 7.13 / 5.98", "published, LEMS"),
+            (
+                "Perplexity of Mistral-7B at kept 0.8: uniform / by local spectra / globally calibrated",
+                "7.14 / 7.13 / 5.98",
+                "published, LEMS",
+            ),
             ("Rise in loss at 90 % of stories260K: uniform / calibrated", "1.36 / 0.117 nats", f"{HERE}: TinyStories"),
         ),
         (arxiv("2403.07378", "Wang et al., SVD-LLM"), ("lems-svd/lems", "https://github.com/lems-svd/lems")),
     ),
-}  # fmt: skip
+}

@@ -11,9 +11,14 @@ from karipap_core.workspace.files import settings_key
 from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
 
 NETWORK_SAYS = {
-    "lowrank": "low-rank", "mpo": "MPO", "qlr": "quantized + low-rank", "peps": "PEPS", "disentangled": "disentangled",
-    "tree": "tree", "auto": "auto: what pays",
-}  # fmt: skip
+    "lowrank": "low-rank",
+    "mpo": "MPO",
+    "qlr": "quantized + low-rank",
+    "peps": "PEPS",
+    "disentangled": "disentangled",
+    "tree": "tree",
+    "auto": "auto: what pays",
+}
 NETWORK_HELP = (
     "What a weight becomes. auto lets every weight, or group of weights, have the network and the format that lose "
     "least for their bytes."
@@ -80,18 +85,23 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
             rule = st.radio(
                 "How", list(SEARCHES), key="search_rule", format_func=lambda key: SEARCHES[key].capitalize()
             )
-            st.caption("Forward passes at this budget, minutes on a small model; locks are not used. The plan comes "
-                       "onto the board when it is done.")  # fmt: skip
+            st.caption(
+                "Forward passes at this budget, minutes on a small model; locks are not used. The plan comes "
+                "onto the board when it is done."
+            )
         else:
             rule = "calibrated"
-            st.caption("Cuts each weight alone to a few levels and measures what that does to the model's outputs: "
-                       "forward passes only. Then losses can be predicted.")  # fmt: skip
+            st.caption(
+                "Cuts each weight alone to a few levels and measures what that does to the model's outputs: "
+                "forward passes only. Then losses can be predicted."
+            )
         text = texts.choose("search", "calibration")
         if st.button("Start", key="search_start", type="primary", disabled=text is None):
             budget = now.budget if now.budget is not None else plan_session.START_AT[0]
             argv = plan_argv(view, now.what, rule, budget, now.unit, now.scope)
-            job.start(argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}",
-                      "plan_job")  # fmt: skip
+            job.start(
+                argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}", "plan_job"
+            )
             st.rerun()
 
 
@@ -124,9 +134,11 @@ def _given(argv: list[str], flag: str, default: str | None = None) -> str | None
 def _made_of(argv: list[str]) -> tables.What:
     """What the plans of this command are made of."""
     return tables.What(
-        _given(argv, "--network", "lowrank"), _given(argv, "--metric", "loss"), _given(argv, "--quantize"),
+        _given(argv, "--network", "lowrank"),
+        _given(argv, "--metric", "loss"),
+        _given(argv, "--quantize"),
         _given(argv, "--embedding", "dense"),
-    )  # fmt: skip
+    )
 
 
 def not_measured(view, what: tables.What) -> None:

@@ -52,9 +52,14 @@ def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
     head.html(f'<p class="k-job"><b>{html.escape(place)}</b></p>')
     if len(views) > 1:
         pick.segmented_control(
-            "View", list(views), key="board_view", format_func=views.get, required=True, label_visibility="collapsed",
+            "View",
+            list(views),
+            key="board_view",
+            format_func=views.get,
+            required=True,
+            label_visibility="collapsed",
             persist_state="session",
-        )  # fmt: skip
+        )
     shown = st.session_state.board_view
     fig = spectrum_figure(shown, profile, row, now, chi)
     alt = f"{views[shown]} of {row['name']}, with a cursor at its χ"
@@ -94,8 +99,18 @@ def spectrum_figure(shown: str, profile, row: dict, now: draft.Draft, chi: int) 
         cursor = [dict(type="line", x0=place, x1=place, y0=0, y1=1, yref="paper", line=stroke)]
         at = float(np.log10(place)) if fig.layout.xaxis.type == "log" else place
         word = chi_board.name_at(row, chi) if row.get("labels") is not None else f"χ {chi:,}"
-        label = [dict(x=at, y=1, yref="paper", xanchor="left", yanchor="top", text=word, showarrow=False,
-                      font=dict(size=12, color=style.ORANGE))]  # fmt: skip
+        label = [
+            dict(
+                x=at,
+                y=1,
+                yref="paper",
+                xanchor="left",
+                yanchor="top",
+                text=word,
+                showarrow=False,
+                font=dict(size=12, color=style.ORANGE),
+            )
+        ]
     return fig.update_layout(shapes=[*shapes, *cursor], annotations=[*notes, *label])
 
 
@@ -112,10 +127,14 @@ def damage_figure(row: dict) -> go.Figure:
     words = np.asarray(row["labels"] if listed else [f"χ {chi}" for chi in row["chi"]])
     fig = go.Figure()
     fig.add_scatter(
-        x=x[positive].astype(np.float32), y=np.asarray(row["damage"])[positive].astype(np.float32),
-        text=words[positive], mode="lines", line=dict(color=style.BLUE, width=2),
-        hovertemplate="%{text}: %{y:.3g}<extra></extra>", showlegend=False,
-    )  # fmt: skip
+        x=x[positive].astype(np.float32),
+        y=np.asarray(row["damage"])[positive].astype(np.float32),
+        text=words[positive],
+        mode="lines",
+        line=dict(color=style.BLUE, width=2),
+        hovertemplate="%{text}: %{y:.3g}<extra></extra>",
+        showlegend=False,
+    )
     grid = dict(gridcolor=style.FAINT, zeroline=False, automargin=True)
     fig.update_yaxes(type="log", dtick=1, exponentformat="power", title_text="damage of this weight alone", **grid)
     fig.update_xaxes(title_text="part kept, of its 16-bit size" if listed else "χ", **grid)
@@ -187,10 +206,17 @@ def table(history: draft.History, found: tables.Tables) -> None:
             "chi": st.column_config.NumberColumn("Option", min_value=0, step=1, width=80, help="1 smallest, 0 dense")
         }
     st.data_editor(
-        data, key=key, on_change=edited, num_rows="fixed", hide_index=True, height=400, column_order=columns,
-        column_config=config, disabled=[column for column in columns if column not in ("chi", "locked")],
+        data,
+        key=key,
+        on_change=edited,
+        num_rows="fixed",
+        hide_index=True,
+        height=400,
+        column_order=columns,
+        column_config=config,
+        disabled=[column for column in columns if column not in ("chi", "locked")],
         alt="The plan in rows; χ and locks can be edited",
-    )  # fmt: skip
+    )
     with st.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(data, "karipap-plan", "plan_csv")
 
@@ -203,18 +229,35 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     adds = sum(multiply_adds(now, found, row, chi) for row, chi in blocks)
     before = sum(row["parameters_dense"] for row, _ in blocks)
     items = [
-        ("Weights cut", f"{len(chis) - dense} of {len(chis)}",
-         f"{dense} dense, {len(now.locked)} locked, {len(now.hand)} set by hand"),
-        ("Parameters kept", f"{totals['kept']:.1%}", f"after / before, whole model; of the blocks "
-         f"{totals['kept_blocks']:.1%}"
-         + ("; a quantized number counts as its bits / 16" if found.what.listed else "")),
-        ("Bytes kept", f"{totals['bytes_kept']:.1%}", f"{common.size(totals['bytes'])}, "
-         + ("packed with their scales" if now.quantize or found.what.network in ("qlr", "auto")
-            else "cores in the stored dtype")),
-        ("Multiply-adds a token", f"{adds / before:.1%}",
-         f"of dense, blocks only{': slower than dense' if adds > before else ''}"),
+        (
+            "Weights cut",
+            f"{len(chis) - dense} of {len(chis)}",
+            f"{dense} dense, {len(now.locked)} locked, {len(now.hand)} set by hand",
+        ),
+        (
+            "Parameters kept",
+            f"{totals['kept']:.1%}",
+            f"after / before, whole model; of the blocks "
+            f"{totals['kept_blocks']:.1%}"
+            + ("; a quantized number counts as its bits / 16" if found.what.listed else ""),
+        ),
+        (
+            "Bytes kept",
+            f"{totals['bytes_kept']:.1%}",
+            f"{common.size(totals['bytes'])}, "
+            + (
+                "packed with their scales"
+                if now.quantize or found.what.network in ("qlr", "auto")
+                else "cores in the stored dtype"
+            ),
+        ),
+        (
+            "Multiply-adds a token",
+            f"{adds / before:.1%}",
+            f"of dense, blocks only{': slower than dense' if adds > before else ''}",
+        ),
         predicted(now, found, totals),
-    ]  # fmt: skip
+    ]
     common.facts(items)
     notes = [RULE_SAYS.get(now.rule, "")]
     if found.choices is not None:

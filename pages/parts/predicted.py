@@ -27,15 +27,22 @@ def page(view) -> None:
     pairs = {"told": told}
     if calibration:
         pairs["now"] = predictions.left_out(calibration, points)
-    found = {side: predictions.figures([p for p in rows if p.source == predictions.CURVE])
-             for side, rows in pairs.items()}  # fmt: skip
+    found = {
+        side: predictions.figures([p for p in rows if p.source == predictions.CURVE]) for side, rows in pairs.items()
+    }
     st.html(f'<p class="k-verdict">{html.escape(verdict(found, calibration))}</p>')
     shown = "told"
     if len(pairs) > 1:
         shown = common.choose(
-            st.segmented_control, "Prediction", list(pairs), "prediction", "told", format_func=SIDES.get, required=True,
+            st.segmented_control,
+            "Prediction",
+            list(pairs),
+            "prediction",
+            "told",
+            format_func=SIDES.get,
+            required=True,
             help="What a plan was told when it was made, or what today's fit says of it when left out of the fit.",
-        )  # fmt: skip
+        )
     error = stated(pairs[shown], calibration)
     scatter(pairs[shown], error)
     figures(pairs, shown)
@@ -49,14 +56,18 @@ def verdict(found: dict, calibration: Calibration | None) -> str:
     told, now = found["told"], found.get("now")
     parts = []
     if told:
-        parts.append(f"Over {told['plans']} plans, predictions by the curve were off by {told['median']:.0%} in the "
-                     f"median and {told['largest']:.0%} at most")  # fmt: skip
+        parts.append(
+            f"Over {told['plans']} plans, predictions by the curve were off by {told['median']:.0%} in the "
+            f"median and {told['largest']:.0%} at most"
+        )
         if told["inside"] is not None:
             parts[-1] += f"; {told['inside']:.0%} were inside the error that was stated with them"
         parts[-1] += "."
     if now and calibration:
-        parts.append(f"Calibration v{calibration.version} does it with {now['median']:.0%} in the median, each plan "
-                     "left out of the fit that predicts it.")  # fmt: skip
+        parts.append(
+            f"Calibration v{calibration.version} does it with {now['median']:.0%} in the median, each plan "
+            "left out of the fit that predicts it."
+        )
     return " ".join(parts) or "No measured rise stands far enough above its own error to judge predictions by."
 
 
@@ -69,9 +80,11 @@ def stated(pairs: list, calibration: Calibration | None) -> float | None:
 def scatter(pairs: list, error: float | None) -> None:
     fig = figures_predictions.scatter(pairs, error, st.session_state.get("point"))
     common.figure(
-        fig, "predicted", "Predicted against measured rise in loss of every run; the figures are in the table below.",
+        fig,
+        "predicted",
+        "Predicted against measured rise in loss of every run; the figures are in the table below.",
         "karipap-predictions",
-    )  # fmt: skip
+    )
     outside = len(pairs) - len(figures_predictions.drawn(pairs))
     band = f" The band is ±{error:.0%}, the middle one of the errors stated with these predictions." if error else ""
     st.html(
@@ -105,11 +118,17 @@ def figures(pairs: dict, shown: str) -> None:
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, "karipap-predictions", "predictions_csv")
     st.dataframe(
-        frame, hide_index=True, height=min(460, 38 + 35 * len(frame)), key="how_far_off", placeholder="",
+        frame,
+        hide_index=True,
+        height=min(460, 38 + 35 * len(frame)),
+        key="how_far_off",
+        placeholder="",
         alt="How far predictions were off, by network",
         column_order=["of", "network", "plans", "median", "largest", "bias", "stated", "inside", "below"],
         column_config={
-            "of": "Prediction", "network": "Network", "plans": st.column_config.NumberColumn("Plans"),
+            "of": "Prediction",
+            "network": "Network",
+            "plans": st.column_config.NumberColumn("Plans"),
             "median": st.column_config.NumberColumn("Median off", format="percent", help="|predicted/measured − 1|"),
             "largest": st.column_config.NumberColumn("Largest", format="percent"),
             "bias": st.column_config.NumberColumn(
@@ -119,7 +138,7 @@ def figures(pairs: dict, shown: str) -> None:
             "inside": st.column_config.NumberColumn("Inside it", format="percent", help="Share of these"),
             "below": st.column_config.NumberColumn("Within noise", help="Not counted"),
         },
-    )  # fmt: skip
+    )
 
 
 def fits(calibration: Calibration) -> None:
@@ -144,18 +163,24 @@ def fits(calibration: Calibration) -> None:
     if calibration.history:
         rows = pd.DataFrame(list(reversed(calibration.history)))
         st.dataframe(
-            rows, hide_index=True, key="fit_versions", height=min(300, 38 + 35 * len(rows)), placeholder="–",
+            rows,
+            hide_index=True,
+            key="fit_versions",
+            height=min(300, 38 + 35 * len(rows)),
+            placeholder="–",
             alt="Versions of the calibration",
             column_order=["version", "date", "what", "plans", "checks", "error"],
             column_config={
-                "version": st.column_config.NumberColumn("Version"), "date": "Date", "what": "What changed",
+                "version": st.column_config.NumberColumn("Version"),
+                "date": "Date",
+                "what": "What changed",
                 "plans": st.column_config.NumberColumn("Whole plans"),
                 "checks": st.column_config.NumberColumn("Checks"),
                 "error": st.column_config.NumberColumn(
                     "Usually within ±", format="percent", help="What four of five left-out predictions do not exceed"
                 ),
             },
-        )  # fmt: skip
+        )
 
 
 def refit(file, calibration: Calibration, points: list[dict]) -> None:

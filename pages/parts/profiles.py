@@ -102,8 +102,11 @@ def measure_cuts(view, network: str) -> None:
     """Offers the profile of the weights that has what the cuts of a network hold."""
     st.caption(CUTS[network])
     if st.button("Compute it", key=f"cuts_{network}", icon=":material/calculate:"):
-        job.start(["profile", view.source, "--metrics", "weight", "--network", network],
-                  f"Profile {view.checkpoint.name}, {network}", "profile_job")  # fmt: skip
+        job.start(
+            ["profile", view.source, "--metrics", "weight", "--network", network],
+            f"Profile {view.checkpoint.name}, {network}",
+            "profile_job",
+        )
         st.rerun()
 
 
@@ -123,9 +126,13 @@ def settings(view, profile: Profile) -> None:
             "network. Takes forward and backward passes over the calibration text."
         )
         network = st.segmented_control(
-            "Cuts of", list(CUTS), default="mpo", required=True, key="cuts_of",
+            "Cuts of",
+            list(CUTS),
+            default="mpo",
+            required=True,
+            key="cuts_of",
             format_func={"mpo": "MPO", "tree": "tree", "peps": "PEPS"}.get,
-        )  # fmt: skip
+        )
         chosen = texts.choose("profile", "calibration")
         if st.button("Measure", key="measure", disabled=chosen is None):
             argv = [

@@ -187,14 +187,19 @@ def conventions(run: dict) -> None:
         )
         number = st.column_config.NumberColumn
         st.dataframe(
-            rows, hide_index=True, key=f"conventions_{run['id']}", placeholder="–", alt="Perplexity by convention",
+            rows,
+            hide_index=True,
+            key=f"conventions_{run['id']}",
+            placeholder="–",
+            alt="Perplexity by convention",
             column_config={
-                "convention": "Convention", "perplexity": number("Perplexity", format="%.4f", help="of a token"),
+                "convention": "Convention",
+                "perplexity": number("Perplexity", format="%.4f", help="of a token"),
                 "dense": number("Dense", format="%.4f"),
                 "difference": st.column_config.TextColumn("Difference", help="of the perplexities, 95 % interval"),
                 "bits": number("Bits per byte", format="%.4f"),
                 "word": number("Word perplexity", format="localized", help="a word is what stands between white space"),
             },
-        )  # fmt: skip
+        )
     notes = [f"{name}: {entry.get('missing') or show.convention_note(entry)}" for name, entry in found.items()]
     st.html("".join(f'<p class="k-note">{html.escape(note)}</p>' for note in notes))

@@ -287,12 +287,18 @@ def _curves(view, weights, network, metric, file: Path | None, profile) -> dict[
 def _row(weight, curve: WeightCurve, network: str, calibration: Calibration | None) -> dict:
     damage = calibration.damage(weight.name, curve.error) if calibration else 0.5 * curve.error
     return {
-        "name": weight.name, "layer": weight.layer, "role": weight.role, "expert": weight.expert,
-        "shape": tuple(weight.shape), "parameters_dense": weight.parameters,
+        "name": weight.name,
+        "layer": weight.layer,
+        "role": weight.role,
+        "expert": weight.expert,
+        "shape": tuple(weight.shape),
+        "parameters_dense": weight.parameters,
         "bytes_per_parameter": weight.bytes // weight.parameters,
-        "chi": curve.chi, "parameters": curve.parameters, "damage": damage,
+        "chi": curve.chi,
+        "parameters": curve.parameters,
+        "damage": damage,
         "multiply_adds": multiply_adds(network, tuple(weight.shape), curve.chi),
-    }  # fmt: skip
+    }
 
 
 def _pin(row: dict, chi: int, parameters: int, adds: int) -> None:

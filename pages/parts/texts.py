@@ -17,9 +17,13 @@ UPLOAD = "A text of yours"
 def choose(key: str, side: str) -> list[str] | None:
     """Command-line arguments for the chosen text ([] for the standard library's `side`), None while none is given."""
     kind = st.radio(
-        "Text", [LIBRARY, UPLOAD], key=f"{key}_text", horizontal=True, persist_state="session",
+        "Text",
+        [LIBRARY, UPLOAD],
+        key=f"{key}_text",
+        horizontal=True,
+        persist_state="session",
         help=f"The standard library's {side} modules are on every machine that runs Python.",
-    )  # fmt: skip
+    )
     if kind == LIBRARY:
         return []
     kinds = ["txt", "md", "raw", "json", "jsonl", "parquet"]

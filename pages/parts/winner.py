@@ -9,9 +9,10 @@ from karipap_core.tradeoffs.ranking import level
 
 ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
 WORDS = {
-    "network": "a network is better", "baseline": "a baseline is better",
+    "network": "a network is better",
+    "baseline": "a baseline is better",
     "tie": "no difference between the two can be measured",
-}  # fmt: skip
+}
 
 
 def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
@@ -98,8 +99,10 @@ def _little_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
 
 def _nothing_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
     """The smallest model of each side whose interval to the dense model holds 0, where intervals were kept."""
-    small = [min((p for p in side if measurable(p, y) is False), key=lambda p: p[x], default=None)
-             for side in (networks, rivals)]  # fmt: skip
+    small = [
+        min((p for p in side if measurable(p, y) is False), key=lambda p: p[x], default=None)
+        for side in (networks, rivals)
+    ]
     words = [
         f"{'network' if side == 0 else 'baseline'} takes {p[x]:.1%} ({p['label']})"
         for side, p in enumerate(small)

@@ -51,9 +51,15 @@ def released():
 @st.fragment
 def board():
     state = chi_board.board_state(
-        rows, plan["chi"], locked=plan["locked"], hand=plan["hand"], budget=plan["budget"],
-        selected=plan.get("selected"), seq=plan["seq"], revision=plan["revision"],
-    )  # fmt: skip
+        rows,
+        plan["chi"],
+        locked=plan["locked"],
+        hand=plan["hand"],
+        budget=plan["budget"],
+        selected=plan.get("selected"),
+        seq=plan["seq"],
+        revision=plan["revision"],
+    )
     chi_board.chi_board(table, state, key="board", on_release=released)
     figures = chi_board.totals(rows, model, plan["chi"])
     told = {key: plan.get(key) for key in ("locked", "hand", "budget", "seq", "cause", "selected")}

@@ -145,9 +145,14 @@ def test_a_cell_is_a_slider_for_the_keyboard(board):
 
 def test_ctrl_and_arrows_walk_the_grid_with_one_tab_stop(board):
     board.slider("layer 0 q").focus()
-    for key, name in [("ArrowRight", "layer 0 k"), ("ArrowDown", "layer 1 k"), ("ArrowLeft", "layer 1 q"),
-                      ("ArrowLeft", "layer 1, all roles"), ("ArrowUp", "layer 0, all roles"),
-                      ("ArrowUp", "all weights")]:  # fmt: skip
+    for key, name in [
+        ("ArrowRight", "layer 0 k"),
+        ("ArrowDown", "layer 1 k"),
+        ("ArrowLeft", "layer 1 q"),
+        ("ArrowLeft", "layer 1, all roles"),
+        ("ArrowUp", "layer 0, all roles"),
+        ("ArrowUp", "all weights"),
+    ]:
         board.page.keyboard.press(f"Control+{key}")
         focused = board.page.evaluate(
             "(() => { let at = document.activeElement; while (at.shadowRoot) at = at.shadowRoot.activeElement;"
@@ -179,8 +184,11 @@ def test_locked_weights_stay(board):
     locked = board.key("layer 1 gate", "l")
     assert locked["locked"] == [name_of(1, "gate")] and "locked" in board.says("layer 1 gate")
     chi = locked["chi"][name_of(1, "gate")]
-    for told in (board.drag("budget", -150, part=0.7), board.drag("role gate, all layers", -20),
-                 board.drag("layer 1 gate", -20)):  # fmt: skip
+    for told in (
+        board.drag("budget", -150, part=0.7),
+        board.drag("role gate, all layers", -20),
+        board.drag("layer 1 gate", -20),
+    ):
         assert told["chi"][name_of(1, "gate")] == chi
     board.page.get_by_role("button", name="lock or unlock the chosen weights").click()
     board.page.wait_for_function("JSON.parse(document.querySelector('#told').textContent).locked.length === 0")
@@ -252,8 +260,10 @@ def test_experts_fold_into_one_cell_that_opens(browser, address):
 def test_the_ink_can_be_read_on_every_heat(browser, address, scheme):
     """Contrast of the text with each colour of the cells: at least 4.5."""
     board = Board(browser, address, "?layers=4", color_scheme=scheme)
-    paper, ink = (board.page.locator(".chi-board").first.evaluate(f"b => getComputedStyle(b).{key}")
-                  for key in ("backgroundColor", "color"))  # fmt: skip
+    paper, ink = (
+        board.page.locator(".chi-board").first.evaluate(f"b => getComputedStyle(b).{key}")
+        for key in ("backgroundColor", "color")
+    )
     ramp = board.page.locator(".ramp").evaluate("r => getComputedStyle(r).backgroundImage")
     colours = [paper, *re.findall(r"rgba?\([^)]*\)", ramp)]
     assert len(colours) > 30

@@ -24,8 +24,16 @@ def place(tmp_path_factory):
     plan = plan_for(dense)
     fine = {"text": {"name": "t", "sha256": "0" * 64}, "window": 32, "tokens": 64, "rise": 0.1}
     record(folder, "evaluation", fine, read_json(folder / "verify.json")["of"]["dense"])
-    run = {"id": "run-a", "kind": "network", "label": "lowrank, kept 0.8", "folder": str(folder), "model": plan.model,
-           "plan": plan.to_json(), "kept": 0.8, "bytes_kept": 0.8}  # fmt: skip
+    run = {
+        "id": "run-a",
+        "kind": "network",
+        "label": "lowrank, kept 0.8",
+        "folder": str(folder),
+        "model": plan.model,
+        "plan": plan.to_json(),
+        "kept": 0.8,
+        "bytes_kept": 0.8,
+    }
     Workspace(root / "workspace").new_run(run)
     with shared.dashboard(shared.REPOSITORY / "app.py", root, str(root / "models")) as address:
         yield address

@@ -52,8 +52,13 @@ def place(tmp_path_factory):
 def written(place):
     """The report of these runs, as the verb writes it."""
     file = place[1] / "report" / "report.html"
-    return report([place[1] / "workspace" / "runs" / run.parent.name for run in
-                   sorted((place[1] / "workspace" / "runs").glob("*/run.json"))], file) | {"file": file}  # fmt: skip
+    return report(
+        [
+            place[1] / "workspace" / "runs" / run.parent.name
+            for run in sorted((place[1] / "workspace" / "runs").glob("*/run.json"))
+        ],
+        file,
+    ) | {"file": file}
 
 
 def test_bars_published_points_and_their_sources(browser, place):

@@ -16,18 +16,32 @@ def table(document: dict) -> str:
     else:
         aim = f"{line['bytes_kept']:.1%} of the bytes of the {line['scope']}"
     facts = {
-        "model": document["model"]["name"], "asked for": aim, "criterion": document["criterion"],
-        "met": {True: "yes", False: "no"}.get(document.get("met")), "bytes kept": document.get("bytes_kept"),
-        "rise": document.get("rise"), "searched on": document["texts"]["search"]["name"],
-        "verdict on": document["texts"]["verdict"]["name"], "calibrated on": document["texts"]["calibration"]["name"],
-        "evaluations": document["evaluations"], "plan": document.get("plan_file"),
-    }  # fmt: skip
+        "model": document["model"]["name"],
+        "asked for": aim,
+        "criterion": document["criterion"],
+        "met": {True: "yes", False: "no"}.get(document.get("met")),
+        "bytes kept": document.get("bytes_kept"),
+        "rise": document.get("rise"),
+        "searched on": document["texts"]["search"]["name"],
+        "verdict on": document["texts"]["verdict"]["name"],
+        "calibrated on": document["texts"]["calibration"]["name"],
+        "evaluations": document["evaluations"],
+        "plan": document.get("plan_file"),
+    }
     head = ["plan", "on", "bytes kept", "predicted", document["quality"].replace("_", " "), "low", "high", ""]
     rows = [
-        [row["label"], row["text"], row["bytes_kept"], row["predicted"], row["rise"], row["low"], row["high"],
-         {True: "accepted", False: "not taken"}.get(row["accepted"])]
+        [
+            row["label"],
+            row["text"],
+            row["bytes_kept"],
+            row["predicted"],
+            row["rise"],
+            row["low"],
+            row["high"],
+            {True: "accepted", False: "not taken"}.get(row["accepted"]),
+        ]
         for row in document["tried"]
-    ]  # fmt: skip
+    ]
     rows += [
         [row["label"], "verdict", row["bytes_kept"], None, row["rise"], row["rise_low"], row["rise_high"], "rival"]
         for row in document["rivals"]

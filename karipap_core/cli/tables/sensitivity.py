@@ -23,8 +23,10 @@ def table(document: dict) -> str:
     columns = [quality, *(("rise_low", "rise_high", "kl") if quality == "rise" else ()), "predicted", "entropy"]
     columns += ["excess", "functional_error"]
     head = [by, "χ", "kept", *(column.replace("_", " ") for column in columns)]
-    cells = [[row["name"], row["chi"], row["kept"], *(row.get(column) for column in columns)]
-             for row in rows_of(document, by)]  # fmt: skip
+    cells = [
+        [row["name"], row["chi"], row["kept"], *(row.get(column) for column in columns)]
+        for row in rows_of(document, by)
+    ]
     parts.append(show.grid(head, cells))
     parts += [f"{show.value(row['name'])}: left out, {row['why']}" for row in document.get("skipped", ())]
     return "\n\n".join(parts)

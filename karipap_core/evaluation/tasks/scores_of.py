@@ -60,9 +60,11 @@ def group_result(group, found: dict[str, dict]) -> dict:
     shots = {part["shots"] for part in parts.values()}
     first = next(iter(parts.values()))
     return result | {
-        "shots": shots.pop() if len(shots) == 1 else None, "limit": first["limit"], "version": group.version,
+        "shots": shots.pop() if len(shots) == 1 else None,
+        "limit": first["limit"],
+        "version": group.version,
         "task_hash": group_hash(part["task_hash"] for part in parts.values()),
-    }  # fmt: skip
+    }
 
 
 def is_group(root) -> bool:

@@ -118,26 +118,42 @@ class Suite:
         """{"raw": the harness's figures, "result"} of one task, from the kept file where there is one."""
         name = task.task_name
         asked = {
-            "task": name, "task_hash": self.hashes[name], "model": model, "dtype": dtype, "limit": self.limit,
-            "shots": task.get_config("num_fewshot"), "harness": metadata.version("lm-eval"),
-        }  # fmt: skip
+            "task": name,
+            "task_hash": self.hashes[name],
+            "model": model,
+            "dtype": dtype,
+            "limit": self.limit,
+            "shots": task.get_config("num_fewshot"),
+            "harness": metadata.version("lm-eval"),
+        }
         file = self.keep / f"{_file_name(name)}-{settings_key(asked)}.json"
         if file.is_file():
             return read_json(file)
         lm = harness()
         raw, samples = score(lm, task, self.limit, progress)
         result = result_of(task, raw, samples) | {
-            "shots": asked["shots"], "limit": self.limit, "version": task.VERSION, "task_hash": asked["task_hash"]
-        }  # fmt: skip
+            "shots": asked["shots"],
+            "limit": self.limit,
+            "version": task.VERSION,
+            "task_hash": asked["task_hash"],
+        }
         document = {"format": TASK_FORMAT, "version": TASK_VERSION, "asked": asked, "raw": raw, "result": result}
         write_json(file, document)
         return document
 
 
 def evaluate_tasks(
-    model, tokenizer, names, task_dir=None, limit=None, shots=None, batch_size="auto", keep=None, fingerprint=None,
+    model,
+    tokenizer,
+    names,
+    task_dir=None,
+    limit=None,
+    shots=None,
+    batch_size="auto",
+    keep=None,
+    fingerprint=None,
     progress: Progress = silent,
-) -> dict:  # fmt: skip
+) -> dict:
     """`Suite.measure` of one live model. fingerprint: what identifies it (default: the SHA-256 of its weights)."""
     suite = Suite(names, task_dir, limit, shots, batch_size, keep, progress)
     identity = fingerprint or weights_hash(model)

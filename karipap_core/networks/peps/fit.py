@@ -150,8 +150,11 @@ def cut_start(spec: Spec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
         one = torch.nn.functional.pad(one[0], (0, empty)).reshape(*shape[: len(inside)], *dims)
         two = torch.nn.functional.pad(two[..., 0], (0, 0, 0, empty)).reshape(*dims, *shape[len(inside) :])
         halve(one, [names[axis] for axis in inside] + [(bond.site, b) for b, bond in crossing], sorted(first))
-        halve(two, [(bond.other, b) for b, bond in crossing] + [names[axis] for axis in outside],
-              [k for k in region if k not in first])  # fmt: skip
+        halve(
+            two,
+            [(bond.other, b) for b, bond in crossing] + [names[axis] for axis in outside],
+            [k for k in region if k not in first],
+        )
 
     halve(to_sites(W, spec.out, spec.in_), list(enumerate(sites.physical)), list(range(spec.sites)))
     return cores

@@ -55,8 +55,10 @@ class Peps(Spec):
                 raise InputError(f"Field {name!r} is {getattr(self, name)!r}: it must be true or false.")
         for name, factors in (("out", self.out), ("in", self.in_)):
             if len(factors) != self.sites:
-                raise InputError(f"Field {name!r} has {len(factors)} factors: a grid of {self.grid[0]} × "
-                                 f"{self.grid[1]} has {self.sites} sites.")  # fmt: skip
+                raise InputError(
+                    f"Field {name!r} has {len(factors)} factors: a grid of {self.grid[0]} × "
+                    f"{self.grid[1]} has {self.sites} sites."
+                )
         wanted = 2 if self.tied else len(self.bonds)
         if len(self.chi) != wanted:
             raise InputError(f"Field 'chi' has {len(self.chi)} bonds: this grid has {wanted}.")
@@ -65,9 +67,17 @@ class Peps(Spec):
 
     @classmethod
     def for_shape(
-        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None,
-        grid: Sequence[int] = (2, 2), periodic: bool = False, tied: bool = False,
-    ) -> "Peps":  # fmt: skip
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out=None,
+        in_=None,
+        quantize=None,
+        grid: Sequence[int] = (2, 2),
+        periodic: bool = False,
+        tied: bool = False,
+    ) -> "Peps":
         """Every bond min(χ, attainable): see `attainable`. Default factors: exact divisors as equal as the numbers
         allow, the larger on the sites with fewer bonds, and those of the columns in the opposite order.
 

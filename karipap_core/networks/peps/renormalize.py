@@ -211,9 +211,15 @@ def _settle(gamma, M, one, two, turns: int = 4) -> tuple[torch.Tensor, torch.Ten
 
 
 def renormalize(
-    spec: Peps, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric | None = None,
-    schedule: Sequence[int] | None = None, budget: int | None = None, sweeps: int = 1, progress: Progress = silent,
-) -> tuple[Peps, list[torch.Tensor], list[dict]]:  # fmt: skip
+    spec: Peps,
+    cores: Sequence[torch.Tensor],
+    W: torch.Tensor,
+    metric: Metric | None = None,
+    schedule: Sequence[int] | None = None,
+    budget: int | None = None,
+    sweeps: int = 1,
+    progress: Progress = silent,
+) -> tuple[Peps, list[torch.Tensor], list[dict]]:
     """Bonds cut one at a time (`cut_bond`) and the cores settled anew after each, down to a schedule or a budget.
 
     schedule : descending caps on all bonds, such as [12, 8, 6]; default: a tenth less of the widest bond, again and
@@ -237,8 +243,14 @@ def renormalize(
 
     def row(step: int, bond: int | None, discarded: float) -> dict:
         error = metric.absolute(W - spec.dense(cores)) / total
-        return {"step": step, "bond": bond, "D": None if bond is None else spec.chi[bond],
-                "kept": spec.parameters / numbers, "discarded": discarded, "error": error}  # fmt: skip
+        return {
+            "step": step,
+            "bond": bond,
+            "D": None if bond is None else spec.chi[bond],
+            "kept": spec.parameters / numbers,
+            "discarded": discarded,
+            "error": error,
+        }
 
     flow = [row(0, None, 0.0)]
     while (cut := _next_cut(spec, schedule, budget)) is not None:
@@ -299,6 +311,13 @@ def bond_profile(W: torch.Tensor, spec: Peps) -> list[dict]:
             sigma = singular_values(tensor.permute(near + far).reshape(size, -1), device="cpu")
             known[near] = entropy(np.asarray(sigma)), null_entropy(size, math.prod(spec.legs) // size)
         value, null = known[near]
-        rows.append({"bond": number, "direction": bond.direction, "cut": [list(near), list(far)],
-                     "entropy": value, "null": null})  # fmt: skip
+        rows.append(
+            {
+                "bond": number,
+                "direction": bond.direction,
+                "cut": [list(near), list(far)],
+                "entropy": value,
+                "null": null,
+            }
+        )
     return rows

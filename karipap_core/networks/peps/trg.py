@@ -78,9 +78,13 @@ class Contraction(NamedTuple):
 
 
 def contract(
-    cell: Tensor | Sequence[Sequence[Tensor]], chi: int, rows: int | None = None, cols: int | None = None,
-    method: str = "trg", progress: Progress = silent,
-) -> Contraction:  # fmt: skip
+    cell: Tensor | Sequence[Sequence[Tensor]],
+    chi: int,
+    rows: int | None = None,
+    cols: int | None = None,
+    method: str = "trg",
+    progress: Progress = silent,
+) -> Contraction:
     """Z of the periodic lattice of rows × cols sites that repeats `cell`, each bond cut to at most `chi`.
 
     cell: one tensor T[up, down, left, right], or rows of tensors: a unit cell such as 2 × 2, or every site of a finite
@@ -96,9 +100,12 @@ def contract(
 
 
 def rounds(
-    cell: Tensor | Sequence[Sequence[Tensor]], chi: int, rows: int | None = None, cols: int | None = None,
+    cell: Tensor | Sequence[Sequence[Tensor]],
+    chi: int,
+    rows: int | None = None,
+    cols: int | None = None,
     method: str = "trg",
-) -> Iterator[Lattice]:  # fmt: skip
+) -> Iterator[Lattice]:
     """The renormalization flow: the lattice as given, then after each round, until two rows or columns are left.
 
     Arguments and errors as for `contract`. In every step each tensor is divided by its largest entry.

@@ -85,8 +85,15 @@ def group_profile(
         for at, sigma in enumerate(sigmas):
             shape = shapes.get(edge, (n_out, n_in))
             names = [members[at]] if edge == "own" else list(members)
-            rows.append({"edge": edge, "entropy": entropy(sigma), "null": null_entropy(*shape), "shape": shape,
-                         "members": names})  # fmt: skip
+            rows.append(
+                {
+                    "edge": edge,
+                    "entropy": entropy(sigma),
+                    "null": null_entropy(*shape),
+                    "shape": shape,
+                    "members": names,
+                }
+            )
     return rows
 
 

@@ -83,8 +83,9 @@ class Tree(Spec):
                 raise InputError(f"Field {name.rstrip('_')!r} of a 'tree' entry must hold one number.")
         wanted = {"both": 2, "all": 3}.get(self.share, 1 + self.layers)
         if len(self.chi) != wanted:
-            raise InputError(f"Field 'chi' has {len(self.chi)} bonds: share {self.share!r} in a group of {self.layers} "
-                             f"has {wanted}.")  # fmt: skip
+            raise InputError(
+                f"Field 'chi' has {len(self.chi)} bonds: share {self.share!r} in a group of {self.layers} has {wanted}."
+            )
         for bond, most in zip(self.chi, self._most, strict=True):
             if bond > most:
                 raise InputError(f"Field 'chi' is {list(self.chi)}: its bonds can be no more than {list(self._most)}.")
@@ -243,8 +244,10 @@ def group_specs(members: Sequence[str], shape: tuple[int, int], chi, share: str 
     """The members' specs: `chi` is one number (see `Tree.for_shape`) or all the bonds in the order of the module."""
     names = tuple(members) if len(members) > 1 else ()
     if isinstance(chi, int):
-        return [Tree.for_shape(*shape, chi, quantize=quantize, share=share, members=names, at=at)
-                for at in range(len(members))]  # fmt: skip
+        return [
+            Tree.for_shape(*shape, chi, quantize=quantize, share=share, members=names, at=at)
+            for at in range(len(members))
+        ]
     return [Tree(shape[:1], shape[1:], tuple(chi), quantize, share, names, at) for at in range(len(members))]
 
 
@@ -283,9 +286,13 @@ def side_of(name: str) -> str:
 
 @torch.no_grad()
 def group_curve(
-    members: Sequence[str], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric], levels=None,
-    progress: Progress = silent, share: str | None = None,
-) -> GroupCurve:  # fmt: skip
+    members: Sequence[str],
+    Ws: Sequence[torch.Tensor],
+    metrics: Sequence[Metric],
+    levels=None,
+    progress: Progress = silent,
+    share: str | None = None,
+) -> GroupCurve:
     """Error and parameters of a group over its size.
 
     levels : numbers that the whole group may hold (default: the parts `KEPT` of the dense group); those too small for

@@ -49,15 +49,25 @@ CLAIMS: dict[str, Claim] = {
             "and every weight alone is cut to half its parameters (truncated SVD) while the damage is measured. "
             "Spearman's ρ says how depth, excess and damage go together; p is the chance of such a ρ without any link.",
             (
-                Published("layers", "Depth against damage, by layer", "deeper layers redundant, so ρ < 0; no "
-                "figure", "arXiv:2510.21844, abstract"),
-                Published("excess", "Depth against excess, by layer", "would follow: structure grows, ρ > 0; no "
-                "figure", "arXiv:2510.21844, abstract"),
-                Published("weights", "Entropy against damage, by weight", "r = 0.87 of entanglement with "
-                          "sensitivity to pruning; layers 12 to 20 of 32 richest",
-                          "TensorLM, clawrxiv.io/posts/11 (a post; no tables, no code)"),
-                Published("deepest", "Damage of the deeper half of the layers over that of the first half", "",
-                          ""),
+                Published(
+                    "layers",
+                    "Depth against damage, by layer",
+                    "deeper layers redundant, so ρ < 0; no figure",
+                    "arXiv:2510.21844, abstract",
+                ),
+                Published(
+                    "excess",
+                    "Depth against excess, by layer",
+                    "would follow: structure grows, ρ > 0; no figure",
+                    "arXiv:2510.21844, abstract",
+                ),
+                Published(
+                    "weights",
+                    "Entropy against damage, by weight",
+                    "r = 0.87 of entanglement with sensitivity to pruning; layers 12 to 20 of 32 richest",
+                    "TensorLM, clawrxiv.io/posts/11 (a post; no tables, no code)",
+                ),
+                Published("deepest", "Damage of the deeper half of the layers over that of the first half", "", ""),
             ),
         ),
         Claim(
@@ -74,10 +84,15 @@ CLAIMS: dict[str, Claim] = {
             "PEPS (the finite network that the words can mean), by the MPO that CompactifAI describes and by a plain "
             "SVD, all fitted to the weights. CompactifAI heals afterwards; here nothing is healed.",
             (
-                Published("accuracy", "Kept 30 %, 2×2 PEPS", "2 to 3 % of the accuracy lost (LLaMA-2 7B; layers, "
-                          "tasks and healing not stated)", "arXiv:2510.21844, abstract"),
-                Published("mpo", "Kept 30 %, MPO", "MMLU 46.41 → 45.32, GSM8K 23.05 → 22.58 (healed)",
-                          "arXiv:2401.14109"),
+                Published(
+                    "accuracy",
+                    "Kept 30 %, 2×2 PEPS",
+                    "2 to 3 % of the accuracy lost (LLaMA-2 7B; layers, tasks and healing not stated)",
+                    "arXiv:2510.21844, abstract",
+                ),
+                Published(
+                    "mpo", "Kept 30 %, MPO", "MMLU 46.41 → 45.32, GSM8K 23.05 → 22.58 (healed)", "arXiv:2401.14109"
+                ),
                 Published("svd", "Kept 30 %, SVD", "", ""),
                 Published("whitened", "Kept 30 %, whitened SVD (fitted to the layer's outputs)", "", ""),
             ),
@@ -95,14 +110,26 @@ CLAIMS: dict[str, Claim] = {
             "Then the rule itself: the whole model at 70 % of the block parameters, once evenly, once with down left "
             "dense and the others cut deeper.",
             (
-                Published("early", "First third of the layers, each alone at 50 %", "the least that is tolerated",
-                          "arXiv:2401.14109"),
+                Published(
+                    "early",
+                    "First third of the layers, each alone at 50 %",
+                    "the least that is tolerated",
+                    "arXiv:2401.14109",
+                ),
                 Published("late", "Last third of the layers, each alone at 50 %", "tolerated", "arXiv:2401.14109"),
                 Published("late_10", "Last third of the layers, each alone at 10 %", "tolerated", "arXiv:2401.14109"),
-                Published("down", "Place of down among the roles, by damage for each parameter removed",
-                          "the most sensitive of the MLP", "arXiv:2401.14109"),
-                Published("excluded", "Whole model at 70 %: down left out against all alike", "leaving it out pays",
-                          "arXiv:2401.14109"),
+                Published(
+                    "down",
+                    "Place of down among the roles, by damage for each parameter removed",
+                    "the most sensitive of the MLP",
+                    "arXiv:2401.14109",
+                ),
+                Published(
+                    "excluded",
+                    "Whole model at 70 %: down left out against all alike",
+                    "leaving it out pays",
+                    "arXiv:2401.14109",
+                ),
             ),
         ),
         Claim(
@@ -119,16 +146,31 @@ CLAIMS: dict[str, Claim] = {
             "and the same weights in 8, 4 and 3 bits.",
             (
                 Published("mpo_half", "MPO, as many bytes as 8 bits", "", ""),
-                Published("mpo_int8_quarter", "MPO with 8-bit cores, as many bytes as 4 bits",
-                          "MMLU 46.41 → 44.16, GSM8K 23.05 → 17.74 at 2.1 GB (healed)", "arXiv:2401.14109"),
-                Published("svd_half", "Whitened SVD, as many bytes as 8 bits",
-                          "perplexity 5.68 → 23.97 at half the parameters (LLaMA-1 7B)",
-                          "SVD-LLM, arXiv:2403.07378, as quoted by others"),
+                Published(
+                    "mpo_int8_quarter",
+                    "MPO with 8-bit cores, as many bytes as 4 bits",
+                    "MMLU 46.41 → 44.16, GSM8K 23.05 → 17.74 at 2.1 GB (healed)",
+                    "arXiv:2401.14109",
+                ),
+                Published(
+                    "svd_half",
+                    "Whitened SVD, as many bytes as 8 bits",
+                    "perplexity 5.68 → 23.97 at half the parameters (LLaMA-1 7B)",
+                    "SVD-LLM, arXiv:2403.07378, as quoted by others",
+                ),
                 Published("int8", "8 bits, rounded", "", ""),
-                Published("int4", "4 bits, calibrated (GPTQ)", "perplexity 5.68 → 6.16 (LLaMA-1 7B, groups of 64)",
-                          "GPTQ-for-LLaMa"),
-                Published("int3", "3 bits, calibrated (GPTQ)", "perplexity 5.68 → 12.24 (LLaMA-1 7B, groups of 64, "
-                          "early code)", "GPTQ-for-LLaMa"),
+                Published(
+                    "int4",
+                    "4 bits, calibrated (GPTQ)",
+                    "perplexity 5.68 → 6.16 (LLaMA-1 7B, groups of 64)",
+                    "GPTQ-for-LLaMa",
+                ),
+                Published(
+                    "int3",
+                    "3 bits, calibrated (GPTQ)",
+                    "perplexity 5.68 → 12.24 (LLaMA-1 7B, groups of 64, early code)",
+                    "GPTQ-for-LLaMa",
+                ),
             ),
         ),
         Claim(
@@ -146,12 +188,14 @@ CLAIMS: dict[str, Claim] = {
             "a truncated SVD of the table, "
             "and the table in 4 and 8 bits.",
             (
-                Published("rank1_factor", "Rank 1: times smaller", "38.40 (GPT-2, 768 numbers a token)",
-                          "arXiv:2307.00526"),
+                Published(
+                    "rank1_factor", "Rank 1: times smaller", "38.40 (GPT-2, 768 numbers a token)", "arXiv:2307.00526"
+                ),
                 Published("rank1", "Rank 1: damage", "", ""),
                 Published("rank1_svd", "SVD of the table in the bytes of rank 1", "", ""),
-                Published("three", "Largest rank at least 3.31 times smaller", "even better than GPT-2",
-                          "arXiv:2307.00526"),
+                Published(
+                    "three", "Largest rank at least 3.31 times smaller", "even better than GPT-2", "arXiv:2307.00526"
+                ),
                 Published("three_svd", "SVD of the table in the same bytes", "", ""),
                 Published("int4", "Table in 4 bits (groups of 64), 3.7 times smaller", "", ""),
             ),
@@ -172,15 +216,25 @@ CLAIMS: dict[str, Claim] = {
             "small enough "
             "to be stored.",
             (
-                Published("chi1", "MPO parameters of the 576×192 weight at χ′ = 1, 2, 5, 10, 50, 256",
-                          "36, 132, 696, 2,356, 36,948, 401,956", "arXiv:2410.17397v2"),
+                Published(
+                    "chi1",
+                    "MPO parameters of the 576×192 weight at χ′ = 1, 2, 5, 10, 50, 256",
+                    "36, 132, 696, 2,356, 36,948, 401,956",
+                    "arXiv:2410.17397v2",
+                ),
                 Published("circuits", "Angles of its two circuits", "556,416", "arXiv:2410.17397v2"),
-                Published("total", "All parameters at χ′ = 1 over the weight's own", "36 / 110,592 (circuits left out)",
-                          "arXiv:2410.17397v2"),
-                Published("with", "χ′ = 1 with circuits, one weight replaced", "+ 0.26 % perplexity",
-                          "arXiv:2410.17397v2"),
-                Published("without", "χ = 1 without circuits, the same weight", "+ 9.7 % perplexity",
-                          "arXiv:2410.17397v2"),
+                Published(
+                    "total",
+                    "All parameters at χ′ = 1 over the weight's own",
+                    "36 / 110,592 (circuits left out)",
+                    "arXiv:2410.17397v2",
+                ),
+                Published(
+                    "with", "χ′ = 1 with circuits, one weight replaced", "+ 0.26 % perplexity", "arXiv:2410.17397v2"
+                ),
+                Published(
+                    "without", "χ = 1 without circuits, the same weight", "+ 9.7 % perplexity", "arXiv:2410.17397v2"
+                ),
                 Published("here", "Parameters for this model's weight", "", ""),
                 Published("svd", "SVD with as many parameters as the circuits", "", ""),
                 Published("local", "Half the parameters, gates counted: local gates and MPO / MPO alone / SVD", "", ""),
@@ -200,8 +254,9 @@ CLAIMS: dict[str, Claim] = {
             (
                 Published("trained", "Mean excess of the trained weights", "above 0", "arXiv:1810.01075"),
                 Published("twin", "Mean excess of the fresh twin", "0", "Marchenko and Pastur 1967"),
-                Published("above", "Weights whose excess is over 3 standard deviations of noise", "most",
-                          "arXiv:1810.01075"),
+                Published(
+                    "above", "Weights whose excess is over 3 standard deviations of noise", "most", "arXiv:1810.01075"
+                ),
                 Published("error", "Squared error left at half the parameters, trained / twin", "", ""),
             ),
         ),
@@ -217,14 +272,18 @@ CLAIMS: dict[str, Claim] = {
             "the SVD whitened with the inputs' second moments on calibration text. Windows that were not calibrated "
             "on are measured.",
             tuple(
-                Published(f"{method}_{kept}", f"{words}, {100 - kept} % of the block parameters removed",
-                          f"perplexity 5.68 → {value} (LLaMA-1 7B)", "arXiv:2403.07378, as quoted by others")
+                Published(
+                    f"{method}_{kept}",
+                    f"{words}, {100 - kept} % of the block parameters removed",
+                    f"perplexity 5.68 → {value} (LLaMA-1 7B)",
+                    "arXiv:2403.07378, as quoted by others",
+                )
                 for kept, plain, white in ((80, "20,061", "7.94"), (60, "52,489", "13.11"), (40, "105,474", "42.30"))
                 for method, words, value in (("plain", "Plain SVD", plain), ("white", "Whitened", white))
             ),
         ),
     )
-}  # fmt: skip
+}
 
 
 def named(name: str) -> Claim:

@@ -39,10 +39,14 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
         raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
     found = claim_checks.CHECKS[claim](study, progress)
     document = {
-        "format": FORMAT, "version": VERSION, "claim": claim, "model": model_entry(study.checkpoint),
-        "seconds": round(time.monotonic() - began, 1), "created": round(time.time(), 3),
+        "format": FORMAT,
+        "version": VERSION,
+        "claim": claim,
+        "model": model_entry(study.checkpoint),
+        "seconds": round(time.monotonic() - began, 1),
+        "created": round(time.time(), 3),
         "environment": environment(),
-    } | found  # fmt: skip
+    } | found
     write_json(result_file(study.checkpoint.fingerprint, claim), document)
     return document
 
@@ -68,7 +72,11 @@ def results(fingerprint: str, workspace: Workspace | None = None) -> dict[str, d
 
 def listing() -> dict:
     """The claims without results: the document of the verb where no claim is named."""
-    return {"format": "karipap-claims", "version": 1, "claims": [
-        {"name": claim.name, "title": claim.title, "paper": claim.paper, "origin": claim.origin} for claim in
-        CLAIMS.values()
-    ]}  # fmt: skip
+    return {
+        "format": "karipap-claims",
+        "version": 1,
+        "claims": [
+            {"name": claim.name, "title": claim.title, "paper": claim.paper, "origin": claim.origin}
+            for claim in CLAIMS.values()
+        ],
+    }

@@ -70,8 +70,11 @@ def correlations(rows: Sequence[dict], quality: str = "rise") -> dict[str, dict]
         whole = spearman(x, y)
         if whole is None:
             continue
-        groups = [[i for i, row in enumerate(known) if row["role"] == role] for role in
-                  dict.fromkeys(row["role"] for row in known) if role is not None]  # fmt: skip
+        groups = [
+            [i for i, row in enumerate(known) if row["role"] == role]
+            for role in dict.fromkeys(row["role"] for row in known)
+            if role is not None
+        ]
         groups = [group for group in groups if len(group) >= 3]
         within = spearman(x, y, groups) if len(groups) > 1 else None
         found[key] = whole | {"within": within and within | {"roles": len(groups)}}

@@ -28,10 +28,21 @@ DENSE_FIGURES = ("loss", "perplexity", "bits_per_byte", "tokens")
 
 
 def sensitivity(
-    model, network: str = "lowrank", kept: float | None = None, chi: int | None = None, metric: str = "loss",
-    by: str = "weight", quantize: str | None = None, text=None, calibration=None, max_tokens: int | None = MAX_TOKENS,
-    window: int | None = None, stride: int | None = None, device: str = "auto", progress: Progress = silent,
-) -> dict:  # fmt: skip
+    model,
+    network: str = "lowrank",
+    kept: float | None = None,
+    chi: int | None = None,
+    metric: str = "loss",
+    by: str = "weight",
+    quantize: str | None = None,
+    text=None,
+    calibration=None,
+    max_tokens: int | None = MAX_TOKENS,
+    window: int | None = None,
+    stride: int | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict:
     """Every weight (`by` "weight") or every layer's weights together ("layer") in a network, all else dense.
 
     model: folder, file, hub id or Study. Give one of kept (fraction of each weight's numbers, a quantized one counting
@@ -58,10 +69,17 @@ def sensitivity(
     if not study.weights:
         raise InputError(f"{study.checkpoint.name} has no weight that can be compressed.")
     settings = {
-        "network": network, "kept": kept, "chi": chi, "quantize": quantize, "metric": metric,
-        "text": {"name": text.name, "sha256": text.sha256}, "window": window, "stride": stride,
-        "max_tokens": max_tokens, "calibration": {"name": study.text.name, "key": study.key},
-    }  # fmt: skip
+        "network": network,
+        "kept": kept,
+        "chi": chi,
+        "quantize": quantize,
+        "metric": metric,
+        "text": {"name": text.name, "sha256": text.sha256},
+        "window": window,
+        "stride": stride,
+        "max_tokens": max_tokens,
+        "calibration": {"name": study.text.name, "key": study.key},
+    }
     kept_file = file_of(study.folder, settings)
     parts, skipped = _parts(study, kind, settings, by)
     if not parts:
@@ -232,8 +250,9 @@ def _measured(bench, study, metric: str, part: Part, measures: _Measures) -> dic
     source = study.decompositions(metric)
     matrices = {name: source.matrix(name, spec) for name, spec in part.specs.items()}
     found = bench.measure(matrices.items())
-    each = [measures.of(name, spec, study.checkpoint.read(name).cpu(), matrices[name])
-            for name, spec in part.specs.items()]  # fmt: skip
+    each = [
+        measures.of(name, spec, study.checkpoint.read(name).cpu(), matrices[name]) for name, spec in part.specs.items()
+    ]
     together = {}
     for key in MEASURES:
         values = [row[key] for row in each if key in row]
@@ -243,9 +262,15 @@ def _measured(bench, study, metric: str, part: Part, measures: _Measures) -> dic
     numbers = sum(spec.bytes(2) / 2 for spec in part.specs.values())
     keys = ("rise", "rise_low", "rise_high", "kl", "top1_agreement", "loss", "relative_error")
     return {
-        "name": part.name, "layer": part.layer, "role": part.role, "members": list(part.specs),
-        "network": first.network, "shape": [first.n_out, first.n_in] if len(part.specs) == 1 else None,
+        "name": part.name,
+        "layer": part.layer,
+        "role": part.role,
+        "members": list(part.specs),
+        "network": first.network,
+        "shape": [first.n_out, first.n_in] if len(part.specs) == 1 else None,
         "chi": max(first.chi) if len(part.specs) == 1 or first.network == "tree" else None,
-        "kept": numbers / together["parameters"], **{key: found.get(key) for key in keys}, **together,
+        "kept": numbers / together["parameters"],
+        **{key: found.get(key) for key in keys},
+        **together,
         "seconds": round(time.monotonic() - began, 3),
-    }  # fmt: skip
+    }

@@ -24,10 +24,17 @@ def opened(file: Path, study, settings: dict) -> dict:
     if file.exists():
         return read_json(file)
     return {
-        "format": FORMAT, "version": VERSION, "created": round(time.time(), 3), "model": model_entry(study.checkpoint),
-        "settings": settings, "quality": "rise" if study.checkpoint.kind == "causal" else "relative_error",
-        "total": {}, "weights": [], "layers": [], "environment": environment(),
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        "created": round(time.time(), 3),
+        "model": model_entry(study.checkpoint),
+        "settings": settings,
+        "quality": "rise" if study.checkpoint.kind == "causal" else "relative_error",
+        "total": {},
+        "weights": [],
+        "layers": [],
+        "environment": environment(),
+    }
 
 
 def save(file: Path, document: dict, by: str) -> None:

@@ -243,9 +243,10 @@ class Search:
                 f"A budget of {self.aim['budget']:g} cannot be met by {', '.join(self.asked['networks'])}."
             )
         self._say(
-            "Screened", f"Predicted rise at {size / THOUSAND:.1%} of the bytes: {'; '.join(rows)}.",
+            "Screened",
+            f"Predicted rise at {size / THOUSAND:.1%} of the bytes: {'; '.join(rows)}.",
             f"Measure {', '.join(trail.name for trail in trails)}.",
-        )  # fmt: skip
+        )
         best = None
         for trail in trails:
             if (found := self._measure(trail, size, "Among those predicted to lose least at this size.")) is None:
@@ -267,10 +268,11 @@ class Search:
         found.sort(key=lambda row: row[:2])
         near = [trail for size, _, trail in found if size <= FAR * found[0][0]][:CONTESTANTS]
         self._say(
-            "Screened", f"Smallest size that is predicted to meet the line: {'; '.join(rows)}.",
+            "Screened",
+            f"Smallest size that is predicted to meet the line: {'; '.join(rows)}.",
             f"Measure {', '.join(trail.name for trail in near)}."
             + (f" The others are predicted at least {FAR - 1:.0%} larger." if len(near) < len(found) else ""),
-        )  # fmt: skip
+        )
         return near
 
     def _contest(self, trails: list[Trail]) -> Tried:
@@ -306,8 +308,9 @@ class Search:
                 "Left the ends alone",
                 f"With the first and last block dense a plan of {best.asked / THOUSAND:.1%} {told}, with none dense "
                 f"{_figure(best.predicted)}.",
-                "Not worth a measurement: every block may be compressed.", predicted=None if rise == math.inf else rise,
-            )  # fmt: skip
+                "Not worth a measurement: every block may be compressed.",
+                predicted=None if rise == math.inf else rise,
+            )
             return best
         found = self._measure(trail, best.asked, "Whether the first and last block are worth keeping dense.")
         better = uncertainty.difference(found.point, best.point)
@@ -324,8 +327,9 @@ class Search:
             holds = min((tried for tried in mine if self._holds(tried)), key=lambda tried: tried.asked, default=None)
             fails = max(
                 (t for t in mine if not self._holds(t) and (holds is None or t.asked < holds.asked)),
-                key=lambda tried: tried.asked, default=None,
-            )  # fmt: skip
+                key=lambda tried: tried.asked,
+                default=None,
+            )
             if holds and (self._value(holds) >= FILLED * self.line):
                 return holds
             wide = holds is None or (fails is not None and holds.asked - fails.asked > WIDE * holds.asked)
@@ -503,9 +507,13 @@ class Search:
             row |= {"rise": point[self.quality]}
             row["difference"] = between and {"mean": between.mean, "low": between.low, "high": between.high}
             self.rivals.append(row)
-            self._say(f"Measured a rival: {row['label']}", f"At {row[self.size_key]:.1%} of the bytes.",
-                      self._beside(final.point, row), measured=_measured(point, self.quality),
-                      kept=row[self.size_key])  # fmt: skip
+            self._say(
+                f"Measured a rival: {row['label']}",
+                f"At {row[self.size_key]:.1%} of the bytes.",
+                self._beside(final.point, row),
+                measured=_measured(point, self.quality),
+                kept=row[self.size_key],
+            )
 
     def _uniform(self, planner: Planner, size: float) -> Plan | None:
         """The uniform plan of a size or just above it; where bond dimensions are too coarse for that, the nearest."""
@@ -518,10 +526,15 @@ class Search:
             except InputError:
                 continue
             plan = Plan(
-                model_entry(self.checkpoint), planner.metric, weights, "uniform", self.asked["scope"], budget.kept,
+                model_entry(self.checkpoint),
+                planner.metric,
+                weights,
+                "uniform",
+                self.asked["scope"],
+                budget.kept,
                 calibration=self.study.calibration_entry(),
                 embedding={"kind": planner.embedding, "tied": "contract"} if planner.tables else None,
-            )  # fmt: skip
+            )
             found.append((plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.size_key] - size, plan))
             if found[-1][0] >= 0 or budget.kept == 1:
                 break
@@ -591,7 +604,7 @@ class Search:
         locks = {weight.name: dict(DENSE) for weight in self.study.weights if weight.layer in kept}
         planner = Planner(
             self.study, network, "loss", locks, self.progress, self.asked["quantize"], self.asked["embedding"]
-        )  # fmt: skip
+        )
         return Trail(planner, ends, self.asked["scope"], self.curve)
 
     def _measure(
@@ -622,17 +635,30 @@ class Search:
 
     # The log.
 
-    def _say(self, did: str, why: str, decision: str, tried: Tried | None = None, predicted: float | None = None,
-             measured: dict | None = None, kept: float | None = None) -> None:  # fmt: skip
+    def _say(
+        self,
+        did: str,
+        why: str,
+        decision: str,
+        tried: Tried | None = None,
+        predicted: float | None = None,
+        measured: dict | None = None,
+        kept: float | None = None,
+    ) -> None:
         """One step of the log, kept on disk at once."""
         self.log.append(
             {
-                "step": len(self.log) + 1, "did": did, "why": why, "id": tried and tried.point["id"],
+                "step": len(self.log) + 1,
+                "did": did,
+                "why": why,
+                "id": tried and tried.point["id"],
                 "predicted": tried.predicted if tried else predicted,
                 "measured": _measured(tried.point, self.quality) if tried else measured,
-                "bytes_kept": tried.point[self.size_key] if tried else kept, "decision": decision, "accepted": None,
+                "bytes_kept": tried.point[self.size_key] if tried else kept,
+                "decision": decision,
+                "accepted": None,
             }
-        )  # fmt: skip
+        )
         self._retell()
 
     def _decide(self, decision: str, accepted: bool) -> None:
@@ -652,15 +678,24 @@ class Search:
 
     def _write(self, state: str, final: Tried | None = None) -> dict:
         document = {
-            "format": FORMAT, "version": VERSION, "key": self.key, "state": state,
-            "model": model_entry(self.checkpoint), "line": self._line_entry(), "settings": self.asked,
-            "quality": self.quality, "criterion": self._criterion(),
+            "format": FORMAT,
+            "version": VERSION,
+            "key": self.key,
+            "state": state,
+            "model": model_entry(self.checkpoint),
+            "line": self._line_entry(),
+            "settings": self.asked,
+            "quality": self.quality,
+            "criterion": self._criterion(),
             "texts": {
                 role: {"name": text.name, "sha256": text.sha256, "documents": len(text.documents)}
                 for role, text in zip(("search", "verdict", "calibration"), (*self.texts, self.study.text), strict=True)
             },
-            "evaluations": self.evaluations, "tried": self._tried_rows(), "rivals": self.rivals, "log": self.log,
-        }  # fmt: skip
+            "evaluations": self.evaluations,
+            "tried": self._tried_rows(),
+            "rivals": self.rivals,
+            "log": self.log,
+        }
         if final is not None:
             document |= self._found(final)
             document["seconds"] = round(self.spent, 3)
@@ -673,9 +708,17 @@ class Search:
         rows = []
         for step in self.log:
             if step["id"]:
-                rows.append({"id": step["id"], "label": step["did"].split(" ", 1)[1], "bytes_kept": step["bytes_kept"],
-                             "predicted": step["predicted"], **step["measured"], "accepted": decided[step["id"]],
-                             "text": "verdict" if step["did"].startswith("Judged") else "search"})  # fmt: skip
+                rows.append(
+                    {
+                        "id": step["id"],
+                        "label": step["did"].split(" ", 1)[1],
+                        "bytes_kept": step["bytes_kept"],
+                        "predicted": step["predicted"],
+                        **step["measured"],
+                        "accepted": decided[step["id"]],
+                        "text": "verdict" if step["did"].startswith("Judged") else "search",
+                    }
+                )
         return rows
 
     def _line_entry(self) -> dict:
@@ -728,14 +771,21 @@ class Search:
         if self.line is None:
             said.append(f"At {kept} the best plan measured is {final.trail.name}: {figure}.")
         else:
-            sure = "" if interval is None else ", outside the uncertainty" if self._holds(final) else (
-                ", but only inside the uncertainty: the interval reaches over it")  # fmt: skip
+            sure = (
+                ""
+                if interval is None
+                else ", outside the uncertainty"
+                if self._holds(final)
+                else (", but only inside the uncertainty: the interval reaches over it")
+            )
             verb = f"is met{sure}" if met else "is not met"
             said.append(f"The line of {_figure(self.line)} {verb}: {final.trail.name} keeps {kept}, {figure}.")
         for row in self.rivals:
             if row["method"] not in ("gptq", "rtn"):
-                said.append(f"{row['label']} at {row[self.size_key]:.1%}: {self._word()} {row['rise']:+.4f}. "
-                            f"{self._beside(point, row)}")  # fmt: skip
+                said.append(
+                    f"{row['label']} at {row[self.size_key]:.1%}: {self._word()} {row['rise']:+.4f}. "
+                    f"{self._beside(point, row)}"
+                )
         searched = next((t for t in self.tried if t.plan.weights == final.plan.weights), None)
         if searched is not None:
             said.append(

@@ -38,8 +38,10 @@ def sensitivity(study: Study, progress: Progress) -> dict:
         nonlocal done
         progress("cuts", done, steps, label)
         done += 1
-        spec = ((w.name, published_mpo(matrix_of(study, w.name), kept * w.parameters, lambda s: s.parameters))
-                for w in chosen)  # fmt: skip
+        spec = (
+            (w.name, published_mpo(matrix_of(study, w.name), kept * w.parameters, lambda s: s.parameters))
+            for w in chosen
+        )
         return {"kept": kept, "parameters": sum(w.parameters for w in chosen)} | bench.cut(spec, layer)
 
     by_layer = {
@@ -55,8 +57,10 @@ def sensitivity(study: Study, progress: Progress) -> dict:
     whole = _excluded(study, cut, last)
     progress("cuts", steps, steps)
     third = max(1, len(layers) // 3)
-    mean = {kept: [float(np.mean([r["damage"] for r in rows[part]])) for part in (slice(third), slice(-third, None))]
-            for kept, rows in by_layer.items()}  # fmt: skip
+    mean = {
+        kept: [float(np.mean([r["damage"] for r in rows[part]])) for part in (slice(third), slice(-third, None))]
+        for kept, rows in by_layer.items()
+    }
     order = sorted(by_role, key=lambda role: -by_role[role]["per_million"])
     early, late = mean[0.5]
     name = bench.unit.split(",")[0]
@@ -69,20 +73,40 @@ def sensitivity(study: Study, progress: Progress) -> dict:
     }
     more = "more" if early > late else "less"
     verdict = f"Early layers suffer {more} than late ones at 50 % ({early:.3g} against {late:.3g}). {whole['verdict']}"
-    rows = [[f"layer {layer}", kept, row["damage"], row["rise"]] for kept, of in by_layer.items()
-            for layer, row in zip(layers, of, strict=True)]  # fmt: skip
+    rows = [
+        [f"layer {layer}", kept, row["damage"], row["rise"]]
+        for kept, of in by_layer.items()
+        for layer, row in zip(layers, of, strict=True)
+    ]
     rows += [[role, 0.5, row["damage"], row["rise"]] for role, row in by_role.items()]
     rows += [[label, row["kept"], row["damage"], row["rise"]] for label, row in whole["rows"].items()]
     return bench.document(
-        verdict, measured,
-        {"layers": layers, "by_layer": {str(k): v for k, v in by_layer.items()}, "by_role": by_role,
-         "whole": whole["rows"], "last": last},
+        verdict,
+        measured,
+        {
+            "layers": layers,
+            "by_layer": {str(k): v for k, v in by_layer.items()},
+            "by_role": by_role,
+            "whole": whole["rows"],
+            "last": last,
+        },
         grid(["cut alone", "kept", bench.unit, "rise in loss"], rows),
-        [lines("Each layer alone", "Layer", bench.unit,
-               [(f"kept {kept:.0%}", layers, [r["damage"] for r in of]) for kept, of in by_layer.items()], log=True),
-         bars("Each role alone at 50 %, per million removed", bench.unit, order,
-              [by_role[role]["per_million"] for role in order])],
-    )  # fmt: skip
+        [
+            lines(
+                "Each layer alone",
+                "Layer",
+                bench.unit,
+                [(f"kept {kept:.0%}", layers, [r["damage"] for r in of]) for kept, of in by_layer.items()],
+                log=True,
+            ),
+            bars(
+                "Each role alone at 50 %, per million removed",
+                bench.unit,
+                order,
+                [by_role[role]["per_million"] for role in order],
+            ),
+        ],
+    )
 
 
 def _excluded(study: Study, cut: Callable, last: str, kept: float = 0.7) -> dict:
@@ -156,8 +180,10 @@ def per_byte(study: Study, progress: Progress) -> dict:
         found = bench.cut(make(key))
         rows[key] = {"label": label, "bytes_kept": sum(sizes[key].values()) / dense} | found
     progress("forms", len(forms), len(forms))
-    half, quarter = (rows[a]["damage"] / max(rows[b]["damage"], 1e-12)
-                     for a, b in (("mpo_half", "int8"), ("mpo_int8_quarter", "int4")))  # fmt: skip
+    half, quarter = (
+        rows[a]["damage"] / max(rows[b]["damage"], 1e-12)
+        for a, b in (("mpo_half", "int8"), ("mpo_int8_quarter", "int4"))
+    )
     verdict = (
         f"Not per byte, without healing: in the bytes of 8 bits the MPO does {_times(half)} the damage, in those of 4 "
         f"bits, its cores in 8, {_times(quarter)}."
@@ -170,12 +196,24 @@ def per_byte(study: Study, progress: Progress) -> dict:
     for row in sorted(rows.values(), key=lambda row: row["bytes_kept"]):
         series.setdefault(row["label"], []).append((row["bytes_kept"], row["damage"]))
     return bench.document(
-        verdict, measured, {"rows": rows},
-        grid(["form", "bytes kept", bench.unit, "rise in loss"],
-             [[r["label"], r["bytes_kept"], r["damage"], r["rise"]] for r in rows.values()]),
-        [lines("Damage by bytes", "Bytes kept of the block weights", bench.unit,
-               [(name, *zip(*points, strict=True)) for name, points in series.items()], log=True, points=True)],
-    )  # fmt: skip
+        verdict,
+        measured,
+        {"rows": rows},
+        grid(
+            ["form", "bytes kept", bench.unit, "rise in loss"],
+            [[r["label"], r["bytes_kept"], r["damage"], r["rise"]] for r in rows.values()],
+        ),
+        [
+            lines(
+                "Damage by bytes",
+                "Bytes kept of the block weights",
+                bench.unit,
+                [(name, *zip(*points, strict=True)) for name, points in series.items()],
+                log=True,
+                points=True,
+            )
+        ],
+    )
 
 
 def _times(ratio: float) -> str:

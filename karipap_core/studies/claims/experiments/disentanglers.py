@@ -127,21 +127,40 @@ def disentanglers(study: Study, progress: Progress) -> dict:
         "total": f"{(counted['1'] + of_paper) / (576 * 192):.2f} (circuits counted)",
         "here": f"{spec.parameters:,} MPO + {circuits:,} circuits, "
         f"{(spec.parameters + circuits) / weight.parameters:.0%} of the weight's {weight.parameters:,}",
-    } | {key: f"{_percent(bench, rows[key])}; {rows[key]['error']:.1%} of ‖W‖² lost"
-         for key in ("with", "without", "svd")}  # fmt: skip
+    } | {
+        key: f"{_percent(bench, rows[key])}; {rows[key]['error']:.1%} of ‖W‖² lost"
+        for key in ("with", "without", "svd")
+    }
     measured["svd"] += f" (χ = {low.chi[0]})"
     if "local" in rows:
         measured["local"] = " / ".join(f"{rows[key]['error']:.1%}" for key in half) + " of ‖W‖² lost"
     return bench.document(
-        _verdict(measured, rows, weight.parameters), measured,
-        {"counted": counted, "circuits_of_paper": of_paper, "weight": weight.name, "shape": list(weight.shape),
-         "padded": list(padded), "circuits": circuits, "rows": rows},
-        grid(["form", "parameters, all counted", "squared error of W", bench.unit, "rise in loss"],
-             [[row["label"], row["parameters"], row["error"], row["damage"], row["rise"]] for row in rows.values()]),
-        [bars(f"Numbers for {weight.name}", "Parameters", ["MPO, χ′ = 1", "its circuits", "the weight itself"],
-              [spec.parameters, circuits, weight.parameters], log=True)],
+        _verdict(measured, rows, weight.parameters),
+        measured,
+        {
+            "counted": counted,
+            "circuits_of_paper": of_paper,
+            "weight": weight.name,
+            "shape": list(weight.shape),
+            "padded": list(padded),
+            "circuits": circuits,
+            "rows": rows,
+        },
+        grid(
+            ["form", "parameters, all counted", "squared error of W", bench.unit, "rise in loss"],
+            [[row["label"], row["parameters"], row["error"], row["damage"], row["rise"]] for row in rows.values()],
+        ),
+        [
+            bars(
+                f"Numbers for {weight.name}",
+                "Parameters",
+                ["MPO, χ′ = 1", "its circuits", "the weight itself"],
+                [spec.parameters, circuits, weight.parameters],
+                log=True,
+            )
+        ],
         [f"Measured on {weight.name}, {n_out} × {n_in}, padded to {padded[0]} × {padded[1]} for the paper's form."],
-    )  # fmt: skip
+    )
 
 
 def _verdict(measured: dict, rows: dict, dense: int) -> str:

@@ -38,9 +38,18 @@ def depth(study: Study, progress: Progress) -> dict:
         numbers = profile.weight(weight.name)["spectra"]["weight"]
         spec = LowRank.for_shape(*weight.shape, kept_chi(weight.shape, 0.5))
         found = bench.cut([(weight.name, decompositions.matrix(weight.name, spec))], weight.layer)
-        rows.append({"name": weight.name, "layer": weight.layer, "role": weight.role, "parameters": weight.parameters,
-                     "entropy": numbers["entropy"], "normalized_entropy": numbers["normalized_entropy"],
-                     "excess": numbers["excess"]} | found)  # fmt: skip
+        rows.append(
+            {
+                "name": weight.name,
+                "layer": weight.layer,
+                "role": weight.role,
+                "parameters": weight.parameters,
+                "entropy": numbers["entropy"],
+                "normalized_entropy": numbers["normalized_entropy"],
+                "excess": numbers["excess"],
+            }
+            | found
+        )
     progress("weights, each alone at half", len(weights), len(weights))
     layers = layers_of(study)
     by_layer = {layer: [row for row in rows if row["layer"] == layer] for layer in layers}
@@ -57,15 +66,19 @@ def depth(study: Study, progress: Progress) -> dict:
     measured = {key: correlation(pair, sizes[key]) for key, pair in found.items()}
     measured["deepest"] = factor(late, early) if half else "one layer only"
     return bench.document(
-        _depth_verdict(found["layers"], found["excess"], late, early), measured,
+        _depth_verdict(found["layers"], found["excess"], late, early),
+        measured,
         {"layers": layers, "excess": [float(v) for v in excess], "damage": damage, "weights": rows}
         | {f"rho_{key}": pair for key, pair in found.items()},
-        grid(["weight", "layer", "role", "excess, nats", "entropy / ln rank", bench.unit],
-             [[r["name"], r["layer"], r["role"], r["excess"], r["normalized_entropy"], r["damage"]] for r in rows]),
-        [lines("Damage of half the parameters, by layer", "Layer", bench.unit,
-               _by_role(rows, "damage"), log=True),
-         lines("Excess over noise, by layer", "Layer", "Excess, nats", _by_role(rows, "excess"))],
-    )  # fmt: skip
+        grid(
+            ["weight", "layer", "role", "excess, nats", "entropy / ln rank", bench.unit],
+            [[r["name"], r["layer"], r["role"], r["excess"], r["normalized_entropy"], r["damage"]] for r in rows],
+        ),
+        [
+            lines("Damage of half the parameters, by layer", "Layer", bench.unit, _by_role(rows, "damage"), log=True),
+            lines("Excess over noise, by layer", "Layer", "Excess, nats", _by_role(rows, "excess")),
+        ],
+    )
 
 
 def _by_role(rows: list[dict], key: str) -> list[tuple[str, list, list]]:
@@ -138,10 +151,15 @@ def headline(study: Study, progress: Progress) -> dict:
     measured = {key: f"{bench.words(row)}; {row['error']:.1%} of ‖W‖² lost" for key, row in rows.items()}
     names = [row["label"] for row in rows.values()]
     return bench.document(
-        verdict, measured, {"rows": rows, "weights": [weight.name for weight in weights], "share": share},
-        grid(["network", "squared error of W", bench.unit, "rise in loss"],
-             [[r["label"], r["error"], r["damage"], r["rise"]] for r in rows.values()]),
-        [bars("Damage, 30 % kept", bench.unit, names,
-              [r["damage"] for r in rows.values()]),
-         bars("Error of the weights", "Part of ‖W‖² lost", names, [r["error"] for r in rows.values()])],
-    )  # fmt: skip
+        verdict,
+        measured,
+        {"rows": rows, "weights": [weight.name for weight in weights], "share": share},
+        grid(
+            ["network", "squared error of W", bench.unit, "rise in loss"],
+            [[r["label"], r["error"], r["damage"], r["rise"]] for r in rows.values()],
+        ),
+        [
+            bars("Damage, 30 % kept", bench.unit, names, [r["damage"] for r in rows.values()]),
+            bars("Error of the weights", "Part of ‖W‖² lost", names, [r["error"] for r in rows.values()]),
+        ],
+    )

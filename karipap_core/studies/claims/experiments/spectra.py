@@ -38,8 +38,10 @@ def structure(study: Study, progress: Progress) -> dict:
     kept = [row for row in rows if row["trained_excess"] is not None and row["twin_excess"] is not None]
     if not kept:
         raise InputError(f"{study.checkpoint.name} or its fresh twin has only weights that are zero.")
-    mean = {key: float(np.mean([row[key] for row in kept]))
-            for key in ("trained_excess", "twin_excess", "trained_error", "twin_error")}  # fmt: skip
+    mean = {
+        key: float(np.mean([row[key] for row in kept]))
+        for key in ("trained_excess", "twin_excess", "trained_error", "twin_error")
+    }
     above = {who: sum(row[f"{who}_excess"] > 3 * row["deviation"] for row in kept) for who in ("trained", "twin")}
     measured = {
         "trained": f"{mean['trained_excess']:.4f} nats",
@@ -54,16 +56,34 @@ def structure(study: Study, progress: Progress) -> dict:
     )
     skipped = len(rows) - len(kept)
     return bench.document(
-        verdict, measured, {"rows": rows, "mean": mean, "above": above, "seed": TWIN_SEED},
-        grid(["weight", "excess, trained", "excess, twin", "one sd of noise", "error at half, trained", "twin"],
-             [[r["name"], r["trained_excess"], r["twin_excess"], r["deviation"], r["trained_error"], r["twin_error"]]
-              for r in rows]),
-        [lines("Excess over noise", "Weight, by size of its trained excess", "Excess, nats",
-               [(who, range(1, len(kept) + 1), [row[f"{key}_excess"] for row in sorted(
-                   kept, key=lambda row: -row["trained_excess"])]) for who, key in
-                (("trained", "trained"), ("fresh twin", "twin"))], points=True)],
+        verdict,
+        measured,
+        {"rows": rows, "mean": mean, "above": above, "seed": TWIN_SEED},
+        grid(
+            ["weight", "excess, trained", "excess, twin", "one sd of noise", "error at half, trained", "twin"],
+            [
+                [r["name"], r["trained_excess"], r["twin_excess"], r["deviation"], r["trained_error"], r["twin_error"]]
+                for r in rows
+            ],
+        ),
+        [
+            lines(
+                "Excess over noise",
+                "Weight, by size of its trained excess",
+                "Excess, nats",
+                [
+                    (
+                        who,
+                        range(1, len(kept) + 1),
+                        [row[f"{key}_excess"] for row in sorted(kept, key=lambda row: -row["trained_excess"])],
+                    )
+                    for who, key in (("trained", "trained"), ("fresh twin", "twin"))
+                ],
+                points=True,
+            )
+        ],
         [f"{skipped} weights are all zeros and were left out."] if skipped else (),
-    )  # fmt: skip
+    )
 
 
 def twin(study: Study):
@@ -87,8 +107,10 @@ def whitening(study: Study, progress: Progress) -> dict:
     for method, kept in cases:
         progress("plans", len(rows), len(cases), f"{method}, kept {kept} %")
         decompositions = study.decompositions("weight" if method == "plain" else "functional")
-        cut = ((w.name, decompositions.matrix(w.name, LowRank.for_shape(*w.shape, kept_chi(w.shape, kept / 100))))
-               for w in study.weights)  # fmt: skip
+        cut = (
+            (w.name, decompositions.matrix(w.name, LowRank.for_shape(*w.shape, kept_chi(w.shape, kept / 100))))
+            for w in study.weights
+        )
         rows[f"{method}_{kept}"] = {"method": method, "kept": kept / 100} | bench.cut(cut)
     progress("plans", len(cases), len(cases))
     wins = [kept for kept in (80, 60, 40) if rows[f"white_{kept}"]["damage"] < rows[f"plain_{kept}"]["damage"]]
@@ -97,12 +119,17 @@ def whitening(study: Study, progress: Progress) -> dict:
         f"Whitening does less damage at {len(wins)} of 3 sizes; with 20 % removed the plain SVD does {ratio:.3g} times "
         "the damage."
     )
-    series = [(name, [1 - rows[f"{m}_{k}"]["kept"] for k in (80, 60, 40)],
-               [rows[f"{m}_{k}"]["damage"] for k in (80, 60, 40)]) for m, name in
-              (("plain", "plain SVD"), ("white", "whitened"))]  # fmt: skip
+    series = [
+        (name, [1 - rows[f"{m}_{k}"]["kept"] for k in (80, 60, 40)], [rows[f"{m}_{k}"]["damage"] for k in (80, 60, 40)])
+        for m, name in (("plain", "plain SVD"), ("white", "whitened"))
+    ]
     return bench.document(
-        verdict, {key: bench.words(row) for key, row in rows.items()}, {"rows": rows, "wins": wins},
-        grid(["method", "kept", bench.unit, "rise in loss"],
-             [[r["method"], r["kept"], r["damage"], r["rise"]] for r in rows.values()]),
+        verdict,
+        {key: bench.words(row) for key, row in rows.items()},
+        {"rows": rows, "wins": wins},
+        grid(
+            ["method", "kept", bench.unit, "rise in loss"],
+            [[r["method"], r["kept"], r["damage"], r["rise"]] for r in rows.values()],
+        ),
         [lines("Damage by what is removed", "Removed of the block parameters", bench.unit, series, log=True)],
-    )  # fmt: skip
+    )

@@ -37,8 +37,9 @@ def embedding(study: Study, progress: Progress) -> dict:
         with lookup(model, made):
             harm = bench.measure()
         error = float((table - made.double()).square().sum() / table.square().sum())
-        found.append({"method": method, "label": label, "bytes": size, "smaller": dense / size, "error": error}
-                     | harm | more)  # fmt: skip
+        found.append(
+            {"method": method, "label": label, "bytes": size, "smaller": dense / size, "error": error} | harm | more
+        )
 
     jobs = 2 * len(trains) + 2
     for spec in trains:
@@ -62,10 +63,11 @@ def embedding(study: Study, progress: Progress) -> dict:
         "rank1": bench.words(token[0]),
         "rank1_svd": bench.words(svd[0]),
         "three": f"rank {token[-1]['rank']}, {token[-1]['smaller']:.2f} times: {bench.words(token[-1])}"
-        if several else "no rank is that small here",
+        if several
+        else "no rank is that small here",
         "three_svd": bench.words(svd[-1]) if several else "–",
         "int4": f"{int4['smaller']:.2f} times: {bench.words(int4)}",
-    }  # fmt: skip
+    }
     wins = "less" if token[0]["damage"] < svd[0]["damage"] else "more"
     near = "less" if token[-1]["damage"] < int4["damage"] else "more"
     verdict = (
@@ -75,18 +77,33 @@ def embedding(study: Study, progress: Progress) -> dict:
         f"({token[-1]['damage']:.3g} against {int4['damage']:.3g})."
     )
     tied = model.get_output_embeddings() if bench.causal else None
-    notes = ["The head shares the table here; it was left dense, so that only the look-up is judged, and then the "
-             "table must be stored once more for it."] if tied is not None and (
-        tied.weight is model.get_input_embeddings().weight) else []  # fmt: skip
-    series = [(name, [r["smaller"] for r in of], [r["damage"] for r in of])
-              for name, of in (("a train a token", token), ("SVD of the table", svd),
-                               ("4 and 8 bits", [r for r in found if r["method"].startswith("int")]))]  # fmt: skip
+    notes = (
+        [
+            "The head shares the table here; it was left dense, so that only the look-up is judged, and then the "
+            "table must be stored once more for it."
+        ]
+        if tied is not None and (tied.weight is model.get_input_embeddings().weight)
+        else []
+    )
+    series = [
+        (name, [r["smaller"] for r in of], [r["damage"] for r in of])
+        for name, of in (
+            ("a train a token", token),
+            ("SVD of the table", svd),
+            ("4 and 8 bits", [r for r in found if r["method"].startswith("int")]),
+        )
+    ]
     return bench.document(
-        verdict, measured, {"rows": found, "shape": [rows_, width], "legs": list(legs)},
-        grid(["table as", "times smaller", "squared error", bench.unit, "rise in loss"],
-             [[r["label"], r["smaller"], r["error"], r["damage"], r["rise"]] for r in found]),
-        [lines("Damage by size of the table", "Times smaller", bench.unit, series, log=True, points=True)], notes,
-    )  # fmt: skip
+        verdict,
+        measured,
+        {"rows": found, "shape": [rows_, width], "legs": list(legs)},
+        grid(
+            ["table as", "times smaller", "squared error", bench.unit, "rise in loss"],
+            [[r["label"], r["smaller"], r["error"], r["damage"], r["rise"]] for r in found],
+        ),
+        [lines("Damage by size of the table", "Times smaller", bench.unit, series, log=True, points=True)],
+        notes,
+    )
 
 
 def prime_factors(n: int) -> tuple[int, ...]:
