@@ -8,17 +8,20 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never download
 
+import json  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+
+from tests.helpers.paths import REPOSITORY, SHARED  # noqa: E402
 
 # A shell that starts us in the background has SIGINT ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-REPOSITORY = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
@@ -50,6 +53,14 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The trained model that ships with the project."""
     folder = REPOSITORY / "assets" / "demo_model"
@@ -61,7 +72,7 @@ def demo_model() -> Path:
 @pytest.fixture(scope="session")
 def stories() -> Path:
     """A real trained 260,032-parameter Llama, where the developers' shared folder is at hand."""
-    folder = REPOSITORY.parent / "shared" / "models" / "stories260K"
+    folder = SHARED / "models" / "stories260K"
     if not folder.is_dir():
         pytest.skip("../shared/models/stories260K is not here")
     return folder
@@ -70,7 +81,7 @@ def stories() -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Folders of the architectures, each made once; read only."""
-    from tests.architectures import make
+    from tests.helpers.architectures import make
 
     folders = {}
 
@@ -80,3 +91,60 @@ def made(tmp_path_factory):
         return folders[name]
 
     return of
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """A model folder that the dashboard finds under KARIPAP_MODEL_ROOTS, as the alias `tiny`."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from pages.parts import model
+    from tests.helpers import made_up
+
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    tensors = {
+        f"{row['name']}.weight": rng.standard_normal(row["shape"]).astype(np.float32)
+        for row in made_up.profile(2).weights
+    }
+    tensors["model.norm.weight"] = np.ones(24, np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
+    model.found.clear()
+    return folder
+
+
+@pytest.fixture
+def profiled(tiny):
+    """`tiny` with a profile in the workspace."""
+    from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.workspace import Workspace
+    from tests.helpers import made_up
+
+    fingerprint = open_checkpoint(tiny).fingerprint
+    profile = made_up.profile(2, metrics=("weight", "loss"), bonds=True, fingerprint=fingerprint)
+    profile.save(Workspace().profile_dir(fingerprint, "made-up"))
+    return profile
+
+
+@pytest.fixture
+def started(monkeypatch) -> list:
+    """The commands of jobs that pages start; each job just waits."""
+    from karipap_core import jobs
+
+    commands = []
+    real = jobs.start
+
+    def start(argv, title, **more):
+        commands.append(argv)
+        waits = (sys.executable, "-c", "import time; time.sleep(30)")
+        return real(argv, title, program=waits, **more)
+
+    monkeypatch.setattr(jobs, "start", start)
+    yield commands
+    for job in jobs.list_jobs():
+        job.cancel()

@@ -1,6 +1,7 @@
 """The χ board alone, on synthetic tables: what the browser test and bench/chi_board.py open.
 
-Query parameters: layers, experts (see tests/synthetic.py); listed=1: options with labels, the layers of a role as one.
+Query parameters: layers, experts (see tests/helpers/synthetic.py); listed=1: options with labels, the layers of a
+role as one.
 """
 
 import json
@@ -8,13 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np  # noqa: E402
 import streamlit as st  # noqa: E402  (Streamlit runs this file with its own folder on the path)
-from synthetic import llama_model, llama_rows  # noqa: E402
 
 from pages.parts import chi_board  # noqa: E402
+from tests.helpers.synthetic import llama_model, llama_rows  # noqa: E402
 
 st.set_page_config(page_title="χ board", layout="wide")
 

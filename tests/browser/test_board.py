@@ -3,8 +3,9 @@
 import json
 import re
 
-import conftest as shared
 import pytest
+
+from tests.helpers import browser as shared
 
 APP = shared.REPOSITORY / "tests" / "browser" / "board_app.py"
 

@@ -2,14 +2,11 @@
 
 import json
 import os
-import sys
 
-import conftest as shared
 import pytest
 
-sys.path.insert(0, str(shared.REPOSITORY / "tests"))
-
-import configs  # noqa: E402
+from tests.helpers import browser as shared
+from tests.helpers import configs
 
 
 @pytest.fixture(scope="module")

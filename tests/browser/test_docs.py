@@ -4,12 +4,12 @@ in a figure beside the published one."""
 import os
 import shutil
 
-import conftest as shared
 import pytest
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.studies.claims.check import results
 from karipap_core.workspace import Workspace
+from tests.helpers import browser as shared
 
 
 @pytest.fixture(scope="module")

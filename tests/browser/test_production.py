@@ -1,18 +1,13 @@
 """The Production page in a real browser: from red to green by its own buttons, on jobs that really run."""
 
-import sys
-
-import conftest as shared
 import pytest
 
-sys.path.insert(0, str(shared.REPOSITORY / "tests"))
-
-from architectures import make  # noqa: E402
-from test_verify import folder_of, plan_for  # noqa: E402
-
-from karipap_core.compressed.records import record  # noqa: E402
-from karipap_core.workspace import Workspace  # noqa: E402
-from karipap_core.workspace.files import read_json  # noqa: E402
+from karipap_core.compressed.records import record
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import read_json
+from tests.helpers import browser as shared
+from tests.helpers.architectures import make
+from tests.helpers.folders import folder_of, plan_for
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,11 @@
 """The Sensitivity page in a real browser: a measurement started, watched, and read by clicks on its map."""
 
 import json
-import sys
 
-import conftest as shared
 import pytest
 
-sys.path.insert(0, str(shared.REPOSITORY / "tests"))
-
-from architectures import make  # noqa: E402
+from tests.helpers import browser as shared
+from tests.helpers.architectures import make
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import os
 import re
 import shutil
 
-import conftest as shared
 import pytest
 
 from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
+from tests.helpers import browser as shared
 
 
 @pytest.fixture(scope="module")

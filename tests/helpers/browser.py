@@ -1,0 +1,99 @@
+"""A dashboard of its own, and a browser, for tests that a person could do by hand."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.helpers.paths import REPOSITORY
+
+QUIET = ("404",)  # Streamlit looks for its own health address below each page's, and misses
+
+
+@contextmanager
+def dashboard(script: Path | str, folder: Path, roots: str = ""):
+    """Serves a Streamlit script on a free port with a workspace of its own; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"KARIPAP_WORKSPACE": str(folder / "workspace"), "KARIPAP_MODEL_ROOTS": roots, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}", "--server.headless=true"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
+                    time.sleep(0.25)
+            yield address
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+class Reader:
+    """A person at a browser: opens pages, waits until they stand still, and keeps what the console complained of."""
+
+    def __init__(self, browser, address: str, **settings) -> None:
+        self.context = browser.new_context(viewport={"width": 1400, "height": 950}, **settings)
+        self.page, self.address, self.complaints = self.context.new_page(), address, []
+        self.page.set_default_timeout(60_000)
+        self.page.on("console", self._heard)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _heard(self, message) -> None:
+        if message.type == "error" and not any(word in message.text for word in QUIET):
+            self.complaints.append(message.text)
+
+    def open(self, path: str = "/"):
+        self.page.goto(self.address + path)
+        return self.still()
+
+    def still(self):
+        """Waits for the script and all charts; returns the page."""
+        page = self.page
+        page.wait_for_timeout(250)
+        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        page.wait_for_function(
+            "!document.querySelector('[data-testid=stSkeleton]') && [...document.querySelectorAll("
+            "'[data-testid=stPlotlyChart]')].every(chart => chart.querySelector('.main-svg'))"
+        )
+        page.wait_for_timeout(250)
+        return page
+
+    def go(self, page: str):
+        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=page)
+        if not link.count():  # in the menu of a section
+            self.page.get_by_test_id("stTopNavSection").click()
+            link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=page)
+        link.click()
+        return self.still()
+
+    def text(self) -> str:
+        return self.page.inner_text("[data-testid=stMain]")
+
+    def click_cell(self, layer: int, role: int, layers: int, roles: int = 7) -> None:
+        """A click in the middle of a cell of the profile's map."""
+        plot = self.page.locator(".st-key-map .nsewdrag").first
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        at = box["x"] + box["width"] * (role + 0.5) / roles, box["y"] + box["height"] * (layer + 0.5) / layers
+        self.page.mouse.move(*at)
+        self.page.mouse.click(*at)
+        self.still()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.context.close()

@@ -1,0 +1,64 @@
+"""The Compare page through Streamlit's AppTest."""
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.plan.document import Plan, model_entry
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
+from tests.helpers import app_page
+from tests.helpers.app_page import words
+from tests.helpers.architectures import make
+from tests.helpers.points import entry, run
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    make("llama", folder / "tiny")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def alone(roots, monkeypatch):
+    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
+    app_page.alone_with(monkeypatch, roots)
+
+
+def opened(**query) -> AppTest:
+    return app_page.opened_on_tiny("pages/compare.py", 60, query)
+
+
+def test_nothing_to_compare_says_what_to_do():
+    assert "Nothing to compare yet" in opened().info[0].value
+
+
+def test_two_runs_a_plan_and_the_dense_model(roots):
+    checkpoint = open_checkpoint(roots / "tiny")
+    whole = model_entry(checkpoint)
+    weights = [weight for weight in checkpoint.weights if weight.compressible]
+    small, large = (Plan(whole, "weight", {w.name: entry(*w.shape, chi) for w in weights}) for chi in (2, 4))
+    noise = np.random.default_rng(0).normal(0.1, 0.3, 100)
+    small.save(Workspace().plan_file("small"))
+    for name, plan, rises in (("r1", small, noise + 0.1), ("r2", large, noise)):
+        write_json(Workspace().runs_dir / name / "run.json", run(name, plan, rises, model=whole))
+    app = opened(a="run:r1", b="run:r2")
+    assert "The loss of B is 0.1000 nats a token below A" in words(app)
+    figures, table = app.dataframe[0].value, app.dataframe[1].value
+    assert figures[figures["figure"].str.startswith("loss")]["better"].item() == "B"
+    assert len(table) == len(weights) and (table["change"] > 0).all()
+    assert "2 measured models" in words(app) and len(app.get("download_button")) == 3
+    same = opened(a="plan:small", b="run:r1")
+    assert "Both make the same of every weight" in words(same)
+    dense = opened(a="dense", b="run:r2")
+    assert "A keeps 100.0% of the bytes" in words(dense)
+    assert "choose two" in opened(a="dense", b="dense").info[0].value
+
+
+def test_the_url_is_not_trusted(roots):
+    checkpoint = open_checkpoint(roots / "tiny")
+    Plan(model_entry(checkpoint), "weight", {}).save(Workspace().plan_file("whole"))
+    app = opened(a="run:../../etc/passwd", b="plan:<script>")
+    assert app.selectbox(key="a").value == "plan:whole"

@@ -1,0 +1,218 @@
+"""The Plan page through AppTest: widgets write into the draft, files come and go, jobs start (the board: browser)."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from karipap_core import jobs
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.plan.document import Plan
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import write_json
+from pages.parts import chi_board, draft, tables
+from tests.helpers import app_page
+from tests.helpers.made_up_study import Study
+from tests.helpers.opened import opened, sound, words
+
+
+@pytest.fixture(autouse=True)
+def through_app(monkeypatch):
+    app_page.through_app(monkeypatch)
+
+
+@pytest.fixture
+def measured(tiny):
+    """`tiny` with spectra, curves and a calibration in the workspace."""
+    study = Study(open_checkpoint(tiny))
+    study.save()
+    return study
+
+
+def history(app) -> draft.History:
+    return app.session_state["plan_board"]["history"]
+
+
+def now(app) -> draft.Draft:
+    return history(app).now
+
+
+def exported(app, tiny) -> Plan:  # noqa: F811
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    found = tables.of(view, now(app))
+    return draft.to_plan(now(app), view.checkpoint, found, chi_board.totals(found.rows, found.model, now(app).chi))
+
+
+def plan_page(**query):
+    return sound(opened(page="plan", **query))
+
+
+def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
+    app = plan_page()
+    assert (now(app).network, now(app).metric, now(app).rule) == ("lowrank", "loss", "calibrated")
+    said = words(app)
+    assert "Predicted rise in loss" in said and "It is a prediction until the plan is run" in said
+    assert f"of {len(measured.weights)}" in said and "after / before" in said
+    assert list(app.get("data_editor")) or app.get("arrow_data_frame")
+
+
+def test_without_a_calibration_nothing_is_predicted_and_the_measurement_is_offered(profiled, started, tiny):  # noqa: F811
+    app = plan_page()
+    assert now(app).rule == "loss" and "no loss is predicted" in words(app)
+    sound(app.button(key="search_start").click().run())
+    out = started[0][started[0].index("--out") + 1]
+    assert started[0][:2] == ["plan", str(tiny)] and started[0][started[0].index("--rule") + 1] == "calibrated"
+    assert out.startswith(str(Workspace().plans))
+
+
+def test_the_rule_and_what_the_budget_counts_allocate_anew_at_the_same_size(measured):
+    app = plan_page()
+    before = now(app)
+    sound(app.selectbox(key="board_rule").select("uniform").run())
+    assert now(app).rule == "uniform" and now(app).chi != before.chi
+    kept = dict(now(app).chi)
+    assert abs(now(app).budget - before.budget) < 0.02
+    assert app.query_params["rule"] in ("uniform", ["uniform"])
+    sound(app.button(key="undo").click().run())
+    assert now(app) == before
+    sound(app.button(key="redo").click().run())
+    assert now(app).chi == kept
+
+
+def test_settings_in_the_url_make_the_plan(measured):
+    app = plan_page(rule="uniform", scope="blocks", budget="0.5", unit="bytes", metric="functional")
+    assert (now(app).rule, now(app).scope, now(app).budget, now(app).unit) == ("uniform", "blocks", 0.5, "bytes")
+    assert now(app).metric == "functional"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"rule": "<b>"},
+        {"budget": "nan"},
+        {"budget": "-1"},
+        {"budget": "x"},
+        {"network": "../x"},
+        {"metric": "y"},
+        {"unit": "z"},
+        {"scope": "🙂"},
+        {"draft": "../../etc/passwd"},
+        {"weight": "nobody"},
+    ],
+)
+def test_what_a_url_makes_up_is_dropped(measured, query):
+    app = plan_page(**query)
+    assert now(app).rule == "calibrated" and 0 < now(app).budget <= 1
+
+
+def test_a_plan_that_the_url_makes_up_is_told(measured):
+    app = opened(page="plan", plan="nobody")
+    assert not app.exception and len(app.error) == 1 and "nobody" in app.error[0].value
+    app = opened(page="plan", plan="../../etc/passwd")
+    assert not app.exception and "not a name" in app.error[0].value
+
+
+def test_lock_all_and_reset(measured):
+    app = plan_page()
+    start = now(app)
+    sound(app.button(key="lock_all").click().run())
+    assert set(now(app).locked) == set(start.chi) and "14 locked" in words(app)
+    sound(app.button(key="lock_all").click().run())
+    assert now(app).locked == ()
+    history(app).push(start.with_chi({name: 1 for name in start.chi}, hand=tuple(start.chi)))
+    sound(app.button(key="reset").click().run())
+    assert now(app).chi == start.chi and now(app).hand == ()
+
+
+def test_a_hand_made_plan_survives_a_reload(measured):
+    app = plan_page()
+    name = next(iter(now(app).chi))
+    history(app).push(now(app).with_chi(now(app).chi | {name: 2}, hand=(name,)))
+    sound(app.run())
+    kept = app.query_params["draft"]
+    kept = kept[0] if isinstance(kept, list) else kept
+    again = plan_page(draft=kept)
+    assert now(again) == now(app) and "1 set by hand" in words(again)
+
+
+def test_an_exported_plan_comes_back(measured, tiny):  # noqa: F811
+    app = plan_page(rule="uniform", budget="0.6")
+    document = exported(app, tiny).to_json()
+    other = plan_page()
+    assert now(other).chi != now(app).chi
+    sound(
+        other.file_uploader(key="board_file").upload("p.json", json.dumps(document).encode(), "application/json").run()
+    )
+    assert now(other).chi == now(app).chi and now(other).rule == "uniform" and now(other).origin["name"] == "p.json"
+    sound(other.button(key="undo").click().run())
+    assert now(other).rule == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words_"),
+    [
+        (lambda d: d.update(version=9), "version"),
+        (lambda d: d["model"].update(fingerprint="0" * 64), "was made for"),
+        (lambda d: d["weights"].update({"gone": {"network": "dense"}}), "gone"),
+        (lambda d: d["weights"]["model.layers.0.q_proj"].update(chi=[10**6]), "q_proj"),
+        (lambda d: d.update(metric="taste"), "metric"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_refused_in_a_sentence(measured, tiny, break_it, words_):  # noqa: F811
+    app = plan_page(rule="uniform")
+    document = exported(app, tiny).to_json()
+    break_it(document)
+    before = now(app)
+    app.file_uploader(key="board_file").upload("bad.json", json.dumps(document).encode(), "application/json").run()
+    assert not app.exception and len(app.error) == 1 and words_ in app.error[0].value.replace("\\", "")
+    assert now(app) == before
+
+
+@pytest.mark.parametrize("data", [b"{", b"[]", b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000])
+def test_a_file_that_is_no_plan_is_refused(measured, data):
+    app = plan_page()
+    app.file_uploader(key="board_file").upload("bad.json", data, "application/json").run()
+    assert not app.exception and len(app.error) == 1
+
+
+def test_compress_keeps_the_plan_and_starts_the_very_command(measured, started, tiny):  # noqa: F811
+    app = plan_page()
+    sound(app.button(key="compress").click().run())
+    ((verb, source, _, file, *more),) = started
+    assert (verb, source, more) == ("run", str(tiny), ["--max-tokens", "16384"])
+    plan = Plan.load(file)
+    assert plan.rule == "calibrated" and plan.predicted["source"] == "curve"
+    plan.check(open_checkpoint(tiny))
+
+
+def test_a_search_that_is_done_puts_its_plan_on_the_board_once(measured, tiny, monkeypatch):  # noqa: F811
+    app = plan_page(rule="uniform", budget="0.6")
+    document = exported(app, tiny).to_json() | {"rule": "best", "chosen_rule": "uniform"}
+    file = Workspace().plan_file("searched")
+    write_json(file, document)
+    argv = ["plan", str(tiny), "--budget", "0.6", "--rule", "best", "--out", str(file)]
+    job = jobs.start(argv, "Search", program=(sys.executable, "-c", "print('{}')"))
+    while job.status()["state"] in ("queued", "running"):
+        pass
+    other = plan_page(plan_job=job.id)
+    assert now(other).rule == "uniform" and now(other).origin["rule"] == "best"
+    sound(other.button(key="undo").click().run())
+    sound(other.run())
+    assert now(other).rule == "calibrated", "it came once"
+
+
+def test_a_network_that_was_not_measured_offers_to(measured, started):  # noqa: F811
+    app = plan_page()
+    before = now(app)
+    app.session_state["plan_board"]["missing"] = tables.What("mpo", "loss")
+    sound(app.run())
+    assert "has not been measured on this model yet" in " ".join(m.value for m in app.markdown)
+    sound(app.button(key="missing_start").click().run())
+    assert started[0][started[0].index("--network") + 1] == "mpo" and now(app) == before
+
+
+def test_without_spectra_the_profile_is_made_first(tiny, started):  # noqa: F811
+    app = sound(opened(page="plan"))
+    assert started == [["profile", str(tiny), "--metrics", "weight"]]
+    assert "needs the spectra" in words(app)

@@ -1,0 +1,164 @@
+"""Moments, probes, sensitivities and plans on small models, against plain computations of the same thing."""
+
+import numpy as np
+import pytest
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.models.load import load_model
+from karipap_core.models.sites import sites
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.damage import marginals
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.probe import Probe
+from karipap_core.plan.study import Study
+from karipap_core.profiles.activations import CalibrationSettings, Moments, calibration_windows, sampled_loss
+from karipap_core.text import Text
+from karipap_core.workspace import Workspace
+from tests.helpers.architectures import make
+
+SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=6, check_windows=6)
+TEXT = Text("numbers", tuple(f"the square of {n} is {n * n}, its cube {n**3}\n" * 2 for n in range(150)))
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "mixtral", "bert"])
+def study(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return Study(make(request.param, folder / "model"), TEXT, SETTINGS, "cpu", Workspace(folder / "workspace"))
+
+
+def test_windows_are_shared_by_no_two_uses(study):
+    windows = study.windows
+    rows = [tuple(row.tolist()) for part in (windows.moments, windows.probe, windows.check) for row in part]
+    assert len(windows.probe) == 6 and len(windows.check) == 6 and len(windows.moments) == 1024 // 32
+    ids = torch.cat([windows.moments, windows.probe, windows.check]).flatten()
+    assert len(rows) == len(set(rows)) and windows.available >= len(ids)
+
+
+def test_moments_are_those_of_a_plain_pass(study):
+    """C and G of every weight from retained gradients of an ordinary forward and backward pass in float64 sums."""
+    model, tokenizer = load_model(study.checkpoint)
+    windows = calibration_windows(tokenizer, TEXT, study.settings, model.config.vocab_size).moments
+    found = sites(model, study.checkpoint)
+    seen = {name: ([], []) for name in found}
+    outputs = []
+
+    def keep(name):
+        def hook(module, arguments, output):
+            output.retain_grad()
+            outputs.append((name, output))
+            seen[name][0].append(arguments[0].detach().flatten(0, -2).double().numpy())
+
+        return hook
+
+    for name, site in found.items():
+        site.module.register_forward_hook(keep(name))
+    generator = torch.Generator().manual_seed(study.settings.seed)
+    for rows in windows.split(2048 // study.settings.window):
+        outputs.clear()
+        sampled_loss(model, study.checkpoint.kind, rows, generator).backward()
+        for name, output in outputs:
+            seen[name][1].append(output.grad.flatten(0, -2).double().numpy())
+    tokens = windows.numel()
+    for name, (x, g) in seen.items():
+        x, g = np.concatenate(x), np.concatenate(g)
+        if study.checkpoint.weight(name).expert is not None and len(x) < 4 * max(x.shape[1], g.shape[1]):
+            continue  # borrows from the other experts
+        metric = study.moments.metric(name, "loss")
+        assert metric.C.numpy() == pytest.approx(x.T @ x / len(x), rel=1e-4, abs=1e-5 * (x**2).mean())
+        assert metric.G.numpy() == pytest.approx(g.T @ g / tokens, rel=1e-3, abs=1e-4 * (g**2).mean())
+
+
+def test_moments_in_groups_are_the_same_and_are_kept(study, tmp_path):
+    one = Moments(study.checkpoint, TEXT, study.settings, tmp_path / "one")
+    many = Moments(study.checkpoint, TEXT, study.settings, tmp_path / "many", memory_bytes=100_000)
+    assert len(one.groups) == 1 and len(many.groups) > 1
+    if any(weight.expert is not None for weight in study.checkpoint.weights):
+        return  # what an expert borrows depends on its group
+    for weight in study.checkpoint.weights:
+        if weight.compressible:
+            torch.testing.assert_close(one.metric(weight.name, "loss").C, many.metric(weight.name, "loss").C)
+            torch.testing.assert_close(one.metric(weight.name, "loss").G, many.metric(weight.name, "loss").G)
+    assert len(list((tmp_path / "many").rglob("*.safetensors"))) == len(many.groups)
+
+
+def test_probe_measures_what_float64_numpy_measures_and_replay_changes_nothing(study):
+    model, _ = load_model(study.checkpoint)
+    windows = study.windows.probe
+    probe = Probe(model, study.checkpoint, windows)
+    assert probe.measure().divergence == pytest.approx(0, abs=1e-9)
+
+    def outputs():
+        with torch.no_grad():
+            result = model(input_ids=windows)
+        return (result.logits if study.checkpoint.kind == "causal" else result.last_hidden_state).double().numpy()
+
+    dense = outputs()
+    weight = [w for w in study.checkpoint.weights if w.compressible and w.name in probe.sites][-1]
+    probe.replace(weight.name, study.checkpoint.read(weight.name).float() * 0.5)
+    changed = outputs()
+    if study.checkpoint.kind == "causal":
+        p, q = (a - np.logaddexp.reduce(a, -1, keepdims=True) for a in (dense, changed))
+        expected = (np.exp(p) * (p - q)).sum(-1).mean()
+        labels = np.take_along_axis(q[:, :-1], windows[:, 1:, None].numpy(), -1)
+        assert probe.measure().loss == pytest.approx(-labels.mean(), rel=1e-5)
+    else:
+        expected = ((changed - dense) ** 2).sum(-1).mean() / (dense**2).sum(-1).mean()
+    assert probe.measure().divergence == pytest.approx(expected, rel=1e-4)
+    assert probe.measure(weight.layer).divergence == pytest.approx(expected, rel=1e-4)
+    probe.restore()
+    assert probe.measure().divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_marginals_are_differences_of_whole_measurements_and_leave_the_plan_in_place(study):
+    probe, decompositions = study.probe, study.decompositions("loss")
+    names = [w.name for w in study.checkpoint.weights if w.compressible and w.name in probe.sites][:3]
+    specs = {n: LowRank.for_shape(*study.checkpoint.weight(n).shape, 4) for n in names[:2]}
+    for name, spec in specs.items():
+        probe.replace(name, decompositions.matrix(name, spec))
+    base = probe.measure().divergence
+    found = marginals(probe, decompositions, study.weights, specs)
+    assert probe.measure().divergence == pytest.approx(base, rel=1e-6)
+    probe.restore(names[0])
+    assert found[names[0]][1] == pytest.approx(base - probe.measure().divergence, rel=1e-3, abs=1e-8)
+    probe.replace(names[0], decompositions.matrix(names[0], specs[names[0]]))
+    cut, change = found[names[2]]
+    probe.replace(names[2], decompositions.matrix(names[2], cut))
+    assert change == pytest.approx(probe.measure().divergence - base, rel=1e-3, abs=1e-8)
+    probe.restore()
+
+
+def test_every_rule_meets_the_budget_and_says_what_it_expects(study):
+    planner = Planner(study, "lowrank", "loss")
+    for rule in ("uniform", "entropy", "functional", "loss", "calibrated", "best"):
+        plan = planner.make(Budget(kept=0.7, scope="blocks"), rule)
+        ledger = plan.ledger(study.checkpoint)
+        assert 0.5 < ledger.kept_blocks <= 0.7
+        assert plan.predicted["kept_blocks"] == ledger.kept_blocks and np.isfinite(plan.predicted["rise"])
+        assert (plan.predicted["source"] == "curve") == (rule == "calibrated")
+        plan.check(study.checkpoint)
+    assert {found["rule"] for found in plan.tried} >= {"uniform", "calibrated", "refined"}
+    # Nothing measured is measured again in another session.
+    again = Study(study.checkpoint, TEXT, SETTINGS, "cpu", study.workspace)
+    assert again.calibration("loss").levels == study.calibration("loss").levels
+    assert "probe" not in again.__dict__ and "model" not in again.__dict__
+
+
+def test_locks_stay_and_the_rest_makes_up_for_them(study):
+    names = [w.name for w in study.checkpoint.weights if w.compressible]
+    locks = {names[0]: {"network": "dense"}}
+    plan = Planner(study, "lowrank", "loss", locks).make(Budget(kept=0.6, scope="blocks"), "calibrated")
+    assert plan.weights[names[0]] == {"network": "dense", "locked": True}
+    assert plan.ledger(study.checkpoint).kept_blocks <= 0.6
+
+
+def test_budgets_in_bytes_of_the_whole_model(study):
+    rest = 1 - study.checkpoint.block_parameters / study.checkpoint.parameters
+    plan = Planner(study, "lowrank", "loss").make(Budget(kept_bytes=rest + 0.7 * (1 - rest)), "calibrated")
+    assert plan.ledger(study.checkpoint).bytes_kept <= rest + 0.7 * (1 - rest)
+    with pytest.raises(InputError, match="leaves nothing"):
+        Planner(study, "lowrank", "loss").make(Budget(kept_bytes=rest * 0.9), "calibrated")
+    for wrong in (Budget(), Budget(kept=0.5, kept_bytes=0.5), Budget(kept=1.5), Budget(kept=0.5, scope="all")):
+        with pytest.raises(InputError):
+            wrong.limit(study.checkpoint)
