@@ -5,6 +5,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
@@ -49,7 +50,7 @@ def make_plan(
     study = Study(model, text, device=device, progress=progress)
     limits = Budget(kept=budget, kept_bytes=budget_bytes, scope=scope)
     limits.limit(study.checkpoint, study.tables if embedding != "dense" else ())  # before anything is measured
-    return Planner(study, network, metric, locks, progress, quantize, embedding, structure).make(limits, rule)
+    return Planner(study, Choice(network, quantize, embedding, structure), metric, locks, progress).make(limits, rule)
 
 
 def compress(model, plan: Plan | str | Path, out, force=False, device="auto", progress: Progress = silent) -> dict:

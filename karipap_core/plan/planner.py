@@ -14,6 +14,7 @@ from karipap_core.errors import InputError
 from karipap_core.plan.allocate import Options, allocate, by_entropy, merged, together, uniform
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.calibration import group_of_plan
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, whole_plan
 from karipap_core.plan.document import DENSE, RULES, Plan, model_entry
 from karipap_core.plan.kind import Kind
@@ -40,34 +41,28 @@ RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
 class Planner:
     """Makes plans of one study (study.py) in one network, or in a mix of them, under one metric.
 
-    network: a name, several joined by "+" (lowrank+qlr), or `auto`: all of them.
-
-    locks: {weight: plan entry} pinned.  quantize: the format of all cores and of weights that stay whole (`auto`: any
-    of `FORMATS`, whichever pays).  embedding: `dense`, `lowrank` or `tt`: what the tables of tokens may become.
-    structure: one of `STRUCTURES` around every network.
+    choice: a `Choice`, or the name of a network.  locks: {weight: plan entry} pinned.
     """
 
     def __init__(
         self,
         study,
-        network: str,
+        choice: Choice | str,
         metric: str,
         locks: dict[str, dict] | None = None,
         progress=silent,
-        quantize: str | None = None,
-        embedding: str = "dense",
-        structure: str | None = None,
     ) -> None:
+        self.choice = choice = Choice.of(choice)
         if metric not in METRICS:
             raise InputError(f"Metric {metric!r} is not one of {', '.join(METRICS)}.")
-        if embedding not in EMBEDDINGS:
-            raise InputError(f"Embedding {embedding!r} is not one of {', '.join(EMBEDDINGS)}.")
-        self.study, self.network, self.metric, self.progress = study, network, metric, progress
-        self.quantize, self.embedding, self.structure = quantize, embedding, structure
+        if choice.embedding not in EMBEDDINGS:
+            raise InputError(f"Embedding {choice.embedding!r} is not one of {', '.join(EMBEDDINGS)}.")
+        self.study, self.metric, self.progress = study, metric, progress
         self.checkpoint = study.checkpoint
-        self.kinds, self.mixed = kinds_of(network, quantize, structure), len(networks_in(network)) > 1
-        self.table_kinds = table_kinds_of(embedding, quantize)
-        self.tables = study.tables if embedding != "dense" else []
+        self.kinds = kinds_of(choice.network, choice.quantize, choice.structure)
+        self.mixed = len(networks_in(choice.network)) > 1
+        self.table_kinds = table_kinds_of(choice.embedding, choice.quantize)
+        self.tables = study.tables if choice.embedding != "dense" else []
         self.weights = [*study.weights, *self.tables]
         if not study.weights:
             raise InputError(f"{self.checkpoint.name} has no weight that can be compressed.")
@@ -293,7 +288,7 @@ class Planner:
         and rise differently."""
         found = whole_plan(self.study.check, self.study.decompositions(self.metric), self._specs(weights))
         self.study.check.restore()
-        found |= {"kept_blocks": self.plan_kept(weights), "network": self.network}
+        found |= {"kept_blocks": self.plan_kept(weights), "network": self.choice.network}
         if self.study.has_calibration(self.metric):
             found["sum"] = self.damage_sum(weights)
         if learn:
@@ -347,9 +342,12 @@ class Planner:
         if self.mixed:
             yield {"rule": "calibrated"}, self._allocated("calibrated", limit, unit)
             for planner in self._singles(limit, unit):
-                yield ({"rule": f"calibrated, {planner.network} alone"}, planner._allocated("calibrated", limit, unit))
+                yield (
+                    {"rule": f"calibrated, {planner.choice.network} alone"},
+                    planner._allocated("calibrated", limit, unit),
+                )
             return
-        rules = RULES[:-1] if self.network == "lowrank" and self.quantize is None else RULES_WHEN_FITTED
+        rules = RULES[:-1] if self.choice.network == "lowrank" and self.choice.quantize is None else RULES_WHEN_FITTED
         rules = [rule for rule in rules if not (rule == "loss" and self.metric != "loss")]
         if self.tables:  # rules of spectra alone do not say what a table of tokens is worth
             rules = [rule for rule in rules if rule in ("uniform", "calibrated", "refined")]
@@ -366,17 +364,8 @@ class Planner:
         found = []
         for network in dict.fromkeys(kind.network for kind in self.kinds):
             if network != "dense":
-                structure = self.structure if network not in UNSTRUCTURED else None
-                alone = Planner(
-                    self.study,
-                    network,
-                    self.metric,
-                    self.locks,
-                    self.progress,
-                    self.quantize,
-                    self.embedding,
-                    structure,
-                )
+                choice = self.choice.alone(network, structured=network not in UNSTRUCTURED)
+                alone = Planner(self.study, choice, self.metric, self.locks, self.progress)
                 try:
                     found.append((alone.damage_sum(alone._allocated("calibrated", limit, unit)), network, alone))
                 except InputError:
@@ -433,7 +422,7 @@ class Planner:
             budget_bytes=budget.kept_bytes if budget else None,
             calibration=self.study.calibration_entry(),
             tried=list(tried),
-            embedding={"kind": self.embedding, "tied": "contract"} if self.tables else None,
+            embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
         )
         plan.predicted = self.predict(plan, measured)
         return plan

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.options import UNSTRUCTURED
 from karipap_core.plan.planner import Planner
@@ -73,12 +74,9 @@ def sweep(
     planners = {
         network: Planner(
             study,
-            network,
+            Choice(network, quantize, embedding, structure if network not in UNSTRUCTURED else None),
             metric,
             progress=progress,
-            quantize=quantize,
-            embedding=embedding,
-            structure=structure if network not in UNSTRUCTURED else None,
         )
         for network in every(networks)
     }
@@ -146,12 +144,12 @@ def auto_budgets(planner: Planner, scope: str) -> list[float]:
 
 def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
     """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
-    wanted = {"network": planner.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
+    wanted = {"network": planner.choice.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
     wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
-    if planner.quantize or planner.tables:
-        wanted |= {"quantize": planner.quantize, "embedding": planner.embedding}
-    wanted |= {"structure": planner.structure} if planner.structure else {}
-    file = out / "plans" / f"{planner.network}-{rule}-{settings_key(wanted)}.json"
+    if planner.choice.quantize or planner.tables:
+        wanted |= {"quantize": planner.choice.quantize, "embedding": planner.choice.embedding}
+    wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}
+    file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
     if file.exists():
         return Plan.load(file), 0.0
     began = time.monotonic()

@@ -81,7 +81,7 @@ class Choices:
 
     def why(self, weights: dict[str, dict]) -> None:
         """Gives the entries of a mixed plan their `why`, as the command line's have."""
-        if self.planner.network == "auto":
+        if self.planner.choice.network == "auto":
             self.planner._say_why(weights, self.unit)
 
     def entry(self, name: str, option: int) -> dict:
@@ -204,9 +204,9 @@ def label(entry: dict, planner) -> str:
         return form or "dense"
     if network == "qlr":
         return f"{entry['bits']} + {chi}"
-    words = [] if planner.network == network else [SHORT.get(network, network)]
+    words = [] if planner.choice.network == network else [SHORT.get(network, network)]
     words.append(str(chi))
-    if form and planner.quantize == "auto":
+    if form and planner.choice.quantize == "auto":
         words.append(form)
     return " ".join(words)
 

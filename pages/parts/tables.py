@@ -247,6 +247,7 @@ def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> T
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
 def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
     """The tables of several kinds, as the core's Planner lists them."""
+    from karipap_core.plan.choice import Choice
     from karipap_core.plan.planner import Planner
 
     profile = _profile(_found.profile.parent) if _found.profile else None
@@ -265,7 +266,7 @@ def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources
     used = rule if rule in rules else rules[0]
     study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration)
     locks = {name: special["entry"] for name, special in _special.items()}
-    planner = Planner(study, what.network, what.metric, locks, quantize=what.quantize, embedding=what.embedding)
+    planner = Planner(study, Choice(what.network, what.quantize, what.embedding), what.metric, locks)
     choices = measured.Choices(planner, used, unit, calibration is not None)
     if used == "entropy":
         choices.add_shares()

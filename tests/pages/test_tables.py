@@ -200,11 +200,12 @@ CASES = [
 @pytest.mark.parametrize(("network", "quantize", "unit", "rule"), CASES)
 def test_plans_of_several_kinds_are_the_command_lines(mixed, network, quantize, unit, rule):
     from karipap_core.plan.budget import Budget
+    from karipap_core.plan.choice import Choice
     from karipap_core.plan.planner import Planner
 
     study, budget = Mixed(mixed.checkpoint), 0.3 if unit == "bytes" else 0.35
     limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget)
-    planner = Planner(study, network, "loss", quantize=quantize)
+    planner = Planner(study, Choice(network, quantize=quantize), "loss")
     wanted = planner.plan(planner._allocated(rule, *limits.limit(mixed.checkpoint)), rule, limits)
     what = tables.What(network, "loss", quantize)
     found = tables.tables(mixed, what, rule, {}, unit)

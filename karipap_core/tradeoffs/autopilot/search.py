@@ -14,6 +14,7 @@ from pathlib import Path
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.calibration import Calibration, Fit, group_of
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import DENSE, Plan, model_entry
 from karipap_core.plan.planner import Planner
 from karipap_core.progress import Progress, silent
@@ -57,7 +58,8 @@ class Trail:
     @property
     def name(self) -> str:
         dense = f", first and last {self.ends if self.ends > 1 else 'block'} dense" if self.ends else ""
-        return f"{self.planner.network}{f' in {self.planner.quantize}' if self.planner.quantize else ''}{dense}"
+        choice = self.planner.choice
+        return f"{choice.network}{f' in {choice.quantize}' if choice.quantize else ''}{dense}"
 
     def allocated(self, size: int) -> dict[str, dict]:
         limit, unit = Budget(size / THOUSAND, scope=self.scope).limit(self.planner.checkpoint, self.planner.tables)
@@ -300,7 +302,7 @@ class Search:
         if len(layers) < ENDS_FROM or self.evaluations >= self.asked["max_evaluations"]:
             self._say("Left the ends alone", f"The model has {len(layers)} blocks.", "Every block may be compressed.")
             return best
-        trail = self._trail(best.trail.planner.network, 1)
+        trail = self._trail(best.trail.planner.choice.network, 1)
         rise = trail.predicted(best.asked)
         if rise > ENDS_WORTH * best.predicted:
             told = "is not possible" if rise == math.inf else f"is predicted to lose {_figure(rise)}"
@@ -477,7 +479,7 @@ class Search:
 
     def _judge(self, found: Tried, why: str) -> Tried:
         self.progress("verdict", 0, 1, found.trail.name)
-        point = self.judging.of_plan(found.plan, found.trail.planner.network)
+        point = self.judging.of_plan(found.plan, found.trail.planner.choice.network)
         self.spent += point["seconds"]["measure"]
         judged = Tried(found.plan, point, found.trail, found.asked, found.predicted)
         self._say(f"Judged {self._named(judged)}", why, "", judged)
@@ -486,9 +488,9 @@ class Search:
     def _rivals(self, final: Tried) -> None:
         """A uniform plan of the same network and format, SVD-LLM's, and plain integers, in the same bytes."""
         size, planner = final.point[self.size_key], final.trail.planner
-        same = "lowrank" if planner.network == "auto" else planner.network
+        same = "lowrank" if planner.choice.network == "auto" else planner.choice.network
         todo = []
-        uniform = Planner(self.study, same, "loss", None, silent, planner.quantize, planner.embedding)
+        uniform = Planner(self.study, planner.choice.alone(same), "loss")
         if (plan := self._uniform(uniform, size)) is not None:
             todo.append((f"uniform, {same}", lambda plan=plan: self.judging.of_plan(plan, same)))
         if (plan := self._uniform(Planner(self.study, "lowrank", "functional"), size)) is not None:
@@ -533,7 +535,7 @@ class Search:
                 self.asked["scope"],
                 budget.kept,
                 calibration=self.study.calibration_entry(),
-                embedding={"kind": planner.embedding, "tied": "contract"} if planner.tables else None,
+                embedding={"kind": planner.choice.embedding, "tied": "contract"} if planner.tables else None,
             )
             found.append((plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.size_key] - size, plan))
             if found[-1][0] >= 0 or budget.kept == 1:
@@ -602,9 +604,8 @@ class Search:
             raise InputError(f"--keep-ends {ends}: {self.checkpoint.name} has {len(layers)} blocks, so none is left.")
         kept = {*layers[:ends], *layers[len(layers) - ends :]} if ends else set()
         locks = {weight.name: dict(DENSE) for weight in self.study.weights if weight.layer in kept}
-        planner = Planner(
-            self.study, network, "loss", locks, self.progress, self.asked["quantize"], self.asked["embedding"]
-        )
+        choice = Choice(network, self.asked["quantize"], self.asked["embedding"])
+        planner = Planner(self.study, choice, "loss", locks, self.progress)
         return Trail(planner, ends, self.asked["scope"], self.curve)
 
     def _measure(
@@ -622,7 +623,7 @@ class Search:
             self._say("Stopped", f"All {limit} evaluations are used (--max-evaluations).", "The best plan so far.")
             return None
         self.progress("search", self.evaluations, limit, f"{trail.name} at {size / THOUSAND:.1%}")
-        point = self.searching.of_plan(plan, trail.planner.network)
+        point = self.searching.of_plan(plan, trail.planner.choice.network)
         self.spent += point["seconds"]["measure"]
         self.evaluations += 1
         tried = Tried(plan, point, trail, size, plan.predicted["rise"])
@@ -742,7 +743,7 @@ class Search:
         met = value <= self.line if self.line is not None else size <= self.aim["budget"] + 1e-9
         found = {"plan": final.plan.to_json(), "plan_file": str(self.home / "plan.json"), "id": point["id"]}
         found |= {key: point[key] for key in ("bytes_kept", "bytes_kept_blocks", "kept", "kept_blocks")}
-        found |= {"network": final.trail.planner.network, "keep_ends": final.trail.ends, "rise": value}
+        found |= {"network": final.trail.planner.choice.network, "keep_ends": final.trail.ends, "rise": value}
         found |= {"rise_low": interval and interval.low, "rise_high": interval and interval.high}
         if self.causal:
             found |= {"perplexity": point["perplexity"], "perplexity_rise": math.expm1(point["rise"])}

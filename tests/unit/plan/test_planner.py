@@ -14,6 +14,7 @@ from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.allocate import Options, allocate, merged, together
 from karipap_core.plan.budget import Budget
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.options import kinds_of
 from karipap_core.plan.planner import Planner
@@ -82,7 +83,9 @@ def test_together_holds_every_choice_that_is_best_at_a_price():
 def test_a_format_holds_for_cores_and_for_what_stays_whole(study, quantize, tmp_path):
     bits = 8 if quantize == "fp8" else int(quantize[3])
     budget = 0.35 if bits < 8 else 0.6
-    plan = Planner(study, "lowrank", "loss", quantize=quantize).make(Budget(budget, scope="blocks"), "calibrated")
+    plan = Planner(study, Choice("lowrank", quantize=quantize), "loss").make(
+        Budget(budget, scope="blocks"), "calibrated"
+    )
     entries = [entry for name, entry in plan.weights.items()]
     assert {entry["quantize"] for entry in entries} == {quantize} and len(entries) == len(study.weights)
     ledger = plan.ledger(study.checkpoint)
@@ -96,20 +99,20 @@ def test_a_format_holds_for_cores_and_for_what_stays_whole(study, quantize, tmp_
 def test_more_bits_lose_less_and_auto_is_no_worse_than_any_one_format(study):
     sums = {}
     for quantize in ("int8", "int4", "int2"):
-        planner = Planner(study, "lowrank", "loss", quantize=quantize)
+        planner = Planner(study, Choice("lowrank", quantize=quantize), "loss")
         sums[quantize] = planner.damage_sum(
             {w.name: planner._made(w.name, len(planner.kinds) - 1, 0) for w in study.weights}
         )
     assert sums["int8"] < sums["int4"] < sums["int2"]
     budget = Budget(0.45, scope="blocks")
-    mixed = Planner(study, "lowrank", "loss", quantize="auto").make(budget, "calibrated").predicted["sum"]
+    mixed = Planner(study, Choice("lowrank", quantize="auto"), "loss").make(budget, "calibrated").predicted["sum"]
     for quantize in (None, "int4"):
-        one = Planner(study, "lowrank", "loss", quantize=quantize).make(budget, "calibrated").predicted["sum"]
+        one = Planner(study, Choice("lowrank", quantize=quantize), "loss").make(budget, "calibrated").predicted["sum"]
         assert mixed <= one * 1.02, quantize
 
 
 def test_the_budget_in_bytes_counts_the_packed_bytes(study):
-    planner = Planner(study, "lowrank", "loss", quantize="int4")
+    planner = Planner(study, Choice("lowrank", quantize="int4"), "loss")
     plan = planner.make(Budget(kept_bytes=0.5), "calibrated")
     assert plan.ledger(study.checkpoint).bytes_kept <= 0.5
 
@@ -170,10 +173,10 @@ def test_auto_mixes_says_why_and_is_predicted_no_worse_than_each_network_alone(s
 
 def test_a_mix_of_named_networks_takes_those_and_none_other(study):
     budget = Budget(0.25, scope="blocks")
-    plan = Planner(study, "lowrank+qlr", "loss", quantize="auto").make(budget, "calibrated")
+    plan = Planner(study, Choice("lowrank+qlr", quantize="auto"), "loss").make(budget, "calibrated")
     assert {entry["network"] for entry in plan.weights.values()} <= {"lowrank", "qlr", "dense"}
     for network in ("lowrank", "qlr"):
-        alone = Planner(study, network, "loss", quantize="auto").make(budget, "calibrated")
+        alone = Planner(study, Choice(network, quantize="auto"), "loss").make(budget, "calibrated")
         assert plan.predicted["sum"] <= alone.predicted["sum"] * 1.02, network
     assert all("Predicted damage" in entry["why"] for entry in plan.weights.values())
     with pytest.raises(InputError, match="'svd'"):
@@ -193,7 +196,7 @@ def test_auto_is_checked_against_single_networks_by_measured_loss(study):
 def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_path):
     model = make(architecture, tmp_path / "model")
     study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
-    planner = Planner(study, "lowrank", "loss", embedding=embedding)
+    planner = Planner(study, Choice("lowrank", embedding=embedding), "loss")
     plan = planner.make(Budget(0.6), "calibrated")
     word = {"lowrank": "lowrank", "tt": "tt_embedding"}[embedding]
     tables = plan.tables(study.checkpoint)
@@ -207,7 +210,7 @@ def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_p
 
 @pytest.mark.parametrize("structure", ["head", "columns"])
 def test_a_structure_around_the_network_is_counted_and_stored(study, structure, tmp_path):
-    plan = Planner(study, "mpo", "loss", structure=structure).make(Budget(0.6, scope="blocks"), "calibrated")
+    plan = Planner(study, Choice("mpo", structure=structure), "loss").make(Budget(0.6, scope="blocks"), "calibrated")
     networks = [entry for entry in plan.weights.values() if entry["network"] == "mpo"]
     assert networks and all(entry["structure"][structure] for entry in networks)
     assert plan.predicted.get("bytes_kept_blocks", plan.predicted["kept_blocks"]) <= 0.6
