@@ -97,7 +97,7 @@ class Decompositions:
             found = fit_group(mates, weights, [metric_of(member) for member in spec.members], progress or silent)
             for member, mate, cores in zip(spec.members, mates, found, strict=True):
                 self._kept(_key(member, mate), lambda cores=cores: _floats32(cores))
-        return self._kept(_key(name, spec), lambda: [])
+        return self._kept(_key(name, spec), list)
 
     def _quantized(self, name: str, spec, cores, progress) -> list:
         from karipap_core.networks.stored import quantize_cores

@@ -1,10 +1,7 @@
 """What a Planner asks of a study, from made-up measurements."""
 
 import numpy as np
-import pytest
-from safetensors.numpy import save_file
 
-from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.curves import build_curves, save_curves
 from karipap_core.plan.kind import Kind
@@ -13,16 +10,6 @@ from karipap_core.workspace.files import write_json
 from tests.helpers import made_up
 
 TEXT = {"text": "made up", "path": None, "sha256": "0" * 64, "tokens": 900, "window": 16, "damping": 0.01}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    rng = np.random.default_rng(5)
-    weights = {f"{row['name']}.weight": rng.standard_normal(row["shape"]) for row in made_up.profile(2).weights}
-    save_file({name: array.astype(np.float32) for name, array in weights.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    return open_checkpoint(folder)
 
 
 class Study:

@@ -179,4 +179,4 @@ def test_a_measurement_starts_as_a_job(roots, monkeypatch):
     ]
     app = opened(sens_network="tree", sens_size="chi")
     app.button(key="sens_start").click().run()
-    assert ["--chi", "32"] == started[1][0][4:6] and "weight" in started[1][0]
+    assert started[1][0][4:6] == ["--chi", "32"] and "weight" in started[1][0]

@@ -4,15 +4,28 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.curves import save_curves
 from karipap_core.plan.kind import Kind
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
+from tests.helpers import made_up
 from tests.helpers.made_up_study import Study
 from tests.helpers.paths import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    rng = np.random.default_rng(5)
+    weights = {f"{row['name']}.weight": rng.standard_normal(row["shape"]) for row in made_up.profile(2).weights}
+    save_file({name: array.astype(np.float32) for name, array in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    return open_checkpoint(folder)
 
 
 @pytest.fixture
@@ -275,7 +288,7 @@ def test_the_pages_offer_what_the_core_has():
     from karipap_core.plan import options as planning
     from karipap_core.quantization.formats import Format
 
-    assert tables.NETWORKS == (*NETWORKS, "auto")
+    assert (*NETWORKS, "auto") == tables.NETWORKS
     assert tables.EMBEDDINGS == planning.EMBEDDINGS
     assert tables.FORMATS[0] == "none" and tables.FORMATS[-1] == "auto"
     assert [Format.parse(form).name for form in tables.FORMATS[1:-1]]

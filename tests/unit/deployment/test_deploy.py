@@ -232,7 +232,7 @@ def test_dense_attention_never_fetches_a_selection(whole, kept, selected, read, 
     places = kv.placements(whole, kept, selected, read, free, 2e12, 32e9, CXL, signal)
     assert [place.name for place in places] == list(kv.NAMES)
     assert places[3].available == (signal and 0 < free < whole)
-    assert places[0].available == (0 < free and kept <= free)
+    assert places[0].available == (free > 0 and kept <= free)
     if places[1].available:
         assert places[1].hbm + places[1].pool == kept and places[2].seconds >= places[1].seconds
 

@@ -178,7 +178,7 @@ def test_random_start_keeps_the_variance(spec):
     x = torch.randn(400, 192, generator=torch.Generator().manual_seed(0))
     variance = [TensorNetworkLinear.from_spec(wide, seed=seed)(x).var().item() for seed in range(12)]
     assert 0.9 < sum(variance) / len(variance) < 1.1
-    assert 0.5 < min(variance) and max(variance) < 2
+    assert min(variance) > 0.5 and max(variance) < 2
     again = TensorNetworkLinear.from_spec(wide, seed=3)
     assert again(x).var().item() == pytest.approx(variance[3], rel=1e-6)
     spreads = [core.std().item() for core in again.cores]
