@@ -200,7 +200,7 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     options.out.joinpath("README.md").write_text(
         f"""---
-license: mit
+license: apache-2.0
 language: code
 library_name: transformers
 ---
@@ -213,6 +213,8 @@ library_name: transformers
 Made by `assets/demo_model/train.py` from the standard library of Python {platform.python_version()}, `train` side of
 `karipap_core/text.py` (split by module name); it has seen neither the `calibration` nor the `heldout` modules.
 The tokenizer was trained on the `train` side too.
+The weights are under this repository's Apache License 2.0. The text is not in this folder: it is Python's, under the
+PSF licence, and is read from the Python that runs.
 
 | held-out modules | {len(heldout.documents)} files, {len(held_bytes):,} bytes, {len(held):,} tokens |
 |---|---|
