@@ -11,7 +11,7 @@ from karipap_core.figures import profile as figures
 from karipap_core.figures import tree as figures_tree
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
-from karipap_core.profiles.document import Profile, table
+from karipap_core.profiles.document import Profile
 from pages.parts import common, model, profiles, tables
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
@@ -341,7 +341,7 @@ COLUMNS = {
 
 def whole_table(profile: Profile, metric: str) -> None:
     """Every weight in a row; the same numbers as the map, for reading, sorting and saving."""
-    rows = pd.DataFrame(table(profile, metric))
+    rows = pd.DataFrame(profile.rows(metric))
     head, button = st.columns([5, 1], vertical_alignment="bottom")
     head.subheader("All weights", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):

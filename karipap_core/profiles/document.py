@@ -3,18 +3,31 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.spectra.spectrum import METRICS
+from karipap_core.terminal import value
 from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")
+SHOWN = {  # columns of a profile in a notebook, and their heads
+    "name": "weight",
+    "out": "out",
+    "in": "in",
+    "entropy": "S",
+    "null_entropy": "S null",
+    "excess": "excess",
+    "normalized_entropy": "S / ln r",
+    "effective_rank": "exp S",
+}
+ROWS_SHOWN = 12
 
 
 def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None = None, text=None, calibration=None):
@@ -24,14 +37,16 @@ def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None =
     InputError for a metric or network that does not exist, and for activations without a text.
     """
     wanted = list(metrics)
-    unknown = [metric for metric in wanted if metric not in METRICS]
-    if unknown or not wanted:
-        raise InputError(f"metrics: {unknown[0] if unknown else 'none given'}; choose from {', '.join(METRICS)}.")
+    if not wanted:
+        raise InputError(f"metrics: none given; choose from {', '.join(METRICS)}.")
+    for metric in wanted:
+        if metric not in METRICS:
+            raise unknown("Metric", metric, METRICS)
     if network is not None and network not in NETWORKS_WITH_BONDS:
         from karipap_core.networks import NETWORKS  # torch, seconds: not for reopening a finished profile
 
         if network not in NETWORKS:
-            raise InputError(f"network: {network!r} does not exist; choose from {', '.join(NETWORKS)}.")
+            raise unknown("Network", network, NETWORKS)
         network = None  # its spectra are the matrix cut's: the same profile
     chosen = [metric for metric in METRICS if metric in wanted]
     settings = {"metrics": chosen, "network": network, "text": None, "sha256": None}
@@ -121,6 +136,47 @@ class Profile:
             raise InputError(f"{name} has no spectrum '{what}' in this profile. {notes}".strip())
         return self._spectra[key]
 
+    def rows(self, metric: str = "weight") -> list[dict]:
+        """One flat row a weight, for a data frame or a CSV file: what it is, then the numbers of its spectrum.
+
+        metric : whose numbers, one of `settings["metrics"]`. Columns: name, layer, role, expert, out, in, parameters,
+        dtype, compressible, those of `spectra.describe` (entropies in nats; None for a weight without that spectrum)
+        and notes. InputError for a metric that this profile does not hold.
+        """
+        columns = next((list(row["spectra"][metric]) for row in self.weights if metric in row["spectra"]), None)
+        if columns is None:
+            held = ", ".join(self.settings["metrics"])
+            raise InputError(f"metric {metric!r} is not in this profile; it has {held}.")
+        columns = [column for column in columns if column != "damping"]
+        rows = []
+        for weight in self.weights:
+            what = {key: weight[key] for key in ("name", "layer", "role", "expert")}
+            what |= {"out": weight["shape"][0], "in": weight["shape"][1]}
+            what |= {key: weight[key] for key in ("parameters", "dtype", "compressible")}
+            numbers = weight["spectra"].get(metric, {})
+            rows.append(what | {key: numbers.get(key) for key in columns} | {"notes": " ".join(weight["notes"])})
+        return rows
+
+    def __repr__(self) -> str:
+        return (
+            f"<Profile of {self.document['model']}: {len(self.weights)} weights under "
+            f"{', '.join(self.settings['metrics'])}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The first rows as a small table, under the first metric of the profile; for notebooks."""
+        metric = self.settings["metrics"][0]
+        rows = self.rows(metric)
+        head = "".join(f"<th>{words}</th>" for words in SHOWN.values())
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(value(row[key]))}</td>" for key in SHOWN) + "</tr>"
+            for row in rows[:ROWS_SHOWN]
+        )
+        said = escape(f"{self!r}"[1:-1]) + f"; metric {metric}, entropies in nats."
+        rest = len(rows) - ROWS_SHOWN
+        more = f" The first {ROWS_SHOWN}; .rows() has {rest} more." if rest > 0 else ""
+        return f"<table><caption>{said}{more}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
     def to_json(self) -> dict:
         """The one JSON document of the `profile` verb."""
         return self.document
@@ -154,22 +210,6 @@ class Profile:
         if missing:
             raise InputError(f"{file} lacks the field '{missing[0]}'; profile the model again.")
         return cls(document, folder=file.parent)
-
-
-def table(profile: Profile, metric: str = "weight") -> list[dict]:
-    """One flat row a weight, for a screen or a CSV: what it is, its numbers under `metric` (None where missing)."""
-    columns = next((list(row["spectra"][metric]) for row in profile.weights if metric in row["spectra"]), None)
-    if columns is None:
-        raise InputError(f"metric {metric!r} is not in this profile; it has {', '.join(profile.settings['metrics'])}.")
-    columns = [column for column in columns if column != "damping"]
-    rows = []
-    for weight in profile.weights:
-        what = {key: weight[key] for key in ("name", "layer", "role", "expert")}
-        what |= {"out": weight["shape"][0], "in": weight["shape"][1]}
-        what |= {key: weight[key] for key in ("parameters", "dtype", "compressible")}
-        numbers = weight["spectra"].get(metric, {})
-        rows.append(what | {key: numbers.get(key) for key in columns} | {"notes": " ".join(weight["notes"])})
-    return rows
 
 
 def write_spectra(file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

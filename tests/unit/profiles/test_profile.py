@@ -16,7 +16,7 @@ from karipap_core.errors import Cancelled, InputError
 from karipap_core.networks import NETWORKS
 from karipap_core.profiles import build as profile_module
 from karipap_core.profiles.build import build_profile, unfold
-from karipap_core.profiles.document import Profile, profile_key, profile_settings, table
+from karipap_core.profiles.document import ROWS_SHOWN, Profile, profile_key, profile_settings
 from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.null import null_entropy
 from karipap_core.spectra.spectrum import entropy
@@ -352,7 +352,7 @@ def test_progress_announces_long_weights(checkpoint, monkeypatch):
 
 def test_table_is_flat_and_complete(checkpoint):
     profile = build_profile(checkpoint, ("weight", "loss"), moments=SomeMoments(), device="cpu")
-    rows = table(profile, "loss")
+    rows = profile.rows("loss")
     assert len({tuple(row) for row in rows}) == 1  # the same columns everywhere
     assert rows[0]["entropy"] is None and "activations" in rows[0]["notes"]
     row = next(row for row in rows if row["name"] == "model.layers.0.mlp.up_proj")
@@ -360,14 +360,25 @@ def test_table_is_flat_and_complete(checkpoint):
     assert row["entropy"] == profile.weight(row["name"])["spectra"]["loss"]["entropy"]
     assert all(not isinstance(value, list | dict) for row in rows for value in row.values())
     with pytest.raises(InputError, match="'functional'"):
-        table(profile, "functional")
+        profile.rows("functional")
+
+
+def test_a_notebook_shows_a_small_table(checkpoint):
+    profile = build_profile(checkpoint, device="cpu")
+    shown = profile._repr_html_()
+    assert shown.count("<tr>") == 1 + min(len(profile.weights), ROWS_SHOWN)
+    row = profile.rows()[0]
+    assert f"<td>{row['name']}</td>" in shown and f"<td>{row['entropy']:.4g}</td>" in shown
+    assert repr(profile) == f"<Profile of {profile.document['model']}: {len(profile.weights)} weights under weight>"
+    profile.weights[0]["name"] = "<script>"  # names come from checkpoints of unknown origin
+    assert "<script>" not in profile._repr_html_()
 
 
 def test_reading_a_profile_needs_no_torch(checkpoint, tmp_path):
     folder = build_profile(checkpoint, device="cpu").save(tmp_path / "p")
     code = (
-        "import sys; from karipap_core.profile import Profile, table; from karipap_core.spectrum import null_tail;"
-        f"p = Profile.load({str(folder)!r}); p.sigma('model.embed_tokens'); table(p); assert 'torch' not in sys.modules"
+        "import sys; from karipap_core.profiles.document import Profile; import karipap_core.spectra.null;"
+        f"p = Profile.load({str(folder)!r}); p.sigma('model.embed_tokens'); p.rows(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
