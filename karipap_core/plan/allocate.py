@@ -2,7 +2,7 @@
 
 Every weight comes with a table of options (a χ, what it costs, what it damages; dense is one of them). All rules end
 in the same relaxed problem: choose for each weight argmin(damage + λ·cost) and bisect λ until the budget is met
-(METHODS.md, "Allocation"). They differ in what they call damage.
+(docs/methods.md, "Allocation"). They differ in what they call damage.
 """
 
 from dataclasses import dataclass

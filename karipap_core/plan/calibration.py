@@ -3,7 +3,7 @@
 Each weight alone is cut to a few levels of its break-even χ and the divergence from the dense model is measured by
 forward passes. That gives a curve metric error → damage for each weight, which holds for any network under the same
 metric. The sum of single damages ranks plans well but its size is off, since damages add coherently: so the rise in
-loss of a few whole plans is measured too, and rise = a·sum^b runs through them, piece by piece (METHODS.md,
+loss of a few whole plans is measured too, and rise = a·sum^b runs through them, piece by piece (docs/methods.md,
 "Allocation" and "Prediction"). Plans that are evaluated later are checks: what they cost on a held-out text, beside
 what the curve says, gives a factor for that text and each network. Nothing here imports torch: the dashboard reads it.
 """

@@ -1,4 +1,4 @@
-"""A budget and a rule → a plan for a whole model (METHODS.md, "Allocation").
+"""A budget and a rule → a plan for a whole model (docs/methods.md, "Allocation").
 
 `uniform`, `entropy`, `functional` and `loss` need spectra alone, `calibrated` the measured sensitivity of each weight,
 `refined` measures again at the plan itself what weights do to one another, and `best` tries them all on text that was

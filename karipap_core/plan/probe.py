@@ -1,7 +1,7 @@
 """A dense model held in memory, to measure by forward passes alone what replacing weights does to it.
 
 The output of every block is recorded once; when only weights from layer ℓ on have changed since, the blocks before ℓ
-answer from the record, which halves the work of a sensitivity measurement (METHODS.md, "Allocation").
+answer from the record, which halves the work of a sensitivity measurement (docs/methods.md, "Allocation").
 """
 
 import contextlib
