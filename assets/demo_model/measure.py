@@ -21,6 +21,7 @@ from karipap_core.studies.sensitivity.measure import sensitivity  # noqa: E402
 from karipap_core.workspace.files import write_json  # noqa: E402
 
 MEASURED = ("profiles", "curves", "calibration", "sensitivity")
+REACHABLE = ("reachable.json", "tables.json")  # which weights a plan can change: without them transformers is asked
 METRICS = ("weight", "functional", "loss")
 
 
@@ -37,6 +38,9 @@ def main() -> None:
     study.curves("lowrank", "functional")
     for by in ("weight", "layer"):
         sensitivity(study, by=by, progress=study.progress)
+    for name, weights in zip(REACHABLE, (study.weights, study.tables), strict=True):
+        assert weights, name
+        shutil.copyfile(study.folder / name, HERE / "karipap" / name)
     for kind in MEASURED:
         shutil.copytree(study.folder / kind, HERE / "karipap" / kind)
     write_json(HERE / "karipap" / "measured.json", {"fingerprint": study.checkpoint.fingerprint})

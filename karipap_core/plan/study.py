@@ -112,10 +112,10 @@ class Study:
     @cached_property
     def weights(self) -> list:
         """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
-        from karipap_core.models.sites import reachable
-
         file = self.folder / "reachable.json"
         if not file.exists():
+            from karipap_core.models.sites import reachable  # transformers, seconds
+
             write_json(file, {"weights": sorted(reachable(self.checkpoint))})
         names = set(read_json(file)["weights"])
         return [weight for weight in self.checkpoint.weights if weight.name in names]
@@ -123,10 +123,10 @@ class Study:
     @cached_property
     def tables(self) -> list:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
-        from karipap_core.models.sites import reachable
-
         file = self.folder / "tables.json"
         if not file.exists():
+            from karipap_core.models.sites import reachable
+
             found = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
             write_json(file, {"weights": sorted(found)})
         names = set(read_json(file)["weights"])
