@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test lint format bench environment test-environment system-packages javascript-test clean
+.PHONY: help app test test-lowest lint format bench environment test-environment system-packages javascript-test clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -16,6 +16,10 @@ app: environment  ## open the dashboard on this machine (PORT=8501)
 
 test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(ARGS)
+
+test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
+	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt
+	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest $(LOWEST_TESTS) $(ARGS)
 
 lint: test-environment  ## ruff, style and format
 	$(BIN)/ruff check .

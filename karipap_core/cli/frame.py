@@ -46,8 +46,8 @@ COMMON = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from karipap_core import __version__  # noqa: F401  (fills VERBS)
     from karipap_core.cli import verbs  # noqa: F401  (fills VERBS)
+    from karipap_core.version import __version__
 
     parser = argparse.ArgumentParser(
         prog=PROGRAM,

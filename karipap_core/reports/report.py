@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from karipap_core import __version__
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan
@@ -18,6 +17,7 @@ from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known, pareto
+from karipap_core.version import __version__
 from karipap_core.workspace import Workspace
 from karipap_core.workspace import documents as show
 from karipap_core.workspace.files import read_json, whole_file, write_json
