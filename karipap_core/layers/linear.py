@@ -13,7 +13,8 @@ from torch import nn
 
 from karipap_core.errors import InputError
 from karipap_core.layers.cores import Cores, CoresModule, as_stored
-from karipap_core.networks import NETWORKS, Metric, Spec
+from karipap_core.networks import Metric, Spec
+from karipap_core.networks.registry import network_named
 
 
 def effective_weight(linear: nn.Module) -> torch.Tensor:
@@ -118,8 +119,7 @@ def check_layer(
     `options` go to the network's `for_shape` (`sites`, `out`, `in_` of an mpo). Raises InputError for an unknown
     network or metric, or activations of another width.
     """
-    if network not in NETWORKS:
-        raise InputError(f"Network {network!r} is not one of {', '.join(NETWORKS)}.")
+    kind = network_named(network)
     if metric not in ("weight", "functional"):
         raise InputError(f"Metric {metric!r} is not one of weight, functional: activations alone give no more.")
     W = effective_weight(linear).detach().double()
@@ -130,7 +130,7 @@ def check_layer(
     outputs = (x @ W.T).square().sum()
     rows = []
     for chi in chis:
-        spec = NETWORKS[network].for_shape(*W.shape, chi, **options)
+        spec = kind.for_shape(*W.shape, chi, **options)
         stored = as_stored(spec, spec.decompose(W, measured_in))
         difference = W - spec.dense([core.double() if core.is_floating_point() else core for core in stored])
         rows.append(

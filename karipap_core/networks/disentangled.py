@@ -39,6 +39,7 @@ from karipap_core.networks.gates import (
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, squared_singular_values, to_sites
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
@@ -54,6 +55,7 @@ RESTARTS = (3, 10, 2**18)  # at least, at most, and the entries of a weight time
 SLOWNESS = 0.8  # rotations and cores together converge more slowly than an MPO's cores alone
 
 
+@register
 @dataclass(frozen=True)
 class Disentangled(Spec):
     """JSON: the fields of an `mpo` and "layers": L, the layers of each circuit."""

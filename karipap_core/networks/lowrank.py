@@ -14,10 +14,12 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, tails
 from karipap_core.networks.curve import Curve
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
 
+@register(embedding=True)
 @dataclass(frozen=True)
 class LowRank(Spec):
     """JSON: {"network": "lowrank", "out": [n_out], "in": [n_in], "chi": [χ]}."""

@@ -20,6 +20,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, outside_in, tails
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.refine import ROUNDS, refine
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
@@ -33,6 +34,7 @@ SPLIT = (2, 3)
 LEVELS = 6  # χ at which a curve is measured
 
 
+@register
 @dataclass(frozen=True)
 class Mpo(Spec):
     """JSON: {"network": "mpo", "out": [o_1, …], "in": [i_1, …], "chi": [χ_1, …]}, one χ fewer than digits."""

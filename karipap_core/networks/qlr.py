@@ -21,6 +21,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, tails
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format
 from karipap_core.spectra.metric import Metric
@@ -31,6 +32,7 @@ STORED_TURNS = 2
 STORED_LADDER = (64, 16, 4)  # ranks at which a curve of stored cores is measured
 
 
+@register
 @dataclass(frozen=True)
 class Qlr(Spec):
     """JSON: {"network": "qlr", "out": [n_out], "in": [n_in], "chi": [χ], "quantize": null, "bits": "int3"}.

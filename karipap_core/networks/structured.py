@@ -21,6 +21,7 @@ from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.refine import refine
+from karipap_core.networks.registry import network_named
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
@@ -92,7 +93,7 @@ class Structured(Spec):
         structure = structure or Structure()
         if structure.heads > 1 and not (out or in_):
             out, in_ = head_factors(n_out, n_in, structure.heads, heads_on)
-        base = _kind(inner).for_shape(n_out, n_in, chi, out, in_, quantize=quantize, **dict(options))
+        base = network_named(inner).for_shape(n_out, n_in, chi, out, in_, quantize=quantize, **dict(options))
         return cls.around(base, structure)
 
     @classmethod
@@ -105,7 +106,7 @@ class Structured(Spec):
     @cached_property
     def base(self) -> Spec:
         """The network inside."""
-        return _kind(self.inner)(self.out, self.in_, self.chi, self.quantize, **dict(self.options))
+        return network_named(self.inner)(self.out, self.in_, self.chi, self.quantize, **dict(self.options))
 
     def to_json(self) -> dict[str, Any]:
         return self.base.to_json() | {"structure": {k: v for k, v in asdict(self.structure).items() if v}}
@@ -113,7 +114,9 @@ class Structured(Spec):
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> "Structured":
         structure = Structure.from_json(entry["structure"])
-        return cls.around(_kind(entry.get("network")).from_json(entry), structure)
+        return cls.around(
+            network_named(entry.get("network"), "Field 'network', with 'structure':").from_json(entry), structure
+        )
 
     def describe(self) -> str:
         parts = [
@@ -328,11 +331,3 @@ def permuted(W: torch.Tensor, metric: Metric, rows, columns) -> tuple[torch.Tens
     if rows is None and columns is None:
         return W, metric
     return W, Metric(metric.name, C, G, metric.damping)
-
-
-def _kind(name: Any) -> type[Spec]:
-    from karipap_core.networks import NETWORKS
-
-    if name not in NETWORKS:
-        raise InputError(f"Field 'network' is {name!r}: with 'structure' it must be one of {', '.join(NETWORKS)}.")
-    return NETWORKS[name]

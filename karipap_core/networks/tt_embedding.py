@@ -22,6 +22,7 @@ from karipap_core.networks.base import Spec, factorize, outside_in
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, estimated_error
 from karipap_core.networks.refine import refine
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric, damped_factor
 
@@ -100,6 +101,7 @@ def _diagonal(values: torch.Tensor) -> torch.Tensor:
     )
 
 
+@register(linear=False, embedding=True)
 @dataclass(frozen=True)
 class TtEmbedding(Spec):
     """JSON: {"network": "tt_embedding", "out": …, "in": [d_1, …], "chi": [r_1, …], "form": …, "vocabulary": V}.

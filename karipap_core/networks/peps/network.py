@@ -26,6 +26,7 @@ from karipap_core.networks.contraction import Legs, contract, follow, order
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.peps.fit import fit
 from karipap_core.networks.peps.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
+from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
@@ -38,6 +39,7 @@ SMALL = 4
 LEVELS = 6  # χ at which a curve is measured
 
 
+@register
 @dataclass(frozen=True)
 class Peps(Spec):
     """JSON: {"network": "peps", "out": [o_1, …], "in": [i_1, …], "chi": [D_1, …], "grid": [R, C], "periodic": false,

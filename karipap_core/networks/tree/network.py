@@ -32,6 +32,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.registry import register
 from karipap_core.networks.tree.fit import Branches, edge_squares, settle, split, start, sweep
 from karipap_core.networks.tree.solve import View
 from karipap_core.progress import Progress, silent
@@ -53,6 +54,7 @@ ALONE = ("o", "down", "fc2")
 ALONE_LEVELS = 48  # of the curve of a group of one, which costs one spectrum
 
 
+@register
 @dataclass(frozen=True)
 class Tree(Spec):
     """JSON: {"network": "tree", "out": [n_out], "in": [n_in], "chi": […], "share": …, "members": […], "at": k}.

@@ -1,0 +1,69 @@
+"""The registry of networks: names, duplicates, the sentence for an unknown name, and that it imports no network."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from karipap_core.errors import InputError
+from karipap_core.layers.linear import check_layer
+from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS, registry, spec_from_json
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.mpo import Mpo
+from karipap_core.networks.registry import register
+
+
+@pytest.fixture
+def empty(monkeypatch):
+    monkeypatch.setattr(registry, "NETWORKS", {})
+    monkeypatch.setattr(registry, "EMBEDDING_NETWORKS", {})
+
+
+def test_the_registry_lists_the_networks_in_their_order():
+    assert list(NETWORKS) == ["lowrank", "mpo", "qlr", "peps", "disentangled", "tree"]
+    assert list(EMBEDDING_NETWORKS) == ["lowrank", "tt_embedding"]
+    assert all(kind.network == name for name, kind in (NETWORKS | EMBEDDING_NETWORKS).items())
+
+
+def test_register_is_a_decorator_with_options_or_a_call(empty):
+    assert register(Mpo) is Mpo and register(embedding=True)(LowRank) is LowRank
+    assert {"mpo": Mpo, "lowrank": LowRank} == registry.NETWORKS
+    assert {"lowrank": LowRank} == registry.EMBEDDING_NETWORKS
+
+
+def test_a_name_is_registered_once(empty):
+    register(linear=False, embedding=True)(LowRank)
+    with pytest.raises(ValueError, match="'lowrank' is registered already, by karipap_core.networks.lowrank"):
+        register(LowRank)
+
+
+def test_an_embedding_needs_rows(empty):
+    with pytest.raises(ValueError, match="Mpo has no 'rows'"):
+        register(Mpo, embedding=True)
+    assert registry.NETWORKS == registry.EMBEDDING_NETWORKS == {}
+
+
+def test_an_unknown_network_is_answered_with_the_nearest():
+    from torch import nn, rand
+
+    with pytest.raises(InputError, match=r"Field 'network': 'mpoo' is not one of lowrank, .*Did you mean 'mpo'\?"):
+        spec_from_json({"network": "mpoo", "out": [4], "in": [4], "chi": [1]})
+    with pytest.raises(InputError, match="with 'structure': 'tt_embedding' is not one of"):
+        spec_from_json({"network": "tt_embedding", "out": [4], "in": [2, 2], "chi": [1], "structure": {"head": 1}})
+    for nothing in ({"network": ["mpo"]}, {"network": None}, {}, "mpo"):
+        with pytest.raises(InputError, match="'network'"):
+            spec_from_json(nothing)
+    with pytest.raises(InputError, match=r"Network 'lowrnk' is not one of .*Did you mean 'lowrank'\?"):
+        check_layer(nn.Linear(4, 4), rand(3, 4), [1], network="lowrnk")
+
+
+def test_the_registry_imports_no_network_and_every_network_registers_itself():
+    """So no circle goes through it, and a new network is its file and its import in `networks/__init__.py`."""
+    imported = {
+        node.module
+        for node in ast.walk(ast.parse(Path(registry.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert {name for name in imported if name.startswith("karipap_core.networks")} == {"karipap_core.networks.base"}
+    for kind in {*NETWORKS.values(), *EMBEDDING_NETWORKS.values()}:
+        assert "@register" in Path(__import__(kind.__module__, fromlist=["_"]).__file__).read_text()
