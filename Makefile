@@ -1,6 +1,7 @@
 # `make app` opens the dashboard, `make test` runs every check; each makes its own environment on a bare machine.
 VENV ?= .venv
 PORT ?= 8501
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # One thread a process: two BLAS pools on two cores can be 30 times slower than one.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -14,8 +15,8 @@ help:  ## this list
 app: environment  ## open the dashboard on this machine (PORT=8501)
 	$(BIN)/streamlit run app.py --server.address=127.0.0.1 --server.port=$(PORT)
 
-test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest)
-	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(ARGS)
+test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest; WORKERS=2 processes)
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
 	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt

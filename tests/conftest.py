@@ -8,30 +8,45 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never download
 
-import json  # noqa: E402
-import shutil  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
 
-import pytest  # noqa: E402
+import hypothesis
+import pytest
 
-from tests.helpers.paths import REPOSITORY, SHARED  # noqa: E402
+from tests.helpers.paths import REPOSITORY, SHARED
+from tests.helpers.schedule import Pieces, place
 
 # A shell that starts us in the background has SIGINT ignored, and every child would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# How long examples take to make says how busy the machine is, nothing of the code.
+hypothesis.settings.register_profile("karipap", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("karipap")
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
+TIERS = ("unit", "pages", "browser", "whole")
+
+
 def pytest_collection_modifyitems(items):
-    """Browser tests come last: Playwright keeps an event loop in the main thread, which others must not meet."""
+    """The tier of a test is the folder that it lies in; files that take long come first (tests.helpers.schedule)."""
     for item in items:
-        if "browser" in item.path.relative_to(REPOSITORY).parts:
-            item.add_marker(pytest.mark.browser)
-    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+        tier = item.path.relative_to(REPOSITORY).parts[1]
+        if tier in TIERS:
+            item.add_marker(tier)
+    items.sort(key=lambda item: place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Pieces(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +67,10 @@ def chromium() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium):
+    """Chromium under Playwright. A file has its own: Playwright keeps an event loop in the main thread for as long as
+    it is there, which other tests must not meet."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
