@@ -19,6 +19,7 @@ from karipap_core.networks import EMBEDDING_NETWORKS, Metric, Spec
 from karipap_core.networks.tt_embedding import RowWeighted, frequency_metric
 from karipap_core.quantization.formats import Format
 from karipap_core.quantization.rounding import quantize_rtn
+from karipap_core.search import largest
 from karipap_core.text import Text, divide, read_text, standard_library
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,11 +54,7 @@ def largest_within(kind: type[Spec], shape, budget: int, options: dict) -> Spec 
     spec = kind.for_shape(*shape, 1, **options)
     if spec.bytes(2) > budget:
         return None
-    low, high = 1, spec.max_chi + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spec.with_chi(middle).bytes(2) <= budget else (low, middle)
-    return spec.with_chi(low)
+    return spec.with_chi(largest(lambda chi: spec.with_chi(chi).bytes(2) <= budget, 1, spec.max_chi + 1))
 
 
 def fitted(spec: Spec, W: torch.Tensor, metric: Metric) -> torch.Tensor:

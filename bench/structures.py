@@ -19,6 +19,7 @@ from karipap_core.networks import NETWORKS
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.structured import Structure, Structured, head_factors
 from karipap_core.plan.study import Study
+from karipap_core.search import largest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = (ROOT / "assets" / "demo_model",)
@@ -52,13 +53,10 @@ def ways(shape: tuple[int, int], role: str, heads: int, budget: float) -> dict:
     return found
 
 
-def largest(spec, budget: float):
+def within(spec, budget: float):
     """The spec at the largest χ within `budget` bytes, None where χ = 1 is over it."""
-    low, high = 0, spec.max_chi + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spec.with_chi(middle).bytes(BYTES) <= budget else (low, middle)
-    return spec.with_chi(low) if low else None
+    chi = largest(lambda chi: spec.with_chi(chi).bytes(BYTES) <= budget, 0, spec.max_chi + 1)
+    return spec.with_chi(chi) if chi else None
 
 
 def main() -> None:
@@ -80,7 +78,7 @@ def main() -> None:
                 budget = kept * BYTES * W.numel()
                 bar = curve.at(budget / BYTES / sum(W.shape))
                 for way, start in ways(W.shape, weight.role, heads, budget).items():
-                    if spec := largest(start, budget):
+                    if spec := within(start, budget):
                         error = metric.absolute(W - spec.dense(spec.fit(W, metric)))
                         logs.setdefault(way, {}).setdefault(kept, []).append(math.log(error / bar))
         print(f"{model.name}, {len(WEIGHTS)} weights, loss metric: error over lowrank's at equal bytes")

@@ -6,6 +6,7 @@ import html
 import streamlit as st
 
 from karipap_core.errors import InputError
+from karipap_core.search import largest
 from pages.parts import common, docs, model
 from pages.parts.network_docs import DOCS, Doc
 
@@ -176,13 +177,12 @@ def counted(name: str, out: int, in_: int, label: str, chi: int) -> dict:
 def limits(name: str, out: int, in_: int, label: str) -> tuple[int, int]:
     """(the χ from which on nothing is truncated, the largest χ that takes fewer bytes than dense; at least 1)."""
     most = max(1, *(spec.max_chi for spec in specs(name, out, in_, label, 1)))
-    low, high = 1, most + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = specs(name, out, in_, label, middle)
-        small = sum(spec.bytes(2) for spec in found) < 2 * len(found) * out * in_
-        low, high = (middle, high) if small else (low, middle)
-    return most, low
+
+    def small(chi: int) -> bool:
+        found = specs(name, out, in_, label, chi)
+        return sum(spec.bytes(2) for spec in found) < 2 * len(found) * out * in_
+
+    return most, largest(small, 1, most + 1)
 
 
 def slider(label: str, options: range, **more):

@@ -11,6 +11,7 @@ from karipap_core.deployment import evidence, kv
 from karipap_core.deployment.footprint import Footprint
 from karipap_core.deployment.hardware import Gpu, document
 from karipap_core.quantization.formats import Format
+from karipap_core.search import largest
 from karipap_core.terminal import size
 
 RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → which of the ways
@@ -227,16 +228,14 @@ class Case:
         """The largest batch that fits beside these weights (0: none)."""
         if not self.cache.layers:
             return self.load.batch
+
+        def fits(batch: int) -> bool:
+            return replace(self, load=replace(self.load, batch=batch)).fits(weights)
+
         low, high = 0, 1
-        while high <= 1 << 20 and replace(self, load=replace(self.load, batch=high)).fits(weights):
+        while high <= 1 << 20 and fits(high):
             low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if replace(self, load=replace(self.load, batch=middle)).fits(weights):
-                low = middle
-            else:
-                high = middle
-        return low
+        return largest(fits, low, high)
 
     def verdict(self, ways: list[dict], runs: list[dict], fixed: bool | None) -> tuple[str, str, list[str]]:
         """(answer, sentence, reasons) of node 4.

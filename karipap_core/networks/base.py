@@ -18,6 +18,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks.curve import Curve
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format
+from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
 SHORTEST_ROW = 32  # entries of a core that share a scale at least
@@ -212,14 +213,8 @@ class Spec:
     @property
     def break_even_chi(self) -> int:
         """The largest χ with fewer parameters than the dense weight; 0 where none has."""
-        low, high = 0, self.max_chi + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.with_chi(middle).parameters < self.n_out * self.n_in:
-                low = middle
-            else:
-                high = middle
-        return low
+        dense = self.n_out * self.n_in
+        return largest(lambda chi: self.with_chi(chi).parameters < dense, 0, self.max_chi + 1)
 
     def describe(self) -> str:
         """One line for people: the factorization and the bonds."""

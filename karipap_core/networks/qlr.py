@@ -24,6 +24,7 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format
+from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
 LADDER = (64, 32, 16, 8, 4)  # ranks at which Q is fitted, as parts of the full rank
@@ -82,14 +83,8 @@ class Qlr(Spec):
     def break_even_chi(self) -> int:
         """The largest χ with fewer bytes than the dense weight in 16 bits, L and R unquantized in 16 bits too; 0 where
         none has."""
-        low, high = 0, self.max_chi + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.with_chi(middle).bytes(2) < 2 * self.n_out * self.n_in:
-                low = middle
-            else:
-                high = middle
-        return low
+        dense = 2 * self.n_out * self.n_in
+        return largest(lambda chi: self.with_chi(chi).bytes(2) < dense, 0, self.max_chi + 1)
 
     def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
         """Q, L and R, those with a format as they are when dequantized: storing them again loses nothing.

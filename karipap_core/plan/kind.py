@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from karipap_core.search import largest
+
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 
 
@@ -37,11 +39,8 @@ class Kind:
         """The largest χ that is smaller than the dense weight; at least 1."""
         if "structure" not in dict(self.options):
             return max(1, self.spec(shape, 1).break_even_chi)
-        dense, low, high = shape[0] * shape[1], 1, self.spec(shape, 1).max_chi + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.spec(shape, middle).parameters < dense else (low, middle)
-        return low
+        dense, most = shape[0] * shape[1], self.spec(shape, 1).max_chi
+        return largest(lambda chi: self.spec(shape, chi).parameters < dense, 1, most + 1)
 
 
 def _structured(spec, structure: str):

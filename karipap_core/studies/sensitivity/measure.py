@@ -15,6 +15,7 @@ import numpy as np
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
 from karipap_core.studies.sensitivity.store import UNITS, file_of, opened, save
@@ -150,13 +151,9 @@ def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
 
     rivals = [one for one in kinds_of(kind.network, kind.quantize) if one.network == kind.network]
     for one in rivals:
-        if cost(one, 1) > room:
-            continue
-        low, high = 1, one.spec(shape, 1).max_chi + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if cost(one, middle) <= room else (low, middle)
-        return one.spec(shape, low)
+        if cost(one, 1) <= room:
+            most = one.spec(shape, 1).max_chi
+            return one.spec(shape, largest(lambda chi, one=one: cost(one, chi) <= room, 1, most + 1))
     return None
 
 

@@ -14,6 +14,7 @@ from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.rounding import quantize_rtn
+from karipap_core.search import largest
 
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
 SETTINGS = CalibrationSettings(tokens=6144, probe_windows=1, check_windows=8)
@@ -92,11 +93,7 @@ def kept_chi(shape: Sequence[int], kept: float) -> int:
 
 def fitting(spec: Spec, limit: float, size: Callable[[Spec], float]) -> Spec:
     """The spec at the largest χ whose size stays within the limit; χ = 1 where none does."""
-    low, high = 1, spec.max_chi + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(spec.with_chi(middle)) <= limit else (low, middle)
-    return spec.with_chi(low)
+    return spec.with_chi(largest(lambda chi: size(spec.with_chi(chi)) <= limit, 1, spec.max_chi + 1))
 
 
 def published_mpo(
