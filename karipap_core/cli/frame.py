@@ -1,4 +1,4 @@
-"""`python -m karipap_core <verb>`: the frame around the verbs of verbs.py.
+"""`python -m karipap_core <verb>`: the frame around the verbs.
 
 Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), or a verdict of not ok (`verify`,
 `checklist`: the document is printed all the same); 2 bad input; 130 cancelled.
@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-from karipap_core.cli import registry
+from karipap_core.cli import registry, verbs
 from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.progress import Progress, json_lines, silent
+from karipap_core.version import __version__
 
 PROGRAM = "python -m karipap_core"
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
@@ -46,9 +47,6 @@ COMMON = (
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from karipap_core.cli import verbs  # noqa: F401  (fills VERBS)
-    from karipap_core.version import __version__
-
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compress language models with tensor networks: profile → plan → compress → evaluate → sweep.",
@@ -57,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"karipap {__version__}")
     subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
-    for entry in registry.VERBS.values():
+    for entry in verbs.in_order(registry.VERBS):
         sub = subparsers.add_parser(
             entry.name,
             help=entry.help,

@@ -7,19 +7,6 @@ from dataclasses import dataclass
 from karipap_core.progress import Progress
 
 
-def typed(verb: str, args: argparse.Namespace, without: tuple[str, ...] = ()) -> list[str]:
-    """The command line of parsed arguments: the verb and every option of its own that is not at its default."""
-    words = [verb]
-    for option in VERBS[verb].options:
-        name = option.settings.get("dest") or option.flags[0].lstrip("-").replace("-", "_")
-        value = getattr(args, name)
-        if name in without or value is None or value == option.settings.get("default", False):
-            continue
-        words += [] if option.flags[0][0] != "-" else [option.flags[0]]
-        words += [] if value is True else [str(value)]
-    return words
-
-
 @dataclass(frozen=True)
 class Option:
     """One command-line option, as argparse's `add_argument` takes it."""
@@ -27,13 +14,21 @@ class Option:
     flags: tuple[str, ...]
     settings: dict
 
+    @property
+    def name(self) -> str:
+        """The name of its value among parsed arguments."""
+        return self.settings.get("dest") or self.flags[0].lstrip("-").replace("-", "_")
+
 
 def option(*flags: str, **settings) -> Option:
+    """An option or, without a dash before its name, an argument; `settings` are those of `add_argument`."""
     return Option(flags, settings)
 
 
 @dataclass(frozen=True)
 class Verb:
+    """One verb: `run` makes its JSON document, `render` shows that document to people."""
+
     name: str
     help: str
     example: str
@@ -46,10 +41,31 @@ VERBS: dict[str, Verb] = {}
 
 
 def verb(help: str, example: str, render: Callable[[dict], str], *options: Option):
-    """Makes a function `(args, progress) -> JSON document` a verb of its name; `render` is the document for people."""
+    """Makes a function `(args, progress) -> JSON document` a verb of its name.
+
+    help : what the verb does, in a line. example : what to type after its name.
+    render : the document as text for people. options : its own; those that all verbs share are the frame's.
+    """
 
     def register(function: Callable[[argparse.Namespace, Progress], dict]):
         VERBS[function.__name__] = Verb(function.__name__, help, example, render, options, function)
         return function
 
     return register
+
+
+def values_of(verb: str, args: argparse.Namespace, without: tuple[str, ...] = ()) -> dict:
+    """The values of the verb's own options by name, those named in `without` left out."""
+    return {option.name: getattr(args, option.name) for option in VERBS[verb].options if option.name not in without}
+
+
+def typed(verb: str, args: argparse.Namespace, without: tuple[str, ...] = ()) -> list[str]:
+    """The command line of parsed arguments: the verb and every option of its own that is not at its default."""
+    words = [verb]
+    for option in VERBS[verb].options:
+        value = getattr(args, option.name)
+        if option.name in without or value is None or value == option.settings.get("default", False):
+            continue
+        words += [] if option.flags[0][0] != "-" else [option.flags[0]]
+        words += [] if value is True else [str(value)]
+    return words

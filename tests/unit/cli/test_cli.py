@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from karipap_core import jobs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core import jobs
 from karipap_core.cli import frame as cli
-from karipap_core.cli import registry, verbs  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.cli import registry
 from karipap_core.errors import Cancelled, InputError
-from karipap_core.workspace import documents as show  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.workspace import documents
 
 REPOSITORY = Path(cli.__file__).parents[2]
 VERBS = ("profile", "plan", "compress", "evaluate", "run", "sweep", "densify", "ising", "show", "deploy")
@@ -22,7 +22,7 @@ VERBS = ("profile", "plan", "compress", "evaluate", "run", "sweep", "densify", "
 # A program with one more verb, `noisy`, that writes everywhere and then waits if asked to.
 NOISY = """
 import ctypes, os, sys, time
-from karipap_core.cli import frame, verbs
+from karipap_core.cli import frame
 from karipap_core.cli.registry import option, verb
 @verb("writes everywhere", "", lambda document: "table", option("--wait", action="store_true"))
 def noisy(args, progress):
@@ -273,6 +273,6 @@ def test_the_story_from_profile_to_dense_folder(tmp_path, capsys, monkeypatch):
     profiled = job.result()
     assert profiled["fingerprint"] == plan["model"]["fingerprint"]
     assert set(profiled["weights"][1]["spectra"]) == {"weight", "functional", "loss"}
-    assert show.find("profile") == profiled
+    assert documents.find("profile") == profiled
     assert cli.main(["show", "compressed"]) == 0
     assert f"{written['kept']:.1%} kept" in capsys.readouterr().out

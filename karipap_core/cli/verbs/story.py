@@ -1,0 +1,181 @@
+"""The story step by step (profile, plan, compress, evaluate), and what can be done with a compressed folder."""
+
+import argparse
+from pathlib import Path
+
+from karipap_core.cli.options import (
+    AGAINST,
+    CALIBRATION,
+    COMPRESSED,
+    CONVENTIONS,
+    DEVICE,
+    EMBEDDING,
+    FORCE,
+    HELD_OUT,
+    MODEL,
+    NETWORK,
+    PLAN,
+    QUANTIZE,
+    SCOPE,
+    SCORING,
+    STRUCTURE,
+    TASKS,
+    fraction,
+    names,
+    scoring_of,
+    suite_of,
+)
+from karipap_core.cli.registry import option, verb
+from karipap_core.cli.tables import table
+from karipap_core.progress import Progress
+
+
+@verb(
+    "entropy and spectrum of every weight",
+    "assets/demo_model --metrics weight,loss --out profile/",
+    table("profile"),
+    MODEL,
+    CALIBRATION,
+    option(
+        "--metrics",
+        type=names,
+        default=["weight", "functional", "loss"],
+        metavar="A,B",
+        help="weight (needs no text), functional, loss (default: all three)",
+    ),
+    option("--network", help="mpo, tree or peps: also the spectrum of every bond of that network"),
+    DEVICE,
+    option("--out", type=Path, metavar="DIR", help="keep a copy of the profile in this folder"),
+)
+def profile(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core import story
+
+    found = story.profile(args.model, args.text, args.metrics, args.network, args.device, args.out, progress)
+    return found.to_json()
+
+
+@verb(
+    "choose every bond dimension for a budget",
+    "assets/demo_model --budget 0.7 --network mpo --out plan.json",
+    table("plan"),
+    MODEL,
+    option("--budget", type=fraction, metavar="KEPT", help="fraction of the parameters to keep, such as 0.7"),
+    option("--budget-bytes", type=fraction, metavar="KEPT", help="fraction of the whole model's bytes to keep instead"),
+    SCOPE,
+    NETWORK,
+    option(
+        "--rule",
+        default="best",
+        help="uniform, entropy, functional, loss, calibrated, refined, or best of them (default: best)",
+    ),
+    option("--metric", default="loss", help="weight, functional or loss (default: loss)"),
+    QUANTIZE,
+    EMBEDDING,
+    STRUCTURE,
+    CALIBRATION,
+    DEVICE,
+    option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
+)
+def plan(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core import story
+
+    found = story.make_plan(
+        args.model,
+        args.budget,
+        args.budget_bytes,
+        scope=args.scope,
+        network=args.network,
+        rule=args.rule,
+        metric=args.metric,
+        text=args.text,
+        quantize=args.quantize,
+        embedding=args.embedding,
+        structure=args.structure,
+        device=args.device,
+        progress=progress,
+    )
+    if args.out:
+        found.save(args.out)
+    return found.to_json()
+
+
+@verb(
+    "write the compressed model as a Hugging Face folder",
+    "assets/demo_model --plan plan.json --out compressed/",
+    table("compressed"),
+    MODEL,
+    PLAN,
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
+    FORCE,
+    DEVICE,
+)
+def compress(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core import story
+
+    return story.compress(args.model, args.plan, args.out, force=args.force, device=args.device, progress=progress)
+
+
+@verb(
+    "measure a model folder, beside the dense model it came from",
+    "compressed/ --against assets/demo_model",
+    table("evaluation"),
+    option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
+    option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
+    HELD_OUT,
+    *SCORING,
+    CONVENTIONS,
+    *TASKS,
+    DEVICE,
+)
+def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.compressed.records import keep_evaluation
+    from karipap_core.evaluation.folder import evaluate_folder
+    from karipap_core.evaluation.tasks.suite import add_tasks
+    from karipap_core.text import read_text
+
+    suite = suite_of(args, progress)
+    found = evaluate_folder(
+        args.folder,
+        against=args.against,
+        text=read_text(args.text) if args.text else None,
+        device=args.device,
+        progress=progress,
+        conventions=args.conventions,
+        **scoring_of(args),
+    )
+    if suite is not None:
+        found = add_tasks(found, suite, args.folder, args.device, progress)
+    keep_evaluation(args.folder, found)
+    return found
+
+
+@verb(
+    "an ordinary dense folder from a compressed one, for engines that know nothing of Karipap",
+    "compressed/ --out dense/",
+    table("compressed", "densified"),
+    COMPRESSED,
+    option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
+)
+def densify(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.compressed.densify import densify as write
+
+    note = (
+        "An ordinary dense folder gives back quality but not memory: it is as large, and needs as much memory and "
+        "time, as the original. What stays small is the compressed folder."
+    )
+    return write(args.folder, args.out, progress=progress) | {"note": note}
+
+
+@verb(
+    "whether a compressed folder is what its plan says and loads as that (exit status 1: no), and ten lines to load it",
+    "compressed/ --against assets/demo_model",
+    table("verify"),
+    COMPRESSED,
+    AGAINST,
+    DEVICE,
+)
+def verify(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.compressed.verify import verify as check
+    from karipap_core.spectra.spectrum import pick_device
+
+    return check(args.folder, args.against, device=pick_device(args.device), progress=progress)
