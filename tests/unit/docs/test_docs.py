@@ -1,5 +1,7 @@
 """The documents say where things are: what they name exists, and what the code cites of them exists too."""
 
+import ast
+import importlib
 import re
 
 import pytest
@@ -90,3 +92,13 @@ def test_links_between_documents_lead_somewhere(document):
                 for heading in re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
             }
             assert anchor in known, f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_what_a_document_imports_is_there(document):
+    for block in re.findall(r"^```python\n(.*?)^```$", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("karipap_core"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{document.name}: {node.module} has no {alias.name}"
