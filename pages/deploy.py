@@ -11,7 +11,9 @@ import streamlit as st
 from karipap_core.deployment import kv
 from karipap_core.deployment.decide import deploy
 from karipap_core.deployment.footprint import Footprint, of_checkpoint
-from karipap_core.deployment.ways import ordered, recommended, said_of
+from karipap_core.deployment.hardware import said_of
+from karipap_core.deployment.request import Constraints, Load, Machine
+from karipap_core.deployment.verdict import ordered, recommended
 from karipap_core.figures import deploy as figures_deploy
 from karipap_core.terminal import size
 from pages.parts import common, deploy_controls, model
@@ -36,11 +38,11 @@ def page() -> None:
         "reasons. The simplest way that holds comes first.",
     )
     load, name, plan = deploy_controls.load(view)
-    values = load | deploy_controls.machine()
+    machine, fixed = deploy_controls.machine()
     instead, smaller = deploy_controls.other_models()
     with st.spinner("Counting …", show_time=False):
         foot = instead or footprint_of(view.checkpoint.fingerprint, view.checkpoint)
-        document = deploy(foot, plan, smaller=smaller, **values)
+        document = deploy(foot, load, machine, plan, Constraints(fixed, smaller))
     st.html(f'<p class="k-verdict"><b>{html.escape(foot.name)}</b>. {html.escape(document["verdict"])}</p>')
     figures(document)
     st.html(ways(document))
@@ -52,7 +54,8 @@ def page() -> None:
     questions(document)
     places(document)
     layers(document)
-    command(view, values, name, instead is not None, smaller is not None)
+    words = model_words(view, instead is not None)
+    st.code(command(words, load, machine, name, fixed, smaller is not None), language="bash", wrap_lines=True)
 
 
 def note(text: str) -> None:
@@ -212,26 +215,31 @@ def layers(document: dict) -> None:
             common.csv_button(rows, "karipap-deploy-layers", "deploy_csv")
 
 
-def command(view, values: dict, plan: str | None, instead: bool, smaller: bool) -> None:
-    """The same from a terminal."""
-    words = ["python -m karipap_core deploy", "config.json" if instead else view.alias]
-    if view.alias == model.DEMO and not instead:
-        words[1] = "assets/demo_model"
-    words.append(f"--plan workspace/plans/{plan}.json" if plan else "")
-    words.append(f"--tokens {values['tokens']} --batch {values['batch']}")
-    words.append("" if values["gpu"] == "auto" else f'--gpu "{values["gpu"]}"')
-    words.append("" if values["kv_dtype"] == "fp16" else f"--kv-dtype {values['kv_dtype']}")
-    words.append("" if math.isclose(values["kv_keep"], 1) else f"--kv-keep {values['kv_keep']:g}")
-    flags = {
-        "sparse_attention": "--sparse-attention",
-        "fp8_benchmarked": "--fp8-benchmarked",
-        "fp4_validated": "--fp4-validated",
-    }
-    words += [flag for key, flag in flags.items() if values[key]]
-    words += [f"--{key} {values[key]:g}" for key in ("price", "throughput") if values[key]]
-    words.append({None: "", True: "--fixed-checkpoint", False: "--no-fixed-checkpoint"}[values["fixed"]])
-    words.append("--smaller smaller/config.json" if smaller else "")
-    st.code(" ".join(filter(None, words)), language="bash", wrap_lines=True)
+def model_words(view, instead: bool) -> str:
+    """How a terminal names the model in view, or the config.json that stands in its place."""
+    if instead:
+        return "config.json"
+    return "assets/demo_model" if view.alias == model.DEMO else view.alias
+
+
+def command(words: str, load: Load, machine: Machine, plan: str | None, fixed: bool | None, smaller: bool) -> str:
+    """The command that says the same in a terminal."""
+    parts = [
+        f"python -m karipap_core deploy {words}",
+        f"--plan workspace/plans/{plan}.json" if plan else "",
+        f"--tokens {load.tokens} --batch {load.batch}",
+        "" if machine.gpu == "auto" else f'--gpu "{machine.gpu}"',
+        "" if load.kv_dtype == "fp16" else f"--kv-dtype {load.kv_dtype}",
+        "" if math.isclose(load.keep, 1) else f"--kv-keep {load.keep:g}",
+        "--sparse-attention" if load.sparse else "",
+        "--fp8-benchmarked" if machine.fp8_benchmarked else "",
+        "--fp4-validated" if machine.fp4_validated else "",
+        f"--price {machine.price:g}" if machine.price else "",
+        f"--throughput {machine.throughput:g}" if machine.throughput else "",
+        {None: "", True: "--fixed-checkpoint", False: "--no-fixed-checkpoint"}[fixed],
+        "--smaller smaller/config.json" if smaller else "",
+    ]
+    return " ".join(filter(None, parts))
 
 
 with common.plain_errors("planning the deployment"):

@@ -7,14 +7,16 @@
    alone, the full pipeline, or a smaller dense model?
 """
 
-import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deployment import evidence, hardware, kv
 from karipap_core.deployment.footprint import Footprint, footprint
-from karipap_core.deployment.ways import RESERVE, Case, Load, dollars
+from karipap_core.deployment.request import Constraints, Load, Machine
+from karipap_core.deployment.verdict import verdict
+from karipap_core.deployment.ways import Case, dollars
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
@@ -22,6 +24,7 @@ from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
 
 FORMAT, VERSION = "karipap-deployment", 1
+THIS_MACHINE, NO_CONSTRAINTS = Machine(), Constraints()
 
 
 def precision(generation: str | None, fp8_benchmarked: bool = False, fp4_validated: bool = False) -> tuple[str, str]:
@@ -44,66 +47,55 @@ def precision(generation: str | None, fp8_benchmarked: bool = False, fp4_validat
 
 
 def deploy(
-    model,
-    plan: Plan | str | None = None,
-    tokens: int = 4096,
-    batch: int = 1,
-    gpu: str | None = "auto",
-    kv_dtype: str = "fp16",
-    kv_keep: float = 1.0,
-    sparse_attention: bool = False,
-    price: float | None = None,
-    throughput: float | None = None,
-    fixed: bool | None = None,
-    fp8_benchmarked: bool = False,
-    fp4_validated: bool = False,
-    host_memory: float | None = None,
-    smaller=None,
-    tolerance: float = evidence.TOLERANCE,
+    model: str | Path | Footprint,
+    load: Load,
+    machine: Machine = THIS_MACHINE,
+    plan: Plan | str | Path | None = None,
+    constraints: Constraints = NO_CONSTRAINTS,
     force: bool = False,
     workspace: Workspace | None = None,
     progress: Progress = silent,
 ) -> dict:
     """The decision for one model and one load, as a document of JSON values.
 
-    model: as `footprint.footprint`, or a Footprint. plan: counted exactly by its ledger. gpu: a name of hardware.json,
-    "auto" (this machine's), or None. price: $ an hour; throughput: tokens a second, measured on what is deployed (the
-    plan, else the dense model). fixed: whether the checkpoint is given (None: not said). host_memory: GB for a cache
-    outside the GPU. smaller: as `model`, the dense model that could take its place.
+    model: what `footprint.footprint` opens, or a Footprint. plan: its bytes are counted exactly, by its ledger; force:
+    also where it was made for another model. workspace: whose profiles and runs are the evidence.
 
     Returns "weights_bytes", "kv_bytes", "activation_bytes", "total_bytes", "fits" (None without a GPU), "answer"
-    (`Case.verdict`), "verdict", "reasons", "nodes", "ways", "placements" and what they rest on.
-    Raises InputError for values, models, plans and GPUs that cannot be.
+    (as `verdict.Verdict`), "verdict", "reasons", "nodes", "ways" (`ways.Way`), "placements" (`kv.Placement`) and what
+    they rest on.
+    Raises InputError for loads, models, plans and GPUs that cannot be.
     """
-    for name, value in (("Price", price), ("Throughput", throughput), ("Host memory", host_memory)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} {value:g} must be a number above 0.")
     progress("deploy", 0, 4, "model")
-    foot = model if isinstance(model, Footprint) else footprint(model)
+    foot = _counted(model)
     cache = kv.cache_of(foot.config)
-    load = Load(tokens, batch, kv_dtype, kv_keep, sparse_attention or cache.sparse)
-    card = hardware.detect() if gpu == "auto" else hardware.find(gpu) if gpu else None
+    load = replace(load, sparse=load.sparse or cache.sparse)
+    card = machine.card
     plan = Plan.load(plan) if plan is not None and not isinstance(plan, Plan) else plan
     progress("deploy", 1, 4, "weights")
     weights = plan_bytes(plan, foot, force) if plan is not None else foot.bytes
-    usable = None if card is None else int(card.memory * (1 - RESERVE))
-    case = Case(foot, cache, load, card, usable, price, throughput, plan, host_memory)
-    kv_bytes, total = case.cache_bytes, case.total(weights)
+    case = Case(foot, cache, load, machine, card, plan)
+    kv_bytes, total, usable = case.cache_bytes, case.total(weights), case.usable
     progress("deploy", 2, 4, "evidence")
     runs = evidence.runs_of(foot.checkpoint, workspace) if foot.checkpoint is not None else []
-    format_name, why_format = precision(card and card.generation, fp8_benchmarked, fp4_validated)
-    other = smaller if smaller is None or isinstance(smaller, Footprint) else footprint(smaller)
-    ways = case.ways(weights if plan is not None else None, runs, format_name, other)
+    generation = card.generation if card else None
+    format_name, why_format = precision(generation, machine.fp8_benchmarked, machine.fp4_validated)
+    smaller = None if constraints.smaller is None else _counted(constraints.smaller)
+    ways = case.ways(weights if plan is not None else None, runs, format_name, smaller)
     served, words = weights, "the plan" if plan is not None else f"dense weights in {foot.dtype}"
     if plan is None and ways[0]["fits"] is False:
-        served, words = ways[1]["weights_bytes"], f"{ways[1]['quantize']} weights"
+        quantized = ways[1]["quantize"]
+        served, words = case.quantized(quantized), f"{quantized} weights"
     places = case.placements(served)
     progress("deploy", 3, 4, "verdict")
-    answer, verdict, why = case.verdict(ways, runs, fixed)
+    found = verdict(case, ways, runs, constraints.fixed)
+    sentence = found.sentence
     if load.keep < 1 and not load.sparse and cache.layers:
-        verdict += f" This counts on keeping {load.keep:.0%} of the tokens, which changes what dense attention answers."
+        sentence += (
+            f" This counts on keeping {load.keep:.0%} of the tokens, which changes what dense attention answers."
+        )
     nodes = [
-        functional_node(foot, plan, tolerance, workspace),
+        functional_node(foot, plan, constraints.tolerance, workspace),
         {
             "node": 2,
             "title": "Quantization by GPU generation",
@@ -111,7 +103,7 @@ def deploy(
             "reasons": [why_format, *_unwritten(format_name)],
         },
         cache_node(case, places, words),
-        {"node": 4, "title": "Budget", "answer": answer, "reasons": why},
+        {"node": 4, "title": "Budget", "answer": found.answer, "reasons": list(found.reasons)},
     ]
     progress("deploy", 4, 4)
     return {
@@ -124,11 +116,11 @@ def deploy(
         "dtype_assumed": foot.assumed,
         "plan": plan.model["name"] if plan else None,
         "load": asdict(load),
-        "gpu": card and asdict(card),
+        "gpu": asdict(card) if card else None,
         "usable_bytes": usable,
         "weights_bytes": weights,
         "kv_bytes": kv_bytes,
-        "kv_bytes_whole": cache.bytes(tokens, batch, kv_dtype),
+        "kv_bytes_whole": cache.bytes(load.tokens, load.batch, load.kv_dtype),
         "activation_bytes": case.activations,
         "total_bytes": total,
         "fits": None if usable is None else total <= usable,
@@ -139,9 +131,11 @@ def deploy(
             "stateful": cache.stateful,
             "sparse": load.sparse,
         },
-        "dollars_per_mtoken": dollars(price, throughput) if price and throughput else None,
-        "answer": answer,
-        "verdict": verdict,
+        "dollars_per_mtoken": dollars(machine.price, machine.throughput)
+        if machine.price and machine.throughput
+        else None,
+        "answer": found.answer,
+        "verdict": sentence,
         "reasons": [reason for node in nodes for reason in node["reasons"]],
         "nodes": nodes,
         "ways": ways,
@@ -150,6 +144,10 @@ def deploy(
         "cache_room_bytes": None if usable is None else usable - served - case.activations,
         "published": hardware.document()["published"],
     }
+
+
+def _counted(model: str | Path | Footprint) -> Footprint:
+    return model if isinstance(model, Footprint) else footprint(model)
 
 
 def plan_bytes(plan: Plan, foot: Footprint, force: bool = False) -> int:
@@ -197,7 +195,7 @@ def functional_node(foot: Footprint, plan: Plan | None, tolerance: float, worksp
         return node | {"answer": "no evidence", "reasons": [reason]}
     profile = evidence.functional_profile(foot.checkpoint, workspace)
     rows = evidence.advise(profile, plan, tolerance) if profile is not None else []
-    if not rows:
+    if profile is None or not rows:
         reason = (
             "No evidence: this checkpoint has no functional spectra in the workspace. Run: python -m karipap_core "
             f"profile {foot.checkpoint.path} --metrics weight,functional"
@@ -213,7 +211,7 @@ def functional_node(foot: Footprint, plan: Plan | None, tolerance: float, worksp
     against = [row for row in rows if row.advice == "dense" and row.planned and not row.planned.startswith("dense")]
     if against:
         reasons.append(f"The plan cuts {len(against)} weights that should stay dense, such as {against[0].name}.")
-    most = max(counts, key=counts.get)
+    most = max(counts, key=lambda advice: counts[advice])
     return node | {
         "answer": most,
         "evidence": True,

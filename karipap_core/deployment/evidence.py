@@ -3,6 +3,7 @@
 Nothing is computed here from weights or text; where nothing was measured, the answer says what to run.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,12 @@ def quality(run: dict) -> tuple[str, float] | None:
     return None
 
 
+def loss_added(run: dict) -> float:
+    """The figure of `quality` to compare runs by, infinite where nothing was measured."""
+    found = quality(run)
+    return math.inf if found is None else found[1]
+
+
 QUANTIZERS = ("rtn", "gptq", "torchao")
 
 
@@ -170,10 +177,10 @@ def cheaper(runs: list[dict], run: dict) -> dict | None:
         and quality(rival)
         and quality(run)
         and rival["bytes"] <= run["bytes"]
-        and quality(rival)[1] <= quality(run)[1]
+        and loss_added(rival) <= loss_added(run)
     ]
     return _best(rivals)
 
 
 def _best(runs: list[dict]) -> dict | None:
-    return min((run for run in runs if quality(run)), key=lambda run: quality(run)[1], default=None)
+    return min((run for run in runs if quality(run)), key=loss_added, default=None)

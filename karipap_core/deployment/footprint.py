@@ -9,11 +9,16 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deployment.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.errors import InputError
 from karipap_core.workspace.files import read_json
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PretrainedConfig
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
 LARGEST = 1024  # layers of a config that are believed
@@ -36,17 +41,20 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Footprint:
-    """name; config (transformers' own); parameters and bytes of the whole model as stored, tied tables once; dtype in
-    which it is stored; matrices of the blocks; checkpoint (karipap_core.checkpoint) where there are weights; assumed:
-    the dtype was not given by the config."""
+    """What a model takes in memory.
+
+    config: transformers' own; parameters and bytes: of the whole model as stored, tied tables once; dtype: in which
+    most of it is stored; matrices: of the blocks; checkpoint: where there are weights, None for a config alone;
+    assumed: the config did not give the dtype.
+    """
 
     name: str
-    config: object
+    config: "PretrainedConfig"
     parameters: int
     bytes: int
     dtype: str
     matrices: tuple[Matrix, ...]
-    checkpoint: object | None = None
+    checkpoint: Checkpoint | None = None
     assumed: bool = False
 
     @property
@@ -169,7 +177,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     )
 
 
-def config_of(document: dict, name: str = "model"):
+def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
     """transformers' config of a config.json's contents. Raises InputError where it does not know the architecture, and
     for numbers that no model has."""
     from transformers import AutoConfig
@@ -187,15 +195,17 @@ def config_of(document: dict, name: str = "model"):
         return AutoConfig.for_model(kind, **fields)
 
 
-def of_checkpoint(checkpoint) -> Footprint:
-    """The footprint of an open checkpoint (checkpoint.py): counted from its headers."""
+def of_checkpoint(checkpoint: Checkpoint) -> Footprint:
+    """The footprint of an open checkpoint, counted from its headers. Raises InputError where it has no config.json."""
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json: nothing says how large its KV cache is.")
     config = config_of(checkpoint.config, checkpoint.name)
     cache_of(config)
     dtypes = [weight.dtype for weight in checkpoint.weights]
     matrices = tuple(
-        Matrix(*weight.shape, expert=weight.expert is not None) for weight in checkpoint.weights if weight.compressible
+        Matrix(weight.shape[0], weight.shape[1], expert=weight.expert is not None)
+        for weight in checkpoint.weights
+        if weight.compressible
     )
     dtype = max(set(dtypes), key=dtypes.count) if dtypes else "bfloat16"
     return Footprint(checkpoint.name, config, checkpoint.parameters, checkpoint.bytes, dtype, matrices, checkpoint)

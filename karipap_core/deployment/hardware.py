@@ -9,6 +9,7 @@ from pathlib import Path
 from karipap_core.errors import InputError
 
 GENERATIONS = ("Ampere", "Ada", "Hopper", "Blackwell")
+RESERVE = 0.1  # of a GPU's memory that is left to the runtime: vLLM's gpu_memory_utilization is 0.9 by default
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Gpu:
     fp4: bool
     source: str
     url: str | None = None
+
+    @property
+    def usable(self) -> int:
+        """Bytes that weights, KV cache and activations together may fill: all but the RESERVE."""
+        return int(self.memory * (1 - RESERVE))
 
 
 @lru_cache(maxsize=1)
@@ -49,6 +55,12 @@ def gpus() -> dict[str, Gpu]:
             row["source"]["url"],
         )
     return found
+
+
+def said_of(entry: dict) -> str:
+    """Where a published figure is from, and what is to be said of it. entry: of the document's "published"."""
+    address = f" ({entry['source']['url']})" if entry["source"]["url"] else ""
+    return f"Source: {entry['source']['name']}{address}. {entry['note']}"
 
 
 def find(name: str) -> Gpu:
@@ -83,8 +95,8 @@ def detect() -> Gpu | None:
         properties.name,
         generation,
         properties.total_memory,
-        known and known.bandwidth,
-        known and known.pcie,
+        known.bandwidth if known else None,
+        known.pcie if known else None,
         properties.major * 10 + properties.minor >= 89,
         properties.major >= 10,
         f"detected (compute capability {capability})" + (f"; bandwidths of {known.name}" if known else ""),

@@ -223,7 +223,9 @@ def placements(
         why = "Never for dense attention: nothing says which tokens a step may leave out."
         return [inside, offload, pool, Placement(NAMES[3], False, why, 0, 0, None)]
     hot = min(selected, free)
-    outside = "The whole cache lies outside; each step fetches the selected part (at most all, less what is still in)."
+    outside = (
+        "The whole cache lies outside; each step fetches the selected part (at most all of it, less what is still in)."
+    )
     select = Placement(
         NAMES[3],
         whole > free,

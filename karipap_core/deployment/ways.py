@@ -1,40 +1,21 @@
-"""The four ways to serve a checkpoint, side by side in bytes and dollars, and which of them is right.
+"""The four ways to serve a checkpoint, side by side in bytes and dollars.
 
-dense · quantization alone · the full pipeline (tensor networks and all) · a smaller dense model. The cheapest to
-maintain that fits comes first; the full pipeline is right where the checkpoint is fixed and nothing simpler fits.
+dense · quantization alone · the full pipeline (tensor networks and all) · a smaller dense model. Which of them is
+right is the business of verdict.py.
 """
 
-import math
 from dataclasses import asdict, dataclass, replace
+from typing import NotRequired, TypedDict
 
-from karipap_core.deployment import evidence, kv
+from karipap_core.deployment import evidence, hardware, kv
 from karipap_core.deployment.footprint import Footprint
-from karipap_core.deployment.hardware import Gpu, document
+from karipap_core.deployment.hardware import Gpu
+from karipap_core.deployment.request import Load, Machine
+from karipap_core.plan.document import Plan
 from karipap_core.quantization.formats import Format
 from karipap_core.search import largest
 from karipap_core.terminal import size
 
-RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → which of the ways
-
-
-def recommended(document: dict) -> str | None:
-    """The way that the verdict comes to, None where it is none of them alone."""
-    at = RIGHT.get(document["answer"])
-    return None if at is None else document["ways"][at]["way"]
-
-
-def ordered(document: dict) -> list[dict]:
-    """The four ways, the recommended one first."""
-    return sorted(document["ways"], key=lambda row: row["way"] != recommended(document))
-
-
-def said_of(entry: dict) -> str:
-    """Where a published figure is from, and what is to be said of it."""
-    address = f" ({entry['source']['url']})" if entry["source"]["url"] else ""
-    return f"Source: {entry['source']['name']}{address}. {entry['note']}"
-
-
-RESERVE = 0.1  # of a GPU's memory that is left to the runtime: vLLM's gpu_memory_utilization is 0.9 by default
 WAYS = ("dense", "quantization only", "full pipeline", "smaller dense model")
 MAINTAIN = dict(
     zip(
@@ -51,16 +32,28 @@ MAINTAIN = dict(
 )
 
 
-@dataclass(frozen=True)
-class Load:
-    """What is to be served. keep: fraction of the tokens whose keys and values stay; sparse: the attention is sparse,
-    that is, something says which tokens matter."""
+class Measured(TypedDict):
+    """A run's quality: "rise" (nats a token above the dense model) or "relative_error" (of an encoder's outputs)."""
 
-    tokens: int
-    batch: int = 1
-    kv_dtype: str = "fp16"
-    keep: float = 1.0
-    sparse: bool = False
+    measure: str
+    value: float
+    label: str | None
+    text: str | None
+
+
+class Way(TypedDict):
+    """One row of the table of the four ways, as it stands in the document; None: not known."""
+
+    way: str
+    weights_bytes: int | None
+    total_bytes: int | None  # with KV cache and activations
+    fits: bool | None
+    dollars: float | None  # a million tokens
+    dollars_are: str | None  # "typed throughput", or "at least: peak bandwidth"
+    measured: Measured | None
+    maintain: str
+    note: str
+    quantize: NotRequired[str]  # of "quantization only": the format
 
 
 def format_bytes(name: str, rows: int, columns: int) -> int:
@@ -77,18 +70,19 @@ def dollars(price: float, throughput: float) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One model, one load, one GPU. usable: bytes of the GPU that may be filled (None without a GPU); price: $ an hour;
-    throughput: tokens a second as measured by whoever asks, on the plan if there is one, else on the dense model."""
+    """One model, one load, one machine. card: the machine's GPU, looked up once (None: none is named)."""
 
     foot: Footprint
     cache: kv.Cache
     load: Load
+    machine: Machine
     card: Gpu | None
-    usable: int | None
-    price: float | None = None
-    throughput: float | None = None
-    plan: object | None = None
-    host_memory: float | None = None
+    plan: Plan | None = None
+
+    @property
+    def usable(self) -> int | None:
+        """Bytes of the GPU that may be filled, None without a GPU."""
+        return None if self.card is None else self.card.usable
 
     @property
     def activations(self) -> int:
@@ -107,9 +101,9 @@ class Case:
 
     def placements(self, weights: int) -> list[kv.Placement]:
         """kv.placements under these weights; with host memory given, host memory that is too small is ruled out."""
-        if self.usable is None or not self.cache.layers:
+        load, cache, card = self.load, self.cache, self.card
+        if card is None or not cache.layers:
             return []
-        load, cache = self.load, self.cache
         whole = cache.bytes(load.tokens, load.batch, load.kv_dtype)
         selected = self.cache_bytes
         if cache.top_k and load.keep == 1:
@@ -119,24 +113,33 @@ class Case:
             self.cache_bytes,
             selected,
             self.foot.active(weights, load.batch),
-            self.usable - weights - self.activations,
-            self.card.bandwidth,
-            self.card.pcie,
-            document()["pools"]["cxl"],
+            card.usable - weights - self.activations,
+            card.bandwidth,
+            card.pcie,
+            hardware.document()["pools"]["cxl"],
             load.sparse,
         )
-        room = None if self.host_memory is None else self.host_memory * 1e9
+        room = None if self.machine.host_memory is None else self.machine.host_memory * 1e9
         if room is not None and places[1].available and places[1].pool > room:
             why = f"{size(places[1].pool)} do not fit the host memory of {size(room)}."
             places[1] = replace(places[1], available=False, why=why)
         return places
 
-    def way(self, name: str, weights: int | None, run: dict | None = None, note: str = "") -> dict:
+    def way(self, name: str, weights: int | None, run: dict | None = None, note: str = "") -> Way:
         """One row of the table. run: a measured run of this very way."""
-        row = {"way": name, "weights_bytes": weights, "total_bytes": None, "fits": None, "dollars": None}
-        row |= {"dollars_are": None, "measured": None, "maintain": MAINTAIN[name], "note": note}
-        if run is not None:
-            measure, value = evidence.quality(run)
+        row: Way = {
+            "way": name,
+            "weights_bytes": weights,
+            "total_bytes": None,
+            "fits": None,
+            "dollars": None,
+            "dollars_are": None,
+            "measured": None,
+            "maintain": MAINTAIN[name],
+            "note": note,
+        }
+        if run is not None and (quality := evidence.quality(run)) is not None:
+            measure, value = quality
             row["measured"] = {
                 "measure": measure,
                 "value": value,
@@ -145,59 +148,61 @@ class Case:
             }
         if weights is None:
             return row
-        row |= {"total_bytes": self.total(weights), "fits": self.fits(weights)}
-        if self.price is None:
+        row["total_bytes"], row["fits"] = self.total(weights), self.fits(weights)
+        price, throughput = self.machine.price, self.machine.throughput
+        if price is None:
             return row
-        if self.throughput and name == ("full pipeline" if self.plan else "dense"):
-            return row | {"dollars": dollars(self.price, self.throughput), "dollars_are": "typed throughput"}
-        seconds = self._seconds(weights) if row["fits"] else None
-        if seconds:
-            bound = dollars(self.price, self.load.batch / seconds)
-            return row | {"dollars": bound, "dollars_are": "at least: peak bandwidth"}
+        if throughput and name == ("full pipeline" if self.plan else "dense"):
+            row["dollars"], row["dollars_are"] = dollars(price, throughput), "typed throughput"
+        elif row["fits"] and (seconds := self._seconds(weights)):
+            row["dollars"], row["dollars_are"] = dollars(price, self.load.batch / seconds), "at least: peak bandwidth"
         return row
 
     def _seconds(self, weights: int) -> float | None:
         """Least time of a decoding step with everything in the GPU's memory."""
-        if self.card.bandwidth is None:
+        if self.card is None or self.card.bandwidth is None:
             return None
         return (self.foot.active(weights, self.load.batch) + self.cache_bytes) / self.card.bandwidth
 
-    def ways(self, planned: int | None, runs: list[dict], format_name: str, smaller: Footprint | None) -> list[dict]:
+    def ways(self, planned: int | None, runs: list[dict], format_name: str, smaller: Footprint | None) -> list[Way]:
         """The table of the four ways. planned: bytes under the plan (None: no plan); format_name: of node 2."""
         dense = self.way("dense", self.foot.bytes, note=f"{self.foot.parameters:,} parameters in {self.foot.dtype}")
         if runs and (loss := (runs[-1].get("dense") or {}).get("loss")) is not None:
             text = (runs[-1].get("text") or {}).get("name")
             dense["measured"] = {"measure": "rise", "value": 0.0, "label": f"loss {loss:.4f}", "text": text}
         quantized = self._quantized(runs, format_name)
-        pipeline = self._pipeline(planned, runs, quantized["weights_bytes"])
+        pipeline = self._pipeline(planned, runs, self.quantized(quantized["quantize"]))
         return [dense, quantized, pipeline, self._smaller(smaller)]
 
-    def _quantized(self, runs: list[dict], format_name: str) -> dict:
+    def _quantized(self, runs: list[dict], format_name: str) -> Way:
         """In the format of node 2; in int4 where only that fits, or where the format's weights alone do not."""
         sizes = {name: self.quantized(name) for name in dict.fromkeys((format_name, "int4"))}
         chosen = format_name
         if self.usable is not None and not self.fits(sizes[format_name]):
             alone = sizes[format_name] + self.activations < self.usable
             if self.fits(sizes["int4"]) or not alone:
-                chosen = min(sizes, key=sizes.get)
+                chosen = min(sizes, key=lambda name: sizes[name])
         note = f"{chosen} on the blocks' weights, all else as it is"
         if chosen != format_name:
             note += f"; {format_name} ({size(sizes[format_name])}) does not fit"
         run = evidence.of_quantization(runs, chosen)
-        near = next((each for each in ("int8", "int4") if run is None and evidence.of_quantization(runs, each)), None)
-        if near:
-            measure, value = evidence.quality(evidence.of_quantization(runs, near))
-            note += f"; not measured in {chosen}, but {near} was: {measure} {value:.4f}"
+        for near in ("int8", "int4") if run is None else ():
+            other = evidence.of_quantization(runs, near)
+            quality = None if other is None else evidence.quality(other)
+            if quality is not None:
+                note += f"; not measured in {chosen}, but {near} was: {quality[0]} {quality[1]:.4f}"
+                break
         row = self.way("quantization only", sizes[chosen], run, note)
-        return row | {"quantize": chosen}
+        row["quantize"] = chosen
+        return row
 
     def quantized(self, name: str) -> int:
         return self.foot.quantized(lambda rows, columns: format_bytes(name, rows, columns))
 
-    def _pipeline(self, planned: int | None, runs: list[dict], quantized: int) -> dict:
+    def _pipeline(self, planned: int | None, runs: list[dict], quantized: int) -> Way:
         """The plan; without one, of the measured tensor-network runs that fit and are no larger than quantization
         alone, the one that loses least. Where quantization alone was measured to do as well, the row says so."""
-        if planned is not None:
+        if planned is not None and self.plan is not None:
             run, note = evidence.of_plan(runs, self.plan), "the plan"
         else:
             measured = evidence.pipelines(runs)
@@ -205,20 +210,21 @@ class Case:
                 return self.way("full pipeline", None, note="no plan given, and no tensor network measured")
             fitting = [run for run in measured if self.fits(run["bytes"])] or measured
             small = [run for run in fitting if run["bytes"] <= quantized]
-            run = min(small or fitting, key=lambda run: evidence.quality(run)[1])
+            run = min(small or fitting, key=evidence.loss_added)
             planned, note = run["bytes"], "the measured run that loses least"
             note += " of those no larger than quantization only" if small else ""
         if run is not None and (rival := evidence.cheaper(runs, run)):
             note += f"; {rival['label']} alone is no larger and loses no more"
         return self.way("full pipeline", planned, run, note)
 
-    def _smaller(self, smaller: Footprint | None) -> dict:
+    def _smaller(self, smaller: Footprint | None) -> Way:
         if smaller is None:
             note = "not named: its config.json gives its figures"
             if self.usable is not None and (room := self.usable - self.activations) > 0:
                 note += f"; it must leave its KV cache room in {size(room)}"
             return self.way("smaller dense model", None, note=note)
-        other = replace(self, foot=smaller, cache=kv.cache_of(smaller.config), plan=None, throughput=None)
+        other = replace(self, foot=smaller, cache=kv.cache_of(smaller.config), plan=None)
+        other = replace(other, machine=replace(self.machine, throughput=None))  # it was measured on another model
         if other.cache.sparse != self.load.sparse:
             other = replace(other, load=replace(self.load, sparse=other.cache.sparse))
         note = f"{smaller.name}, {smaller.parameters:,} parameters in {smaller.dtype}"
@@ -236,125 +242,6 @@ class Case:
         while high <= 1 << 20 and fits(high):
             low, high = high, 2 * high
         return largest(fits, low, high)
-
-    def verdict(self, ways: list[dict], runs: list[dict], fixed: bool | None) -> tuple[str, str, list[str]]:
-        """(answer, sentence, reasons) of node 4.
-
-        answer: dense, quantize, cache, pipeline, smaller, ask, none (nothing fits one GPU) or unknown (no GPU).
-        """
-        dense, quantized, pipeline, smaller = ways
-        parts = f"weights {{}}, KV cache {size(self.cache_bytes)}, activations {size(self.activations)}"
-        if self.usable is None:
-            needs = size(dense["total_bytes"])
-            reasons = [f"Dense it takes {needs}: {parts.format(size(self.foot.bytes))}."]
-            return "unknown", f"No GPU is named: dense it takes {needs}. Name one with --gpu.", reasons
-        card, room = self.card.name, size(self.usable)
-        reasons = [
-            f"{card}: {size(self.card.memory)}, of which {room} may be filled ({RESERVE:.0%} stay with the runtime)."
-        ]
-        for row in ways:
-            if row["total_bytes"] is not None:
-                word = "fits" if row["fits"] else f"does not fit: {size(row['total_bytes'] - self.usable)} too much"
-                reasons.append(f"{row['way'].capitalize()}: {size(row['total_bytes'])}, {word}.")
-        if dense["fits"]:
-            answer = "dense"
-            sentence = (
-                f"Deploy it dense: {size(dense['total_bytes'])} of {room} on one {card}. Nothing has to be compressed "
-                f"to fit; for cost per token try {quantized['quantize']} alone next."
-            )
-        elif quantized["fits"]:
-            answer, sentence = "quantize", self._quantize_sentence(quantized, fixed)
-        elif quantized["weights_bytes"] + self.activations < self.usable and self.cache.layers:
-            answer, sentence, more = self._cache_verdict(quantized)
-            reasons += more
-        else:
-            answer, sentence, more = self._too_large(quantized, pipeline, smaller, runs, fixed)
-            reasons += more
-        return answer, sentence, reasons + [self._said_of(fixed)]
-
-    def _quantize_sentence(self, quantized: dict, fixed: bool | None) -> str:
-        sentence = f"Quantization alone: {quantized['quantize']} takes {size(quantized['total_bytes'])} and fits."
-        if fixed is False:
-            sentence += " A smaller dense model is the other simple answer."
-        measured = quantized["measured"]
-        if measured and measured["measure"] == "rise":
-            sentence += f" Measured here, it raises the loss by {measured['value']:.4f} nats a token."
-        return sentence + " The full pipeline earns its upkeep only where this is not enough."
-
-    def _cache_verdict(self, quantized: dict) -> tuple[str, str, list[str]]:
-        """The weights would fit: it is the cache that does not."""
-        weights, load = quantized["weights_bytes"], self.load
-        reasons = [f"The KV cache is the larger part: smaller weights alone do not bring {size(self.cache_bytes)} in."]
-        for dtype in ("fp8" if self.card.fp8 else "int8", "int4"):
-            lighter = replace(self, load=replace(load, kv_dtype=dtype))
-            if lighter.cache_bytes < self.cache_bytes and lighter.fits(weights):
-                how = f"{quantized['quantize']} weights and a KV cache in {dtype}: {size(lighter.total(weights))}"
-                return "cache", f"Quantize weights and cache, nothing more: {how}, which fits.", reasons
-        most = self.most_sequences(weights)
-        few = f"At most {most} of {load.batch} sequences fit at once" if most else "Not even one sequence fits"
-        where = next((place for place in self.placements(weights) if place.available), None)
-        if where is None:
-            return "cache", f"{few}; the rest needs more GPUs.", reasons
-        slow = "" if where.seconds is None else f", at {where.seconds * 1e3:,.0f} ms a step at best"
-        return "cache", f"{few} with {quantized['quantize']} weights; for all of them: {where.name}{slow}.", reasons
-
-    def _too_large(self, quantized, pipeline, smaller, runs, fixed) -> tuple[str, str, list[str]]:
-        """Not even the quantized weights fit."""
-        budget = self.usable - self.activations - self.cache_bytes
-        count = math.ceil(quantized["total_bytes"] / self.usable)
-        gpus = f"{count:,} such GPUs together would hold the quantized model"
-        if budget <= 0 or budget < 0.02 * self.foot.bytes:
-            return (
-                "none",
-                f"One {self.card.name} is too small for this model and this load at any compression: {gpus}.",
-                [],
-            )
-        need = f"a plan of at most {size(budget)} is needed: --budget-bytes {budget / self.foot.bytes:.2f}"
-        if fixed is False:
-            if smaller["fits"] is False:
-                return "none", f"Neither quantization nor the smaller model fits: {gpus}.", []
-            return (
-                "smaller",
-                "A smaller dense model: the checkpoint is not fixed, and quantization alone is not enough.",
-                [],
-            )
-        low = {name: self.quantized(name) for name in ("int3", "int2")}
-        rivals = [
-            f"Its rival is {name} on every weight, {size(low[name])}, which fits as well: measure both."
-            for name in low
-            if self.fits(low[name])
-        ][:1]
-        network = f"The full pipeline: {'the plan fits' if pipeline['fits'] else need}."
-        if pipeline["fits"]:
-            run = self._run_of(pipeline, runs)
-            rival = run and evidence.cheaper(runs, run)
-            if rival and self.fits(rival["bytes"]):
-                sentence = (
-                    f"Quantization alone, further down: {rival['label']} is no larger and loses no more, measured."
-                )
-                return "quantize", sentence, []
-        if fixed is None:
-            sentence = (
-                "Quantization alone does not fit. If the checkpoint is not fixed, take a smaller dense model; if "
-            )
-            return "ask", f"{sentence}it is, {network[0].lower()}{network[1:]}", []
-        return "pipeline", network + ("" if pipeline["fits"] else f" Or more GPUs: {gpus}."), rivals
-
-    @staticmethod
-    def _run_of(pipeline: dict, runs: list[dict]) -> dict | None:
-        label = (pipeline["measured"] or {}).get("label")
-        return next((run for run in runs if label and label in (run.get("label"), run.get("id"))), None)
-
-    @staticmethod
-    def _said_of(fixed: bool | None) -> str:
-        if fixed is None:
-            return (
-                "Not said: whether the checkpoint is fixed (licence, data residency, a fine-tune with no smaller twin, "
-                "hardware on site). Only then is the full pipeline worth its upkeep."
-            )
-        if fixed:
-            return "The checkpoint is fixed, so a smaller model is no way out; simpler ways still come first."
-        return "The checkpoint is not fixed: a smaller dense model costs less to maintain than the full pipeline."
 
     def row(self, place: kv.Placement) -> dict:
         """A placement as JSON, with milliseconds a step and tokens a second of the whole batch."""

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.deployment.kv import Cache
-from karipap_core.deployment.ways import ordered
+from karipap_core.deployment.verdict import ordered
 from karipap_core.figures.style import BLUE, FAINT, GREEN, GREY, ORANGE, PURPLE
 from karipap_core.terminal import size
 

@@ -6,6 +6,7 @@ import streamlit as st
 
 from karipap_core.deployment import hardware
 from karipap_core.deployment.footprint import Footprint, of_config
+from karipap_core.deployment.request import Load, Machine
 from karipap_core.errors import InputError
 from pages.parts import common, runs
 
@@ -51,37 +52,35 @@ def positions(view) -> int:
     return found if isinstance(found, int) and found > 0 else 4096
 
 
-def load(view) -> tuple[dict, str | None, object | None]:
+def load(view) -> tuple[Load, str | None, object | None]:
     """Tokens, batch, how the cache is kept; and the plan with its name."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-load"):
-        values = {
-            "tokens": number(
-                "Tokens a sequence",
-                "tokens",
-                min(4096, positions(view)),
-                10_000_000,
-                help="Prompt and answer together.",
-            ),
-            "batch": number("Sequences at once", "batch", 8, 4096),
-            "kv_dtype": common.choose(
-                st.segmented_control,
-                "KV cache in",
-                DTYPES,
-                "kv",
-                "fp16",
-                required=True,
-                help="fp8 and int8 with fixed scales; int4 in groups of 64 with scale and zero point.",
-            ),
-        }
-        values["sparse_attention"] = st.toggle(
+        tokens = number(
+            "Tokens a sequence",
+            "tokens",
+            min(4096, positions(view)),
+            10_000_000,
+            help="Prompt and answer together.",
+        )
+        batch = number("Sequences at once", "batch", 8, 4096)
+        kv_dtype = common.choose(
+            st.segmented_control,
+            "KV cache in",
+            DTYPES,
+            "kv",
+            "fp16",
+            required=True,
+            help="fp8 and int8 with fixed scales; int4 in groups of 64 with scale and zero point.",
+        )
+        sparse = st.toggle(
             "Sparse attention",
             key="sparse",
             persist_state="session",
             help="Something says which tokens matter in each step: an indexer, or an attention that was trained so. "
             "Without that, every step reads every token.",
         )
-        values["kv_keep"] = 1.0
-        if values["sparse_attention"]:
+        kept = 100
+        if sparse:
             kept = common.choose(
                 st.select_slider,
                 "Tokens kept",
@@ -91,13 +90,12 @@ def load(view) -> tuple[dict, str | None, object | None]:
                 width=220,
                 format_func=lambda percent: f"{percent} %",
             )
-            values["kv_keep"] = kept / 100
         name, plan = plan_of(view)
-    return values, name, plan
+    return Load(tokens, batch, kv_dtype, kept / 100, sparse), name, plan
 
 
-def machine() -> dict:
-    """The GPU, its price, and what is known of its formats."""
+def machine() -> tuple[Machine, bool | None]:
+    """The GPU, its price, and what is known of its formats; and whether the checkpoint is fixed."""
     here = detected()
     names = ([THIS] if here else []) + list(hardware.gpus())
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-machine"):
@@ -111,10 +109,9 @@ def machine() -> dict:
             format_func=lambda each: f"{here.name} (here)" if each == THIS else each,
         )
         card = here if name == THIS else hardware.gpus()[name]
-        values = {"gpu": "auto" if name == THIS else name}
         money = {"min_value": 0.0, "value": None, "width": 150, "persist_state": "session"}
-        values["price"] = st.number_input("Price, $ an hour", key="price", placeholder="not given", **money) or None
-        values["throughput"] = (
+        price = st.number_input("Price, $ an hour", key="price", placeholder="not given", **money) or None
+        throughput = (
             st.number_input(
                 "Throughput, tokens/s",
                 key="throughput",
@@ -124,13 +121,13 @@ def machine() -> dict:
             )
             or None
         )
-        values["fp8_benchmarked"] = card.generation == "Ada" and st.toggle(
+        fp8 = card.generation == "Ada" and st.toggle(
             "fp8 is benchmarked",
             key="fp8_benchmarked",
             persist_state="session",
             help="On this very card, against int8.",
         )
-        values["fp4_validated"] = card.generation == "Blackwell" and st.toggle(
+        fp4 = card.generation == "Blackwell" and st.toggle(
             "fp4 is validated", key="fp4_validated", persist_state="session", help="On this very model's quality."
         )
         said = common.choose(
@@ -143,7 +140,8 @@ def machine() -> dict:
             help="Fixed: a licence, data residency, a fine-tune with no smaller twin, or hardware on site allow no "
             "other model. The verdict depends on it.",
         )
-    return values | {"fixed": FIXED[said]}
+    gpu = "auto" if name == THIS else name
+    return Machine(gpu, price, throughput, fp8_benchmarked=fp8, fp4_validated=fp4), FIXED[said]
 
 
 def other_models() -> tuple[Footprint | None, Footprint | None]:

@@ -9,10 +9,11 @@ from streamlit.testing.v1 import AppTest
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.deployment import hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.deployment import hardware, kv
 from karipap_core.deployment.decide import deploy
 from karipap_core.deployment.footprint import of_config
-from karipap_core.figures import deploy as figures_deploy  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.deployment.request import Load, Machine
+from karipap_core.figures import deploy as figures_deploy
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
@@ -65,7 +66,7 @@ def test_sparse_attention_opens_the_slider_of_tokens_kept(roots):
     assert not any(slider.key == "keep" for slider in app.select_slider)
     app.toggle(key="sparse").set_value(True).run()
     app.select_slider(key="keep").set_value(50).run()
-    kept = deploy(roots / "tiny", tokens=200, batch=8, gpu="L4", kv_keep=0.5, sparse_attention=True)["kv_bytes"]
+    kept = deploy(roots / "tiny", Load(200, 8, keep=0.5, sparse=True), Machine("L4"))["kv_bytes"]
     assert f"<dd>{kept / 1e3:.3g} kB</dd>" in words(app)
 
 
@@ -143,14 +144,14 @@ def test_configs_of_other_models_are_taken_and_bad_ones_refused():
 
 def test_the_memory_figure_draws_the_documents_bytes():
     foot = of_config(configs.MIXTRAL_8X7B, "mixtral")
-    document = deploy(foot, tokens=8192, batch=4, gpu="A100")
+    document = deploy(foot, Load(8192, 4), Machine("A100"))
     figure = figures_deploy.memory(document)
     assert list(figure.data[0].y) == ["quantization only", "dense"]  # the recommended way is the first
     drawn = np.sum([bar.x for bar in figure.data], axis=0)
     assert drawn == pytest.approx([document["ways"][1]["total_bytes"] / 1e9, document["total_bytes"] / 1e9])
     assert figure.data[1].x == pytest.approx([document["kv_bytes"] / 1e9] * 2)
     assert figure.layout.shapes[0].x0 == pytest.approx(72.0)
-    tiny = deploy(of_config(configs.QWEN_2_5_05B), tokens=10, batch=1, gpu="B200")
+    tiny = deploy(of_config(configs.QWEN_2_5_05B), Load(10), Machine("B200"))
     small = figures_deploy.memory(tiny)
     assert not small.layout.shapes  # the end of the GPU lies far outside
     assert small.data[0].x[0] == pytest.approx(2 * 494.032768) and "in MB (10⁶ bytes)" in small.layout.xaxis.title.text
@@ -158,7 +159,7 @@ def test_the_memory_figure_draws_the_documents_bytes():
 
 def test_the_cache_figure_draws_the_caches_bytes():
     foot = of_config(configs.LLAMA_3_8B, "llama")
-    document = deploy(foot, tokens=8192, batch=4, gpu="H100", kv_dtype="fp8")
+    document = deploy(foot, Load(8192, 4, "fp8"), Machine("H100"))
     figure = figures_deploy.cache(kv.cache_of(foot.config), document, 32768)
     names = [line.name for line in figure.data]
     assert names == ["fp16", "fp8", "int4", "this load"]

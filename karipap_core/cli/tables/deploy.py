@@ -1,6 +1,7 @@
 """The document of `deploy` as a table in a terminal."""
 
-from karipap_core.deployment.ways import ordered, recommended, said_of
+from karipap_core.deployment.hardware import said_of
+from karipap_core.deployment.verdict import ordered, recommended
 from karipap_core.terminal import grid, size
 
 

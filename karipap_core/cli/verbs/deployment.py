@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from karipap_core.cli.options import AGAINST, COMPRESSED, DEVICE, FORCE, above_zero, fraction, positive
-from karipap_core.cli.registry import option, values_of, verb
+from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
 from karipap_core.progress import Progress
 
@@ -37,9 +37,13 @@ from karipap_core.progress import Progress
 )
 def deploy(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.deployment.decide import deploy as decide
+    from karipap_core.deployment.request import Constraints, Load, Machine
 
-    values = values_of("deploy", args, without=("model", "fixed_checkpoint"))
-    return decide(args.model, fixed=args.fixed_checkpoint, progress=progress, **values)
+    load = Load(args.tokens, args.batch, args.kv_dtype, args.kv_keep, args.sparse_attention)
+    validated = {"fp8_benchmarked": args.fp8_benchmarked, "fp4_validated": args.fp4_validated}
+    machine = Machine(args.gpu, args.price, args.throughput, args.host_memory, **validated)
+    constraints = Constraints(args.fixed_checkpoint, args.smaller, args.tolerance)
+    return decide(args.model, load, machine, args.plan, constraints, args.force, progress=progress)
 
 
 @verb(

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
-from karipap_core.deployment import evidence, hardware, kv  # noqa: F401  (verbs fills cli.VERBS)
+from karipap_core.deployment import evidence, hardware, kv
 from karipap_core.deployment.decide import deploy, precision
 from karipap_core.deployment.footprint import config_of, footprint, of_config
+from karipap_core.deployment.request import Constraints, Load, Machine
 from karipap_core.deployment.ways import dollars, format_bytes
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan, model_entry
@@ -23,6 +24,8 @@ from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 from tests.helpers import configs, made_up
 from tests.helpers.architectures import make
 
+NO_GPU, L4, A100 = Machine(None), Machine("L4"), Machine("A100")
+SHORT = Load(16)
 CXL = {"bandwidth_gb_s": 64, "latency_ns": 250}
 
 
@@ -48,16 +51,14 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "active", "kind", "a_token", "tokens", "kv_bytes", "a_position", "vocabulary"),
+    ("name", "parameters", "active", "kind", "load", "a_position", "vocabulary"),
     [
         (
             "LLAMA_2_7B",
             6_738_415_616,
             6_738_415_616,
             "MHA",
-            2 * 32 * 32 * 128 * 2,
-            4096,
-            2_147_483_648,
+            (2 * 32 * 32 * 128 * 2, 4096, 2_147_483_648),
             2 * 4096 + 3 * 4096 + 2 * 11008,
             32000,
         ),
@@ -66,9 +67,7 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
             8_030_261_248,
             8_030_261_248,
             "GQA",
-            2 * 32 * 8 * 128 * 2,
-            8192,
-            1_073_741_824,
+            (2 * 32 * 8 * 128 * 2, 8192, 1_073_741_824),
             2 * 4096 + 4096 + 2 * 1024 + 2 * 14336,
             128256,
         ),
@@ -77,9 +76,7 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
             494_032_768,
             494_032_768,
             "GQA",
-            2 * 24 * 2 * 64 * 2,
-            32768,
-            402_653_184,
+            (2 * 24 * 2 * 64 * 2, 32768, 402_653_184),
             2 * 896 + 896 + 2 * 128 + 2 * 4864,
             151936,
         ),
@@ -88,9 +85,7 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
             46_702_792_704,
             12_879_925_248,
             "GQA",
-            2 * 32 * 8 * 128 * 2,
-            32768,
-            4_294_967_296,
+            (2 * 32 * 8 * 128 * 2, 32768, 4_294_967_296),
             2 * 4096 + 4096 + 2 * 1024 + 2 * 2 * 14336,
             32000,
         ),
@@ -99,24 +94,24 @@ MLA_WIDTH = 16 * (2 * (128 + 64) + 128)  # queries and keys of every head, and i
             15_706_484_224,
             2_661_150_208,
             "MLA",
-            27 * (512 + 64) * 2,
-            32768,
-            1_019_215_872,
+            (27 * (512 + 64) * 2, 32768, 1_019_215_872),
             2 * 2048 + MLA_WIDTH + 2 * (6 + 2) * 1408,
             102400,
         ),
     ],
 )
-def test_known_models(foot, name, parameters, active, kind, a_token, tokens, kv_bytes, a_position, vocabulary):
-    """active: of a mixture, without the experts that a token does not go to; a_position: 16-bit numbers of one token of
+def test_known_models(foot, name, parameters, active, kind, load, a_position, vocabulary):
+    """active: of a mixture, without the experts that a token does not go to; load: bytes of a token's keys and values,
+    tokens, bytes of the cache; a_position: 16-bit numbers of one token of
     a prefill chunk of 2048: residual twice, queries, keys, values, and the MLP's inside twice."""
-    document = deploy(foot(name), tokens=tokens, gpu=None)
+    a_token, tokens, kv_bytes = load
+    document = deploy(foot(name), Load(tokens), NO_GPU)
     assert (document["parameters"], document["weights_bytes"]) == (parameters, 2 * parameters)
     assert document["active_parameters"] == active
     assert document["activation_bytes"] == 2 * 2048 * a_position + 4 * vocabulary
     assert document["attention"]["kind"] == kind
     assert document["kv_bytes"] == a_token * tokens == kv_bytes
-    assert deploy(foot(name), tokens=tokens, batch=3, gpu=None)["kv_bytes"] == 3 * kv_bytes
+    assert deploy(foot(name), Load(tokens, 3), NO_GPU)["kv_bytes"] == 3 * kv_bytes
     sums = [document[key] for key in ("weights_bytes", "kv_bytes", "activation_bytes")]
     assert document["total_bytes"] == sum(sums)
     assert (document["fits"], document["answer"]) == (None, "unknown")
@@ -253,21 +248,21 @@ def test_times_are_bytes_over_bandwidths():
 def test_a_sparse_model_is_known_by_its_config_and_fetches_its_top_k():
     config = {"model_type": "deepseek_v32", "architectures": ["DeepseekV32ForCausalLM"], "num_hidden_layers": 2}
     sparse = of_config(config, "sparse")
-    document = deploy(sparse, tokens=10**6, batch=64, gpu="H200")
+    document = deploy(sparse, Load(10**6, 64), Machine("H200"))
     select = document["placements"][3]
     assert document["attention"]["sparse"] and select["available"]
     values = 512 + 64 + 128  # latent, rotated key, and the indexer's own key
     assert document["kv_bytes"] == 2 * values * 10**6 * 64 * 2
     assert select["ms_per_step"] == pytest.approx(1e3 * (2 * values * 2048 * 64 * 2 / 64e9), rel=1e-3)
-    dense = deploy(of_config(configs.LLAMA_2_7B), tokens=10**6, batch=64, gpu="H200")
+    dense = deploy(of_config(configs.LLAMA_2_7B), Load(10**6, 64), Machine("H200"))
     assert not dense["placements"][3]["available"] and "Never for dense attention" in dense["placements"][3]["why"]
 
 
 def test_keeping_tokens_of_dense_attention_is_called_what_it_is(foot):
-    dense = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, kv_keep=0.1, gpu="H100")
+    dense = deploy(foot("LLAMA_2_7B"), Load(128_000, 8, keep=0.1), Machine("H100"))
     assert any("throws the rest away" in reason for reason in dense["reasons"])
     assert "changes what dense attention answers" in dense["verdict"]
-    sparse = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, kv_keep=0.1, gpu="H100", sparse_attention=True)
+    sparse = deploy(foot("LLAMA_2_7B"), Load(128_000, 8, keep=0.1, sparse=True), Machine("H100"))
     assert not any("throws the rest away" in reason for reason in sparse["reasons"])
     assert "changes what" not in sparse["verdict"]
     assert sparse["placements"][3]["available"]
@@ -294,7 +289,7 @@ def test_keeping_tokens_of_dense_attention_is_called_what_it_is(foot):
     ],
 )
 def test_the_simplest_answer_that_holds_comes_first(foot, name, gpu, load, fixed, answer, says):
-    document = deploy(foot(name), tokens=load[0], batch=load[1], gpu=gpu, fixed=fixed)
+    document = deploy(foot(name), Load(*load), Machine(gpu), constraints=Constraints(fixed))
     assert (document["answer"], document["fits"]) == (answer, answer == "dense"), document["verdict"]
     assert says in document["verdict"]
     assert document["reasons"] == [reason for node in document["nodes"] for reason in node["reasons"]]
@@ -304,7 +299,7 @@ def test_the_simplest_answer_that_holds_comes_first(foot, name, gpu, load, fixed
 
 def test_what_a_token_costs(foot):
     assert dollars(3.6, 1000) == pytest.approx(1.0)
-    document = deploy(foot("LLAMA_2_7B"), tokens=4096, batch=4, gpu="H100", price=2.0, throughput=500.0)
+    document = deploy(foot("LLAMA_2_7B"), Load(4096, 4), Machine("H100", price=2.0, throughput=500.0))
     assert document["dollars_per_mtoken"] == pytest.approx(2.0 / (500 * 3600) * 1e6)
     dense, quantized = document["ways"][:2]
     assert (dense["dollars"], dense["dollars_are"]) == (document["dollars_per_mtoken"], "typed throughput")
@@ -315,15 +310,15 @@ def test_what_a_token_costs(foot):
 
 def test_the_smaller_model_is_counted_like_the_other(foot, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(configs.QWEN_2_5_05B))
-    document = deploy(foot("LLAMA_2_7B"), tokens=4096, gpu="L4", smaller=tmp_path)
+    document = deploy(foot("LLAMA_2_7B"), Load(4096), L4, constraints=Constraints(smaller=tmp_path))
     row = document["ways"][3]
     assert row["weights_bytes"] == 2 * 494_032_768 and row["fits"]
-    other = deploy(tmp_path, tokens=4096, gpu="L4")
+    other = deploy(tmp_path, Load(4096), L4)
     assert row["total_bytes"] == other["total_bytes"]
 
 
 def test_the_cache_is_placed_beside_the_weights_that_would_be_served(foot):
-    beside = {name: deploy(foot(name), tokens=8192, batch=4, gpu="A100") for name in ("MIXTRAL_8X7B", "LLAMA_3_8B")}
+    beside = {name: deploy(foot(name), Load(8192, 4), A100) for name in ("MIXTRAL_8X7B", "LLAMA_3_8B")}
     words = {name: document["placed_beside"] for name, document in beside.items()}
     assert words == {"MIXTRAL_8X7B": "int8 weights", "LLAMA_3_8B": "dense weights in bfloat16"}
     for name, way in (("MIXTRAL_8X7B", 1), ("LLAMA_3_8B", 0)):
@@ -333,14 +328,17 @@ def test_the_cache_is_placed_beside_the_weights_that_would_be_served(foot):
 
 
 def test_a_smaller_model_that_does_not_fit_is_no_answer(foot):
-    load = {"tokens": 8192, "batch": 4, "gpu": "RTX 4090", "fixed": False}
-    document = deploy(foot("MIXTRAL_8X7B"), smaller=foot("LLAMA_2_7B"), **load)
+    def beside(smaller: str) -> dict:
+        constraints = Constraints(fixed=False, smaller=foot(smaller))
+        return deploy(foot("MIXTRAL_8X7B"), Load(8192, 4), Machine("RTX 4090"), constraints=constraints)
+
+    document = beside("LLAMA_2_7B")
     assert document["answer"] == "none" and "Neither quantization nor the smaller model fits" in document["verdict"]
-    assert deploy(foot("MIXTRAL_8X7B"), smaller=foot("QWEN_2_5_05B"), **load)["answer"] == "smaller"
+    assert beside("QWEN_2_5_05B")["answer"] == "smaller"
 
 
 def test_host_memory_that_is_too_small_leaves_the_pool(foot):
-    document = deploy(foot("LLAMA_2_7B"), tokens=128_000, batch=8, gpu="H100", host_memory=256)
+    document = deploy(foot("LLAMA_2_7B"), Load(128_000, 8), Machine("H100", host_memory=256))
     assert [place["available"] for place in document["placements"]] == [False, False, True, False]
 
 
@@ -369,23 +367,23 @@ def test_a_plan_is_counted_by_its_ledger_with_and_without_the_checkpoint(tiny, t
     checkpoint = open_checkpoint(tiny)
     plan = half(checkpoint)
     plan.save(tmp_path / "plan.json")
-    document = deploy(tiny, tmp_path / "plan.json", tokens=16, gpu="L4")
+    document = deploy(tiny, SHORT, L4, tmp_path / "plan.json")
     assert document["weights_bytes"] == plan.ledger(checkpoint).bytes < checkpoint.bytes
     assert document["ways"][2]["weights_bytes"] == document["weights_bytes"]
     assert document["ways"][0]["weights_bytes"] == checkpoint.bytes
-    alone = deploy(tiny / "config.json", plan, tokens=16, gpu="L4")
+    alone = deploy(tiny / "config.json", SHORT, L4, plan)
     itemsize = checkpoint.bytes / checkpoint.parameters
     assert footprint(tiny / "config.json").itemsize == itemsize
     assert alone["weights_bytes"] == document["weights_bytes"]
     with pytest.raises(InputError, match="fingerprint"):
-        deploy(tiny, Plan({**plan.model, "fingerprint": "0" * 64}, "weight", plan.weights), tokens=16, gpu="L4")
+        deploy(tiny, SHORT, L4, Plan({**plan.model, "fingerprint": "0" * 64}, "weight", plan.weights))
     with pytest.raises(InputError, match="parameters"):
-        deploy(of_config(configs.LLAMA_2_7B), plan, tokens=16, gpu="L4")
+        deploy(of_config(configs.LLAMA_2_7B), SHORT, L4, plan)
 
 
 def test_without_spectra_node_one_says_what_to_run(tiny):
     for model, said in ((tiny, str(tiny)), (tiny / "config.json", "MODEL")):
-        node = deploy(model, tokens=16, gpu="L4")["nodes"][0]
+        node = deploy(model, SHORT, L4)["nodes"][0]
         assert (node["evidence"], node["answer"]) == (False, "no evidence")
         assert f"profile {said} --metrics weight,functional" in node["reasons"][0]
 
@@ -416,7 +414,7 @@ def test_layers_are_advised_by_the_error_of_their_outputs(tiny):
     planned = {row.name: row for row in evidence.advise(found, plan)}["model.layers.0.o_proj"]
     squares = np.square(profile.sigma("model.layers.0.o_proj", "functional"))
     assert (planned.planned, planned.planned_error) == ("lowrank", pytest.approx(squares[3:].sum() / squares.sum()))
-    node = deploy(tiny, tokens=16, gpu="L4", tolerance=0.2)["nodes"][0]
+    node = deploy(tiny, SHORT, L4, constraints=Constraints(tolerance=0.2))["nodes"][0]
     assert node["evidence"] and sum(node["counts"].values()) == len(rows)
 
 
@@ -449,11 +447,11 @@ def test_runs_of_the_workspace_are_marked_measured(tiny):
         workspace.new_run(run)
     other = measured(checkpoint, "baseline", "rtn", 1, 0.0, settings={"bits": 8})
     workspace.new_run(other | {"model": {**other["model"], "fingerprint": "f" * 64}})
-    ways = deploy(tiny, tokens=16, gpu="A100")["ways"]
+    ways = deploy(tiny, SHORT, A100)["ways"]
     values = [row["measured"] and (row["measured"]["measure"], row["measured"]["value"]) for row in ways]
     assert values == [("rise", 0.0), ("rise", 0.02), ("rise", 0.3), None]
     assert ways[0]["measured"]["label"] == "loss 2.5000"
-    hopper = deploy(tiny, plan, tokens=16, gpu="H100")["ways"]
+    hopper = deploy(tiny, SHORT, Machine("H100"), plan)["ways"]
     assert hopper[1]["measured"] is None and "int8 was: rise 0.02" in hopper[1]["note"]
     assert hopper[2]["measured"]["value"] == 0.3
     assert "alone" not in hopper[2]["note"]
@@ -466,18 +464,18 @@ def test_runs_on_another_text_are_not_compared(tiny):
     for bytes_, rise in ((900, 0.3), (800, 0.4)):
         workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
     assert [run["rise"] for run in evidence.runs_of(checkpoint)] == [0.3, 0.4]
-    assert deploy(tiny, tokens=16, gpu="A100")["ways"][1]["measured"] is None
+    assert deploy(tiny, SHORT, A100)["ways"][1]["measured"] is None
 
 
 def test_the_pipeline_is_compared_at_the_size_of_quantization_alone(tiny):
     checkpoint, workspace = open_checkpoint(tiny), Workspace()
-    quantized = deploy(tiny, tokens=16, gpu="A100")["ways"][1]["weights_bytes"]
+    quantized = deploy(tiny, SHORT, A100)["ways"][1]["weights_bytes"]
     for bytes_, rise in ((quantized + 1, 0.0), (quantized, 0.1), (quantized // 2, 0.2)):
         workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
-    row = deploy(tiny, tokens=16, gpu="A100")["ways"][2]
+    row = deploy(tiny, SHORT, A100)["ways"][2]
     assert (row["weights_bytes"], row["measured"]["value"]) == (quantized, 0.1) and "alone" not in row["note"]
     workspace.new_run(measured(checkpoint, "baseline", "gptq", quantized // 3, 0.05, settings={"bits": 2}))
-    note = deploy(tiny, tokens=16, gpu="A100")["ways"][2]["note"]
+    note = deploy(tiny, SHORT, A100)["ways"][2]["note"]
     assert f"gptq {quantized // 3} alone is no larger and loses no more" in note
 
 
@@ -489,11 +487,11 @@ def test_further_quantization_comes_before_a_pipeline_that_fits(tiny, monkeypatc
     card = dataclasses.replace(hardware.find("A100"), memory=math.ceil(memory))
     monkeypatch.setattr(hardware, "find", lambda name: card)
     workspace.new_run(measured(checkpoint, "network", "lowrank", room, 0.3, plan={"weights": {}}))
-    load = {"tokens": 1, "gpu": "a small one", "fixed": True}
-    document = deploy(foot, **load)
+    asked = (foot, Load(1), Machine("a small one"), None, Constraints(fixed=True))
+    document = deploy(*asked)
     assert document["answer"] == "pipeline" and "the plan fits" in document["verdict"]
     workspace.new_run(measured(checkpoint, "baseline", "gptq", room - 1, 0.2, settings={"bits": 2}))
-    document = deploy(foot, **load)
+    document = deploy(*asked)
     assert document["answer"] == "quantize" and f"gptq {room - 1} is no larger" in document["verdict"]
 
 
@@ -608,27 +606,34 @@ def test_a_config_that_cannot_be_is_refused(change, says):
 
 def test_values_that_cannot_be_are_refused(foot, tmp_path):
     llama = foot("LLAMA_2_7B")
+    for load, says in (
+        (Load(0), "tokens"),
+        (Load(1, 0), "batch"),
+        (Load(1, kv_dtype="fp2"), "fp2"),
+        (Load(1, keep=0), "kept"),
+        (Load(1, keep=1.5), "kept"),
+    ):
+        with pytest.raises(InputError, match=says):
+            deploy(llama, load, NO_GPU)
     for values, says in (
-        ({"tokens": 0}, "tokens"),
-        ({"batch": 0}, "batch"),
-        ({"kv_dtype": "fp2"}, "fp2"),
-        ({"kv_keep": 0}, "kept"),
-        ({"kv_keep": 1.5}, "kept"),
         ({"price": -1.0}, "Price"),
         ({"price": float("nan")}, "Price"),
         ({"throughput": 0.0}, "Throughput"),
-        ({"gpu": "abacus"}, "abacus"),
-        ({"plan": tmp_path / "none"}, "Plan"),
+        ({"host_memory": -1.0}, "Host memory"),
     ):
         with pytest.raises(InputError, match=says):
-            deploy(llama, **({"gpu": None} | values))
+            Machine(**values)
+    with pytest.raises(InputError, match="abacus"):
+        deploy(llama, SHORT, Machine("abacus"))
+    with pytest.raises(InputError, match="Plan"):
+        deploy(llama, SHORT, NO_GPU, tmp_path / "none")
     (tmp_path / "config.json").write_text("[]")
     (tmp_path / "model.txt").write_text("")
     for model in (tmp_path, tmp_path / "model.txt", tmp_path / "nothing", "no/such/model/here"):
         with pytest.raises(InputError):
-            deploy(model, gpu=None)
+            deploy(model, SHORT, NO_GPU)
     with pytest.raises(InputError, match="encoder and a decoder"):
-        deploy(of_config({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}), gpu=None)
+        deploy(of_config({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}), SHORT, NO_GPU)
 
 
 def test_the_verb_takes_a_config_alone(tmp_path, capsys):
