@@ -46,7 +46,7 @@ def make_plan(
     device="auto",
     progress: Progress = silent,
 ) -> Plan:
-    """A plan for a model at one budget (see planning.py). `locks` pins weights: {name: plan entry}."""
+    """A plan for a model at one budget (see plan/planner.py). `locks` pins weights: {name: plan entry}."""
     study = Study(model, text, device=device, progress=progress)
     limits = Budget(kept=budget, kept_bytes=budget_bytes, scope=scope)
     limits.limit(study.checkpoint, study.tables if embedding != "dense" else ())  # before anything is measured

@@ -51,7 +51,7 @@ def measure(model, sample: Sample, dense=None, progress: Progress = silent, stag
     dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. Returns the keys of
     `Sample.summary`, and with `dense` also "dense" (the same keys), "rise" (loss − dense loss, nats a token),
     "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token),
-    "top1_agreement" (share of tokens both put first), and the interval of the rise (`uncertainty.figures`).
+    "top1_agreement" (share of tokens both put first), and the interval of the rise (`bootstrap.figures`).
     """
     positions = sample.positions
     targets = sample.tokens.ids[positions]

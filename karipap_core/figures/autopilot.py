@@ -1,6 +1,6 @@
 """The plotly figure of an autopilot's search: every plan tried, the line, and the way that was accepted.
 
-It draws the document of autopilot.py, finished or not. See figures.py for the manners of all figures.
+It draws the document of autopilot.py, finished or not. See style.py for the manners of all figures.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Plotly figures of claims (claims.py) and of a network's size over χ. See figures.py for the manners of all."""
+"""Plotly figures of claims (claims.py) and of a network's size over χ. See style.py for the manners of all."""
 
 from collections.abc import Sequence
 

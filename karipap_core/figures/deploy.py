@@ -1,6 +1,6 @@
 """Plotly figures of a deployment: what fills the GPU, and how the KV cache grows with the text.
 
-They draw documents of `deploy.deploy` and caches of `kv`. See figures.py for the manners of all figures.
+They draw documents of `deploy.deploy` and caches of `kv`. See style.py for the manners of all figures.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Plotly figures of healing: the loss over the steps, and where the point of the trade-off has gone.
 
 They draw a curve as `heal.heal` gives it, or as `curve_of_log` reads it from the log of a job that still runs. See
-figures.py for the manners of all figures.
+style.py for the manners of all figures.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Plotly figures of the Ising check: the thermodynamic curve, the error by χ, the renormalization flow.
 
-They draw documents of `ising.solve`. See figures.py for the manners of all figures.
+They draw documents of `ising.solve`. See style.py for the manners of all figures.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Plotly figures of a `peps`: the flow of its renormalization, and its lattice with what each bond carries.
 
-They draw the rows of `networks/renormalize.py` (`renormalize` and `bond_profile`) and import no torch. See figures.py
-for the manners of all figures.
+They draw the rows of `networks/peps/renormalize.py` (`renormalize` and `bond_profile`) and import no torch. See
+style.py for the manners of all figures.
 """
 
 import math
@@ -113,7 +113,7 @@ def _says(row: dict, names: Sequence[str]) -> str:
 
 
 def _ends(rows: Sequence[dict], grid: Sequence[int]) -> list[tuple[int, int]]:
-    """The two sites of each bond of one direction, in the order that bonds have (see `networks/lattice.py`)."""
+    """The two sites of each bond of one direction, in the order that bonds have (see `networks/peps/lattice.py`)."""
     height, width = grid
     flat = bool(rows) and rows[0]["direction"] == "horizontal"
     side, lines = (width, height) if flat else (height, width)

@@ -1,4 +1,4 @@
-"""Plotly figure of predicted against measured rises in loss (predictions.py). See figures.py for the manners of all."""
+"""Plotly figure of predicted against measured rises in loss (predictions.py). See style.py for the manners of all."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Plotly figures of measured runs: the trade-off, and what each weight lost.
 
-A point is a run as `tradeoff.Points` and `run.run` write it: a flat dictionary with "id", "kind", "method", "label",
-"settings", sizes and figures. See figures.py for the manners of all figures.
+A point is a run as `points.Points` and `run.run` write it: a flat dictionary with "id", "kind", "method", "label",
+"settings", sizes and figures. See style.py for the manners of all figures.
 """
 
 import math
@@ -105,7 +105,7 @@ def quality(points: Iterable[dict], y: str) -> Axis:
 def interval(point: dict, y: str) -> tuple[float, float] | None:
     """Where a figure of a point lies by its 95 % interval, None where it has none.
 
-    That of the rise is paired to the dense model on the same tokens (`uncertainty.rise_of`), so those of what follows
+    That of the rise is paired to the dense model on the same tokens (`bootstrap.rise_of`), so those of what follows
     from the loss are: loss = dense + rise, perplexity = dense · exp(rise), bits per byte = dense · (loss / dense loss).
     Of a task see `scores.interval`.
     """

@@ -1,6 +1,6 @@
-"""Plotly figures of a sensitivity measurement (layer_sensitivity.py): map, scatter, ρ of every measure, layers.
+"""Plotly figures of a sensitivity measurement (studies/sensitivity): map, scatter, ρ of every measure, layers.
 
-See figures.py for the manners of all figures. `quality` is what was measured: "rise" in loss or "kl" to the dense
+See style.py for the manners of all figures. `quality` is what was measured: "rise" in loss or "kl" to the dense
 model, nats a token, or an encoder's "relative_error" of the output. On logarithmic axes what is at or below the floor
 is drawn on the floor (of a rise: noise on a few thousand tokens); hovering gives the true number.
 """

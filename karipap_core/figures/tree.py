@@ -1,6 +1,6 @@
 """Plotly figures of trees over layers: the entropy of every edge, and the error against per-layer low rank.
 
-Drawn from plain rows and arrays, as `networks.tree_edges` and `networks.tree.group_curve` give them. See figures.py for
+Drawn from plain rows and arrays, as `networks/tree` gives them (edges.py, `group_curve`). See style.py for
 the manners of all figures.
 """
 

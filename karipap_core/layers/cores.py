@@ -44,7 +44,7 @@ def dequantized(form: str, matrix: tuple[int, int], tensors: Mapping[str, torch.
 
 
 class Packed(nn.Module):
-    """One core in a `quantize.Format`, held as on disk and dequantized whenever it is asked for.
+    """One core in a `formats.Format`, held as on disk and dequantized whenever it is asked for.
 
     Casting the module (`.to(dtype)`) changes the dtype that it is dequantized to, never what is stored.
     """

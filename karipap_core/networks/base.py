@@ -76,7 +76,7 @@ class Spec:
 
     out, in_ : factors of the weight's two sides (JSON `out`, `in`), Π out = n_out, Π in_ = n_in.
     chi : bond dimensions, in the order the network's file states.
-    quantize : the format its cores are stored in (`quantize.Format`: int8, int4g64, fp8 …), None for the weight's own
+    quantize : the format its cores are stored in (`formats.Format`: int8, int4g64, fp8 …), None for the weight's own
     dtype. A subclass may add fields (with defaults): they join the JSON under their own names. Validated when made;
     raises InputError naming the field.
     """
@@ -149,7 +149,7 @@ class Spec:
 
     @property
     def formats(self) -> list[str | None]:
-        """How each core is stored: a `quantize.Format`, "index" (integers, as int32), or None (the weight's dtype)."""
+        """How each core is stored: a `formats.Format`, "index" (integers, as int32), or None (the weight's dtype)."""
         return [self.quantize] * len(self.core_shapes)
 
     def core_matrix(self, index: int) -> tuple[int, int]:

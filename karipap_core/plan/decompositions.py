@@ -66,7 +66,7 @@ class Decompositions:
         return [left[:, :chi].contiguous(), right[:chi].contiguous()]
 
     def stored(self, name: str, spec, dtype: str | None = None, progress=None) -> list:
-        """The cores as they are stored: in `dtype` (default: the weight's own), `quantize.Quantized` where the spec's
+        """The cores as they are stored: in `dtype` (default: the weight's own), `formats.Quantized` where the spec's
         `formats` say so, integers for indices."""
         dtype = getattr(torch, dtype or self.checkpoint.weight(name).dtype)
         cores = self.cores(name, spec, progress)

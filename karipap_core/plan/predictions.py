@@ -1,7 +1,7 @@
 """What was predicted beside what was measured, for every run of a model so far; and the refit that follows from it.
 
 Two predictions are told apart: what a plan was told when it was made (kept in its run, and never changed since), and
-what today's calibration says of it when that very run is left out of the fit (calibrate.py, `Calibration.left_out`).
+what today's calibration says of it when that very run is left out of the fit (calibration.py, `Calibration.left_out`).
 """
 
 from collections.abc import Iterable, Sequence

@@ -15,7 +15,7 @@ Stored = Quantized | Float8 | torch.Tensor
 
 
 def input_factor(metric: Metric, device: torch.device) -> torch.Tensor | None:
-    """`quantize.inverse_factor` of the damped C, kept as long as the metric lives; None is the identity."""
+    """`rounding.inverse_factor` of the damped C, kept as long as the metric lives; None is the identity."""
     kept = _input_factors.setdefault(metric, {})
     if str(device) not in kept:
         C = metric.damped("C", device)

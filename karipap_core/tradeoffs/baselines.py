@@ -45,7 +45,7 @@ class Baseline:
 def baselines(
     study, kept: Sequence[float] = (), scope="blocks", quantized=QUANTIZED, sparsities=SPARSITIES
 ) -> list[Baseline]:
-    """Baselines for the checkpoint of a study (study.py): the SVDs at the budgets `kept` (as `planning.Budget`, those
+    """Baselines for the checkpoint of a study (study.py): the SVDs at the budgets `kept` (as `budget.Budget`, those
     too small for the model left out), integers in (bits, group), pruning of the share `sparsities` of each weight."""
     found = []
     for fraction in kept:

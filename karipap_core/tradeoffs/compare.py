@@ -45,7 +45,7 @@ def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
 
     bytes: 2 for each number that is not quantized. damage: predicted divergence of that weight alone, nats a token,
     where the workspace holds the model's calibration. An interval of a difference is paired where both were measured
-    on the same tokens (`uncertainty.difference`); one that holds 0 is no measurable difference, and then neither is
+    on the same tokens (`bootstrap.difference`); one that holds 0 is no measurable difference, and then neither is
     better.
     """
     one, two = (side if isinstance(side, Side) else read(side) for side in (a, b))

@@ -1,6 +1,6 @@
 """Every network and every rival in the same bytes: a table of rises in loss, ranked, and the sentence it supports.
 
-A point is a run as `tradeoff.Points` writes it. Sizes are bytes kept of the blocks, 16 bits for every number that is
+A point is a run as `points.Points` writes it. Sizes are bytes kept of the blocks, 16 bits for every number that is
 not quantized (baselines.py).
 """
 
@@ -108,7 +108,7 @@ def level(a: dict, b: dict, quality: str) -> bool:
     """Whether two points are level by a figure: no difference between them can be measured.
 
     Where both kept what they lost by document, the paired 95 % interval of their difference
-    (`uncertainty.difference`) holds 0; of tasks that of their items (`scores.difference`). Points that were measured
+    (`bootstrap.difference`) holds 0; of tasks that of their items (`scores.difference`). Points that were measured
     before units were kept are level within both standard errors of the rise, or within `SAME` nats. Other figures have
     no error: equal numbers alone are level.
     """

@@ -33,7 +33,7 @@ def run(
     `max_tokens` (default: as `sweep`), window and stride. out: default a folder of the workspace's runs that is named
     by all of this, so that the same command goes on where it stopped. tasks: benchmark tasks (`tasks.Suite`) to measure
     besides, and conventions: perplexities as papers give them (`conventions.CONVENTIONS`); a finished run gets those
-    that it lacks. Returns, and writes to `<out>/run.json`, a point as `tradeoff.Points` describes it, with "speed",
+    that it lacks. Returns, and writes to `<out>/run.json`, a point as `points.Points` describes it, with "speed",
     "memory", "folder" and "weights" (the rows of `compress`) besides.
     """
     from karipap_core import story as pipeline

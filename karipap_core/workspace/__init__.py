@@ -2,13 +2,13 @@
 
     workspace/
       models/<fingerprint>/profiles/<key>/         profile.json, spectra.safetensors
-                           curves/, moments/, calibration/, cores/   see study.py
-                           sensitivity/                 see layer_sensitivity.py
+                           curves/, moments/, calibration/, cores/   see plan/study.py
+                           sensitivity/                 see studies/sensitivity
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>.json
       runs/<id>/run.json                           one point of the trade-off page
       jobs/<id>/                                   see jobs.py
-      tasks/                                       items and finished benchmark tasks, see tasks.py
+      tasks/                                       items and finished benchmark tasks, see evaluation/tasks
 
 Keys come from `settings_key`: equal settings are found again, others never mixed up. Every file is written to a
 temporary name and renamed, so that a reader, or the next start after a crash, sees a whole file or none.

@@ -1,6 +1,6 @@
 """Several networks or formats behind one slider: the core's own option tables, from what the workspace holds.
 
-`Measured` is as much of a study (karipap_core/study.py) as a `Planner`'s tables need, and measures nothing. `listed`
+`Measured` is as much of a study (plan/study.py) as a `Planner`'s tables need, and measures nothing. `listed`
 turns those tables into rows of the board: one list of options a weight, or a group of weights that share cores.
 """
 

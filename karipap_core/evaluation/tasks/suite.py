@@ -1,8 +1,8 @@
 """Benchmark tasks through EleutherAI's lm-evaluation-harness (`pip install lm-eval==0.4.13`), which does all scoring.
 
 A task is a name that the harness knows (its items come from the Hugging Face hub), one of the two that are made here
-(tasks_python.py), or YAML of the harness in a folder of the user's whose items are local files. Nothing of such a
-folder is executed: see `task_files.read_folder`. What was measured is kept, a JSON file a task and model, and not
+(python.py), or YAML of the harness in a folder of the user's whose items are local files. Nothing of such a
+folder is executed: see `files.read_folder`. What was measured is kept, a JSON file a task and model, and not
 measured again.
 """
 

@@ -37,7 +37,7 @@ RIDGE = 1e-12  # of the largest eigenvalue of an environment
 def norm(spec: Peps, cores: Sequence[torch.Tensor], method: str = "exact", chi: int = CHI) -> float:
     """‖Ŵ‖² = ⟨Ŵ|Ŵ⟩, from the double layer: each site with itself, its physical leg summed, is a tensor of four legs.
 
-    method "exact" contracts it as it is, "trg" and "hotrg" by renormalization with bonds of `chi` (`networks/trg.py`;
+    method "exact" contracts it as it is, "trg" and "hotrg" by renormalization with bonds of `chi` (trg.py;
     exact on 2 × 2). Sides that are no powers of two are filled up with sites that only pass bonds on. Random cores of
     4 × 4 with D = 3 (double bonds of 9): trg with χ = 24 is 72 % too low, hotrg 19 %; with D = 2 and χ = 16 both are
     right to 1e-8. Exact work grows with the exponential of the width: a torus of 4 × 4 with D = 3 is out of reach.

@@ -1,7 +1,7 @@
 """What papers on tensor networks for language models claim, and the nearest honest experiment on the model at hand.
 
 A `Claim` holds a paper's headline, its published figures with their source, and what its public text allows to
-reproduce. `check` runs its experiment (claim_checks.py) and keeps the result in the workspace. Published and measured
+reproduce. `check` runs its experiment (experiments/) and keeps the result in the workspace. Published and measured
 figures never mix: the first stand in `Claim.published`, the second in the document under the same keys.
 Nothing here imports torch: the dashboard reads it.
 """
@@ -24,7 +24,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
 
     {"format", "version", "claim", "model", "text", "tokens", "measure" ("kl" or "output error"), "dense_loss",
     "verdict" (a sentence), "measured" {key of `Claim.published`: in words}, "figures" (the raw numbers),
-    "table" {"columns", "rows"}, "charts" (figures_claims.chart), "notes", "seconds", "created", "environment"}.
+    "table" {"columns", "rows"}, "charts" (`figures/claims.py`), "notes", "seconds", "created", "environment"}.
 
     model: folder, file, hub id or open checkpoint; text: file to calibrate and measure on (default: the standard
     library's calibration modules). InputError for a claim that is not there and a model that cannot run.

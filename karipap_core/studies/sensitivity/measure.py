@@ -48,7 +48,7 @@ def sensitivity(
 
     model: folder, file, hub id or Study. Give one of kept (fraction of each weight's numbers, a quantized one counting
     as its bits / 16; default 0.5) and chi (every bond at χ or the most it can be). The cores are fitted in `metric`.
-    text: what is measured on, calibration: what the cores, predictions and moments come from, as in `tradeoff.sweep`;
+    text: what is measured on, calibration: what the cores, predictions and moments come from, as in a sweep;
     window, stride, max_tokens as in `perplexity.Sample`. In `tree` weights share cores, so a group of them is one part.
 
     Returns the document that is kept (see `described`): "weights" and "layers", rows of

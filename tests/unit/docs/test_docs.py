@@ -65,6 +65,18 @@ def test_the_code_cites_no_document_that_is_not_here():
     assert not wrong
 
 
+def test_the_files_that_the_code_names_are_here():
+    known = ["app.py", *(str(file.relative_to(REPOSITORY)) for file in SOURCES)]
+    wrong = []
+    for file in SOURCES:
+        if file.relative_to(REPOSITORY).parts[0] == "tests":  # they make up files
+            continue
+        for name in re.findall(r"(?<![\w./{-])((?:\w+/)*\w+\.py)\b", file.read_text("utf-8")):
+            if not any(path == name or path.endswith(f"/{name}") for path in known):
+                wrong.append(f"{file.relative_to(REPOSITORY)}: {name}")
+    assert not wrong
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_paths_named_in_a_document_exist(document):
     text = document.read_text("utf-8")
