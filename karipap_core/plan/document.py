@@ -56,6 +56,16 @@ class Plan:
     chosen_rule: str | None = None
     embedding: dict | None = None
 
+    @property
+    def kept(self) -> float:
+        """Fraction of the model's parameters that this plan keeps, counted: as predicted when the plan was made, else
+        from its own entries (a head that is untied from the embedding is then not counted)."""
+        if self.predicted and "kept" in self.predicted:
+            return self.predicted["kept"]
+        specs = [spec for name in self.weights if (spec := self.spec(name)) is not None]
+        saved = sum(spec.n_out * spec.n_in - spec.parameters for spec in specs)
+        return 1 - saved / self.model["parameters"]
+
     def to_json(self) -> dict:
         document = {"format": FORMAT, "version": VERSION, "model": self.model, "metric": self.metric}
         document |= {"rule": self.rule, "scope": self.scope, "budget": self.budget, "budget_bytes": self.budget_bytes}

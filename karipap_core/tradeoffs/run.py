@@ -67,7 +67,7 @@ def run(
             point["conventions"] = had | folder_conventions(*args)
             write_json(folder / "run.json", point)
         return point
-    report = pipeline.compress(model, plan, folder / "model", force=force, device=device, progress=progress)
+    report = pipeline.compress(model, plan, folder / "model", force, device, progress).to_json()
     compressed = time.monotonic()
     how = {"text": text, "device": device, "progress": progress, "conventions": conventions}
     found = evaluate_folder(folder / "model", against=model, **how, **cut)

@@ -78,12 +78,11 @@ def profile(args: argparse.Namespace, progress: Progress) -> dict:
 )
 def plan(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
+    from karipap_core.plan.budget import Budget
 
     found = story.make_plan(
         args.model,
-        args.budget,
-        args.budget_bytes,
-        scope=args.scope,
+        Budget(args.budget, args.budget_bytes, args.scope),
         network=args.network,
         rule=args.rule,
         metric=args.metric,
@@ -112,7 +111,7 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
 def compress(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
 
-    return story.compress(args.model, args.plan, args.out, force=args.force, device=args.device, progress=progress)
+    return story.compress(args.model, args.plan, args.out, args.force, args.device, progress).to_json()
 
 
 @verb(
@@ -128,25 +127,19 @@ def compress(args: argparse.Namespace, progress: Progress) -> dict:
     DEVICE,
 )
 def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
-    from karipap_core.compressed.records import keep_evaluation
-    from karipap_core.evaluation.folder import evaluate_folder
-    from karipap_core.evaluation.tasks.suite import add_tasks
-    from karipap_core.text import read_text
+    from karipap_core import story
 
-    suite = suite_of(args, progress)
-    found = evaluate_folder(
+    found = story.evaluate(
         args.folder,
         against=args.against,
-        text=read_text(args.text) if args.text else None,
+        text=args.text,
+        conventions=args.conventions,
+        tasks=suite_of(args, progress),
         device=args.device,
         progress=progress,
-        conventions=args.conventions,
         **scoring_of(args),
     )
-    if suite is not None:
-        found = add_tasks(found, suite, args.folder, args.device, progress)
-    keep_evaluation(args.folder, found)
-    return found
+    return found.to_json()
 
 
 @verb(
@@ -157,13 +150,13 @@ def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
 )
 def densify(args: argparse.Namespace, progress: Progress) -> dict:
-    from karipap_core.compressed.densify import densify as write
+    from karipap_core import story
 
     note = (
         "An ordinary dense folder gives back quality but not memory: it is as large, and needs as much memory and "
         "time, as the original. What stays small is the compressed folder."
     )
-    return write(args.folder, args.out, progress=progress) | {"note": note}
+    return story.densify(args.folder, args.out, progress).to_json() | {"note": note}
 
 
 @verb(
@@ -175,7 +168,6 @@ def densify(args: argparse.Namespace, progress: Progress) -> dict:
     DEVICE,
 )
 def verify(args: argparse.Namespace, progress: Progress) -> dict:
-    from karipap_core.compressed.verify import verify as check
-    from karipap_core.spectra.spectrum import pick_device
+    from karipap_core import story
 
-    return check(args.folder, args.against, device=pick_device(args.device), progress=progress)
+    return story.verify(args.folder, args.against, args.device, progress).to_json()

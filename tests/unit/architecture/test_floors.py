@@ -19,7 +19,7 @@ LONG = {
     "reports/html.py",
     "tradeoffs/autopilot/search.py",
 }
-UP = {"karipap_core.reports.report imports karipap_core"}
+UP: set[str] = set()
 CIRCLES = {"karipap_core.networks.qlr", "karipap_core.networks.structured"}
 
 
