@@ -173,7 +173,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
     option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),
 )
 def autopilot(args: argparse.Namespace, progress: Progress) -> dict:
-    from karipap_core.tradeoffs.autopilot.search import autopilot as find
+    from karipap_core.tradeoffs.autopilot import autopilot as find
 
     if args.max_rise is not None and args.max_perplexity is not None:
         raise InputError("--max-rise and --max-perplexity are one line in two units: give one of them.")

@@ -1,1 +1,142 @@
-"""The plan for a quality line or a size, found step by step with every plan measured."""
+"""A quality line or a size → the plan: screened by prediction, then measured step by step until it holds.
+
+The search looks at one half of the documents (search.py); what is said in the end comes from the other half, which no
+decision but a step back was made on (verdict.py). Every plan tried is a point of the trade-off (`tradeoffs.points`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from karipap_core.errors import InputError
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.choice import Choice
+from karipap_core.plan.document import model_entry
+from karipap_core.plan.study import Study
+from karipap_core.progress import Progress, silent
+from karipap_core.text import Text
+from karipap_core.tradeoffs.autopilot.aim import Aim, Criterion
+from karipap_core.tradeoffs.autopilot.log import Log
+from karipap_core.tradeoffs.autopilot.search import Limits, Search
+from karipap_core.tradeoffs.autopilot.trail import Trails
+from karipap_core.tradeoffs.autopilot.verdict import Verdict
+from karipap_core.tradeoffs.points import Points
+from karipap_core.tradeoffs.sweep import MAX_TOKENS, every, study_and_text
+from karipap_core.workspace.files import read_json, settings_key, write_json
+
+FORMAT, VERSION = "karipap-autopilot", 1
+MAX_EVALUATIONS = 12
+
+
+def autopilot(
+    model,
+    max_rise: float | None = None,
+    budget: float | None = None,
+    networks: Sequence[str] = ("lowrank",),
+    out: str | Path | None = None,
+    text: str | Path | Text | None = None,
+    calibration: str | Path | Text | None = None,
+    quantize: str | None = None,
+    embedding: str = "dense",
+    scope: str = "model",
+    keep_ends: int | str = "auto",
+    max_evaluations: int = MAX_EVALUATIONS,
+    max_tokens: int | None = MAX_TOKENS,
+    window: int | None = None,
+    stride: int | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> dict:
+    """The plan with the fewest bytes that meets a line, or with the least rise at a size.
+
+    model: folder, file, hub id, or a Study. max_rise: nats a token of rise in loss over the dense model (for an encoder
+    the relative squared error of its outputs); or budget: fraction of the bytes of `scope` (`model`, or `blocks`), 16
+    bits for every number that is not quantized, as on the trade-off. networks: as for a sweep; quantize and embedding
+    as in `Planner`. text: held out, dealt by documents to search and verdict (default: the standard library's held-out
+    modules); calibration as in `sweep`. keep_ends: blocks at each end that stay dense, or `auto`: measured. A search
+    measures at most `max_evaluations` plans, the verdict the plan again, up to 3 steps back, and its rivals. out: a
+    folder for points, plan.json and autopilot.json (default: the workspace, and a folder of its own in it).
+
+    Returns, and writes after each step to autopilot.json, {"plan", "bytes_kept", "rise", "rise_low", "rise_high",
+    "met", "outside_uncertainty", "tried": [...], "rivals": [...], "verdict": [sentences], "log": [{"step", "did",
+    "why", "predicted", "measured", "bytes_kept", "decision", "says"}], "line", "evaluations", "seconds", …}. Raises
+    InputError for what does not fit.
+    """
+    aim = Aim(max_rise, budget, scope)
+    if max_evaluations < 1:
+        raise InputError(f"max_evaluations is {max_evaluations}: give at least 1.")
+    study, text = study_and_text(model, text, calibration, device, progress)
+    cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
+    choices = {network: Choice(network, quantize, embedding) for network in every(networks)}
+    settings: dict = {"networks": list(choices), "quantize": quantize, "embedding": embedding, "scope": scope}
+    settings |= {"keep_ends": keep_ends, "max_evaluations": max_evaluations, **cut}
+    wanted = {"max_rise": max_rise} if max_rise is not None else {"budget": budget}
+    identity = {"study": study.key, "fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, "version": 1}
+    key = settings_key(settings | wanted | identity)
+    home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
+    known = read_json(home / "autopilot.json") if (home / "autopilot.json").is_file() else {}
+    if known.get("key") == key and known.get("state") == "done":
+        return known
+
+    criterion = Criterion(aim, study.checkpoint.kind == "causal")
+    texts = halves(text)
+    log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
+    points_in = Path(out) if out is not None else study.workspace.root
+    searching, judging = (Points(study, each, points_in, window, stride, max_tokens, progress) for each in texts)
+    trails = Trails(study, choices, scope, _frozen_calibration(study, home, key), progress)
+    log.write("running")
+    limits = Limits(keep_ends, max_evaluations)
+    refined_file = home / "plans" / f"refined-{key}.json"
+    found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
+    searching.__dict__.pop("bench", None)  # its logits of the dense model make room for the verdict's
+    verdict = Verdict(study, judging, criterion, log, progress)
+    final = verdict.judge(found)
+    final.plan.save(home / "plan.json")
+    return log.write("done", verdict.document(final, str(home / "plan.json")))
+
+
+def halves(text: Text) -> tuple[Text, Text]:
+    """(to search on, for the verdict): whole documents, dealt so that both sides are about as long. A document that is
+    longer than all others together is cut in two."""
+    documents = list(text.documents)
+    largest = max(range(len(documents)), key=lambda index: len(documents[index]))
+    if 2 * len(documents[largest]) > sum(map(len, documents)):
+        whole = documents[largest]
+        documents[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index in sorted(range(len(documents)), key=lambda index: (-len(documents[index]), index)):
+        min(sides, key=lambda side: sum(len(documents[each]) for each in side)).append(index)
+    first, second = (tuple(documents[index] for index in sorted(side)) for side in sides)
+    return (
+        Text(f"{text.name}, half to search on", first, text.path),
+        Text(f"{text.name}, half for the verdict", second, text.path),
+    )
+
+
+def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:
+    """What plans were predicted from when this search began: predictions learn from every point that is measured, and a
+    search that goes on must decide as it did before."""
+    file = home / "calibration.json"
+    kept = read_json(file) if file.is_file() else {}
+    if kept.get("key") != key:
+        kept = {"key": key, "calibration": study.calibration("loss").to_json()}
+        write_json(file, kept)
+    return Calibration.from_json(kept["calibration"])
+
+
+def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: tuple[Text, Text]) -> dict:
+    """The fields of the document that are known before anything is measured."""
+    roles = zip(("search", "verdict", "calibration"), (*texts, study.text), strict=True)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "key": key,
+        "state": "running",
+        "model": model_entry(study.checkpoint),
+        "line": criterion.line_entry(),
+        "settings": settings,
+        "quality": criterion.quality,
+        "criterion": criterion.sentence(),
+        "texts": {
+            role: {"name": text.name, "sha256": text.sha256, "documents": len(text.documents)} for role, text in roles
+        },
+    }

@@ -16,8 +16,9 @@ from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
+from karipap_core.tradeoffs.autopilot import MAX_EVALUATIONS, autopilot, halves
 from karipap_core.tradeoffs.autopilot import search as pilot
-from karipap_core.tradeoffs.autopilot.search import autopilot, halves
+from karipap_core.tradeoffs.autopilot.verdict import SAME_SIZE
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
@@ -129,7 +130,7 @@ def test_the_line_is_met_by_the_upper_end_with_few_bytes_to_spare(study, tmp_pat
     assert found["met"] and found["outside_uncertainty"] and found["state"] == "done"
     assert found["rise_low"] < found["rise"] < found["rise_high"] <= 0.3
     assert found["rise_high"] > 0.9 * 0.3  # close to the line: little is left on the table
-    assert found["evaluations"] <= pilot.MAX_EVALUATIONS
+    assert found["evaluations"] <= MAX_EVALUATIONS
     plan = Plan.from_json(found["plan"])
     plan.check(study.checkpoint)
     assert Plan.load(tmp_path / "plan.json") == plan
@@ -147,7 +148,7 @@ def test_it_beats_uniform_where_weights_differ_and_the_log_can_be_followed(study
     rules["harm"] = {weight.name: 3.0 for weight in study.weights if weight.role == "down"}
     found = search(study, tmp_path)
     uniform = next(row for row in found["rivals"] if row["label"].startswith("uniform"))
-    assert uniform["bytes_kept_blocks"] >= found["bytes_kept_blocks"] - pilot.SAME_SIZE
+    assert uniform["bytes_kept_blocks"] >= found["bytes_kept_blocks"] - SAME_SIZE
     assert found["met"] and uniform["difference"]["low"] > 0
     for number, step in enumerate(found["log"], 1):
         assert step["step"] == number and step["did"] and step["why"] and step["decision"], step
