@@ -11,6 +11,7 @@ from karipap_core.plan.document import DENSE, Plan
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
+from karipap_core.search import largest
 from karipap_core.tradeoffs.autopilot.aim import Criterion
 
 THOUSAND = 1000  # sizes are asked for in thousandths
@@ -65,13 +66,9 @@ class Trail:
 
     def size_for(self, rise: float) -> int | None:
         """The smallest size that is predicted to lose no more than `rise`, None where even the largest does."""
-        low, high = 0, THOUSAND
-        if self.predicted(high) > rise:
+        if self.predicted(THOUSAND) > rise:
             return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.predicted(middle) <= rise else (middle, high)
-        return high
+        return largest(lambda size: self.predicted(size) > rise, 0, THOUSAND) + 1
 
     def plan(self, size: int, rule: str = "calibrated", weights: dict[str, dict] | None = None) -> Plan:
         """The plan at a size, or one of these weights by another rule, its prediction from the frozen curve."""
