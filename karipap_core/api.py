@@ -196,8 +196,8 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
 
     Everything else as for `tradeoff`. Raises InputError where neither or both of line and size are given.
     """
-    from karipap_core.tradeoffs.autopilot.search import MAX_EVALUATIONS
-    from karipap_core.tradeoffs.autopilot.search import autopilot as search
+    from karipap_core.tradeoffs.autopilot import MAX_EVALUATIONS
+    from karipap_core.tradeoffs.autopilot import autopilot as search
     from karipap_core.tradeoffs.sweep import MAX_TOKENS
 
     return Found(
