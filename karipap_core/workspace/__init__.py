@@ -7,7 +7,7 @@
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>.json
       runs/<id>/run.json                           one point of the trade-off page
-      jobs/<id>/                                   see jobs.py
+      jobs/<id>/                                   see karipap_core/jobs
       tasks/                                       items and finished benchmark tasks, see evaluation/tasks
 
 Keys come from `settings_key`: equal settings are found again, others never mixed up. Every file is written to a

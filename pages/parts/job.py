@@ -8,6 +8,7 @@ import streamlit as st
 
 from karipap_core import jobs
 from karipap_core.errors import InputError
+from karipap_core.jobs import ENDED
 from pages.parts import common
 
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
@@ -18,7 +19,6 @@ WORDS = {
     "failed": "Failed",
     "cancelled": "Cancelled",
 }
-ENDED = ("done", "failed", "cancelled")
 
 
 def start(argv: list[str], title: str, name: str) -> None:

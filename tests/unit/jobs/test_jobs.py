@@ -13,7 +13,10 @@ import pytest
 
 from karipap_core import jobs
 from karipap_core.errors import InputError
+from karipap_core.jobs import job as job_module
+from karipap_core.jobs import queue
 from karipap_core.workspace import Workspace
+from tests.helpers.paths import REPOSITORY
 
 # argv: what to do. Writes its process id to the file `pids`, one a line, so that tests can kill it and count starts.
 PROGRAM = """
@@ -57,12 +60,12 @@ def work(tmp_path, monkeypatch):
     """A folder to work in; what still runs at the end of a test is killed."""
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "GRACE", 0.5)
+    monkeypatch.setattr(queue, "GRACE", 0.5)
     yield tmp_path
     for job in jobs.list_jobs():
-        document = job._document()
+        document = job.document()
         if document["state"] == "running" and document["pid"]:
-            jobs._signal_group(document["pid"], signal.SIGKILL)
+            job_module.signal_group(document["pid"], signal.SIGKILL)
         job.cancel()
     wait_for(lambda: all(job.status()["state"] in jobs.ENDED for job in jobs.list_jobs()))
 
@@ -99,7 +102,7 @@ def alive(pid: int) -> bool:
 
 
 def keeper_of(job: jobs.Job) -> int:
-    return next(keeper.pid for keeper in jobs._keepers if str(job.folder) in keeper.args)
+    return next(keeper.pid for keeper in job_module.keepers if str(job.folder) in keeper.args)
 
 
 def test_a_job_keeps_its_result_its_log_and_its_command(work, workspace_folder):
@@ -113,7 +116,7 @@ def test_a_job_keeps_its_result_its_log_and_its_command(work, workspace_folder):
     assert "work 2/100 w2" in status["log_tail"]
     expected = ["ok", "two words", "--progress", "json", "--json"]
     assert job.result() == {"argv": expected, "workspace": str(workspace_folder), "cwd": str(work)}
-    assert job.command == "python -m karipap_core ok 'two words'"
+    assert job.command == "karipap ok 'two words'"
     assert jobs.get(job.id).status() == status, "another process sees the same"
 
 
@@ -211,7 +214,7 @@ def test_a_server_that_is_killed_takes_nothing_with_it(work, workspace_folder):
             "for verb in ('sleep', 'ok'):\n"
             "    print(jobs.start([verb], verb, program=(sys.executable, 'program.py')).id, flush=True)\n"
             "time.sleep(600)",
-            str(Path(jobs.__file__).parent.parent),
+            str(REPOSITORY),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -249,7 +252,7 @@ def test_a_lost_keeper_loses_neither_the_result_nor_the_turn(work):
     job, other = start("sleep"), start("ok")
     running(job)
     os.kill(keeper_of(job), signal.SIGKILL)
-    wait_for(lambda: not jobs._held(job._keeper_lock))
+    wait_for(lambda: not job_module.held(job.keeper_lock))
     assert job.status()["state"] == "running"
     assert other.status()["state"] == "queued"
     Path("go").touch()
@@ -262,7 +265,7 @@ def test_cancel_works_without_a_keeper(work):
     job = start("sleep")
     running(job)
     os.kill(keeper_of(job), signal.SIGKILL)
-    wait_for(lambda: not jobs._held(job._keeper_lock))
+    wait_for(lambda: not job_module.held(job.keeper_lock))
     job.cancel()
     assert ended(job)["state"] == "cancelled"
     assert not alive(pids()[0])
@@ -282,9 +285,9 @@ def test_many_resumes_at_once_start_one_process(work):
     job = start("bad")
     ended(job)
     code = "import sys; sys.path.insert(0, sys.argv[1]); from karipap_core import jobs; jobs.resume(sys.argv[2])"
-    package = str(Path(jobs.__file__).parent.parent)
-    document = json.loads(job._file.read_text())
-    job._file.write_text(json.dumps(document | {"argv": ["sleep"]}))
+    package = str(REPOSITORY)
+    document = json.loads(job.file.read_text())
+    job.file.write_text(json.dumps(document | {"argv": ["sleep"]}))
     servers = [subprocess.Popen([sys.executable, "-c", code, package, job.id]) for _ in range(4)]
     assert [server.wait() for server in servers] == [0] * 4
     running(job)
@@ -297,12 +300,12 @@ def test_time_left_follows_the_pace_of_the_present_stage(work, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "job.log").touch()
     written = (folder / "job.log").stat().st_mtime
-    monkeypatch.setattr(jobs.time, "time", lambda: written + 4)
+    monkeypatch.setattr(job_module.time, "time", lambda: written + 4)
 
     def line(stage, done, seconds):
         return {"stage": stage, "done": done, "total": 100, "item": "", "seconds": seconds, "message": ""}
 
-    eta = jobs.Job(folder)._eta
+    eta = jobs.Job(folder).eta
     pace = [line("earlier", 0, 0), line("earlier", 90, 1), line("now", 10, 2.0), line("now", 20, 4.0)]
     assert eta(pace) == pytest.approx(16 - 4), "80 left at 5 a second, 4 seconds of which have passed"
     assert eta([*pace, line("now", 99, 5.0)]) == 0, "never less than nothing"
@@ -317,7 +320,7 @@ def test_progress_of_an_earlier_start_is_not_shown_as_this_one(work):
     entry = {"stage": "work", "done": 7, "total": 9, "item": "", "seconds": 1, "message": ""}
     lines = ["--- started 1", json.dumps(entry), '{"not": "progress"}', "[1, 2]", "--- started 2", "a\rb\rc"]
     (job / "job.log").write_text("\n".join(lines) + "\n")
-    texts, progress = jobs.Job(job)._log()
+    texts, progress = jobs.Job(job).log()
     assert progress == []
     assert texts[1] == "work 7/9"
     assert texts[-1] == "c"
@@ -327,7 +330,7 @@ def test_the_tail_of_a_long_log_begins_with_a_whole_line(work):
     job = Workspace().jobs_dir / "0"
     job.mkdir(parents=True)
     (job / "job.log").write_text("".join(f"line {number} of many\n" for number in range(40_000)))
-    texts, _ = jobs.Job(job)._log()
+    texts, _ = jobs.Job(job).log()
     assert texts[-1] == "line 39999 of many"
     assert texts[0].startswith("line ")
     assert 5_000 < len(texts) < 20_000

@@ -1,0 +1,258 @@
+"""One job: a folder that any process may read, ask to stop, or start again."""
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from karipap_core.errors import InputError
+from karipap_core.workspace.files import read_json, write_json
+
+ENDED = ("done", "failed", "cancelled")
+FRESH = {"state": "queued", "started": None, "finished": None, "exit": None, "reason": None, "pid": None}
+TAIL = 256 * 1024  # bytes at the end of a log that are read
+ETA_LINES = 20  # progress lines behind a time estimate: two or three layers, so that it follows a change of pace
+STARTED = "--- started "  # a line in the log at each start: progress before it belongs to an earlier attempt
+LOST = "The process was lost (killed, or the machine was restarted). Resume goes on from what is on disk."
+
+keepers: list[subprocess.Popen] = []  # those that this process started
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, by its folder. Everything it knows is on disk, so any process may hold any number of these."""
+
+    folder: Path
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def command(self) -> str:
+        """The command as a person would type it."""
+        return shlex.join(["karipap", *self.document()["argv"]])
+
+    def status(self) -> dict:
+        """Where the job stands, from a few small reads.
+
+        `id`, `title`, `argv`; `state`: queued, running, done, failed or cancelled; `position` in the queue (1 is next)
+        while queued; `progress`: the last progress line {"stage", "done", "total", "item", "seconds", "message"};
+        `eta_seconds` to the end of that stage; `log_tail`: the last lines, as text; `exit`: status (negative: killed by
+        that signal); `reason`: why it failed, in a sentence; `cancelling`: asked to stop, not yet stopped; `queued`,
+        `started`, `finished`: seconds since 1970. What is not known is None.
+        """
+        document, state, reason = self.look()
+        texts, progress = self.log()
+        status = {key: document[key] for key in ("title", "argv", "queued", "started", "finished", "exit")}
+        return status | {
+            "id": self.id,
+            "state": state,
+            "reason": reason,
+            "position": self.position(document) if state == "queued" else None,
+            "progress": progress[-1] if progress else None,
+            "eta_seconds": self.eta(progress) if state == "running" else None,
+            "log_tail": "\n".join(texts[-200:]),
+            "cancelling": state in ("queued", "running") and self.cancel_file.exists(),
+        }
+
+    def result(self) -> dict:
+        """The JSON document that the command printed. Raises InputError unless the job is done."""
+        if self.look()[1] != "done":
+            raise InputError(f"Job {self.id} is not done: it has no result.")
+        return read_json(self.result_file)
+
+    def cancel(self) -> None:
+        """Ask the job to stop: its process group gets SIGTERM and, some seconds later (`queue.GRACE`), SIGKILL.
+
+        Returns at once. A job that has ended stays as it is.
+        """
+        document, state, _ = self.look()
+        if state in ENDED:
+            return
+        self.cancel_file.touch()
+        if held(self.work_lock) and not held(self.keeper_lock):  # its keeper was killed: nobody else will
+            signal_group(document["pid"], signal.SIGKILL)
+
+    def resume(self) -> "Job":
+        """Queue the same command again; it goes on from what is on disk. Raises InputError for a job that is done."""
+        with queue_lock(self.folder.parent):
+            document, state, _ = self.look()
+            if state == "done":
+                raise InputError(f"Job {self.id} is done: there is nothing to resume.")
+            if state not in ENDED:  # somebody else was quicker
+                return self
+            self.cancel_file.unlink(missing_ok=True)
+            write_json(self.file, document | FRESH | {"queued": time.time()})
+        self.keep()
+        return self
+
+    # The rest is between jobs, keepers and the queue.
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "job.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "job.log"
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def cancel_file(self) -> Path:
+        return self.folder / "cancel"
+
+    @property
+    def keeper_lock(self) -> Path:
+        return self.folder / "keeper.lock"
+
+    @property
+    def work_lock(self) -> Path:
+        return self.folder / "work.lock"
+
+    def document(self) -> dict:
+        """What job.json says: title, argv, program, times, and the state that was written last."""
+        return read_json(self.file)
+
+    def look(self) -> tuple[dict, str, str | None]:
+        """The document, the true state, and why the job failed."""
+        document = self.document()
+        if document["state"] not in ENDED and not held(self.keeper_lock) and not held(self.work_lock):
+            document = self.document()  # it may have ended between the two looks
+            if document["state"] not in ENDED:
+                return document, *self._orphaned(document)
+        return document, document["state"], document["reason"]
+
+    def _orphaned(self, document: dict) -> tuple[str, str | None]:
+        """State and reason of a job that has not ended and that nobody keeps."""
+        if document["started"] and self.result_file.is_file():
+            with suppress(InputError):  # commands print their result when all is done
+                read_json(self.result_file)
+                return "done", None
+        if self.cancel_file.exists():
+            return "cancelled", None
+        return ("failed", LOST) if document["started"] else ("queued", None)
+
+    def position(self, document: dict) -> int:
+        """Place in the queue of this job, whose document is given: 1 is next."""
+        ahead = 1
+        for other in jobs_in(self.folder.parent):
+            with suppress(InputError):  # its folder was removed meanwhile
+                theirs, state, _ = other.look()
+                ahead += state == "queued" and (theirs["queued"], other.id) < (document["queued"], self.id)
+        return ahead
+
+    def log(self) -> tuple[list[str], list[dict]]:
+        """The last lines of the log as text, and the progress lines among them that belong to the last start."""
+        try:
+            with self.log_file.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - TAIL))
+                lines = file.read().decode(errors="replace").split("\n")
+        except FileNotFoundError:
+            return [], []
+        texts: list[str] = []
+        progress: list[dict] = []
+        for line in lines[size > TAIL :]:  # the first may be cut in two
+            line = line.rsplit("\r", 1)[-1].rstrip()  # progress bars of libraries write over themselves
+            if line.startswith(STARTED):
+                progress = []
+            if entry := _progress_line(line):
+                progress.append(entry)
+                line = "{stage} {done}/{total} {item} {message}".format_map(entry).rstrip()
+            if line:
+                texts.append(line)
+        return texts, progress
+
+    def eta(self, progress: list[dict]) -> float | None:
+        """Seconds to the end of the present stage at the pace of its last lines; None while there is no pace."""
+        stage = [line for line in progress[-ETA_LINES:] if line["stage"] == progress[-1]["stage"]]
+        if len(stage) < 2 or stage[-1]["done"] <= stage[0]["done"]:
+            return None
+        pace = (stage[-1]["seconds"] - stage[0]["seconds"]) / (stage[-1]["done"] - stage[0]["done"])
+        since = max(0.0, time.time() - self.log_file.stat().st_mtime)
+        return max(0.0, pace * (stage[-1]["total"] - stage[-1]["done"]) - since)
+
+    def keep(self) -> None:
+        """Start the job's keeper unless it has one. The lock is taken here and handed over: at no moment is it free."""
+        with self.keeper_lock.open("ab") as lock:
+            for _ in range(100):  # those who only look hold it for microseconds, a keeper that ends for milliseconds
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.01)
+            else:
+                return
+            with self.log_file.open("ab") as log:
+                keeper = subprocess.Popen(
+                    [sys.executable, "-m", "karipap_core.jobs.keeper", str(self.folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    env=environment(),
+                    pass_fds=[lock.fileno()],
+                    start_new_session=True,
+                )
+        keepers[:] = [keeper, *(old for old in keepers if old.poll() is None)]  # polled so that none stays a zombie
+
+
+def jobs_in(jobs_dir: Path) -> Iterator[Job]:
+    """Every job of a workspace's folder of jobs, in no order."""
+    for path in jobs_dir.glob("*/job.json"):
+        yield Job(path.parent)
+
+
+def held(path: Path) -> bool:
+    """Whether some process holds this lock. A shared lock is tried, so that those who look do not see one another."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+@contextmanager
+def queue_lock(jobs_dir: Path) -> Iterator[None]:
+    """For changes of the queue: one process at a time."""
+    with (jobs_dir / "queue.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to a process group; nothing happens where it has ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with this very package first on the module path, whatever the working folder."""
+    package = str(Path(__file__).parents[2])
+    paths = [package, *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _progress_line(line: str) -> dict | None:
+    """A line of a log as a progress entry, None for any other line."""
+    if not line.startswith("{"):
+        return None
+    with suppress(ValueError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and {"stage", "done", "total", "item", "seconds", "message"} <= entry.keys():
+            return entry
+    return None
