@@ -95,7 +95,7 @@ def press(view, claim: Claim, document: dict | None) -> None:
         st.rerun()
     if running is not None:
         job.panel(running, "claim_job")
-    st.code(shlex.join(["python", "-m", "karipap_core", *argv]), language="bash", wrap_lines=True)
+    st.code(shlex.join(["karipap", *argv]), language="bash", wrap_lines=True)
 
 
 def beside(claim: Claim, document: dict | None) -> None:

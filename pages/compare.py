@@ -214,7 +214,7 @@ def report(view, measured: list[dict]) -> None:
         st.html(
             f'<p class="k-note">The {many} measured model{"" if many == 1 else "s"} of this checkpoint as one file of '
             "5 MB that opens without a network: figures, plans, data hashes and commands. "
-            "<code>python -m karipap_core report</code> also writes CSV, JSON and the plans.</p>"
+            "<code>karipap report</code> also writes CSV, JSON and the plans.</p>"
         )
 
 

@@ -20,7 +20,7 @@ from pages.parts import common, deploy_controls, model
 
 HEADS = ("Way", "Weights", "In all", "Fits", "Quality", "$ / M tokens", "What it costs to maintain")
 IN_THE_TABLE = ("Places beside", *kv.NAMES)  # reasons that stand in the table of places
-COMMAND = re.compile(r"(python -m karipap_core .+)$")
+COMMAND = re.compile(r"\b(karipap [a-z]+ .+)$")
 PLACES = ("KV cache", "Open", "On the GPU", "Outside", "A step, at least", "Why")
 
 
@@ -225,7 +225,7 @@ def model_words(view, instead: bool) -> str:
 def command(words: str, load: Load, machine: Machine, plan: str | None, fixed: bool | None, smaller: bool) -> str:
     """The command that says the same in a terminal."""
     parts = [
-        f"python -m karipap_core deploy {words}",
+        f"karipap deploy {words}",
         f"--plan workspace/plans/{plan}.json" if plan else "",
         f"--tokens {load.tokens} --batch {load.batch}",
         "" if machine.gpu == "auto" else f'--gpu "{machine.gpu}"',

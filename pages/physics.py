@@ -275,7 +275,7 @@ def command(document: dict) -> str:
     """The same from a terminal; the critical temperature is the verb's own default, to the last digit."""
     critical = document["temperature"] == ising.CRITICAL
     temperature = "" if critical else f" --temperature {document['temperature']:g}"
-    return f"python -m karipap_core ising --method {document['method']}{temperature} --chi {document['chi']}"
+    return f"karipap ising --method {document['method']}{temperature} --chi {document['chi']}"
 
 
 with common.plain_errors("checking the physics"):

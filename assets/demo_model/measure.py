@@ -4,7 +4,7 @@
 
 Profile under the three metrics with every MPO bond, curves of every network that `auto` chooses from, the calibration
 under the loss metric, and what each weight and each layer loses when it alone is cut to half by low rank, as
-`python -m karipap_core` would find them: see `Workspace.adopt`. Half an hour on one core. The measured runs in
+`karipap` would find them: see `Workspace.adopt`. Half an hour on one core. The measured runs in
 `karipap/runs` are those of the sweep in README, copied.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m karipap_core <verb>`: the frame around the verbs.
+"""`karipap VERB` (or `python -m karipap_core VERB`): the frame around the verbs.
 
 Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), or a verdict of not ok (`verify`,
 `checklist`: the document is printed all the same); 2 bad input; 130 cancelled.
@@ -25,7 +25,7 @@ from karipap_core.errors import Cancelled, InputError
 from karipap_core.progress import Progress, json_lines, silent
 from karipap_core.version import __version__
 
-PROGRAM = "python -m karipap_core"
+PROGRAM = "karipap"
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),

@@ -20,7 +20,6 @@ from karipap_core.workspace.files import read_json, write_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")
 REPORT = "karipap.json"
-PROGRAM = "python -m karipap_core"
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class _Facts:
         """The command that makes the evidence of a verb anew."""
         folder = shlex.quote(str(self.folder))
         if verb == "fallback":
-            return f"{records.PROGRAM} checklist {folder} --against {self.model} --test-fallback"
+            return f"karipap checklist {folder} --against {self.model} --test-fallback"
         verb = {"evaluation": "evaluate"}.get(verb, verb)
         more = "".join(f" --prompt {shlex.quote(each)}" for each in self.prompts()) if verb == "shadow" else ""
-        return f"{records.PROGRAM} {verb} {folder} --against {self.model}{more}"
+        return f"karipap {verb} {folder} --against {self.model}{more}"
 
     def prompts(self) -> tuple[str, ...]:
         """Those of the last shadow run where they are few and short, else `PROMPTS`."""
@@ -70,9 +70,9 @@ class _Facts:
         out, again = (shlex.quote(f"{self.folder}-{word}") for word in ("before-healing", "again"))
         first = out if healing else again
         commands = [f'python -c "{code}" {config}']
-        commands += [f"{records.PROGRAM} compress {self.model} --plan plan.json --out {first}"]
+        commands += [f"karipap compress {self.model} --plan plan.json --out {first}"]
         if healing:
-            commands += [f"{records.PROGRAM} heal {out} --distill {self.model}{_typed(healing)} --out {again}"]
+            commands += [f"karipap heal {out} --distill {self.model}{_typed(healing)} --out {again}"]
         return " && ".join(commands)
 
     def planned_again(self) -> str:
@@ -90,8 +90,8 @@ class _Facts:
         for key, found in (("network", networks), ("quantize", formats)):
             words += f" --{key} {shlex.quote(min(found)) if len(found) == 1 else 'auto'}" if found else ""
         return (
-            f"{records.PROGRAM} plan {self.model} {words} --out plan.json && "
-            f"{records.PROGRAM} compress {self.model} --plan plan.json --out {out}"
+            f"karipap plan {self.model} {words} --out plan.json && "
+            f"karipap compress {self.model} --plan plan.json --out {out}"
         )
 
 

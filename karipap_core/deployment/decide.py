@@ -190,14 +190,14 @@ def functional_node(foot: Footprint, plan: Plan | None, tolerance: float, worksp
     if foot.checkpoint is None:
         reason = (
             f"No evidence: {foot.name} is a config without weights. With the checkpoint at hand run: "
-            "python -m karipap_core profile MODEL --metrics weight,functional"
+            "karipap profile MODEL --metrics weight,functional"
         )
         return node | {"answer": "no evidence", "reasons": [reason]}
     profile = evidence.functional_profile(foot.checkpoint, workspace)
     rows = evidence.advise(profile, plan, tolerance) if profile is not None else []
     if profile is None or not rows:
         reason = (
-            "No evidence: this checkpoint has no functional spectra in the workspace. Run: python -m karipap_core "
+            "No evidence: this checkpoint has no functional spectra in the workspace. Run: karipap "
             f"profile {foot.checkpoint.path} --metrics weight,functional"
         )
         return node | {"answer": "no evidence", "reasons": [reason]}

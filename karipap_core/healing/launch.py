@@ -4,7 +4,7 @@ import shlex
 
 
 def launch_commands(argv: list[str], gpus: int = 2, precision: str = "bf16") -> dict[str, str]:
-    """How the command `argv` (as `python -m karipap_core` takes it) is started on several GPUs of one machine.
+    """How the command `argv` (as `karipap` takes it) is started on several GPUs of one machine.
 
     "multi_gpu": the whole model on each; "fsdp": its parameters spread over them (torch's FSDP 2), the dense model that
     it learns from still whole on each. Rows of text are dealt to the GPUs: a step is on as many tokens as on one.

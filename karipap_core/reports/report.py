@@ -24,7 +24,6 @@ from karipap_core.workspace.files import read_json, whole_file, write_json
 from karipap_core.workspace.runs import read_runs
 
 FORMAT, VERSION = "karipap-run-report", 1
-PROGRAM = "python -m karipap_core"
 COLUMNS = (
     "id",
     "kind",
@@ -319,7 +318,7 @@ def commands(points: list[dict], stem: str = "report") -> list[dict]:
     for point in points:
         if point.get("kind") == "network" and point.get("plan"):
             plan = shlex.quote(f"{stem}-plans/{point['id']}.json")
-            line = f"{PROGRAM} run {model} --plan {plan}{_scoring(point)}"
+            line = f"karipap run {model} --plan {plan}{_scoring(point)}"
             found.append({"what": point["label"], "command": line})
     rivals = [point for point in points if point.get("kind") != "network"]
     if rivals:
@@ -328,7 +327,7 @@ def commands(points: list[dict], stem: str = "report") -> list[dict]:
         budgets = sorted({each["budget"] for each in settings if each.get("budget")}, reverse=True)
         rules = sorted({str(each["rule"]) for each in settings if each.get("rule")})
         scopes = {str(each["scope"]) for each in settings if each.get("scope")}
-        line = [f"{PROGRAM} sweep {model} --networks {shlex.quote(','.join(networks))}"]
+        line = [f"karipap sweep {model} --networks {shlex.quote(','.join(networks))}"]
         line += [f"--budgets {','.join(f'{budget:g}' for budget in budgets)}"] if budgets else []
         line += [f"--rules {shlex.quote(','.join(rules))}"] if rules else []
         line += [f"--scope {shlex.quote(scopes.pop())}"] if len(scopes) == 1 else []

@@ -46,7 +46,7 @@ def test_the_verdict_comes_first_and_says_what_was_not_measured():
     assert "Deploy it dense" in text and "of 21.6 GB on one L4" in text
     assert text.index("Deploy it dense") < text.index(">Nothing beyond the engine.</td>")
     assert text.count("not measured</i>") == 4
-    assert "No evidence" in text and "<code>python -m karipap_core profile" in text
+    assert "No evidence" in text and "<code>karipap profile" in text
     assert "Published, not measured here." in text and "$0.71" in text
     assert len(app.get("plotly_chart")) == 2
 
@@ -122,9 +122,9 @@ def test_a_plan_its_run_and_a_price_fill_the_table(roots):
 def test_the_command_below_gives_the_same_document(roots, monkeypatch, capsys):
     app = opened(gpu="A100 80GB SXM", tokens="100", batch="3", kv="fp8", fixed="free to choose")
     words_ = shlex.split(app.code[-1].value)
-    assert words_[:4] == ["python", "-m", "karipap_core", "deploy"]
+    assert words_[:2] == ["karipap", "deploy"]
     monkeypatch.chdir(roots)
-    assert cli.main([*words_[3:], "--json", "--progress", "off"]) == 0
+    assert cli.main([*words_[1:], "--json", "--progress", "off"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["verdict"] in words(app) and document["load"]["kv_dtype"] == "fp8"
 

@@ -75,7 +75,7 @@ def test_help_of_each_verb_has_an_example_that_parses(name, capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     example = text[text.index(f"{cli.PROGRAM} {name}", text.index("example:")) :].split()
-    args = parser.parse_args(example[3:])
+    args = parser.parse_args(example[1:])
     assert args.verb == name
 
 

@@ -72,8 +72,8 @@ def test_after_the_flow_all_is_green_and_says_from_what(world):
 
 def verb_of(command: str) -> list[str]:
     words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "karipap_core"]
-    return words[3:]
+    assert words[0] == "karipap"
+    return words[1:]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def run(fix: str, monkeypatch, folder: Path) -> None:
     """A fix as a shell would run it in `folder`; our own verbs in this process, which has loaded torch already."""
     monkeypatch.chdir(folder)
     for command in fix.split(" && "):
-        if command.startswith("python -m karipap_core "):
+        if command.startswith("karipap "):
             assert cli.main([*verb_of(command), "--progress", "off"]) == 0, command
         else:
             subprocess.run(["sh", "-c", command.replace("python", sys.executable, 1)], check=True, timeout=60)

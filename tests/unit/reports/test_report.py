@@ -132,8 +132,8 @@ def test_the_commands_are_commands_of_this_program(points):
     points[0]["text"] = {"name": "my text; rm -rf.txt", "sha256": "s"}
     for entry in commands(points):
         words = shlex.split(entry["command"])
-        assert words[:3] == ["python", "-m", "karipap_core"]
-        build_parser().parse_args(words[3:])  # exits where an option is unknown
+        assert words[0] == "karipap"
+        build_parser().parse_args(words[1:])  # exits where an option is unknown
     assert "'my text; rm -rf.txt'" in commands(points)[0]["command"]
 
 
