@@ -18,7 +18,6 @@ from karipap_core.evaluation.tokens import encode
 from karipap_core.networks import EMBEDDING_NETWORKS, Metric, Spec
 from karipap_core.networks.tt_embedding import RowWeighted, frequency_metric
 from karipap_core.quantization.formats import Format
-from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.search import largest
 from karipap_core.text import Text, divide, read_text, standard_library
 
@@ -45,8 +44,7 @@ def rounded(matrix: torch.Tensor, name: str | None) -> torch.Tensor:
     """What is read back from the format; None is the weight's own 16 bits."""
     if name is None:
         return matrix.bfloat16().double()
-    form = Format.parse(name)
-    return quantize_rtn(matrix.float(), form.bits, form.group).dense().double()
+    return Format.parse(name).nearest(matrix.float()).dense().double()
 
 
 def largest_within(kind: type[Spec], shape, budget: int, options: dict) -> Spec | None:

@@ -21,7 +21,7 @@ from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 
 SHARD_BYTES = 4_000_000_000
-CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.(?:codes|scales|zeros))?")
+CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.[a-z]+)?")  # the tensors of a core in a format: codes, scales …
 TIED = ("contract", "untie")
 RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json"}  # of one folder alone
 KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}

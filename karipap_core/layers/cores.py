@@ -4,7 +4,7 @@ Names in the state dict are those on disk: a plain core k is `cores.k`, a packed
 and, but for fp8, `cores.k.zeros` (see `stored_tensors`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_map
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
-from karipap_core.quantization.formats import Float8, Format, Quantized, from_tensors, stored_shapes, unpack
-from karipap_core.quantization.rounding import quantize_rounding
+from karipap_core.quantization.formats import Format, from_tensors
 
 RUNTIMES = ("cores", "dense")
 INDEX = "index"
@@ -32,7 +31,7 @@ def stored_tensors(spec: Spec) -> dict[str, tuple[tuple[int, ...], torch.dtype |
         if form is None or form == INDEX:
             found[f"cores.{k}"] = (tuple(shape), None if form is None else torch.int32)
         else:
-            parts = stored_shapes(form, *spec.core_matrix(k))
+            parts = Format.parse(form).shapes(*spec.core_matrix(k))
             found |= {f"cores.{k}.{part}": kind for part, kind in parts.items()}
     return found
 
@@ -49,19 +48,34 @@ class Packed(nn.Module):
     Casting the module (`.to(dtype)`) changes the dtype that it is dequantized to, never what is stored.
     """
 
-    def __init__(self, shape: Sequence[int], matrix: tuple[int, int], form: str, device=None, dtype=None) -> None:
+    like: torch.Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        matrix: tuple[int, int],
+        form: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.shape, self.matrix, self.form = tuple(shape), matrix, form
-        for name, (size, kind) in stored_shapes(form, *matrix).items():
+        self.shape: tuple[int, ...] = tuple(shape)
+        self.matrix, self.format = matrix, Format.parse(form)
+        for name, (size, kind) in self.format.shapes(*matrix).items():
             self.register_buffer(name, torch.zeros(size, dtype=kind, device=device))
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
-    def _apply(self, fn, recurse: bool = True):
-        for name, buffer in self._buffers.items():
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Packed":
+        for name, buffer in self.stored.items():
             moved = fn(buffer)
-            keep = name != "like" and moved.dtype != buffer.dtype
-            self._buffers[name] = buffer.to(moved.device) if keep else moved
+            self._buffers[name] = buffer.to(moved.device) if moved.dtype != buffer.dtype else moved
+        self.like = fn(self.like)
         return self
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """The tensors as on disk, by their names there."""
+        return {name: held for name, held in self._buffers.items() if name != "like" and held is not None}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,30 +87,22 @@ class Packed(nn.Module):
 
     def tensor(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The core in its own shape, in `dtype` (default: the one that the module was cast to)."""
-        return dequantized(self.form, self.matrix, self._buffers).reshape(self.shape).to(dtype or self.dtype)
+        return self.format.read(*self.matrix, self.stored).dense().reshape(self.shape).to(dtype or self.dtype)
 
     def rows(self, index: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """`tensor(dtype)[index]` for integers `index`, of which only the rows asked for are dequantized where they
-        begin at whole bytes; a table of a hundred thousand rows is looked up in this way."""
-        (rows, columns), first, form = self.matrix, self.shape[0], Format.parse(self.form)
-        if rows % first or (columns * rows // first * form.bits) % 8:
+        """`tensor(dtype)[index]` for integers `index`, of which only the rows asked for are dequantized where the
+        format can cut them out; a table of a hundred thousand rows is looked up in this way."""
+        found = self.format.some_rows(self.stored, self.matrix, self.shape[0], index.reshape(-1))
+        if found is None:
             return self.tensor(dtype)[index]
-        flat, each = index.reshape(-1), rows // first
-        codes, scales = (self._buffers[name].reshape(first, -1)[flat] for name in ("codes", "scales"))
-        scales = scales.reshape(-1, self.scales.shape[1])
-        if form.floating:
-            found = Float8(codes.reshape(-1, columns), scales)
-        else:
-            zeros = unpack(self.zeros, form.bits, (first, each * scales.shape[1]))[flat].reshape(scales.shape)
-            codes = unpack(codes.flatten(), form.bits, (len(scales), columns))
-            found = Quantized(codes, scales, zeros, form.bits, min(form.group or columns, columns))
         return found.dense().reshape(*index.shape, *self.shape[1:]).to(dtype or self.dtype)
 
     @torch.no_grad()
     def set(self, values: torch.Tensor) -> None:
         """Rounds new values to the format's nearest."""
-        for name, tensor in quantize_rounding(values.reshape(self.matrix), self.form).tensors().items():
-            self._buffers[name].copy_(tensor)
+        stored = self.stored
+        for name, tensor in self.format.rounded(values.reshape(self.matrix)).tensors().items():
+            stored[name].copy_(tensor)
 
 
 class LookedUp:
@@ -218,7 +224,7 @@ def as_stored(spec: Spec, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     found = []
     for k, (core, form) in enumerate(zip(cores, spec.formats, strict=True)):
         if form is not None and form != INDEX:
-            core = quantize_rounding(core.reshape(spec.core_matrix(k)), form).dense().reshape(core.shape)
+            core = Format.parse(form).rounded(core.reshape(spec.core_matrix(k))).dense().reshape(core.shape)
         found.append(core)
     return found
 

@@ -39,7 +39,7 @@ def spec_from_json(entry: dict[str, Any]) -> Spec:
         return Dense.from_json(entry)
     known = NETWORKS | EMBEDDING_NETWORKS
     if not isinstance(name, str) or name not in known:
-        raise unknown("Field 'network':", name, known)
+        raise InputError(f"Field 'network' is {name!r}. {unknown('Network', name, known)}")
     if entry.get("structure") is not None:
         return Structured.from_json(entry)
     return known[name].from_json(entry)

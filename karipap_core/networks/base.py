@@ -17,7 +17,7 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.networks.curve import Curve
 from karipap_core.progress import Progress, silent
-from karipap_core.quantization.formats import Format
+from karipap_core.quantization.formats import Format, Stored
 from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
@@ -160,6 +160,12 @@ class Spec:
         while legs and columns < SHORTEST_ROW:
             columns *= legs.pop()
         return math.prod(legs), columns
+
+    def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored] | None:
+        """`cores` in `formats`, each made good for what rounding the others does to ‖A (W − Ŵ) B‖²: one core in a
+        format as `Format.calibrated` gives it, any other as a tensor. None (default): the way that fits any network
+        (`stored.quantize_cores`, which calls this). W float64, cores on its device."""
+        return None
 
     def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         """Rows of Ŵ (…, n_in) at `indices` (…) (int64): a table that is looked up in, without forming it."""

@@ -16,7 +16,12 @@ from karipap_core.networks.base import Spec, tails
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
+from karipap_core.quantization.formats import Format, Stored
+from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.rounding import inverse_factor
 from karipap_core.spectra.metric import Metric
+
+DAMPING = 1e-6  # of H: it is made of moments that are damped already, this is against cores with empty rows
 
 
 @register(embedding=True)
@@ -68,6 +73,24 @@ class LowRank(Spec):
         balance = (norms[1] / norms[0]).sqrt()
         return [left * balance, right / balance[:, None]]
 
+    def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored]:
+        """Components mixed by `rotation`: R by GPTQ with H = C, L refitted by least squares under C, then L by GPTQ
+        with H = R̂ C R̂ᵀ. Short rows of L share their scales, but not their errors: H is the same for each row."""
+        C, (left_form, right_form) = metric.damped("C", W.device), self.formats
+        right = cores[1].double()
+        right = rotation(len(right)).to(right).T @ right
+        right_stored: Stored = right.float()
+        if right_form is not None:
+            rounded = Format.parse(right_form).calibrated(right, input_factor(metric, W.device))
+            right_stored, right = rounded, rounded.dense().double()
+        flow = right if C is None else right @ C
+        H = flow @ right.T
+        # The optimum for any G: rows of L do not mix in the normal equations. Pseudo-inverse: rounding may empty a row.
+        left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
+        if left_form is None:
+            return [left.float(), right_stored]
+        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING)), right_stored]
+
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         left, right = cores
         return x @ right.T @ left.T
@@ -89,3 +112,15 @@ class LowRank(Spec):
         squares = torch.linalg.eigvalsh(gram).flip(0)
         chi = np.arange(1, len(squares) + 1)
         return Curve(chi, chi * sum(W.shape), tails(squares), Y.square().sum().item(), exact=True)
+
+
+def rotation(chi: int) -> torch.Tensor:
+    """An orthogonal matrix T (χ, χ), float64, the same each time: L R = (L T)(Tᵀ R), which nothing stored tells apart.
+
+    As the SVD gives them the components are uncorrelated, R C Rᵀ is diagonal, and GPTQ has nothing to make an error of
+    L good with: each component keeps the relative error of its bits. Mixed at random, the strong ones are rounded as
+    finely as the weak ones. Demo model, int4 cores with 0.8 of the break-even χ, functional metric: relative error
+    .0018 for .0061 (a query), .0034 for .0088 (up), .0277 for .0317 (down, .0231 of it truncation).
+    """
+    noise = torch.randn(chi, chi, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.linalg.qr(noise).Q

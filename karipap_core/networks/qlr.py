@@ -22,8 +22,10 @@ from karipap_core.networks.base import Spec, tails
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.registry import register
+from karipap_core.networks.stored import quantize_cores, rounded_cores, values
 from karipap_core.progress import Progress, silent
-from karipap_core.quantization.formats import Format
+from karipap_core.quantization.formats import Format, Stored
+from karipap_core.quantization.gptq import input_factor
 from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
@@ -50,7 +52,7 @@ class Qlr(Spec):
                 raise InputError(f"Field {name.rstrip('_')!r} of a 'qlr' entry must hold one number.")
         if self.chi[0] > self.max_chi:
             raise InputError(f"Field 'chi' is {self.chi[0]}: this weight has no more than {self.max_chi}.")
-        if Format.parse(self.bits).floating:
+        if not Format.parse(self.bits).calibrates:
             raise InputError(
                 f"Field 'bits' is {self.bits!r}: it must be a format of integers (int8, int4, int3, int2)."
             )
@@ -108,8 +110,6 @@ class Qlr(Spec):
             yield squares[self.chi[0] :].sum().item(), [Q]
 
     def _stored(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
-        from karipap_core.networks.stored import quantize_cores, values
-
         rounded, low_rank = _rounder(metric, self.bits, W.device), self.low_rank
 
         def repair(left: torch.Tensor) -> list[torch.Tensor]:
@@ -129,6 +129,10 @@ class Qlr(Spec):
             yield judged(Q, L, R)
             Q = rounded(W - L @ R)
             yield judged(Q, L, R)
+
+    def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored]:
+        """Fitted anew to W: `fit` gives cores that are on the grids of their formats already."""
+        return rounded_cores(self, self.fit(W, metric))
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         Q, left, right = cores
@@ -202,10 +206,8 @@ def _ladder(W: torch.Tensor) -> list[int]:
 
 def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Matrix (out, in) → Q dequantized, float64, by GPTQ under the damped C."""
-    from karipap_core.quantization.gptq import gptq, input_factor
-
-    U = input_factor(metric, device)
-    return lambda matrix: gptq(matrix, bits, U).dense().double()
+    U, form = input_factor(metric, device), Format.parse(bits)
+    return lambda matrix: form.calibrated(matrix, U).dense().double()
 
 
 def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -1,10 +1,9 @@
 """The cores of a network in their stored formats, calibrated: each rounded with the second moments of what flows into
 it, the others refitted to what it has become before the next one is.
 
-For `lowrank`, W ≈ L R, its components mixed by a rotation: R by GPTQ with H = C, L refitted by least squares under C, L
-by GPTQ with H = R̂ C R̂ᵀ. `qlr` is fitted as it is stored (networks/qlr.py). Any other network: H of a core is the
-Gauss-Newton block of its columns, estimated with random probes through autograd, and the refit is a few rounds of
-L-BFGS (networks/refine.py).
+A network that knows a better way says so (`Spec.calibrated`). For any other, H of a core, the moment that its errors
+are made good under, is the Gauss-Newton block of its columns, estimated with random probes through autograd, and the
+refit is a few rounds of L-BFGS (refine.py).
 """
 
 import math
@@ -14,21 +13,16 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
-from karipap_core.networks.dense import Dense
-from karipap_core.networks.lowrank import LowRank
-from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.refine import refine
-from karipap_core.quantization.formats import Format
-from karipap_core.quantization.gptq import Stored, gptq, input_factor
-from karipap_core.quantization.rounding import inverse_factor, quantize_rounding
+from karipap_core.quantization.formats import Format, Stored, StoredMatrix
+from karipap_core.quantization.rounding import inverse_factor
 from karipap_core.spectra.metric import Metric
 
 PROBES, MOST_PROBES = 32, 256
 MOST_COLUMNS = 1024
 REFIT_ROUNDS = 2
 METHODS = ("gptq", "rtn")
-DAMPING = 1e-6  # of an exact H: it is made of moments that are damped already, this is against cores with empty rows
-PROBED_DAMPING = 0.01  # of an estimated one
+PROBED_DAMPING = 0.01  # of an estimated H
 
 
 @torch.no_grad()
@@ -38,7 +32,7 @@ def quantize_cores(
     """`cores` (float, as `spec.decompose` gives them) in `spec.formats`; W (out, in) is what they stand for, and what
     is refitted to: of cores that were trained since, `spec.dense(cores)`.
 
-    A `Quantized` or `Float8` for each core with a format, viewed as `spec.core_matrix`; the other cores as tensors, in
+    A `StoredMatrix` for each core with a format, viewed as `spec.core_matrix`; the other cores as tensors, in
     float32 where they were refitted, integer ones as they are. method "rtn" only rounds to nearest; "gptq" is the
     better of both in `metric` (default: weight): never worse than rounding. Cores shared by a group (`spec.members`)
     are rounded to nearest: no single member may refit what the others use. A core that is on the grid of its format
@@ -51,20 +45,17 @@ def quantize_cores(
         raise InputError(f"Cores are {[tuple(c.shape) for c in cores]}, the spec says {spec.core_shapes}.")
     metric, W = metric or Metric("weight"), W.detach().double()
     cores = [core.detach().to(W.device) for core in cores]
-    rounded = [_rounded(spec, index, core) for index, core in enumerate(cores)]
-    calibrate = any(form not in (None, "index") and not Format.parse(form).floating for form in spec.formats)
+    rounded = rounded_cores(spec, cores)
+    calibrate = any(form not in (None, "index") and Format.parse(form).calibrates for form in spec.formats)
     if method == "rtn" or spec.members or not calibrate or _same(spec, rounded, cores):
         return rounded
-    if isinstance(spec, Dense):
-        calibrated = [gptq(cores[0].double(), spec.quantize, input_factor(metric, W.device))]
-    elif isinstance(spec, LowRank):
-        calibrated = _lowrank(spec, cores, W, metric)
-    elif isinstance(spec, Qlr):
-        calibrated = [_rounded(spec, index, core) for index, core in enumerate(spec.fit(W, metric))]
-    else:
-        calibrated = _generic(spec, cores, W, metric)
-    candidates = calibrated, rounded
-    return min(candidates, key=lambda stored: metric.absolute(W - spec.dense(values(spec, stored, torch.float64))))
+    own = spec.calibrated(cores, W, metric)
+    calibrated = _generic(spec, cores, W, metric) if own is None else list(own)
+
+    def error(stored: Sequence[Stored]) -> float:
+        return metric.absolute(W - spec.dense(values(spec, stored, torch.float64)))
+
+    return min(calibrated, rounded, key=error)
 
 
 def values(spec: Spec, stored: Sequence[Stored], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
@@ -80,52 +71,26 @@ def _same(spec: Spec, stored: Sequence[Stored], cores: Sequence[torch.Tensor]) -
     return all(torch.equal(a, b.to(a.dtype)) for a, b in zip(values(spec, stored), cores, strict=True))
 
 
-def _rounded(spec: Spec, index: int, core: torch.Tensor) -> Stored:
-    form = spec.formats[index]
-    if form in (None, "index"):
-        return core
-    return quantize_rounding(core.reshape(spec.core_matrix(index)), form)
-
-
-def rotation(chi: int) -> torch.Tensor:
-    """An orthogonal matrix T (χ, χ), float64, the same each time: L R = (L T)(Tᵀ R), which nothing stored tells apart.
-
-    As the SVD gives them the components are uncorrelated, R C Rᵀ is diagonal, and GPTQ has nothing to make an error of
-    L good with: each component keeps the relative error of its bits. Mixed at random, the strong ones are rounded as
-    finely as the weak ones. Demo model, int4 cores with 0.8 of the break-even χ, functional metric: relative error
-    .0018 for .0061 (a query), .0034 for .0088 (up), .0277 for .0317 (down, .0231 of it truncation).
-    """
-    noise = torch.randn(chi, chi, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.linalg.qr(noise).Q
-
-
-def _lowrank(spec: LowRank, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
-    """Short rows of L share their scales (`core_matrix`), but not their errors: H is the same for each row."""
-    C, (left_form, right_form) = metric.damped("C", W.device), spec.formats
-    right = cores[1].double()
-    right = rotation(len(right)).to(right).T @ right
-    right_stored = right.float()
-    if right_form:
-        right_stored = gptq(right.reshape(spec.core_matrix(1)), right_form, input_factor(metric, W.device))
-        right = right_stored.dense().double().reshape(right.shape)
-    flow = right if C is None else right @ C
-    H = flow @ right.T
-    # The optimum for any G: rows of L do not mix in the normal equations. Pseudo-inverse: rounding may empty a row.
-    left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
-    if left_form is None:
-        return [left.float(), right_stored]
-    return [gptq(left.reshape(spec.core_matrix(0)), left_form, inverse_factor(H, DAMPING)), right_stored]
+def rounded_cores(spec: Spec, cores: Sequence[torch.Tensor]) -> list[Stored]:
+    """Each core rounded to the nearest numbers of its format; those without one, and integers, as they are."""
+    found: list[Stored] = []
+    for index, (core, form) in enumerate(zip(cores, spec.formats, strict=True)):
+        plain = form is None or form == "index"
+        found.append(core if plain else Format.parse(form).rounded(core.reshape(spec.core_matrix(index))))
+    return found
 
 
 def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Metric) -> list[Stored]:
     """Cores from the last to the first (the input side of a weight comes last); what is still float is refitted."""
     current = [core.double() if core.is_floating_point() else core for core in cores]
-    stored: list[Stored | None] = [None] * len(cores)
+    stored: dict[int, StoredMatrix] = {}
     free = [index for index, core in enumerate(cores) if core.is_floating_point()]
-    for index in [index for index in reversed(free) if spec.formats[index] is not None]:
+    for index in list(reversed(free)):
+        if (form := spec.formats[index]) is None:
+            continue
         H = column_moment(spec, current, index, metric)
         matrix = current[index].reshape(spec.core_matrix(index))
-        stored[index] = gptq(matrix, spec.formats[index], inverse_factor(H, PROBED_DAMPING))
+        stored[index] = Format.parse(form).calibrated(matrix, inverse_factor(H, PROBED_DAMPING))
         current[index] = stored[index].dense().double().reshape(spec.core_shapes[index])
         free.remove(index)
         if free:
@@ -140,10 +105,8 @@ def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Met
             moved, _ = refine(dense, [current[k] for k in free], W, metric, rounds=REFIT_ROUNDS)
             for position, core in zip(free, moved, strict=True):
                 current[position] = core
-    return [
-        (core.float() if core.is_floating_point() else core) if kept is None else kept
-        for kept, core in zip(stored, current, strict=True)
-    ]
+    plain = [core.float() if core.is_floating_point() else core for core in current]
+    return [stored.get(index, core) for index, core in enumerate(plain)]
 
 
 def _run(spec: Spec, index: int) -> int:

@@ -1,8 +1,7 @@
-"""A matrix in 2, 3, 4 or 8 bits: rounded to nearest with a searched clip, calibrated (GPTQ), or as 8-bit floats.
+"""A matrix in integers of few bits: rounded to nearest with a searched clip, or calibrated (GPTQ).
 
 Codes are integers 0 … 2^bits − 1 in groups of neighbouring inputs of one row, each group with a 16-bit scale and an
-integer zero point of `bits` bits:  Ŵ = scale · (code − zero).  The byte ledger counts all three, packed without gaps.
-`fp8` is e4m3 with one 16-bit scale a row:  Ŵ = scale · code.
+integer zero point of `bits` bits:  Ŵ = scale · (code − zero).  The bytes of all three are counted, packed without gaps.
 """
 
 import numpy as np
@@ -10,56 +9,37 @@ import torch
 from torch.nn import functional
 
 from karipap_core.errors import InputError
-from karipap_core.quantization.formats import BITS, FP8_SCALES, Float8, Format, Quantized
+from karipap_core.quantization.packing import Quantized
 
+MOST_BITS = 8
 SHRINKS = 40  # ranges tried for each group, from the whole one down to SMALLEST of it
 SMALLEST = 0.3
-LARGEST_FP8 = torch.finfo(torch.float8_e4m3fn).max  # 448
 CHUNK = 64  # columns between two updates of all that are still to come
 
 
-def quantize_rounding(W: torch.Tensor, name: str) -> Quantized | Float8:
-    """W (out, in) in the format `name`: as it is where it is on a grid of that format already (`on_grid`), else rounded
-    to nearest (`quantize_rtn`, `quantize_fp8`)."""
-    form = Format.parse(name)
-    return on_grid(W, name) or (quantize_fp8(W) if form.floating else quantize_rtn(W, form.bits, form.group))
+def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool = True) -> Quantized:
+    """Rounding to nearest, asymmetric, in groups of `group` inputs (None: the whole row).
 
-
-def quantize_fp8(W: torch.Tensor) -> Float8:
-    """e4m3 with one 16-bit scale a row, W (out, in) of any float dtype.
-
-    Where in its octave a row's largest entry falls matters to how all are rounded: of `FP8_SCALES` scales from
-    max|w| / 448 to twice that the one with the least squared error of the row is kept.
+    W (out, in), any float dtype and device. With `clip` the range of each group is shrunk in `SHRINKS` steps and the
+    one with the least squared error of the group is kept. Raises InputError for bits or group that cannot be.
     """
-    W, _ = _checked(W, 8, None)
-    limits = torch.finfo(torch.float16)
-    best = None
-    for step in range(FP8_SCALES):
-        scale = W.abs().amax(1, keepdim=True) / LARGEST_FP8 * 2 ** (step / FP8_SCALES)
-        scale = scale.clamp(limits.smallest_normal, limits.max).half()
-        codes = (W / scale.double()).clamp(-LARGEST_FP8, LARGEST_FP8).float().to(torch.float8_e4m3fn)
-        error = (scale.double() * codes.double() - W).square().sum(1, keepdim=True)
-        if best is None:
-            best = error, scale, codes
-        else:
-            better = error < best[0]
-            codes = torch.where(better, codes.view(torch.uint8), best[2].view(torch.uint8)).view(codes.dtype)
-            best = torch.where(better, error, best[0]), torch.where(better, scale, best[1]), codes
-    return Float8(best[2], best[1])
+    W, group = _checked(W, bits, group)
+    blocks, used = _blocks(W, group)
+    scale, zero = _search(blocks, used, bits, clip)
+    codes = _round(blocks, scale[..., None], zero[..., None], bits)
+    codes = codes.flatten(1)[:, : W.shape[1]].to(torch.uint8)
+    return Quantized(codes, scale.half(), zero.to(torch.uint8), bits, group)
 
 
-def on_grid(W: torch.Tensor, name: str) -> Quantized | Float8 | None:
-    """W (out, in) without any loss in the format `name`, None where it is not on such a grid.
+def integer_grid(W: torch.Tensor, bits: int, group: int | None) -> Quantized | None:
+    """W (out, in) without any loss in integers of `bits` bits, None where it is not on such a grid.
 
     Values scale · (code − zero) of a 16-bit scale and up to 8 bits are exact in float32, so that a dequantized matrix
     tells its grid: its largest magnitude in a group is k · scale for one k < 2^bits, and all others are multiples too.
     Finds the matrix again that `dense` gave (up to the choice among scales that say the same).
     """
-    form = Format.parse(name)
-    if form.floating:
-        return _on_fp8_grid(W)
-    W, group = _checked(W, form.bits, form.group)
-    blocks, steps = _blocks(W, group)[0], 2**form.bits - 1
+    W, group = _checked(W, bits, group)
+    blocks, steps = _blocks(W, group)[0], 2**bits - 1
     shape, blocks = blocks.shape, blocks.flatten(0, 1)  # (groups, group)
     largest = blocks.abs().amax(1)
     scales, zeros = torch.ones_like(largest), torch.zeros_like(largest)
@@ -75,37 +55,10 @@ def on_grid(W: torch.Tensor, name: str) -> Quantized | Float8 | None:
         scales[at], zeros[at], missing[at] = scale[at], zero[fits], False
     if missing.any():
         return None
-    codes = _round(blocks, scales[:, None], zeros[:, None], form.bits)
+    codes = _round(blocks, scales[:, None], zeros[:, None], bits)
     codes = codes.reshape(len(W), -1)[:, : W.shape[1]].to(torch.uint8)
     scales, zeros = (each.reshape(shape[:2]) for each in (scales, zeros))
-    return Quantized(codes, scales.half(), zeros.to(torch.uint8), form.bits, group)
-
-
-def _on_fp8_grid(W: torch.Tensor) -> Float8 | None:
-    """The largest code of a row lies in the upper octave, by how scales are chosen (`quantize_fp8`)."""
-    W, _ = _checked(W, 8, None)
-    largest = W.abs().amax(1, keepdim=True)
-    scales, missing = torch.ones_like(largest), largest > 0
-    for code in (208, 224, 240, 256, 288, 320, 352, 384, 416, 448):
-        scale = (largest / code).half().double()
-        values = W / scale
-        fits = (values.float().to(torch.float8_e4m3fn).double() == values).all(1, keepdim=True) & missing
-        scales, missing = torch.where(fits, scale, scales), missing & ~fits
-    return None if missing.any() else Float8((W / scales).float().to(torch.float8_e4m3fn), scales.half())
-
-
-def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool = True) -> Quantized:
-    """Rounding to nearest, asymmetric, in groups of `group` inputs (None: the whole row).
-
-    W (out, in), any float dtype and device. With `clip` the range of each group is shrunk in `SHRINKS` steps and the
-    one with the least squared error of the group is kept. Raises InputError for bits or group that cannot be.
-    """
-    W, group = _checked(W, bits, group)
-    blocks, used = _blocks(W, group)
-    scale, zero = _search(blocks, used, bits, clip)
-    codes = _round(blocks, scale[..., None], zero[..., None], bits)
-    codes = codes.flatten(1)[:, : W.shape[1]].to(torch.uint8)
-    return Quantized(codes, scale.half(), zero.to(torch.uint8), bits, group)
+    return Quantized(codes, scales.half(), zeros.to(torch.uint8), bits, group)
 
 
 def quantize_gptq(
@@ -183,14 +136,20 @@ def quantize_by_factor(
     return Quantized(codes, scales.half(), zeros.to(torch.uint8), bits, group)
 
 
-def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:
-    if bits not in BITS:
-        raise InputError(f"{bits} bits: only {', '.join(map(str, BITS))} are there.")
+def checked_matrix(W: torch.Tensor) -> torch.Tensor:
+    """W in float64. Raises InputError where it is no matrix, or an empty one."""
     if W.ndim != 2 or W.numel() == 0:
         raise InputError(f"A weight of shape {tuple(W.shape)} cannot be quantized: it must be a matrix (out, in).")
+    return W.detach().double()
+
+
+def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:
+    if not 1 <= bits <= MOST_BITS:
+        raise InputError(f"{bits} bits: give 1 to {MOST_BITS}.")
     if group is not None and group < 1:
         raise InputError(f"Groups of {group}: give at least 1, or none for whole rows.")
-    return W.detach().double(), min(group or W.shape[1], W.shape[1])
+    W = checked_matrix(W)
+    return W, min(group or W.shape[1], W.shape[1])
 
 
 def inverse_factor(C: torch.Tensor, damping: float) -> torch.Tensor:
@@ -218,17 +177,18 @@ def _search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool) -> 
     A range always holds 0, so that the zero point is one of the codes.
     """
     low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
-    best = None
+    error: torch.Tensor | None = None
     for shrink in np.linspace(1, SMALLEST, SHRINKS) if clip else (1.0,):
-        scale, zero = _grid(low * shrink, high * shrink, bits)
-        codes = _round(blocks, scale[..., None], zero[..., None], bits)
-        error = ((scale[..., None] * (codes - zero[..., None]) - blocks).square() * used).sum(-1)
-        if best is None:
-            best = error, scale, zero
+        tried = _grid(low * shrink, high * shrink, bits)
+        codes = _round(blocks, tried[0][..., None], tried[1][..., None], bits)
+        new = ((tried[0][..., None] * (codes - tried[1][..., None]) - blocks).square() * used).sum(-1)
+        if error is None:
+            error, (scale, zero) = new, tried
         else:
-            better = error < best[0]
-            best = tuple(torch.where(better, new, old) for new, old in zip((error, scale, zero), best, strict=True))
-    return best[1], best[2]
+            better = new < error
+            error = torch.where(better, new, error)
+            scale, zero = torch.where(better, tried[0], scale), torch.where(better, tried[1], zero)
+    return scale, zero
 
 
 def _grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:

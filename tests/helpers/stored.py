@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from karipap_core.compressed.folder import write_compressed
-from karipap_core.quantization.rounding import quantize_rounding
+from karipap_core.quantization.formats import Format
 
 
 def stored_cores(spec, cores) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
@@ -16,7 +16,7 @@ def stored_cores(spec, cores) -> tuple[dict[str, torch.Tensor], list[torch.Tenso
         if form in (None, "index"):
             mine, value = {f"cores.{k}": core}, core
         else:
-            found = quantize_rounding(core.reshape(spec.core_matrix(k)), form)
+            found = Format.parse(form).rounded(core.reshape(spec.core_matrix(k)))
             mine = {f"cores.{k}.{part}": tensor for part, tensor in found.tensors().items()}
             value = found.dense().reshape(core.shape)
         tensors |= mine if own else {}

@@ -12,7 +12,6 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.stored import quantize_cores, values
 from karipap_core.quantization.formats import Format
-from karipap_core.quantization.rounding import on_grid
 from karipap_core.spectra.metric import Metric
 from tests.helpers.metrics import damped, gaussian, metrics, plain_error
 
@@ -33,7 +32,11 @@ def test_the_repair_is_the_svd_of_what_q_leaves(measure, shape):
     for chi in (1, 4, 9):
         spec = Qlr.for_shape(*shape, chi)
         Q, left, right = spec.fit(W, metric)
-        assert on_grid(Q, "int3") is not None and left.shape == (shape[0], chi) and right.shape == (chi, shape[1])
+        assert (
+            Format.parse("int3").on_grid(Q) is not None
+            and left.shape == (shape[0], chi)
+            and right.shape == (chi, shape[1])
+        )
         sigma = np.linalg.svd(A @ (W - Q).numpy() @ B, compute_uv=False)
         error = plain_error(metric, (W - spec.dense([Q, left, right])).numpy())
         assert error == pytest.approx((sigma[chi:] ** 2).sum(), rel=1e-8)

@@ -46,7 +46,7 @@ def test_an_embedding_needs_rows(empty):
 def test_an_unknown_network_is_answered_with_the_nearest():
     from torch import nn, rand
 
-    with pytest.raises(InputError, match=r"Field 'network': 'mpoo' is not one of lowrank, .*Did you mean 'mpo'\?"):
+    with pytest.raises(InputError, match=r"Field 'network' is 'mpoo'. .* not one of lowrank, .*Did you mean 'mpo'\?"):
         spec_from_json({"network": "mpoo", "out": [4], "in": [4], "chi": [1]})
     with pytest.raises(InputError, match="with 'structure': 'tt_embedding' is not one of"):
         spec_from_json({"network": "tt_embedding", "out": [4], "in": [2, 2], "chi": [1], "structure": {"head": 1}})

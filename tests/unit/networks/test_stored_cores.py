@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS, Metric, spec_from_json
 from karipap_core.networks.dense import Dense
-from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.lowrank import LowRank, rotation
 from karipap_core.networks.mpo import Mpo
-from karipap_core.networks.stored import column_moment, quantize_cores, rotation, values
-from karipap_core.quantization.formats import Float8, Quantized
+from karipap_core.networks.stored import column_moment, quantize_cores, values
+from karipap_core.quantization.float8 import Float8
+from karipap_core.quantization.formats import Format
 from karipap_core.quantization.gptq import input_factor
-from karipap_core.quantization.rounding import quantize_gptq, quantize_rounding, quantize_rtn
+from karipap_core.quantization.packing import Quantized
+from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 from tests.helpers.metrics import damped, gaussian, metrics, plain_error
 
 FORMATS = ["int4", "int3g16", "int2"]
@@ -89,7 +91,7 @@ def test_calibrated_cores_of_lowrank_beat_rounding(measure, form):
     cut = error(spec, cores, W, metric)
     gain = (error(spec, stored, W, metric) - cut) / (error(spec, rounded, W, metric) - cut)
     assert gain < (1 if measure == "weight" else 0.9)
-    plain = [quantize_rounding(core.reshape(spec.core_matrix(k)), form) for k, core in enumerate(cores)]
+    plain = [Format.parse(form).rounded(core.reshape(spec.core_matrix(k))) for k, core in enumerate(cores)]
     assert all(torch.equal(a.dense(), b.dense()) for a, b in zip(rounded, plain, strict=True))
 
 

@@ -5,16 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from karipap_core.errors import InputError
-from karipap_core.quantization.formats import Format, Quantized, from_tensors, pack, stored_shapes, unpack
+from karipap_core.quantization.float8 import quantize_fp8
+from karipap_core.quantization.formats import Format, from_tensors, stored_shapes
+from karipap_core.quantization.packing import Quantized, pack, unpack
 from karipap_core.quantization.rounding import (
     SHRINKS,
     SMALLEST,
     inverse_factor,
-    on_grid,
     quantize_by_factor,
-    quantize_fp8,
     quantize_gptq,
-    quantize_rounding,
     quantize_rtn,
 )
 
@@ -186,8 +185,8 @@ def test_any_matrix_comes_back_finite_in_range_and_near(data):
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(InputError, match="5 bits"):
-        quantize_rtn(weight(), 5)
+    with pytest.raises(InputError, match="9 bits"):
+        quantize_rtn(weight(), 9)
     with pytest.raises(InputError, match="matrix"):
         quantize_rtn(torch.zeros(3), 4)
     with pytest.raises(InputError, match="at least 1"):
@@ -230,7 +229,7 @@ FORMATS = ["int8", "int4", "int3", "int2", "int4g128", "int3g5", "int2g7", "int8
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 130), (64, 64), (1, 257), (257, 1)])
 def test_a_format_knows_its_bytes_and_the_tensors_give_the_matrix_back(name, shape):
     W = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    quantized = quantize_rounding(W, name)
+    quantized = Format.parse(name).rounded(W)
     tensors = quantized.tensors()
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert stored == quantized.bytes == Format.parse(name).bytes(*shape)
@@ -240,7 +239,7 @@ def test_a_format_knows_its_bytes_and_the_tensors_give_the_matrix_back(name, sha
 
 @pytest.mark.parametrize("name", ["int3", "fp8"])
 def test_tensors_of_another_matrix_are_refused_by_name(name):
-    tensors = quantize_rounding(weight(), name).tensors()
+    tensors = Format.parse(name).rounded(weight()).tensors()
     with pytest.raises(InputError, match="'scales' .* is missing"):
         from_tensors(name, 24, 50, {"codes": tensors["codes"]})
     with pytest.raises(InputError, match="'codes' of a matrix 24 × 40"):
@@ -306,25 +305,26 @@ def test_a_dequantized_matrix_is_stored_again_without_loss(data):
     name = data.draw(st.sampled_from(["int8", "int4g8", "int3g16", "int2g4", "int3", "fp8"]))
     W = torch.randn(shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     W = W * data.draw(st.sampled_from([0.0, 1e-4, 1.0, 1e3])) + data.draw(st.sampled_from([0.0, 2.0]))
-    dense = quantize_rounding(W, name).dense()
-    again = on_grid(dense, name)
+    dense = Format.parse(name).rounded(W).dense()
+    again = Format.parse(name).on_grid(dense)
     assert again is not None and torch.equal(again.dense(), dense)
     assert again.bytes == Format.parse(name).bytes(*shape)
-    assert torch.equal(quantize_rounding(dense, name).dense(), dense)  # which a search for a clip need not give
+    assert torch.equal(Format.parse(name).rounded(dense).dense(), dense)  # which a search for a clip need not give
 
 
 def test_what_is_on_no_grid_is_told_from_what_is():
-    dense = quantize_rounding(weight(), "int3").dense()
-    assert on_grid(dense, "int3") is not None and on_grid(weight(), "int3") is None
-    assert on_grid(quantize_rounding(weight(), "int4").dense(), "int3") is None
-    assert on_grid(quantize_rounding(weight(), "fp8").dense(), "fp8") is not None and on_grid(weight(), "fp8") is None
+    int3, int4, fp8 = (Format.parse(name) for name in ("int3", "int4", "fp8"))
+    dense = int3.rounded(weight()).dense()
+    assert int3.on_grid(dense) is not None and int3.on_grid(weight()) is None
+    assert int3.on_grid(int4.rounded(weight()).dense()) is None
+    assert fp8.on_grid(fp8.rounded(weight()).dense()) is not None and fp8.on_grid(weight()) is None
     dense[3, 7] += 1e-4
-    assert on_grid(dense, "int3") is None
+    assert int3.on_grid(dense) is None
 
 
 @pytest.mark.parametrize("largest", [208, 224, 240, 256, 288, 320, 352, 384, 416, 448])
 def test_a_row_of_fp8_is_known_by_any_largest_code(largest):
     """Beside the smallest number of e4m3, which no other scale holds."""
     dense = 0.375 * torch.tensor([[largest, 2.0**-9, -(2.0**-6)]])
-    found = on_grid(dense, "fp8")
+    found = Format.parse("fp8").on_grid(dense)
     assert found is not None and torch.equal(found.dense(), dense) and found.scales.item() == 0.375
