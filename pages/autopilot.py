@@ -164,7 +164,7 @@ def form(view, busy: bool) -> None:
                 ["lowrank"],
                 key="autopilot_networks",
                 persist_state="session",
-                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS[name],
+                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
                 help="The three that are predicted best are measured. Curves of a network that this model has none of "
                 "yet are measured first, which takes long.",
             )

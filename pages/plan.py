@@ -70,7 +70,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             "network",
             width=145,
             filter_mode=None,
-            format_func=names.get,
+            format_func=lambda name: names.get(name, name),
             help=plan_jobs.NETWORK_HELP,
         )
         widget(

@@ -12,16 +12,10 @@ from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity import foretell, store
 from karipap_core.studies.sensitivity import measure as core
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, texts
+from pages.parts import common, job, model, tables, texts
 
-NETWORKS = {
-    "lowrank": "low rank",
-    "mpo": "MPO",
-    "qlr": "Q + low rank",
-    "peps": "PEPS",
-    "disentangled": "disentangled",
-    "tree": "tree",
-}
+LABELS = {"lowrank": "low rank", "mpo": "MPO", "qlr": "Q + low rank", "peps": "PEPS"}
+NETWORKS = {name: LABELS.get(name, name) for name in tables.NETWORKS if name != "auto"}
 KEPT = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 TOKENS = [2048, 4096, 8192, 16384, 32768]
 FORMATS = ("none", "int8", "int4", "int3", "int2")

@@ -11,6 +11,7 @@ import streamlit as st
 from karipap_core.evaluation import scores
 from karipap_core.evaluation.tasks.python import NAMES
 from karipap_core.figures import runs as figures_runs
+from karipap_core.plan.document import RULES
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
@@ -352,11 +353,11 @@ def sweep_form(view, running, first: bool) -> None:
                 ["all", *tables.NETWORKS],
                 ["lowrank"],
                 key="sweep_networks",
-                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS[name],
+                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
             )
             rules = st.multiselect(
                 "Rules",
-                ["uniform", "entropy", "functional", "loss", "calibrated", "refined", "best"],
+                RULES,
                 ["calibrated"],
                 key="sweep_rules",
                 help="How a budget is dealt to weights; calibrated and refined measure the model.",
