@@ -3,7 +3,7 @@
 The board never computes a spectrum: it looks up. `board_data` packs the option tables once; `board_state` says what
 the plan is now; the board draws, and sends back a value on release only, which `read_release` checks. The files
 `chi_board_core.js` (tables, totals) and `chi_board_allocate.js` (a budget → χ) mirror `totals` here and
-`karipap_core.allocate`; tests hold them together.
+`karipap_core.plan.allocate`; tests hold them together.
 
 A **row** is one weight, a mapping with
 

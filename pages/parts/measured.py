@@ -70,7 +70,7 @@ class Choices:
         self.rows.sort(key=lambda row: order[row["name"]])
 
     def add_shares(self) -> None:
-        """Gives rows the share of cost that the rule `entropy` scales (see karipap_core.allocate.by_entropy)."""
+        """Gives rows the share of cost that the rule `entropy` scales (see karipap_core.plan.allocate.by_entropy)."""
         entropies, shares = self.planner._entropies(self.tables), {}
         for table in self.tables:
             members = list(self.planner._picks[table.name][0]) if table.name in self.planner._picks else [table.name]

@@ -77,6 +77,29 @@ def test_the_files_that_the_code_names_are_here():
     assert not wrong
 
 
+def is_there(dotted: str) -> bool:
+    """Whether `package.module.name` below karipap_core is a module, or a name that stands in its file."""
+    folder, rest = REPOSITORY / "karipap_core", dotted.split(".")
+    while rest and (folder / rest[0]).is_dir():
+        folder = folder / rest.pop(0)
+    file = folder / "__init__.py"
+    if rest and (folder / f"{rest[0]}.py").is_file():
+        file = folder / f"{rest.pop(0)}.py"
+    return not rest or re.search(rf"\b{rest[0]}\b", file.read_text("utf-8")) is not None
+
+
+def test_the_modules_that_anything_names_are_here():
+    assert is_there("networks.mpo.Mpo") and not is_there("networks.mpo.Mpos") and not is_there("mpo")
+    wrong = [
+        f"{file.relative_to(REPOSITORY)}: karipap_core.{dotted}"
+        for file in [*SOURCES, *DOCUMENTS]
+        if file.name not in ("CHANGELOG.md", "test_docs.py")  # what was; what is made up
+        for dotted in set(re.findall(r"\bkaripap_core\.([\w.]*\w)", file.read_text("utf-8")))
+        if not is_there(dotted)
+    ]
+    assert not wrong
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_paths_named_in_a_document_exist(document):
     text = document.read_text("utf-8")

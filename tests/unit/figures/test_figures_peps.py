@@ -70,5 +70,5 @@ def test_a_bond_that_wraps_is_two_stubs():
 
 
 def test_no_torch_is_needed():
-    code = "import sys; import karipap_core.figures_peps; sys.exit('torch' in sys.modules)"
+    code = "import sys; import karipap_core.figures.peps; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -64,5 +64,5 @@ def test_long_lines_are_thinned():
 
 
 def test_figures_need_no_torch():
-    code = "import sys, karipap_core.figures_tree; assert 'torch' not in sys.modules"
+    code = "import sys, karipap_core.figures.tree; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
