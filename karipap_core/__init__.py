@@ -17,6 +17,8 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -105,18 +107,20 @@ def _register() -> None:
 class _WhenImported(importlib.abc.MetaPathFinder):
     """Runs `_register` right after transformers' registry has been imported; finds nothing itself."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _REGISTRY:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
         run = spec.loader.exec_module
 
-        def run_and_register(module) -> None:
+        def run_and_register(module: ModuleType) -> None:
             run(module)
             _register()
 
-        spec.loader.exec_module = run_and_register
+        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]  # this one loader, used this once
         return spec
 
 
