@@ -134,7 +134,7 @@ def test_fingerprint_is_kept_and_survives_a_workspace_that_cannot_be_written(mad
 def test_opening_imports_no_torch(made, run_python):
     assert (
         run_python(
-            "import sys; from karipap_core.checkpoint import open_checkpoint;"
+            "import sys; from karipap_core import open_checkpoint;"
             f"checkpoint = open_checkpoint({str(made('llama'))!r}); checkpoint.fingerprint;"
             "print(len(checkpoint.weights), 'torch' in sys.modules, 'transformers' in sys.modules)"
         )
