@@ -1,8 +1,6 @@
 """A report to send: measured runs as one HTML file that needs no network, with everything as CSV and JSON beside it."""
 
-import csv
 import hashlib
-import io
 import json
 import shlex
 import time
@@ -15,58 +13,26 @@ from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
-from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.reports.rows import rows, table_csv, text_of
+from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.version import __version__
-from karipap_core.workspace import Workspace
-from karipap_core.workspace import documents as show
+from karipap_core.workspace import Workspace, documents
 from karipap_core.workspace.files import read_json, whole_file, write_json
 from karipap_core.workspace.runs import read_runs
 
 FORMAT, VERSION = "karipap-run-report", 1
-COLUMNS = (
-    "id",
-    "kind",
-    "method",
-    "label",
-    "rule",
-    "budget",
-    "bytes_kept",
-    "kept",
-    "kept_blocks",
-    "bytes_kept_blocks",
-    "parameters",
-    "bytes",
-    "loss",
-    "dense_loss",
-    "perplexity",
-    "dense_perplexity",
-    "bits_per_byte",
-    "rise",
-    "rise_low",
-    "rise_high",
-    "rise_error",
-    "documents",
-    "kl",
-    "top1_agreement",
-    "relative_error",
-    "predicted_rise",
-    "tokens",
-    "window",
-    "stride",
-    "text",
-    "text_sha256",
-    "on_front",
-)
 PRIVATE = ("path", "folder", "against")  # where things lie on the writer's machine
 
 
 def report(what: Sequence[str | Path], out: str | Path = "report.html", progress: Progress = silent) -> dict:
     """Write the report of these runs to `out`; beside it the same name with .csv, .json and -plans/ (a file a plan).
 
-    what: run.json files, folders of runs, sweeps, or names of runs of the workspace, all of one model. Returns {"html",
-    "csv", "json", "plans" (paths), "bytes" (of the HTML), "runs", "baselines", "front" (ids), "model", "profile"
-    (whether the workspace had one)}. Raises InputError for what is no run, and for runs of several models.
+    what : run.json files, folders of runs, sweeps, or names of runs of the workspace, all of one model.
+
+    Returns {"html", "csv", "json", "plans": paths, "bytes": of the HTML, "runs", "baselines": how many, "front": ids of
+    the points on the Pareto front, "model": its name, "profile": whether the workspace had one}. Raises InputError for
+    what is no run, and for runs of several models.
     """
     from karipap_core.reports.html import page
 
@@ -108,7 +74,7 @@ def collect(what: Iterable[str | Path]) -> list[dict]:
         path = Path(each)
         if not path.exists():
             path = _of_workspace(str(each))
-        document = _beside(path) or show.find(path)
+        document = _beside(path) or documents.find(path)
         if document.get("format") == "karipap-run":
             points = [document]
         elif document.get("format") == "karipap-sweep":
@@ -216,7 +182,7 @@ def describe(points: list[dict], stem: str = "report") -> dict:
 def _groups(points: list[dict]) -> list[dict]:
     found: dict = {}
     for point in points:
-        text = point.get("text") if isinstance(point.get("text"), dict) else {}
+        text = text_of(point)
         key = (text.get("sha256"), text.get("name"), point.get("window"), point.get("stride"), point.get("tokens"))
         found.setdefault(key, []).append(point)
     groups = []
@@ -241,7 +207,7 @@ def summary(points: list[dict], group: dict) -> list[str]:
         f"measured on {group['conditions']['text']}; of {_count(front, 'point')} on the Pareto front "
         f"{ours} {'is a network' if ours == 1 else 'are networks'}."
     ]
-    free = [point for point in members if (found := uncertainty.rise_of(point)) and not found.measurable]
+    free = [point for point in members if (found := bootstrap.rise_of(point)) and not found.measurable]
     if free:
         best = min(free, key=lambda point: point["bytes_kept"])
         lines.append(
@@ -327,20 +293,19 @@ def commands(points: list[dict], stem: str = "report") -> list[dict]:
         budgets = sorted({each["budget"] for each in settings if each.get("budget")}, reverse=True)
         rules = sorted({str(each["rule"]) for each in settings if each.get("rule")})
         scopes = {str(each["scope"]) for each in settings if each.get("scope")}
-        line = [f"karipap sweep {model} --networks {shlex.quote(','.join(networks))}"]
-        line += [f"--budgets {','.join(f'{budget:g}' for budget in budgets)}"] if budgets else []
-        line += [f"--rules {shlex.quote(','.join(rules))}"] if rules else []
-        line += [f"--scope {shlex.quote(scopes.pop())}"] if len(scopes) == 1 else []
+        words = [f"karipap sweep {model} --networks {shlex.quote(','.join(networks))}"]
+        words += [f"--budgets {','.join(f'{budget:g}' for budget in budgets)}"] if budgets else []
+        words += [f"--rules {shlex.quote(','.join(rules))}"] if rules else []
+        words += [f"--scope {shlex.quote(scopes.pop())}"] if len(scopes) == 1 else []
         what = f"{_count(rivals, 'baseline')}, and networks at the same budgets"
-        found.append({"what": what, "command": " ".join(line) + f"{_scoring(rivals[0])} --out sweep"})
+        found.append({"what": what, "command": " ".join(words) + f"{_scoring(rivals[0])} --out sweep"})
     return found
 
 
 def _scoring(point: dict) -> str:
     """The options that cut the text as it was. So many tokens that as many windows fit: openers are not counted in
     `tokens`, and are fewer than a stride."""
-    text = point.get("text") if isinstance(point.get("text"), dict) else {}
-    name = str(text.get("name") or "")
+    name = str(text_of(point).get("name") or "")
     parts = [] if not name or name.startswith("Python standard library") else [f"--text {shlex.quote(name)}"]
     parts += [f"--{key} {point[key]}" for key in ("window", "stride") if point.get(key)]
     if point.get("tokens"):
@@ -353,42 +318,6 @@ def _scoring(point: dict) -> str:
             if len(values) == 1 and (value := values.pop()) is not None:
                 parts.append(f"--{key} {value}")
     return "".join(f" {part}" for part in parts)
-
-
-def rows(document: dict) -> list[dict]:
-    """A flat row a point, with the columns of the CSV: `COLUMNS`, then each task's scores and where its difference to
-    the dense model lies."""
-    tasks = scores.keys([*document["runs"], *document["baselines"]])
-    front = {name for group in document["groups"] for name in group["front"]}
-    found = []
-    for point in [*document["runs"], *document["baselines"]]:
-        settings, text = point.get("settings") or {}, point.get("text") if isinstance(point.get("text"), dict) else {}
-        dense = point.get("dense") or {}
-        row = {key: point.get(key) for key in COLUMNS}
-        row |= {"rule": settings.get("rule"), "budget": settings.get("budget"), "on_front": point["id"] in front}
-        row |= {"dense_loss": dense.get("loss"), "dense_perplexity": dense.get("perplexity")}
-        row |= {"predicted_rise": (point.get("predicted") or {}).get("rise")}
-        row |= {"text": text.get("name"), "text_sha256": text.get("sha256")}
-        row |= {"relative_error": (point.get("fidelity") or point).get("relative_error")}
-        for key in tasks:
-            held, between = scores.of(point, key), scores.to_dense(point, key)
-            row |= {key: held and held[0][held[1]], f"{key}, error": held and scores.error_of(*held)}
-            row |= {f"{key}, low": between and between.low, f"{key}, high": between and between.high}
-        found.append(row)
-    return sorted(found, key=lambda row: (row["bytes_kept"] is None, row["bytes_kept"], row["label"]))
-
-
-def table_csv(table_rows: list[dict]) -> str:
-    """The rows as CSV; text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    buffer = io.StringIO(newline="")
-    columns = list(dict.fromkeys([*COLUMNS, *(key for row in table_rows for key in row)]))
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in table_rows:
-        writer.writerow(
-            {key: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v for key, v in row.items()}
-        )
-    return buffer.getvalue()
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,7 +15,6 @@ GROUND = {"errors", "progress", "version", "terminal", "workspace"}
 LONG = {
     "healing/heal.py",
     "plan/planner.py",
-    "reports/html.py",
 }
 UP: set[str] = set()
 CIRCLES = {"karipap_core.networks.qlr", "karipap_core.networks.structured"}

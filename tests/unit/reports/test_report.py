@@ -14,7 +14,8 @@ from karipap_core.cli.frame import build_parser
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.reports import html as report_html
-from karipap_core.reports.report import collect, commands, describe, profile_of, report, rows, table_csv
+from karipap_core.reports.report import collect, commands, describe, profile_of, report
+from karipap_core.reports.rows import rows, table_csv
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers.made_up import profile
