@@ -174,15 +174,6 @@ def test_runs_are_found_by_name_and_counted_once(points, tmp_path):
     assert [point["id"] for point in collect(["one", tmp_path / "sweep"])] == ["one", "two", "int4"]
 
 
-def test_chi_by_layer_is_a_line_a_role():
-    weights = [{"layer": layer, "role": role, "chi": [layer + 3]} for layer in (2, 0) for role in ("q", "up")]
-    figure = report_html.chi_by_layer([*weights, {"layer": 1, "role": "q", "chi": []}])
-    assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
-        ("q", [0, 2], [3, 5]),
-        ("up", [0, 2], [3, 5]),
-    ]
-
-
 def test_the_verb_writes_the_files(folder, tmp_path, capsys):
     assert cli.main(["report", str(folder / "one"), "--out", str(tmp_path / "r.html"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
