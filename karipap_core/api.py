@@ -22,7 +22,8 @@ class Tradeoff(Value):
 
     A point is a dictionary as in its run.json: id, label, kind (network or baseline), settings, bytes_kept (16 bits for
     each number that is not quantized, over the same of the dense model), kept, loss, rise, kl, plan and more. Sizes are
-    counted, quality is measured; what a plan predicted is under `predicted`.
+    counted, quality is measured; what a plan predicted is under `predicted`. `karipap_core.figures.runs.tradeoff` draws
+    the points.
     """
 
     @property
@@ -120,7 +121,7 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
 
 
 @dataclass(frozen=True, repr=False)
-class Found(Value):
+class AutopilotResult(Value):
     """What the autopilot found: the plan, its size (counted) and its rise (measured on text that decided nothing)."""
 
     @property
@@ -158,7 +159,7 @@ class Found(Value):
         return self.document["tried"]
 
     def __repr__(self) -> str:
-        return f"<Found for {self.document['model']['name']}: {' '.join(self.verdict)}>"
+        return f"<AutopilotResult for {self.document['model']['name']}: {' '.join(self.verdict)}>"
 
     def _repr_html_(self) -> str:
         head = ("plan", "on", "bytes kept", "rise, predicted", "rise, measured", "low", "high")
@@ -184,7 +185,7 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
     stride: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
-) -> Found:
+) -> AutopilotResult:
     """The plan with the fewest bytes that meets a quality line, or with the least rise at a size; every plan measured.
 
     max_rise : the line: nats a token by which the loss may rise (0.03 is 3 % of perplexity), met by the upper end of
@@ -200,7 +201,7 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
     from karipap_core.tradeoffs.autopilot import autopilot as search
     from karipap_core.tradeoffs.sweep import MAX_TOKENS
 
-    return Found(
+    return AutopilotResult(
         search(
             model,
             max_rise=max_rise,

@@ -26,6 +26,7 @@ from karipap_core.progress import Progress, json_lines, silent
 from karipap_core.version import __version__
 
 PROGRAM = "karipap"
+EXTRAS = {"plotly": "app", "lm_eval": "tasks", "torchao": "peers"}  # what may be missing, and what brings it
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
@@ -166,6 +167,9 @@ def _in_a_line(error: Exception) -> str:
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate memory" in message:
         return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
+    extra = EXTRAS.get((error.name or "").split(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+    if extra:
+        return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."
     return f"{message} (run again with --debug for the traceback)"
 
 

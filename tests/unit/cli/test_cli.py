@@ -128,6 +128,11 @@ def test_signals_cancel(number):
         (RuntimeError("first\nsecond"), 1, "error: RuntimeError: first (run again with --debug for the traceback)\n"),
         (ValueError("not the user's fault"), 1, "error: ValueError"),
         (MemoryError(), 1, "error: Memory ran out"),
+        (
+            ModuleNotFoundError(name="plotly"),
+            1,
+            "error: This needs plotly, which is not installed: pip install 'karipap[app]'",
+        ),
     ],
 )
 def test_exit_statuses(verb, capsys, failure, status, said):
