@@ -260,8 +260,15 @@ class CoresModule(nn.Module):
         """Ŵ (out, in), formed anew from the cores."""
         return self.spec.dense(self.cores())
 
-    @torch.compiler.disable  # which core has changed is no matter for a graph
     def _formed_weight(self) -> torch.Tensor:
+        """Ŵ as it is kept, formed anew where a core has changed."""
+        if torch.compiler.is_compiling():
+            # Which core has changed is no matter for a graph. No decorator: it would import torch._dynamo, 1.2 seconds
+            # of every start of a program that compiles nothing.
+            return torch.compiler.disable(self._kept_weight)()
+        return self._kept_weight()
+
+    def _kept_weight(self) -> torch.Tensor:
         if torch.is_grad_enabled() and any(core.requires_grad for core in self.cores.raw()):
             return self.weight
         # A core may be written to (optimizer, load_state_dict) or replaced by another tensor (from_pretrained).

@@ -7,8 +7,9 @@ cheapest neighbour again and again. Pfeifer, Haegeman and Verstraete, PRE 90, 03
 
 import math
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,10 +18,22 @@ EXACT = 10  # tensors up to which every order is looked at: 3^n / 2 pairs of set
 Legs = tuple[int, ...]
 Step = tuple[int, int, str]
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """A decorator: torch.compile calls the function once while it traces and keeps the result in the graph.
+
+    The mark of `torch.compiler.assume_constant_result`, which would import torch._dynamo, 1.2 seconds of every start of
+    a program that compiles nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch's own name for the mark
+    return function
+
 
 def contract(tensors: Sequence[torch.Tensor], legs: Sequence[Legs], output: Legs) -> torch.Tensor:
     """The contraction of `tensors`, whose axes are named by `legs`, with axes in the order of `output`."""
-    sizes = {}
+    sizes: dict[int, int] = {}
     for tensor, names in zip(tensors, legs, strict=True):
         sizes |= dict(zip(names, tensor.shape, strict=True))
     return follow(order(tuple(map(tuple, legs)), tuple(sorted(sizes.items())), tuple(output))[1], tensors)
@@ -28,11 +41,12 @@ def contract(tensors: Sequence[torch.Tensor], legs: Sequence[Legs], output: Legs
 
 def follow(steps: Sequence[Step], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Carries out the steps that `order` gave; differentiable."""
-    tensors = list(tensors)
+    left_over = dict(enumerate(tensors))  # what is used up does not stay in memory
+    number = len(tensors)
     for left, right, equation in steps:
-        tensors.append(torch.einsum(equation, tensors[left], tensors[right]))
-        tensors[left] = tensors[right] = None  # what is used up need not stay in memory
-    return tensors[-1]
+        left_over[number] = torch.einsum(equation, left_over.pop(left), left_over.pop(right))
+        number += 1
+    return left_over[number - 1]
 
 
 @lru_cache(maxsize=4096)
@@ -49,7 +63,8 @@ def order(
     everything = (1 << len(legs)) - 1
     banned = everything ^ (1 << apart) if apart is not None and len(legs) > 2 else 0
     pairs, cost = (_best if len(legs) <= EXACT else _greedy)(legs, size, output, banned, apart or 0)
-    number, steps = {1 << k: k for k in range(len(legs))}, []
+    number = {1 << k: k for k in range(len(legs))}
+    steps: list[Step] = []
     for a, b in pairs:
         parts = [_outer(a, legs, output), _outer(b, legs, output), _outer(a | b, legs, output)]
         if a | b == everything:
@@ -70,7 +85,9 @@ def _outer(tensors: int, legs: tuple[Legs, ...], output: Legs) -> Legs:
     return tuple(sorted(set().union(*inside) & outside))
 
 
-def _best(legs, size, output, banned, _) -> tuple[list[tuple[int, int]], int]:
+def _best(
+    legs: tuple[Legs, ...], size: dict[int, int], output: Legs, banned: int, first: int
+) -> tuple[list[tuple[int, int]], int]:
     """The pairs of sets to join, first to last, and what they cost, over all orders."""
     count = len(legs)
     place = {leg: k for k, leg in enumerate(size)}
@@ -89,22 +106,23 @@ def _best(legs, size, output, banned, _) -> tuple[list[tuple[int, int]], int]:
         low = joined & -joined
         union[joined] = union[joined ^ low] | masks[low.bit_length() - 1]
     open_legs = [union[joined] & (union[everything ^ joined] | kept) for joined in range(everything + 1)]
-    cost, halves = {}, {}
+    cost: dict[int, int] = {}
+    halves: dict[int, tuple[int, int]] = {}
     for k in range(count):
         cost[1 << k], open_legs[1 << k] = 0, masks[k]
     for joined in sorted(range(1, everything + 1), key=int.bit_count):
         if joined in cost or joined == banned:
             continue
-        best, low = math.inf, joined & -joined
-        left = (joined - 1) & joined
+        best: float = math.inf
+        low, left = joined & -joined, (joined - 1) & joined
         while left:
             right = joined ^ left
             if left & low and left in cost and right in cost and cost[left] + cost[right] < best:
                 now = cost[left] + cost[right] + volume(open_legs[left] | open_legs[right])
                 if now < best:
-                    best, halves[joined] = now, (left, right)
+                    best = cost[joined] = now
+                    halves[joined] = left, right
             left = (left - 1) & joined
-        cost[joined] = best
 
     def pairs(joined: int) -> list[tuple[int, int]]:
         if joined not in halves:
@@ -115,7 +133,9 @@ def _best(legs, size, output, banned, _) -> tuple[list[tuple[int, int]], int]:
     return pairs(everything), cost[everything]
 
 
-def _greedy(legs, size, output, banned, first) -> tuple[list[tuple[int, int]], int]:
+def _greedy(
+    legs: tuple[Legs, ...], size: dict[int, int], output: Legs, banned: int, first: int
+) -> tuple[list[tuple[int, int]], int]:
     """As `_best`, one tensor (`first`) taking in whatever costs least, the smallest result where that is even."""
     done, left, pairs, total = 1 << first, set(range(len(legs))) - {first}, [], 0
     while left:

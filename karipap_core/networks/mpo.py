@@ -18,6 +18,7 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, outside_in, tails
+from karipap_core.networks.contraction import Step, constant_in_graphs, follow, order
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.refine import ROUNDS, refine
 from karipap_core.networks.registry import register
@@ -122,11 +123,10 @@ class Mpo(Spec):
         The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
         """
         batch = x.shape[:-1].numel()
-        tensors = {1: x.reshape(batch, *self.in_)} | {2 << k: core for k, core in enumerate(cores)}
+        tensors = [*reversed(cores), x.reshape(batch, *self.in_)]
         # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
-        for left, right, equation in steps(self, 64 if torch.compiler.is_compiling() else batch):
-            tensors[left | right] = torch.einsum(equation, tensors.pop(left), tensors.pop(right))
-        return tensors.popitem()[1].reshape(*x.shape[:-1], self.n_out)
+        y = follow(apply_steps(self, 64 if torch.compiler.is_compiling() else batch), tensors)
+        return y.reshape(*x.shape[:-1], self.n_out)
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         product = cores[0].reshape(-1, cores[0].shape[-1])
@@ -244,58 +244,20 @@ def balance(cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return cores
 
 
-OUTS, INS, BONDS, BATCH = "ABCDEFGHIJKL", "abcdefghijkl", "mnopqrstuvwxy", "z"  # labels of the legs
-
-
-@torch.compiler.assume_constant_result  # torch.compile takes the order as given, it does not trace the search
-def steps(spec: Mpo, batch: int) -> tuple[tuple[int, int, str], ...]:
+@constant_in_graphs  # torch.compile takes the order as given, it does not trace the search
+def apply_steps(spec: Mpo, batch: int) -> tuple[Step, ...]:
     return contraction(spec, max(batch, 1))[1]
 
 
 @lru_cache(maxsize=1024)
-def contraction(spec: Mpo, batch: int) -> tuple[int, tuple[tuple[int, int, str], ...]]:
-    """Multiply-adds and steps of the cheapest way to contract x with the cores, two tensors at a time.
+def contraction(spec: Mpo, batch: int) -> tuple[int, tuple[Step, ...]]:
+    """Multiply-adds and steps (`contraction.follow`) of the cheapest way to contract the cores with x, two tensors at
+    a time, the last core first and x after the first one. Never are all cores contracted without x: that is Ŵ.
 
-    Exact, by dynamic programming over sets of tensors, a set being a number with one bit a tensor (x: 1, cores: 2, 4,
-    8, …); the set of all cores without x is left out. A step is (set, set, einsum equation of the two).
+    Legs are numbered: the digits of the rows, those of the columns, the bonds 0 … d, the batch.
     """
     sites = len(spec.out)
-    bonds = (1, *spec.chi, 1)
-    size = {BATCH: batch}
-    for names, values in ((OUTS, spec.out), (INS, spec.in_), (BONDS, bonds)):
-        size |= dict(zip(names, values, strict=False))
-    y = BATCH + OUTS[:sites]
-    labels = {1: BATCH + INS[:sites]}
-    labels |= {2 << k: BONDS[k] + OUTS[k] + INS[k] + BONDS[k + 1] for k in range(sites)}
-    everything = (2 << sites) - 1
-    cost, halves = dict.fromkeys(labels, 0), {}
-    for joined in sorted(range(1, everything + 1), key=int.bit_count):
-        if joined in labels or joined == everything - 1:
-            continue
-        inside, outside = (
-            {
-                label
-                for tensor in range(sites + 1)
-                if bool(joined >> tensor & 1) == side
-                for label in labels[1 << tensor]
-            }
-            for side in (True, False)
-        )
-        labels[joined] = y if joined == everything else "".join(sorted(inside & (outside | set(y))))
-        cost[joined] = math.inf
-        left = (joined - 1) & joined
-        while left:
-            right = joined ^ left
-            if left > right and left in cost and right in cost:
-                now = cost[left] + cost[right] + math.prod(size[label] for label in set(labels[left] + labels[right]))
-                if now < cost[joined]:
-                    cost[joined], halves[joined] = now, (left, right)
-            left = (left - 1) & joined
-
-    def order(joined: int) -> list[tuple[int, int, str]]:
-        if joined not in halves:
-            return []
-        left, right = halves[joined]
-        return [*order(left), *order(right), (left, right, f"{labels[left]},{labels[right]}->{labels[joined]}")]
-
-    return cost[everything], tuple(order(everything))
+    outs, ins, bonds, batched = range(sites), range(sites, 2 * sites), range(2 * sites, 3 * sites + 1), 3 * sites + 1
+    sizes = tuple(enumerate((*spec.out, *spec.in_, 1, *spec.chi, 1, batch)))
+    cores = [(bonds[k], outs[k], ins[k], bonds[k + 1]) for k in reversed(range(sites))]
+    return order((*cores, (batched, *ins)), sizes, (batched, *outs), apart=sites)

@@ -22,7 +22,7 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, sizes
-from karipap_core.networks.contraction import Legs, contract, follow, order
+from karipap_core.networks.contraction import Legs, Step, constant_in_graphs, contract, follow, order
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.peps.fit import fit
 from karipap_core.networks.peps.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
@@ -239,7 +239,7 @@ def squeezed(spec: Peps, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [core.reshape(shape) for core, shape in zip(cores, layout(spec), strict=True)]
 
 
-@torch.compiler.assume_constant_result  # like the order of contraction: looked up, not traced
+@constant_in_graphs  # like the order of contraction: looked up, not traced
 def layout(spec: Peps) -> tuple[tuple[int, ...], ...]:
     return _layout(spec)
 
@@ -251,12 +251,12 @@ def _layout(spec: Peps) -> tuple[tuple[int, ...], ...]:
 
 
 @lru_cache(maxsize=1024)
-def apply_order(spec: Peps, batch: int) -> tuple[int, tuple]:
+def apply_order(spec: Peps, batch: int) -> tuple[int, tuple[Step, ...]]:
     x = 2 * spec.sites + len(spec.bonds)
     size = dict(enumerate((*spec.dims, *spec.out, *spec.in_, batch)))
     return order(((x, *ins(spec)), *site_legs(spec)), tuple(size.items()), (x, *outs(spec)), apart=0)
 
 
-@torch.compiler.assume_constant_result  # torch.compile takes the order as given, it does not trace the search
-def apply_steps(spec: Peps, batch: int) -> tuple:
+@constant_in_graphs  # torch.compile takes the order as given, it does not trace the search
+def apply_steps(spec: Peps, batch: int) -> tuple[Step, ...]:
     return apply_order(spec, max(batch, 1))[1]

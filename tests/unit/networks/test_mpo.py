@@ -198,17 +198,19 @@ def test_the_order_is_the_cheapest_and_its_cost_is_what_its_steps_cost(shape, ch
     spec = Mpo.for_shape(*shape, chi, sites=sites)
     claimed = spec.multiply_adds(batch)
     assert claimed == every_order(spec, batch)
-    tensors = {1: (batch, *spec.in_)} | {2 << k: shape for k, shape in enumerate(spec.core_shapes)}
+    tensors = [*reversed(spec.core_shapes), (batch, *spec.in_)]
+    holds = [{k} for k in range(sites + 1)]  # which of them, x the last, each result is made of
     spent, steps = 0, contraction(spec, batch)[1]
     for left, right, equation in steps:
         operands, result = equation.split("->")
         size = {}
-        for labels, key in zip(operands.split(","), (left, right), strict=True):
-            size |= dict(zip(labels, tensors.pop(key), strict=True))
+        for labels, tensor in zip(operands.split(","), (tensors[left], tensors[right]), strict=True):
+            size |= dict(zip(labels, tensor, strict=True))
         spent += math.prod(size.values())
-        tensors[left | right] = tuple(size[label] for label in result)
-    assert spent == claimed
-    assert all(left & 1 or right & 1 or left | right != (2 << sites) - 2 for left, right, _ in steps)  # never Ŵ
+        tensors.append(tuple(size[label] for label in result))
+        holds.append(holds[left] | holds[right])
+    assert spent == claimed and tensors[-1] == (batch, *spec.out)
+    assert set(range(sites)) not in holds and holds[-1] == set(range(sites + 1))  # never Ŵ
 
 
 def test_known_costs():
