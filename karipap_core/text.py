@@ -123,9 +123,10 @@ def _parquet_rows(path: Path) -> list[str]:
     except (ArrowInvalid, OSError) as error:
         raise InputError(f"Text file {path} is not valid Parquet: {str(error).splitlines()[0]}") from None
     rows = table["text"].to_pylist() if "text" in table.column_names else [None]
-    if not all(isinstance(row, str) for row in rows):
+    texts = [row for row in rows if isinstance(row, str)]
+    if len(texts) < len(rows):
         raise InputError(f"Text file {path} must have a column `text` of strings.")
-    return rows
+    return texts
 
 
 def _hub_rows(name: str) -> list[str]:
@@ -156,9 +157,10 @@ def _json_documents(path: Path, text: str) -> list[str]:
     except json.JSONDecodeError as error:
         raise InputError(f"Text file {path} is not valid JSON (line {error.lineno}: {error.msg}).") from None
     documents = [row.get("text") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
-    if not documents or not all(isinstance(document, str) for document in documents):
+    texts = [document for document in documents if isinstance(document, str)]
+    if not texts or len(texts) < len(documents):
         raise InputError(f"Text file {path} must hold a list of strings or of objects with a field `text`.")
-    return documents
+    return texts
 
 
 def is_wikitext(text: Text) -> bool:
@@ -180,7 +182,8 @@ def joined_rows(text: Text) -> str:
 
 def wikitext_pages(text: Text) -> tuple[str, ...]:
     """The articles of a WikiText, cut as `EleutherAI/wikitext_document_level` is: before each heading of first rank."""
-    pages, page = [], []
+    pages: list[str] = []
+    page: list[str] = []
     for line in text.documents[0].split("\n"):
         bare = line.replace("= = =", "===").replace("= =", "==").strip()
         if bare.startswith("= ") and bare.endswith(" ="):

@@ -133,13 +133,13 @@ class Checkpoint:
         dtype = FLOATS[info.dtype]
         if len(info.shape) == 2:
             transposed = self._conv1d and layer is not None and ready
-            shape = info.shape[::-1] if transposed else info.shape
-            return [Weight(name, tensor, layer, role, shape, dtype, transposed, expert, None, ready)]
+            rows, columns = info.shape[::-1] if transposed else info.shape
+            return [Weight(name, tensor, layer, role, (rows, columns), dtype, transposed, expert, None, ready)]
         ready = ready and bool(RUNNABLE_STACK.search(name)) and self.config.get("model_type") not in UNLIKE_OTHERS
         transposed = self._stack_in_out(role, info.shape)
-        shape = info.shape[:0:-1] if transposed else info.shape[1:]
+        rows, columns = info.shape[:0:-1] if transposed else info.shape[1:]
         return [
-            Weight(f"{name}.{index}", tensor, layer, role, shape, dtype, transposed, index, index, ready)
+            Weight(f"{name}.{index}", tensor, layer, role, (rows, columns), dtype, transposed, index, index, ready)
             for index in range(info.shape[0])
         ]
 

@@ -73,14 +73,14 @@ def _files_of(folder: Path) -> dict[Path, list[str] | None]:
         weight_map = _config(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{index} has no weight_map: fetch it again.")
-        files: dict[Path, list[str] | None] = {}
+        named: dict[Path, list[str]] = {}
         for tensor, file in sorted(weight_map.items()):
             if not isinstance(file, str) or Path(file).name != file:
                 raise InputError(f"{index} points outside its folder for tensor {tensor}.")
             if not (folder / file).is_file():
                 raise InputError(f"{folder} lacks {file}, which its index names: fetch the model again.")
-            files.setdefault(folder / file, []).append(tensor)
-        return files
+            named.setdefault(folder / file, []).append(tensor)
+        return {**named}
     found = sorted(folder.glob("*.safetensors"))
     if found:
         return dict.fromkeys(found)

@@ -7,7 +7,8 @@ LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
-ORDER = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o", "gate", "up", "gate_up", "down", "fc1", "fc2")
+ORDER: tuple[str, ...] = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o")
+ORDER += ("gate", "up", "gate_up", "down", "fc1", "fc2")
 ORDER += ("shared_gate", "shared_up", "shared_gate_up", "shared_down", "router", "other")
 NOT_COMPRESSIBLE = {"embed", "head", "position", "token_type", "pooler", "classifier", "router"}
 

@@ -153,7 +153,7 @@ def write_model(folder: Path, pieces: list[Piece], shard_bytes: int) -> None:
     if len(shards) == 1:
         write_file(folder / "model.safetensors", shards[0])
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shard)

@@ -52,9 +52,10 @@ def paired_bootstrap(
         raise InputError(f"level {level} and resamples {resamples}: need 0 < level < 1 and at least one resample.")
     if len(sums) < 2:
         return None
-    generator, means = np.random.default_rng(seed), []
+    generator = np.random.default_rng(seed)
+    means: list[np.ndarray] = []
     share = np.full(len(sums), 1 / len(sums))
-    while (left := resamples - sum(map(len, means))) > 0:
+    while (left := resamples - sum(len(each) for each in means)) > 0:
         drawn = generator.multinomial(len(sums), share, size=min(left, max(1, AT_ONCE // len(sums))))
         means.append((drawn @ sums) / (drawn @ counts))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])

@@ -26,18 +26,18 @@ def spearman(
     are passed over. The interval counts which weights there happen to be, not the error of each y.
     Spearman, "The proof and measurement of association between two things", Am. J. Psychol. 15 (1904).
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    groups = [np.arange(len(x))] if groups is None else [np.asarray(group, dtype=np.int64) for group in groups]
-    n = sum(map(len, groups))
+    first, second = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    members = [np.asarray(group, dtype=np.int64) for group in ([range(len(first))] if groups is None else groups)]
+    n = sum(len(group) for group in members)
     if n < FEWEST:
         return None
-    rho = float(_pooled(x, y, [group[:, None] for group in groups])[0])
+    rho = float(_pooled(first, second, [group[:, None] for group in members])[0])
     if not math.isfinite(rho):
         return None
     generator = np.random.default_rng(seed)
-    drawn = [group[generator.integers(len(group), size=(len(group), resamples))] for group in groups]
+    drawn = [group[generator.integers(len(group), size=(len(group), resamples))] for group in members]
     with np.errstate(invalid="ignore"):
-        low, high = np.nanquantile(_pooled(x, y, drawn), [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.nanquantile(_pooled(first, second, drawn), [(1 - level) / 2, (1 + level) / 2])
     return {"rho": rho, "low": float(low), "high": float(high), "n": n}
 
 
