@@ -9,6 +9,7 @@ import streamlit as st
 from karipap_core.figures import peps as figures_peps
 from karipap_core.figures import profile as figures
 from karipap_core.figures import tree as figures_tree
+from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile
@@ -122,13 +123,11 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
     chosen = selected(profile, metric)
     left, right = st.columns([10, 9], gap="large")
     with left:
-        extra = {}
         if quantity == "sensitivity":
-            values = profiles.damages(view, st.session_state.level)
-            extra = {"values": values, "label": "damage", "log": True, "absent": "not measured"}
-        fig = figures.heatmap(
-            profile, "entropy" if extra else quantity, metric, error, chosen["name"], fixed=fixed, **extra
-        )
+            numbers = Numbers(profiles.damages(view, st.session_state.level), "damage", log=True)
+        else:
+            numbers = figures.numbers_of(profile, quantity, metric, error, fixed)
+        fig = weight_map(profile.weights, numbers, chosen["name"])
         common.figure(
             fig,
             "map",

@@ -6,14 +6,15 @@ and text colours are left to the template, so a figure follows the theme of what
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.checkpoint.roles import ORDER
-from karipap_core.figures.style import BLUE, GREY, ORANGE, POINTS, SCALE, escape, frame, line, log_ticks
+from karipap_core.figures.map import Numbers, weight_map
+from karipap_core.figures.style import BLUE, GREY, ORANGE, POINTS, frame, line, log_ticks
+from karipap_core.profiles.document import Profile
 from karipap_core.spectra.null import bulk_deviation, bulk_edge, null_tail
 from karipap_core.spectra.spectrum import chi_at_error, tail, thin
 
@@ -29,21 +30,22 @@ class Quantity:
     unit: str
     form: str
     says: str
-    value: Callable
+    value: Callable[[Profile, dict, str, float], float | None]
     limits: tuple[float, float] | None = None
 
 
-def _stored(field: str) -> Callable:
+def _stored(field: str) -> Callable[[Profile, dict, str, float], float | None]:
+    """The value of a quantity that the profile holds under this name."""
     return lambda profile, weight, metric, error: weight["spectra"].get(metric, {}).get(field)
 
 
-def _chi(profile, weight, metric, error):
+def _chi(profile: Profile, weight: dict, metric: str, error: float) -> int | None:
     if metric not in weight["spectra"]:
         return None
     return chi_at_error(profile.sigma(weight["name"], metric), error)
 
 
-def _kept(profile, weight, metric, error):
+def _kept(profile: Profile, weight: dict, metric: str, error: float) -> float | None:
     chi = _chi(profile, weight, metric, error)
     return None if chi is None else chi / break_even(weight["shape"])
 
@@ -105,170 +107,46 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 
-def break_even(shape) -> float:
+def break_even(shape: Sequence[int]) -> float:
     """The χ at which two factors (out × χ), (χ × in) have as many parameters as the weight: out·in / (out + in)."""
     n_out, n_in = shape
     return n_out * n_in / (n_out + n_in)
 
 
-def cells(profile, quantity: str = "entropy", metric: str = "weight", error: float = 0.01) -> dict:
-    """(layer, role) → {"value", "weights"}: the quantity of each cell of the map, the mean over folded experts.
-
-    Weights outside the blocks (embedding, head) have no cell, unless there are no blocks. A cell whose weights lack
-    the quantity has the value None.
-    """
-    grid: dict = {}
-    inside = [weight for weight in profile.weights if weight["layer"] is not None] or profile.weights
-    for weight in sorted(inside, key=lambda weight: ORDER.index(weight["role"]) if weight["role"] in ORDER else 99):
-        cell = grid.setdefault((weight["layer"], weight["role"]), {"values": [], "weights": []})
-        cell["weights"].append(weight)
-        value = QUANTITIES[quantity].value(profile, weight, metric, error)
-        if value is not None:
-            cell["values"].append(value)
-    for cell in grid.values():
-        values = cell.pop("values")
-        cell["value"] = float(np.mean(values)) if values else None
-    return grid
+def numbers_of(
+    profile: Profile, quantity: str = "entropy", metric: str = "weight", error: float = 0.01, fixed: bool = False
+) -> Numbers:
+    """A quantity of every weight of a profile, as a map shows it; see `heatmap`."""
+    kind = QUANTITIES[quantity]
+    found = {weight["name"]: kind.value(profile, weight, metric, error) for weight in profile.weights}
+    return Numbers(
+        {name: value for name, value in found.items() if value is not None},
+        kind.label,
+        kind.unit,
+        kind.form,
+        absent="not in this profile",
+        limits=(kind.limits or (0.0, None)) if fixed else None,
+    )
 
 
 def heatmap(
-    profile,
+    profile: Profile,
     quantity: str = "entropy",
     metric: str = "weight",
     error: float = 0.01,
     selected: str | None = None,
     fixed: bool = False,
-    values: dict[str, float] | None = None,
-    label: str = "",
-    log: bool = False,
-    absent: str = "not in this profile",
 ) -> go.Figure:
-    """Layers down, roles across, one number a weight; experts of one layer and role are folded into their mean.
+    """The map of a profile: layers down, roles across, one of `QUANTITIES` a weight (see `map.weight_map`).
 
-    `selected` is the weight with a frame round it. `fixed` colours by the quantity's natural limits instead of the
-    model's own, so that two models compare. `values` (weight name → number) with its `label` replaces the quantity,
-    for numbers that come from elsewhere, such as measured sensitivities; `log` colours them by decades.
-    `absent` is what a cell without a number says.
-
-    The second trace holds an invisible marker per cell, because a heatmap answers no clicks; its `customdata` is
-    (weight name of the cell's first weight, how many weights).
+    metric : weight, functional or loss. error : of the quantities `chi` and `kept`, the part of Σσ² that is left out.
+    selected : the weight with a frame round it. fixed : colour by the quantity's natural limits instead of the model's
+    own, so that two models compare.
     """
-    kind = QUANTITIES[quantity]
-    grid = cells(profile, quantity, metric, error)
-    if values is not None:
-        for cell in grid.values():
-            known = [values[w["name"]] for w in cell["weights"] if w["name"] in values]
-            cell["value"] = float(np.mean(known)) if known else None
-    rows = sorted({layer for layer, _ in grid}, key=lambda layer: (layer is not None, layer))
-    columns = list(dict.fromkeys(role for _, role in grid))
-    z = np.full((len(rows), len(columns)), np.nan, np.float32)
-    x, y, custom, hover, picked = [], [], [], [], []
-    form, unit = (".2g", "") if values is not None else (kind.form, kind.unit)
-    name = label or kind.label
-    for (layer, role), cell in grid.items():
-        i, j = rows.index(layer), columns.index(role)
-        if cell["value"] is not None:
-            z[i, j] = cell["value"]
-        weights = cell["weights"]
-        first = weights[0]["name"] if len(weights) == 1 else f"{len(weights)} experts, mean"
-        number = absent if cell["value"] is None else f"{cell['value']:{form}} {unit}"
-        n_out, n_in = weights[0]["shape"]
-        x.append(j)
-        y.append(i)
-        custom.append([weights[0]["name"], len(weights)])
-        hover.append(f"<b>{escape(first)}</b><br>{n_out:,} × {n_in:,}<br>{name} {number}")
-        if any(weight["name"] == selected for weight in weights):
-            picked.append(len(x) - 1)
-    text = [["" if math.isnan(value) else f"{value:{form}}" for value in line] for line in z.tolist()]
-    z = np.log10(np.where(z > 0, z, np.nan)) if log else z
-    low, high = _limits(z, kind, fixed and values is None)
-    ticks = {}
-    if log:
-        decades = np.arange(math.floor(low), math.ceil(high) + 1)
-        ticks = dict(tickvals=decades, ticktext=[f"{10.0**k:g}" for k in decades])
-    figure = go.Figure()
-    figure.add_heatmap(
-        z=z,
-        x=np.arange(len(columns), dtype=np.float32),
-        y=np.arange(len(rows), dtype=np.float32),
-        colorscale=SCALE,
-        zmin=low,
-        zmax=high,
-        xgap=2,
-        ygap=2,
-        hoverinfo="skip",
-        hoverongaps=False,
-        text=text,
-        texttemplate="%{text}" if len(rows) <= 16 else None,
-        textfont_size=12,
-        colorbar=dict(thickness=10, outlinewidth=0, tickformat=form, len=1, ticks="", nticks=6, **ticks),
-    )
-    figure.add_scatter(
-        x=np.array(x, np.float32),
-        y=np.array(y, np.float32),
-        mode="markers",
-        customdata=custom,
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-        showlegend=False,
-        marker=dict(symbol="square", size=14, color="rgba(0,0,0,0)"),
-        selectedpoints=picked,
-        selected_marker_opacity=0,
-        unselected_marker_opacity=0,
-    )
-    for point in picked:
-        j, i = x[point], y[point]
-        box = dict(type="rect", x0=j - 0.49, x1=j + 0.49, y0=i - 0.49, y1=i + 0.49, fillcolor="rgba(0,0,0,0)")
-        figure.add_shape(**box, line=dict(color="#ffffff", width=5))
-        figure.add_shape(**box, line=dict(color=ORANGE, width=2.5))
-    each = min(50, max(14, 620 / max(len(rows), 1)))
-    figure.update_layout(
-        height=int(each * len(rows) + 70),
-        margin=dict(l=8, r=8, t=36, b=8),
-        hovermode="closest",
-        hoverdistance=-1,
-        clickmode="event+select",
-        dragmode=False,
-        uirevision="map",
-        selectionrevision=str(selected),
-    )
-    step = 1 if len(rows) <= 40 else 4
-    shown = [row for row in range(len(rows)) if row % step == 0]
-    figure.update_xaxes(
-        side="top",
-        tickvals=list(range(len(columns))),
-        ticktext=columns,
-        range=[-0.5, len(columns) - 0.5],
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-        ticks="",
-    )
-    figure.update_yaxes(
-        tickvals=shown,
-        ticktext=["outside" if rows[i] is None else f"layer {rows[i]}" for i in shown],
-        zeroline=False,
-        range=[len(rows) - 0.5, -0.5],
-        showgrid=False,
-        fixedrange=True,
-        ticks="",
-        automargin=True,
-    )
-    return figure
+    return weight_map(profile.weights, numbers_of(profile, quantity, metric, error, fixed), selected)
 
 
-def _limits(z: np.ndarray, kind: Quantity, fixed: bool) -> tuple[float, float]:
-    """The colour scale's ends: the quantity's own limits where `fixed`, else those of the numbers."""
-    known = z[np.isfinite(z)]
-    if not known.size:
-        return 0.0, 1.0
-    if fixed:
-        return kind.limits or (0.0, float(known.max()) or 1.0)
-    low, high = float(known.min()), float(known.max())
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
-
-
-def spectrum(profile, name: str, metric: str = "weight", chi: int | None = None) -> go.Figure:
+def spectrum(profile: Profile, name: str, metric: str = "weight", chi: int | None = None) -> go.Figure:
     """Singular values of one weight against their number, log-log, over those of a Gaussian matrix of its shape.
 
     In the metric `weight` the noise has the deviation that fits the bulk, and the line marks the bulk's edge: what
@@ -307,7 +185,7 @@ def spectrum(profile, name: str, metric: str = "weight", chi: int | None = None)
     return figure
 
 
-def cumulative(profile, name: str, metric: str = "weight", chi: int | None = None) -> go.Figure:
+def cumulative(profile: Profile, name: str, metric: str = "weight", chi: int | None = None) -> go.Figure:
     """The part of Σσ² that χ singular values keep, over what they would keep of a Gaussian matrix of that shape.
 
     One minus this is the relative squared error in the metric. The upright line is the break-even χ: beyond it two
@@ -328,7 +206,7 @@ def cumulative(profile, name: str, metric: str = "weight", chi: int | None = Non
     return figure
 
 
-def bonds(profile, name: str, metric: str = "weight") -> go.Figure:
+def bonds(profile: Profile, name: str, metric: str = "weight") -> go.Figure:
     """Entropy across each bond of a weight's matrix product operator, beside the Gaussian null of the same cut."""
     found = [bond for bond in profile.weight(name)["bonds"] if metric in bond["spectra"]]
     labels = [f"bond {bond['bond']}<br>{bond['dims'][0]:,} × {bond['dims'][1]:,}" for bond in found]
@@ -350,7 +228,7 @@ def bonds(profile, name: str, metric: str = "weight") -> go.Figure:
     return figure
 
 
-def _cut(figure, chi, shape, log: bool = False) -> None:
+def _cut(figure: go.Figure, chi: int | None, shape: Sequence[int], log: bool = False) -> None:
     """Upright lines: the break-even χ, and the chosen χ where there is one."""
     marks = [(break_even(shape), "break-even", GREY, "dash")]
     if chi:

@@ -7,13 +7,12 @@ A point is a run as `points.Points` and `run.run` write it: a flat dictionary wi
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.evaluation import scores
-from karipap_core.figures.profile import heatmap
+from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, log_ticks
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known, pareto
@@ -317,16 +316,15 @@ def _hover(point: dict, size: Axis, y: str) -> str:
     return "<br>".join(lines)
 
 
-def lost(weights: Iterable[dict], rows: Sequence[dict], field: str = "functional_error") -> go.Figure:
+def lost(weights: Sequence[dict], rows: Sequence[dict], field: str = "functional_error") -> go.Figure:
     """What each weight lost, as a map: relative squared error of the stored cores, by decades.
 
     `weights` are the model's (dictionaries with name, layer, role, shape), `rows` those of `compress`; a weight that
     stayed dense has no colour.
     """
     values = {row["name"]: row[field] for row in rows if row.get(field) is not None}
-    grid = SimpleNamespace(weights=[dict(weight, spectra={}) for weight in weights])
     label = {"functional_error": "error of the outputs", "weight_error": "error of the weights"}[field]
-    return heatmap(grid, values=values, label=label, log=True, absent="dense")
+    return weight_map(weights, Numbers(values, label, log=True, absent="dense"))
 
 
 def _array(values: Iterable[float]) -> np.ndarray:

@@ -6,13 +6,12 @@ is drawn on the floor (of a rise: noise on a few thousand tokens); hovering give
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.checkpoint.roles import ORDER
-from karipap_core.figures.profile import heatmap
+from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, log_ticks
 from karipap_core.studies.sensitivity.foretell import MEASURES, in_words
 
@@ -39,8 +38,7 @@ def sensitivity_map(weights: Sequence[dict], rows: Sequence[dict], quality: str 
     what the group lost. A weight that was not measured has no colour.
     """
     values = {name: row[quality] for row in rows if row[quality] is not None for name in row["members"]}
-    grid = SimpleNamespace(weights=[dict(weight, spectra={}) for weight in weights])
-    figure = heatmap(grid, values=values, label=LABELS[quality], log=True, selected=selected, absent="not measured")
+    figure = weight_map(weights, Numbers(values, LABELS[quality], log=True), selected)
     cells, floor = figure.data[0], FLOORS[quality]
     z = np.array(cells.z)
     shown = np.array([[bool(text) for text in line] for line in cells.text])

@@ -9,6 +9,7 @@ import pytest
 
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
+from karipap_core.figures.map import Numbers, cells, weight_map
 from karipap_core.spectra.null import bulk_edge
 from karipap_core.spectra.spectrum import chi_at_error, entropy
 from tests.helpers import made_up
@@ -42,17 +43,18 @@ def test_every_quantity_is_drawn_from_the_metric_that_was_asked_for(dense, quant
 
 def test_chi_and_kept_are_those_of_the_spectrum(dense):
     name = "model.layers.1.gate_proj"
-    grid = figures.cells(dense, "chi", "weight", 0.2)
+    grid = cells(dense.weights, figures.numbers_of(dense, "chi", "weight", 0.2).values)
     chi = chi_at_error(dense.sigma(name), 0.2)
-    assert grid[1, "gate"]["value"] == chi
-    assert figures.cells(dense, "kept", "weight", 0.2)[1, "gate"]["value"] == pytest.approx(chi * (40 + 24) / (40 * 24))
+    assert grid[1, "gate"].value == chi
+    kept = cells(dense.weights, figures.numbers_of(dense, "kept", "weight", 0.2).values)[1, "gate"].value
+    assert kept == pytest.approx(chi * (40 + 24) / (40 * 24))
 
 
 def test_experts_fold_into_their_mean():
     profile = made_up.profile(experts=4)
-    cell = figures.cells(profile)[2, "up"]
-    assert len(cell["weights"]) == 4
-    assert cell["value"] == pytest.approx(np.mean([w["spectra"]["weight"]["entropy"] for w in cell["weights"]]))
+    cell = cells(profile.weights, figures.numbers_of(profile).values)[2, "up"]
+    assert len(cell.weights) == 4
+    assert cell.value == pytest.approx(np.mean([w["spectra"]["weight"]["entropy"] for w in cell.weights]))
     assert "4 experts" in " ".join(figures.heatmap(profile).data[1].hovertext)
 
 
@@ -74,7 +76,7 @@ def test_a_metric_that_is_missing_leaves_a_hole_and_says_so(dense):
 
 def test_measured_values_are_coloured_by_decades(dense):
     values = {row["name"]: 10.0 ** -(row["layer"] or 0) for row in dense.weights}
-    heat = figures.heatmap(dense, values=values, label="ΔKL", log=True).data[0]
+    heat = weight_map(dense.weights, Numbers(values, "ΔKL", log=True)).data[0]
     assert np.allclose(heat.z[:, 0], [0, -1, -2]) and heat.text[1][0] == "0.1"
 
 
