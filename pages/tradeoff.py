@@ -11,6 +11,7 @@ import streamlit as st
 from karipap_core.evaluation import scores
 from karipap_core.evaluation.tasks.python import NAMES
 from karipap_core.figures import runs as figures_runs
+from karipap_core.figures.methods import network_color
 from karipap_core.plan.document import RULES
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
@@ -175,7 +176,7 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
         own = point["bytes_kept_blocks"]
         small = f" <small>at {own:.0%}</small>" if own < size - ranking.BESIDE else ""
         cells.append(f'<td title="{html.escape(point["label"], quote=True)}">{number}{small}</td>')
-    color = figures_runs.NETWORK_COLORS.get(row.method.split()[0].rstrip(","), "currentColor")
+    color = network_color(row.method.split()[0].rstrip(",")) if row.network else "currentColor"
     mark = f'<i style="{"background" if row.network else "border-color"}:{color}"></i>'
     return f'<tr><th scope="row">{mark}{html.escape(row.method)}</th>{"".join(cells)}</tr>'
 
@@ -191,7 +192,7 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
     if published:
-        published.add_anchors(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
+        published.add_published(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
     common.figure(
         fig,
         "curve",

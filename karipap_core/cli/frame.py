@@ -192,7 +192,8 @@ class _Line:
 
     def __init__(self, stream) -> None:
         self.stream, self.terminal = stream, stream.isatty()
-        self.stage, self.shown = None, 0.0
+        self.stage: str | None = None
+        self.shown = 0.0
 
     def __call__(self, stage: str, done: int, total: int, item: str = "", message: str = "") -> None:
         now = time.monotonic()

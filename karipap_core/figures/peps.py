@@ -76,8 +76,8 @@ def lattice(rows: Sequence[dict], grid: Sequence[int], sites: Sequence[str] = ()
                     hovertemplate="%{hovertext}<extra></extra>",
                 )
                 figure.add_scatter(  # a line can be touched at its points only: give it a middle
-                    x=array([np.mean(x)]),
-                    y=array([np.mean(y)]),
+                    x=array([float(np.mean(x))]),
+                    y=array([float(np.mean(y))]),
                     mode="text",
                     text=[f"{row['entropy']:.2f}"],
                     textposition="top center" if direction == "horizontal" else "middle right",

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from karipap_core.figures.runs import SYMBOLS
+from karipap_core.figures.methods import SYMBOLS
 from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape
 
 ROLE_COLORS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, GREY, "#5b5fc7")

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.evaluation.scores import NORMAL
-from karipap_core.figures.runs import NETWORK_COLORS, RIVALS
+from karipap_core.figures.methods import RIVALS, network_color
 from karipap_core.figures.style import FAINT, GREY, ORANGE, escape, log_ticks
 from karipap_core.plan.predictions import CURVE, Pair
 
@@ -87,7 +87,7 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
 
 
 def _markers(members: list[Pair], method: str, each: str, says: str, symbol: str, floor: float) -> go.Scatter:
-    color = NETWORK_COLORS.get(method) or (RIVALS[method][3] if method in RIVALS else GREY)
+    color = RIVALS[method].color if method in RIVALS else network_color(method)
     reach = [NORMAL * pair.error if pair.error else math.nan for pair in members]
     down = [min(r, pair.measured - floor) for r, pair in zip(reach, members, strict=True)]
     return go.Scatter(

@@ -11,7 +11,7 @@ STYLES = {"low rank": (GREY, "triangle-up-open"), "quantization": (PURPLE, "squa
 STYLES |= {"tensor network": (GREEN, "star-open")}
 
 
-def add_anchors(
+def add_published(
     figure: go.Figure, x: str = "bytes_kept", y: str = "rise", anchors: Iterable[dict] | None = None
 ) -> go.Figure:
     """Adds the published points to a trade-off figure, in place, and returns it: thin hollow markers in a group of the

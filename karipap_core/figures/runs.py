@@ -5,7 +5,7 @@ A point is a run as `points.Points` and `run.run` write it: a flat dictionary wi
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 
 from karipap_core.evaluation import scores
 from karipap_core.figures.map import Numbers, weight_map
-from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, log_ticks
+from karipap_core.figures.methods import DASHES, SYMBOLS, network_color, rival
+from karipap_core.figures.style import FAINT, GOLD, GREY, ORANGE, escape, log_ticks
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.tradeoffs.ranking import method_of
@@ -70,26 +71,6 @@ QUALITIES = {
         ),
     )
 }
-NETWORK_COLORS = {
-    "lowrank": BLUE,
-    "mpo": ORANGE,
-    "qlr": "#b8336a",
-    "peps": "#3a8f9c",
-    "disentangled": "#8a6d1f",
-    "tree": "#5a8f29",
-    "auto": "#5b5fc7",
-}
-MORE_COLORS = ("#a0522d",)
-SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "star", "hexagon")
-# Rivals differ by symbol and dash, so that the eye does not depend on colour: networks are filled, rivals hollow.
-RIVALS = {
-    "svd": ("plain SVD", "x-thin-open", "dot", GREY),
-    "svd-llm": ("SVD-LLM, uniform", "cross-thin-open", "dot", GREY),
-    "rtn": ("integers, rounded", "square-open", "dash", PURPLE),
-    "gptq": ("integers, GPTQ", "diamond-open", "dash", PURPLE),
-    "magnitude": ("magnitude pruning", "triangle-down-open", "dashdot", GREEN),
-    "torchao": ("torchao", "hexagon-open", "dash", PURPLE),
-}
 
 
 def quality(points: Iterable[dict], y: str) -> Axis:
@@ -130,7 +111,7 @@ def measurable(point: dict, y: str) -> bool | None:
     if y in QUALITIES and y not in scores.LOSSES:
         return None
     found = uncertainty.rise_of(point) if y in scores.LOSSES else scores.to_dense(point, y)
-    return found and found.measurable
+    return None if found is None else found.measurable
 
 
 def tradeoff(
@@ -272,27 +253,24 @@ def _ends(values: Iterable[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _series(points: Iterable[dict]):
+def _series(points: Iterable[dict]) -> Iterator[tuple[str, list[dict], dict]]:
     """(name, points, style) of each line: networks by network, what they are stored in, and rule; rivals by method."""
-    groups: dict = {}
+    groups: dict[tuple[bool, str, str | None], list[dict]] = {}
     for point in points:
         rule = (point.get("settings") or {}).get("rule")
         network = point["kind"] == "network"
         key = (not network, point["method"], f"{method_of(point)}, {rule}" if network else None)
         groups.setdefault(key, []).append(point)
-    networks = list(dict.fromkeys(method for rival, method, _ in groups if not rival))
-    others = [name for name in networks if name not in NETWORK_COLORS]
-    rules: dict = {}
-    for rival, method, line in sorted(groups, key=str):
-        members = groups[rival, method, line]
-        if rival:
-            name, symbol, dash, color = RIVALS.get(method, (method, "circle-open", "dash", GREY))
-            yield name, members, dict(color=color, symbol=symbol, dash=dash, width=1.2, size=10)
+    rules: dict[str, int] = {}
+    for is_rival, method, line in sorted(groups, key=str):
+        members = groups[is_rival, method, line]
+        if is_rival:
+            look = rival(method)
+            yield look.name, members, dict(color=look.color, symbol=look.symbol, dash=look.dash, width=1.2, size=10)
             continue
-        color = NETWORK_COLORS.get(method) or MORE_COLORS[others.index(method) % len(MORE_COLORS)]
         number = rules[method] = rules.get(method, -1) + 1
-        style = dict(color=color, symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
-        yield line, members, style | {"dash": ("solid", "dash", "dot", "dashdot")[number % 4]}
+        style = dict(color=network_color(method), symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
+        yield line or method, members, style | {"dash": DASHES[number % len(DASHES)]}
 
 
 def _hover(point: dict, size: Axis, y: str) -> str:

@@ -34,7 +34,9 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
     ends = {"in": (-1.0, 1.0), "out": (1.0, 1.0), "layer": (0.0, -0.4)}
     shared = {"in", "out"} if share in ("both", "all") else {share}
     widest = max([max(row["entropy"], row["null"]) for row in rows] + [1e-9])
-    x, y, hover, bands, edges = [], [], [], [], []
+    x, y, hover = [], [], []
+    bands: list[dict] = []
+    edges: list[dict] = []
     for row in rows:
         once = row["edge"] in shared
         if row["edge"] == "own":

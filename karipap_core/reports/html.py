@@ -322,7 +322,7 @@ def _published(document: dict, drawn: Drawn) -> dict:
     points = _members(document, document["groups"][0])
     drawing = None
     if any(known(point, "rise") for point in points):
-        figure = figures_published.add_anchors(figures_runs.tradeoff(points))
+        figure = figures_published.add_published(figures_runs.tradeoff(points))
         drawing = drawn.place(figure, f"The measured points with published ones ({label}) as thin hollow markers.")
     columns: list[Column | str] = [*(Column(head, words=True) for head in ("method", "model", "data")), "context"]
     columns += [Column("metric", words=True), "value", "dense", "kept", "bytes kept"]

@@ -19,7 +19,7 @@ def table(document: dict) -> str:
         "model": document["model"]["name"],
         "asked for": aim,
         "criterion": document["criterion"],
-        "met": {True: "yes", False: "no"}.get(document.get("met")),
+        "met": None if document.get("met") is None else "yes" if document["met"] else "no",
         "bytes kept": document.get("bytes_kept"),
         "rise": document.get("rise"),
         "searched on": document["texts"]["search"]["name"],

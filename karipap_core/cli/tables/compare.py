@@ -21,9 +21,11 @@ def table(document: dict) -> str:
         rows = []
         for row in changed:
             cells = [row[side] or {} for side in "ab"]
-            sizes = [cell.get("parameters") for cell in cells]
-            change = sizes[1] - sizes[0] if None not in sizes else None
-            rows.append([row["name"], *map(what, cells), *sizes, change, *(cell.get("damage") for cell in cells)])
+            before, after = (cell.get("parameters") for cell in cells)
+            change = None if before is None or after is None else after - before
+            rows.append(
+                [row["name"], *map(what, cells), before, after, change, *(cell.get("damage") for cell in cells)]
+            )
         head = ["weight", "A", "B", "parameters A", "B", "B − A", "damage A", "B"]
         parts.append(show.grid(head, rows))
     for row in document["prompts"]:

@@ -33,9 +33,10 @@ def table(document: dict) -> str:
     if document["placements"]:
         places = []
         for place in document["placements"]:
-            row = [size(place["hbm"]), size(place["pool"]), place["ms_per_step"]]
-            row[2] = None if row[2] is None else f"{row[2]:,.0f}" if row[2] >= 100 else f"{row[2]:.3g}"
-            places.append([place["name"], "yes", *row] if place["available"] else [place["name"], "no", *[None] * 3])
+            step = place["ms_per_step"]
+            said = None if step is None else f"{step:,.0f}" if step >= 100 else f"{step:.3g}"
+            sizes = [size(place["hbm"]), size(place["pool"]), said]
+            places.append([place["name"], *(["yes", *sizes] if place["available"] else ["no", None, None, None])])
         parts.append(grid(["KV cache", "open", "on the GPU", "outside", "ms a step, at least"], places))
     for node in document["nodes"]:
         lines = [f"{node['node']}. {node['title']}: {node['answer']}", *(f"   {reason}" for reason in node["reasons"])]

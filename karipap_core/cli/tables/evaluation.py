@@ -7,8 +7,7 @@ from karipap_core.terminal import convention_note, grid, page, perplexity_rise, 
 def table(document: dict) -> str:
     """A measured model beside the dense one: quality, speed, memory."""
     ours, dense = document, document.get("dense") or {}
-    rows = [["", "this model", "dense"]]
-    rows += [[label, ours.get(key), dense.get(key)] for key, label in _QUALITY if ours.get(key) is not None]
+    rows: list[list] = [[label, ours.get(key), dense.get(key)] for key, label in _QUALITY if ours.get(key) is not None]
     for label, group, key in _COSTS:
         figures = [((document.get(group) or {}).get(who) or {}).get(key) for who in ("compressed", "dense")]
         rows += [[label, *figures]] if any(figure is not None for figure in figures) else []
@@ -23,7 +22,7 @@ def table(document: dict) -> str:
         "KL to dense": document.get("kl"),
         "top-1 agreement": document.get("top1_agreement"),
     }
-    parts = [page(facts, grid(rows[0], rows[1:]), document.get("notes", ()))]
+    parts = [page(facts, grid(["", "this model", "dense"], rows), document.get("notes", ()))]
     parts += conventions(document.get("conventions") or {})
     return "\n\n".join([*parts, *task_table(document.get("tasks") or {}, dense.get("tasks") or {})])
 
@@ -65,8 +64,12 @@ def conventions(found: dict[str, dict]) -> list[str]:
 
 # Pieces.
 
-_QUALITY = (("loss", "loss, nats a token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"))
-_QUALITY += (("tokens", "tokens scored"),)
+_QUALITY = (
+    ("loss", "loss, nats a token"),
+    ("perplexity", "perplexity"),
+    ("bits_per_byte", "bits per byte"),
+    ("tokens", "tokens scored"),
+)
 _COSTS = (
     ("prefill, tokens a second", "speed", "prefill_tokens_per_second"),
     ("decode, ms a token", "speed", "decode_ms_per_token"),

@@ -45,7 +45,7 @@ def test_axes():
 def test_the_layer_is_marked_and_leaves_what_was_measured(log):
     measured = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "network", "lowrank", 0.7, 0.01)]
     plain, figure = (figures_runs.tradeoff(measured, log=log) for _ in range(2))
-    published.add_anchors(figure)
+    published.add_published(figure)
     added = figure.data[len(plain.data) :]
     assert figure.data[: len(plain.data)] == plain.data and added
     assert {trace.legendgrouptitle.text for trace in added} == {"published, not measured here"}
@@ -61,7 +61,7 @@ def test_the_layer_is_marked_and_leaves_what_was_measured(log):
 def test_axes_without_published_points_leave_the_figure_alone():
     figure = figures_runs.tradeoff([point("a", "network", "lowrank", 0.5, 0.1)], y="kl")
     before = figure.to_json()
-    assert published.add_anchors(figure, "bytes_kept", "kl").to_json() == before
+    assert published.add_published(figure, "bytes_kept", "kl").to_json() == before
 
 
 @pytest.mark.parametrize(
