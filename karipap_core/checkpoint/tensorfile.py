@@ -18,6 +18,14 @@ ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0"
 ITEM_BYTES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4}
 ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F64": "float64"}
+TORCH |= FLOATS | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+
+
+def word_of(dtype: object) -> str:
+    """The file's word for a torch dtype: "U8" for `torch.uint8`. Raises KeyError for one that they lack."""
+    name = str(dtype).removeprefix("torch.")
+    return {known: word for word, known in TORCH.items()}[name]
 
 
 @dataclass(frozen=True)

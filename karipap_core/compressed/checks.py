@@ -5,6 +5,7 @@ from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import PICKLES
+from karipap_core.checkpoint.tensorfile import word_of
 from karipap_core.compressed.records import (
     Source,
     file_sums,
@@ -71,12 +72,9 @@ def wrong_tensors(
     checkpoint: Checkpoint, plan: Plan, settings: dict, source: Source | None, report: dict
 ) -> dict[str, str]:
     """Tensor (or file) → what is wrong with it."""
-    import torch
-
     from karipap_core.compressed.folder import WORDS
     from karipap_core.layers.cores import stored_tensors
 
-    words = {torch.uint8: "U8", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
     original, wrong, cores = settings.get("original") or {}, {}, set()
     for name in plan.weights:
         spec = plan.spec(name)
@@ -86,7 +84,7 @@ def wrong_tensors(
         wanted = {f"{name}.{core}": of for core, of in stored_tensors(spec).items()}
         cores |= wanted.keys()
         for tensor, (shape, dtype) in wanted.items():
-            info, word = checkpoint.tensors.get(tensor), own if dtype is None else words[dtype]
+            info, word = checkpoint.tensors.get(tensor), own if dtype is None else word_of(dtype)
             if info is None:
                 wrong[tensor] = f"{tensor} is missing"
             elif info.shape != tuple(shape) or info.dtype != word:

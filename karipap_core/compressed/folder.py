@@ -16,7 +16,7 @@ from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.roles import TABLES
-from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, write_model
+from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, word_of, write_model
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 
@@ -120,12 +120,7 @@ def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, Te
 
 def _words(dtype) -> set[str]:
     """The words of safetensors for a torch dtype; None is any that a weight may have."""
-    import torch
-
-    if dtype is None:
-        return {*FLOATS, "F64"}
-    kept = {torch.uint8: "U8", torch.int32: "I32", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3"}
-    return {kept[dtype]}
+    return {*FLOATS, "F64"} if dtype is None else {word_of(dtype)}
 
 
 def _core_pieces(weight: Weight, cores: dict[str, TensorInfo], dtype: str | None) -> list[Piece]:

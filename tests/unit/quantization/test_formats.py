@@ -38,7 +38,7 @@ def test_a_name_says_the_format_and_its_options():
     [("int5", r" Did you mean 'int\d'\?"), ("fp16", ""), ("INT4", " Did you mean 'int4'"), ("int4g0", ""), ("", "")],
 )
 def test_an_unknown_format_is_answered_with_those_there_are(name, near):
-    with pytest.raises(InputError, match=rf"Format '{name}' is not one of (fp8|int\d|, )*\.{near}.*int4g128"):
+    with pytest.raises(InputError, match=rf"Format '{name}' is not one of [\w, ]*\.{near}.*int4g128"):
         Format.parse(name)
     for nothing in (None, 4, ["int4"]):
         with pytest.raises(InputError, match="Format"):
