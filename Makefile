@@ -2,6 +2,8 @@
 VENV ?= .venv
 PORT ?= 8501
 WORKERS ?= 2
+LOWEST_TESTS ?= $(addprefix tests/unit/,checkpoint cli compressed evaluation figures healing layers models \
+	plan/test_plan.py plan/test_study.py profiles quantization reports spectra statistics story workspace)
 BIN := $(VENV)/bin
 # One thread a process: two BLAS pools on two cores can be 30 times slower than one.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
@@ -20,7 +22,7 @@ test: test-environment system-packages lint javascript-test  ## every check (ARG
 
 test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
 	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt
-	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest $(LOWEST_TESTS) $(ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS) $(ARGS)
 
 lint: test-environment  ## ruff, style and format
 	$(BIN)/ruff check .
@@ -47,5 +49,5 @@ system-packages:
 	@sh .ci/system-packages
 
 clean:  ## remove the environment and the caches (never the workspace)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +

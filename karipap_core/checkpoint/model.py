@@ -11,6 +11,7 @@ from pathlib import Path
 from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
 from karipap_core.errors import InputError
+from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
 
@@ -68,6 +69,16 @@ class Checkpoint:
         self._handles: dict[Path, object] = {}
         self._sort_out()
         self._by_name = {weight.name: weight for weight in self.weights}
+
+    def __repr__(self) -> str:
+        ready = sum(weight.compressible for weight in self.weights)
+        kind = (
+            f"{self.kind} {self.config.get('model_type', '')}".strip() if self.kind else "without a known architecture"
+        )
+        return (
+            f"<Checkpoint {self.name}, {kind}: {self.parameters:,} parameters, {size(self.bytes)}, {len(self.weights)} "
+            f"weights, of which {ready} can be compressed>"
+        )
 
     def _sort_out(self) -> None:
         """Fills `weights`, `skipped`, `parameters`, `bytes` and `tied` from the headers."""

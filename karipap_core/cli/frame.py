@@ -167,8 +167,7 @@ def _in_a_line(error: Exception) -> str:
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate memory" in message:
         return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
-    extra = EXTRAS.get((error.name or "").split(".")[0]) if isinstance(error, ModuleNotFoundError) else None
-    if extra:
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."
     return f"{message} (run again with --debug for the traceback)"
 

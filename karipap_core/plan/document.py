@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.values import html_table
 
 FORMAT, VERSION = "karipap-plan", 1
 RULES = ("uniform", "entropy", "functional", "loss", "calibrated", "refined", "best")
@@ -41,7 +42,7 @@ class Ledger:
     table_bytes_dense: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class Plan:
     model: dict
     metric: str
@@ -65,6 +66,26 @@ class Plan:
         specs = [spec for name in self.weights if (spec := self.spec(name)) is not None]
         saved = sum(spec.n_out * spec.n_in - spec.parameters for spec in specs)
         return 1 - saved / self.model["parameters"]
+
+    def __repr__(self) -> str:
+        foretold = self.predicted or {}
+        rise = ""
+        if foretold.get("rise") is not None:
+            unit = "relative error of the outputs" if foretold.get("measure") == "output error" else "nats a token"
+            how = "predicted" if foretold.get("source", "curve") == "curve" else "measured on calibration text"
+            rise = f"; costs {foretold['rise']:.3g} {unit} ({how})"
+        return (
+            f"<Plan for {self.model['name']} by rule {self.chosen_rule or self.rule}, metric {self.metric}: "
+            f"{self.kept:.1%} of the parameters kept (counted){rise}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The entries as a small table, for notebooks."""
+        rows = []
+        for name, spec in ((name, self.spec(name)) for name in self.weights):
+            chi = " ".join(map(str, spec.chi)) if spec else ""
+            rows.append([name, spec.network if spec else "dense", chi, (spec and spec.quantize) or ""])
+        return html_table(repr(self)[1:-1], ("weight", "network", "χ", "numbers"), rows)
 
     def to_json(self) -> dict:
         document = {"format": FORMAT, "version": VERSION, "model": self.model, "metric": self.metric}

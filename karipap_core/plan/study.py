@@ -57,6 +57,10 @@ class Study:
         self._calibrations: dict[str, Calibration] = {}
         self._decompositions: dict = {}
 
+    def __repr__(self) -> str:
+        text = self._text.name if isinstance(self._text, Text) else self._text or "the standard library"
+        return f"<Study of {self.checkpoint.name}, calibrated on {text}>"
+
     # The text and what the model does on it.
 
     @cached_property

@@ -53,6 +53,15 @@ def test_a_plan_counts_what_it_keeps(model, plan):
     assert by_hand.kept == pytest.approx(ledger.kept, rel=1e-12)
 
 
+def test_a_model_a_study_and_a_plan_show_themselves(model, plan):
+    checkpoint = kp.open_checkpoint(model)
+    assert repr(checkpoint).startswith(f"<Checkpoint {model.name}, causal llama: {checkpoint.parameters:,} parameters")
+    assert repr(kp.Study(model, TEXT)) == f"<Study of {model.name}, calibrated on a text>"
+    assert f"rule uniform, metric weight: {plan.kept:.1%} of the parameters kept (counted)" in repr(plan)
+    assert "measured on calibration text" in repr(plan)
+    assert plan._repr_html_().count("<tr>") == 1 + min(ROWS_SHOWN, len(plan.weights))
+
+
 def test_compress_returns_a_value(model, plan, compressed, tmp_path):
     assert compressed.folder.is_dir() and compressed.kept == plan.kept
     assert compressed.parameters == pytest.approx(compressed.kept * kp.open_checkpoint(model).parameters)
