@@ -6,8 +6,10 @@ The core's own functions of these names return JSON documents, which programs pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.story import Folder, Model
@@ -64,7 +66,7 @@ class Tradeoff(Value):
 def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice and one Scoring)
     model: Model,
     networks: Sequence[str] = ("lowrank",),
-    budgets: Sequence[float] | str = "auto",
+    budgets: Sequence[float] | Literal["auto"] = "auto",
     rules: Sequence[str] = ("best",),
     out: str | Path | None = None,
     text: str | Path | Text | None = None,
@@ -94,30 +96,13 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
 
     Everything else as for `make_plan` and `evaluate`. Raises InputError where no budget can be met.
     """
-    from karipap_core.tradeoffs.sweep import MAX_TOKENS, sweep
+    from karipap_core.tradeoffs.sweep import MAX_TOKENS, Grid, study_and_text, sweep
 
-    return Tradeoff(
-        sweep(
-            model,
-            networks=networks,
-            budgets=budgets,
-            rules=rules,
-            out=out,
-            text=text,
-            calibration=calibration,
-            metric=metric,
-            scope=scope,
-            quantize=quantize,
-            embedding=embedding,
-            structure=structure,
-            with_baselines=baselines,
-            max_tokens=MAX_TOKENS if max_tokens is None else max_tokens,
-            window=window,
-            stride=stride,
-            device=device,
-            progress=progress,
-        )
-    )
+    study, text = study_and_text(model, text, calibration, device, progress)
+    choices = [Choice(network, quantize, embedding, structure) for network in networks]
+    grid = Grid(budgets, rules, metric, scope, baselines)
+    scoring = Scoring(window, stride, MAX_TOKENS if max_tokens is None else max_tokens)
+    return Tradeoff(sweep(study, text, choices, grid, scoring, out=out, progress=progress))
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,7 +163,7 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
     quantize: str | None = None,
     embedding: str = "dense",
     scope: str = "model",
-    keep_ends: int | str = "auto",
+    keep_ends: int | Literal["auto"] = "auto",
     max_evaluations: int | None = None,
     max_tokens: int | None = None,
     window: int | None = None,
@@ -197,31 +182,17 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
 
     Everything else as for `tradeoff`. Raises InputError where neither or both of line and size are given.
     """
-    from karipap_core.tradeoffs.autopilot import MAX_EVALUATIONS
     from karipap_core.tradeoffs.autopilot import autopilot as search
-    from karipap_core.tradeoffs.sweep import MAX_TOKENS
+    from karipap_core.tradeoffs.autopilot.aim import Aim
+    from karipap_core.tradeoffs.autopilot.search import MAX_EVALUATIONS, Limits
+    from karipap_core.tradeoffs.sweep import MAX_TOKENS, study_and_text
 
-    return AutopilotResult(
-        search(
-            model,
-            max_rise=max_rise,
-            budget=bytes_kept,
-            networks=networks,
-            out=out,
-            text=text,
-            calibration=calibration,
-            quantize=quantize,
-            embedding=embedding,
-            scope=scope,
-            keep_ends=keep_ends,
-            max_evaluations=MAX_EVALUATIONS if max_evaluations is None else max_evaluations,
-            max_tokens=MAX_TOKENS if max_tokens is None else max_tokens,
-            window=window,
-            stride=stride,
-            device=device,
-            progress=progress,
-        )
-    )
+    aim = Aim(max_rise, bytes_kept, scope)
+    limits = Limits(keep_ends, MAX_EVALUATIONS if max_evaluations is None else max_evaluations)
+    study, text = study_and_text(model, text, calibration, device, progress)
+    choices = [Choice(network, quantize, embedding) for network in networks]
+    scoring = Scoring(window, stride, MAX_TOKENS if max_tokens is None else max_tokens)
+    return AutopilotResult(search(study, text, aim, choices, limits, scoring, out, progress))
 
 
 @dataclass(frozen=True, repr=False)

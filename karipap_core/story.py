@@ -132,6 +132,7 @@ def evaluate(  # noqa: PLR0913 (what a person types)
     """
     from karipap_core.compressed.records import keep_evaluation
     from karipap_core.evaluation.folder import DEFAULT_TOKENS, evaluate_folder
+    from karipap_core.evaluation.scoring import Scoring
     from karipap_core.evaluation.tasks.suite import add_tasks
 
     folder = _folder(model)
@@ -139,12 +140,10 @@ def evaluate(  # noqa: PLR0913 (what a person types)
         folder,
         against=against,
         text=text if isinstance(text, Text) or text is None else read_text(text),
-        max_tokens=DEFAULT_TOKENS if max_tokens is None else max_tokens,
-        window=window,
-        stride=stride,
+        scoring=Scoring(window, stride, DEFAULT_TOKENS if max_tokens is None else max_tokens),
+        conventions=conventions,
         device=device,
         progress=progress,
-        conventions=tuple(conventions),
     )
     if tasks is not None:
         found = add_tasks(found, tasks, folder, device, progress)

@@ -19,7 +19,7 @@ from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
 from karipap_core.tradeoffs.points import Points  # noqa: E402
-from karipap_core.tradeoffs.sweep import MAX_TOKENS  # noqa: E402
+from karipap_core.tradeoffs.sweep import DEFAULT_SCORING  # noqa: E402
 from karipap_core.workspace.runs import read_runs  # noqa: E402
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     progress, limit = json_lines(), parser.parse_args().limit
     study, suite = Study(HERE, progress=progress), Suite(NAMES, limit=limit, progress=progress)
     runs, failed = read_runs(HERE / "karipap" / "runs"), 0
-    points = Points(study, standard_library("heldout"), HERE / "karipap", None, None, MAX_TOKENS, progress, suite)
+    points = Points(study, standard_library("heldout"), HERE / "karipap", DEFAULT_SCORING, suite, progress)
     for number, run in enumerate(runs):
         progress("complete", number, len(runs), run["label"])
         try:

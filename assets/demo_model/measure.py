@@ -18,6 +18,7 @@ from karipap_core.plan.options import WHOLE, kinds_of  # noqa: E402
 from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.studies.sensitivity.measure import sensitivity  # noqa: E402
+from karipap_core.text import standard_library  # noqa: E402
 from karipap_core.workspace.files import write_json  # noqa: E402
 
 MEASURED = ("profiles", "curves", "calibration", "sensitivity")
@@ -37,7 +38,7 @@ def main() -> None:
             study.curves(kind, "loss")
     study.curves("lowrank", "functional")
     for by in ("weight", "layer"):
-        sensitivity(study, by=by, progress=study.progress)
+        sensitivity(study, standard_library("heldout"), by=by, progress=study.progress)
     for name, weights in zip(REACHABLE, (study.weights, study.tables), strict=True):
         assert weights, name
         shutil.copyfile(study.folder / name, HERE / "karipap" / name)

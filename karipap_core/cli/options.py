@@ -1,12 +1,14 @@
 """What verbs share: the types of their arguments, options that several take, and what these options stand for."""
 
 import argparse
+from dataclasses import replace
 from math import log1p
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.cli.registry import Option, option
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.progress import Progress
 
 if TYPE_CHECKING:  # imports torch, and `--help` has to be instant
@@ -159,10 +161,10 @@ TASKS = (
 )
 
 
-def scoring_of(args: argparse.Namespace) -> dict:
-    """The options of `SCORING` that were given; the core has its own defaults for the others."""
-    values = {name: getattr(args, name) for name in ("max_tokens", "window", "stride")}
-    return {name: value for name, value in values.items() if value is not None}
+def scoring_of(args: argparse.Namespace, default: Scoring) -> Scoring:
+    """The options of `SCORING` that were given, a verb's default for the others."""
+    given = {name: value for name in default.to_json() if (value := getattr(args, name)) is not None}
+    return replace(default, **given)
 
 
 def suite_of(args: argparse.Namespace, progress: Progress) -> "Suite | None":

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, check_window, losses_of, scored_logits
+from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
@@ -104,10 +105,11 @@ class EncoderSample:
     window: int
 
     @classmethod
-    def of(cls, model, tokenizer, text: Text, window=None, max_tokens=None) -> "EncoderSample":
-        """Cut `text` for `model`; window as in `perplexity.check_window`, max_tokens spread as in `perplexity.cut`."""
+    def of(cls, model, tokenizer, text: Text, scoring: Scoring = WHOLE_TEXT) -> "EncoderSample":
+        """Cut `text` for `model`; window as in `perplexity.check_window`, max_tokens spread as in `perplexity.cut`. A
+        stride says nothing here: windows do not overlap."""
         config = model.config.get_text_config()
-        window = check_window(config, window)
+        window, max_tokens = check_window(config, scoring.window), scoring.max_tokens
         ids = tokenize(tokenizer, text, config.vocab_size, opened=False).ids
         opener = [getattr(tokenizer, "cls_token_id", None)]
         closer = [getattr(tokenizer, "sep_token_id", None)]

@@ -1,5 +1,6 @@
 """A model folder measured beside the dense model that it came from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import check_names, measure_conventions
 from karipap_core.evaluation.fidelity import EncoderSample, measure, output_fidelity
 from karipap_core.evaluation.perplexity import Sample
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.speed import measure_memory, measure_speed
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
@@ -17,6 +19,7 @@ from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import environment
 
 DEFAULT_TOKENS = 32768
+DEFAULT_SCORING = Scoring(max_tokens=DEFAULT_TOKENS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,21 +27,18 @@ def evaluate_folder(
     folder: str | Path,
     against: str | Path | None = None,
     text: Text | None = None,
-    max_tokens: int | None = DEFAULT_TOKENS,
-    window: int | None = None,
-    stride: int | None = None,
+    scoring: Scoring = DEFAULT_SCORING,
+    conventions: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "float32",
     speed: bool = True,
     progress: Progress = silent,
-    conventions: tuple[str, ...] | list[str] = (),
 ) -> dict:
     """Evaluate the model in `folder`, compressed or not, against the dense model `against`.
 
     against: default the model that the folder's plan names, where it still opens with the plan's fingerprint; else
-    nothing is compared and "notes" says so. text: default the standard library's held-out modules; max_tokens: scored
-    at most, in windows spread evenly over the text (None: all of it); window and stride: see `perplexity.Sample`;
-    conventions: names of `conventions.CONVENTIONS`, measured besides on the whole text whatever `max_tokens` is.
+    nothing is compared and "notes" says so. text: default the standard library's held-out modules. conventions: names
+    of `conventions.CONVENTIONS`, measured besides on the whole text whatever `scoring.max_tokens` is.
 
     Returns {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense": {the same} | None, "rise",
     "rise_error", "kl", "top1_agreement", "speed": {"compressed", "dense"} | None, "memory": {"compressed", "dense"},
@@ -67,10 +67,10 @@ def evaluate_folder(
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, is_causal(model))
-    result = _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes)
+    result = _quality(model, dense, tokenizer, text, scoring, progress, notes)
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
-        args = (model, tokenizer, text, dense, conventions, window, stride, progress)
+        args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)
         result["conventions"] = measure_conventions(*args)
     result["speed"] = measure_speed(models, progress=progress) if speed else None
     result["memory"] = {
@@ -108,22 +108,22 @@ def folder_conventions(
     return measure_conventions(model, tokenizer or other, text, dense, names, window, stride, progress)
 
 
-def _quality(model, dense, tokenizer, text, window, stride, max_tokens, progress, notes) -> dict:
+def _quality(model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str]) -> dict:
     """The part of the result that says how good the model is; every key is there for causal models and encoders."""
     empty = dict.fromkeys(
         ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl")
         + ("top1_agreement", "fidelity")
     )
     if is_causal(model):
-        sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+        sample = Sample.of(model, tokenizer, text, scoring)
         measured = measure(model, sample, dense, progress)
         return {**empty, **measured, "kind": "causal", "window": sample.window, "stride": sample.stride}
     if dense is None:
         raise InputError("An encoder is measured by its output against the dense model's: name that with --against.")
     notes.append("An encoder has no next-token loss: it is measured by its output against the dense model's.")
-    sample = EncoderSample.of(model, tokenizer, text, window, max_tokens)
-    fidelity = output_fidelity(model, sample, dense, progress)
-    shared = {"kind": "encoder", "tokens": sample.tokens, "window": sample.window, "stride": sample.window}
+    rows = EncoderSample.of(model, tokenizer, text, scoring)
+    fidelity = output_fidelity(model, rows, dense, progress)
+    shared = {"kind": "encoder", "tokens": rows.tokens, "window": rows.window, "stride": rows.window}
     return {**empty, **shared, "fidelity": fidelity}
 
 

@@ -3,14 +3,20 @@
 import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.fidelity import EncoderSample, hidden_states, keep_logits, measure, output_fidelity
 from karipap_core.evaluation.perplexity import Sample
+from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
+
+if TYPE_CHECKING:
+    from karipap_core.evaluation.tasks.suite import Suite
 
 LOGITS_BYTES = 4 << 30  # of the dense model, kept to compare with
 
@@ -19,8 +25,8 @@ class InPlace:
     """model: dense, float32, loaded from `checkpoint`; text: what to measure on, cut as by `perplexity.Sample`.
 
     The dense model's logits are kept: 4 · vocabulary bytes a token, so `max_tokens` is lowered until they fit into
-    `LOGITS_BYTES`. `dense` holds the dense model's own figures. suite: benchmark tasks (`tasks.Suite`) that every
-    measurement has besides, None: none.
+    `LOGITS_BYTES`. `dense` holds the dense model's own figures. suite: benchmark tasks that every measurement has
+    besides.
     """
 
     def __init__(
@@ -29,11 +35,9 @@ class InPlace:
         tokenizer,
         checkpoint,
         text: Text,
-        window=None,
-        stride=None,
-        max_tokens=None,
-        progress=silent,
-        suite=None,
+        scoring: Scoring = WHOLE_TEXT,
+        suite: "Suite | None" = None,
+        progress: Progress = silent,
     ) -> None:
         from karipap_core.models.sites import sites
 
@@ -41,12 +45,12 @@ class InPlace:
         self.causal = checkpoint.kind == "causal"
         if self.causal:
             fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)
-            max_tokens = fitting if max_tokens is None else min(max_tokens, fitting)
-            self.sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+            most = fitting if scoring.max_tokens is None else min(scoring.max_tokens, fitting)
+            self.sample = Sample.of(model, tokenizer, text, replace(scoring, max_tokens=most))
             self._reference = keep_logits(model, self.sample, progress)
             self.dense = measure(model, self.sample, self._reference)["dense"]
         else:
-            self.sample = EncoderSample.of(model, tokenizer, text, window, max_tokens)
+            self.sample = EncoderSample.of(model, tokenizer, text, scoring)
             self._reference = list(hidden_states(model, self.sample))
             self.dense = {"relative_error": 0.0}
         self.suite, self._tokenizer = suite, tokenizer

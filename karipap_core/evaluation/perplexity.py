@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import Tokens, tokenize
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
@@ -37,22 +38,22 @@ class Sample:
     stride: int
 
     @classmethod
-    def of(cls, model, tokenizer, text: Text, window=None, stride=None, max_tokens=None) -> "Sample":
-        """Cut `text` for `model`: see `default_window` and `cut`; stride defaults to half the window.
+    def of(cls, model, tokenizer, text: Text, scoring: Scoring = WHOLE_TEXT) -> "Sample":
+        """Cut `text` for `model`: see `check_window` and `cut`.
 
         Raises InputError for a window that the model has no positions for, a text of fewer than two tokens, and a
         tokenizer that is not this model's.
         """
         config = model.config.get_text_config()
-        window = check_window(config, window)
-        stride = max(1, window // 2) if stride is None else stride
+        window = check_window(config, scoring.window)
+        stride = max(1, window // 2) if scoring.stride is None else scoring.stride
         tokens = tokenize(tokenizer, text, config.vocab_size)
         if len(tokens.ids) < 2:
             raise InputError(f"Text {text.name} has {len(tokens.ids)} token: at least 2 are needed to predict one.")
         rows = model.get_input_embeddings().weight.shape[0]
         if int(tokens.ids.max()) >= rows:
             raise InputError(f"The tokenizer gives id {int(tokens.ids.max())} but the model has {rows} embeddings.")
-        return cls(text, tokens, tuple(cut(len(tokens.ids), window, stride, max_tokens)), window, stride)
+        return cls(text, tokens, tuple(cut(len(tokens.ids), window, stride, scoring.max_tokens)), window, stride)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -174,13 +175,10 @@ def losses(model, sample: Sample, progress: Progress = silent, stage: str = "per
     return result
 
 
-def perplexity(
-    model, tokenizer, text: Text, window=None, stride=None, max_tokens=None, progress: Progress = silent
-) -> dict:
+def perplexity(model, tokenizer, text: Text, scoring: Scoring = WHOLE_TEXT, progress: Progress = silent) -> dict:
     """Loss of `model` on `text`: {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "window", "stride"}.
 
-    Runs where the model is. window: default min(the model's positions, 512); stride: default half of it; max_tokens:
-    default the whole text. Units as in `Sample.summary`, windows as in `cut`, tokens as in `tokenize`.
+    Runs where the model is. Units as in `Sample.summary`, windows as in `cut`, tokens as in `tokenize`.
     """
-    sample = Sample.of(model, tokenizer, text, window, stride, max_tokens)
+    sample = Sample.of(model, tokenizer, text, scoring)
     return {**sample.summary(losses(model, sample, progress)), "window": sample.window, "stride": sample.stride}

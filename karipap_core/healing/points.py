@@ -57,6 +57,7 @@ def measure(
     """The point of a compressed folder, as `run` writes it; `healed` is the result of the healing that made it."""
     from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
+    from karipap_core.evaluation.scoring import Scoring
     from karipap_core.tradeoffs.baselines import plan_sizes
     from karipap_core.tradeoffs.run import plan_label
     from karipap_core.tradeoffs.sweep import MAX_TOKENS
@@ -80,7 +81,9 @@ def measure(
     if source is None:
         raise InputError(f"{notes[-1]} Points of the trade-off need the dense model: name it with --distill.")
     began = time.monotonic()
-    found = evaluate_folder(folder, source, text, tokens, device=device, speed=False, progress=progress)
+    found = evaluate_folder(
+        folder, source, text, Scoring(max_tokens=tokens), device=device, speed=False, progress=progress
+    )
     dense = open_checkpoint(source)
     ledger = plan.ledger(dense)
     networks = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])

@@ -4,16 +4,21 @@ import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
-from karipap_core.progress import Progress
+from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 from karipap_core.tradeoffs.baselines import baselines, measure_baseline, plan_sizes
 from karipap_core.workspace.files import read_json, settings_key, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
+
+if TYPE_CHECKING:
+    from karipap_core.evaluation.tasks.suite import Suite
 
 SAME_LOSS = 0.005  # nats: what other versions and machines make of the same weights on the same tokens
 
@@ -28,11 +33,17 @@ class Points:
     """
 
     def __init__(
-        self, study: Study, text: Text, out: Path, window, stride, max_tokens, progress: Progress, suite=None
+        self,
+        study: Study,
+        text: Text,
+        out: Path,
+        scoring: Scoring,
+        suite: "Suite | None" = None,
+        progress: Progress = silent,
     ) -> None:
-        self.study, self.text, self.folder, self.progress, self.suite = study, text, out / "runs", progress, suite
-        self.cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
-        self.conditions = {"fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, **self.cut}
+        self.study, self.text, self.scoring, self.suite = study, text, scoring, suite
+        self.folder, self.progress = out / "runs", progress
+        self.conditions = {"fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, **scoring.to_json()}
         self.known = {run["measurement"]: run for run in read_runs(self.folder) if "measurement" in run}
 
     @cached_property
@@ -41,8 +52,7 @@ class Points:
             if probe in self.study.__dict__:
                 getattr(self.study, probe).restore()
         model, tokenizer = self.study.model
-        more = {"progress": self.progress, "suite": self.suite}
-        return InPlace(model, tokenizer, self.study.checkpoint, self.text, **self.cut, **more)
+        return InPlace(model, tokenizer, self.study.checkpoint, self.text, self.scoring, self.suite, self.progress)
 
     def of_plan(self, plan: Plan, network: str, seconds: float = 0.0) -> dict:
         """The point of a plan, measured unless a plan with the same entries was."""

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from karipap_core.compressed.records import keep_evaluation
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
@@ -12,68 +14,80 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
+if TYPE_CHECKING:
+    from karipap_core.evaluation.tasks.suite import Suite
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is measured besides the loss.
+
+    suite : benchmark tasks. conventions : perplexities as papers give them, names of `conventions.CONVENTIONS`.
+    """
+
+    suite: "Suite | None" = None
+    conventions: Sequence[str] = ()
+
+
+NO_EXTRAS = Extras()
+
 
 def run(
-    model,
+    model: str | Path,
     plan: Plan | str | Path,
     text: str | Path | Text | None = None,
-    max_tokens: int | None = None,
-    window: int | None = None,
-    stride: int | None = None,
+    scoring: Scoring | None = None,
+    extras: Extras = NO_EXTRAS,
     out: str | Path | None = None,
     force: bool = False,
     device: str = "auto",
     progress: Progress = silent,
-    tasks=None,
-    conventions: Sequence[str] = (),
 ) -> dict:
     """Compress `model` by `plan` into `<out>/model` and measure that folder beside the dense model.
 
-    text: what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it with
-    `max_tokens` (default: as `sweep`), window and stride. out: default a folder of the workspace's runs that is named
-    by all of this, so that the same command goes on where it stopped. tasks: benchmark tasks (`tasks.Suite`) to measure
-    besides, and conventions: perplexities as papers give them (`conventions.CONVENTIONS`); a finished run gets those
-    that it lacks. Returns, and writes to `<out>/run.json`, a point as `points.Points` describes it, with "speed",
-    "memory", "folder" and "weights" (the rows of `compress`) besides.
+    text : what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it.
+    scoring : default as of `sweep`.
+    extras : a finished run gets those that it lacks.
+    out : default a folder of the workspace's runs that is named by all of this, so that the same command goes on where
+        it stopped.
+    force : use the plan although it was made for another checkpoint.
+
+    Returns, and writes to `<out>/run.json`, a point as `tradeoffs.Points` describes it, with "speed", "memory",
+    "folder" and "weights" (the rows of `compress`) besides. Raises InputError for what does not fit.
     """
-    from karipap_core import story as pipeline
+    from karipap_core import story
     from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.evaluation.conventions import check_names
-    from karipap_core.evaluation.folder import evaluate_folder, folder_conventions
-    from karipap_core.evaluation.tasks.suite import add_tasks, causal
+    from karipap_core.evaluation.tasks.suite import causal
     from karipap_core.tradeoffs.baselines import plan_sizes
-    from karipap_core.tradeoffs.sweep import MAX_TOKENS
+    from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
 
+    scoring = scoring or DEFAULT_SCORING
     began = time.monotonic()
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoint = open_checkpoint(model)
     plan.check(checkpoint, force)
-    check_names(conventions, checkpoint.kind == "causal")
-    if tasks is not None:
+    check_names(extras.conventions, checkpoint.kind == "causal")
+    if extras.suite is not None:
         causal(checkpoint)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")
-    cut = {"window": window, "stride": stride, "max_tokens": max_tokens or MAX_TOKENS}
     what = {"plan": plan.to_json(), "fingerprint": checkpoint.fingerprint, "sha256": text.sha256}
-    name = f"run-{settings_key(what | cut)}"
+    name = f"run-{settings_key(what | scoring.to_json())}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("id") == name:
-        point = read_json(folder / "run.json")
-        if tasks is not None and tasks.missing(point):
-            point = add_tasks(point, tasks, folder / "model", device, progress)
-            write_json(folder / "run.json", point)
-        had = {name: entry for name, entry in point.get("conventions", {}).items() if "missing" not in entry}
-        if lacking := [each for each in conventions if each not in had]:
-            args = (folder / "model", model, text, lacking, window, stride, device, progress)
-            point["conventions"] = had | folder_conventions(*args)
-            write_json(folder / "run.json", point)
-        return point
-    report = pipeline.compress(model, plan, folder / "model", force, device, progress).to_json()
+        return _with_extras(folder, model, text, scoring, extras, device, progress)
+    report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
     compressed = time.monotonic()
-    how = {"text": text, "device": device, "progress": progress, "conventions": conventions}
-    found = evaluate_folder(folder / "model", against=model, **how, **cut)
-    if tasks is not None:
-        found = add_tasks(found, tasks, folder / "model", device, progress)
-    keep_evaluation(folder / "model", found)
+    found = story.evaluate(
+        folder / "model",
+        model,
+        text,
+        **scoring.to_json(),
+        conventions=extras.conventions,
+        tasks=extras.suite,
+        device=device,
+        progress=progress,
+    ).to_json()
     networks = sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"]
     ledger = plan.ledger(checkpoint)
     point = found | plan_sizes(checkpoint, ledger)
@@ -102,7 +116,26 @@ def run(
         "seconds": {"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
     }
     write_json(folder / "run.json", point)
-    pipeline.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
+    story.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
+    return point
+
+
+def _with_extras(
+    folder: Path, model: str | Path, text: Text, scoring: Scoring, extras: Extras, device: str, progress: Progress
+) -> dict:
+    """The point of a finished run, with the extras that it lacked measured on its folder and written at once."""
+    from karipap_core.evaluation.folder import folder_conventions
+    from karipap_core.evaluation.tasks.suite import add_tasks
+
+    point = read_json(folder / "run.json")
+    if extras.suite is not None and extras.suite.missing(point):
+        point = add_tasks(point, extras.suite, folder / "model", device, progress)
+        write_json(folder / "run.json", point)
+    had = {name: entry for name, entry in point.get("conventions", {}).items() if "missing" not in entry}
+    if lacking := [each for each in extras.conventions if each not in had]:
+        args = (folder / "model", model, text, lacking, scoring.window, scoring.stride, device, progress)
+        point["conventions"] = had | folder_conventions(*args)
+        write_json(folder / "run.json", point)
     return point
 
 

@@ -7,9 +7,12 @@ stopped. `bytes_kept` counts 16 bits for each number that is not quantized (base
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, model_entry
@@ -23,72 +26,99 @@ from karipap_core.tradeoffs.baselines import baselines
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
 
+if TYPE_CHECKING:
+    from karipap_core.evaluation.tasks.suite import Suite
+
 SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
 MAX_TOKENS = 16384
+DEFAULT_SCORING = Scoring(max_tokens=MAX_TOKENS)
 AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
-AUTO_KEPT = (0.97, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
+AUTO_KEPT: tuple[float, ...] = (
+    0.97,
+    0.95,
+    0.9,
+    0.85,
+    0.8,
+    0.75,
+    0.7,
+    0.65,
+    0.6,
+    0.55,
+    0.5,
+    0.45,
+    0.4,
+    0.35,
+    0.3,
+    0.25,
+    0.2,
+    0.15,
+    0.1,
+)
 AUTO_KEPT += (0.07, 0.05, 0.03)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The plans of a sweep: each network at each budget by each rule, and whether baselines stand beside them.
+
+    budgets : fractions of parameters kept, a quantized number counting as its bits / 16; or "auto": where this model's
+        predicted rise in loss goes from 0.01 to 2.5 nats.
+    rules : as `Planner.make` takes them.
+    metric : what the cores are fitted to.
+    scope : what budgets are fractions of: "model" or "blocks".
+    """
+
+    budgets: Sequence[float] | Literal["auto"] = "auto"
+    rules: Sequence[str] = ("best",)
+    metric: str = "loss"
+    scope: str = "model"
+    baselines: bool = True
+
+
+GRID = Grid()
+
+
 def sweep(
-    model,
-    networks: Sequence[str] = ("lowrank",),
-    budgets: Sequence[float] | str = "auto",
-    rules: Sequence[str] = ("best",),
+    study: Study,
+    text: Text,
+    choices: Sequence[Choice | str] = ("lowrank",),
+    grid: Grid = GRID,
+    scoring: Scoring = DEFAULT_SCORING,
+    suite: "Suite | None" = None,
     out: str | Path | None = None,
-    text: str | Path | Text | None = None,
-    metric: str = "loss",
-    scope: str = "model",
-    calibration: str | Path | Text | None = None,
-    max_tokens: int | None = MAX_TOKENS,
-    window: int | None = None,
-    stride: int | None = None,
-    device: str = "auto",
-    with_baselines: bool = True,
     write: bool = False,
-    quantize: str | None = None,
-    embedding: str = "dense",
-    structure: str | None = None,
     progress: Progress = silent,
-    tasks=None,
 ) -> dict:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
-    model: folder, file, hub id, or a Study. networks: by name as `Planner` takes them, and `all`: each alone and
-    `auto`; quantize, embedding and structure as in `Planner`. budgets: fractions of parameters kept (of `scope`; a
-    quantized number counts as its bits / 16), or "auto": where this model's predicted rise in loss goes from 0.01 to
-    2.5 nats. text: what is measured on (default: the standard library's held-out modules); plans are calibrated on
-    `calibration` (default: the standard library's calibration modules, or a quarter of `text`, which is then not
-    measured on). out: a folder (default: the workspace). With `write` every plan's model is also written to
-    `<out>/models/<id>`. Models are measured in memory (InPlace). tasks: benchmark tasks (`tasks.Suite`) that every
-    point has besides; points that were finished without them are measured anew.
+    text : what is measured on, not the one that the study calibrates on; see `study_and_text`.
+    choices : the networks, by name or with their format and more; `all`: each network alone, and `auto`. Models are
+        measured in memory (InPlace).
+    suite : benchmark tasks that every point has besides; points that were finished without them are measured anew.
+    out : a folder (default: the workspace).
+    write : write every plan's model to `<out>/models/<id>` too.
 
     Returns, and writes to `<out>/sweep.json`, {"format", "version", "model", "text", "quality", "runs", "baselines",
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
     bytes_kept against "quality": "loss", or "relative_error" for an encoder. Raises InputError for what does not fit.
     """
-    study, text = study_and_text(model, text, calibration, device, progress)
+    check_held_out(study, text)
     out = Path(out) if out is not None else study.workspace.root
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
-    points = Points(study, text, out, window, stride, max_tokens, progress, tasks)
-    planners = {
-        network: Planner(
-            study,
-            Choice(network, quantize, embedding, structure if network not in UNSTRUCTURED else None),
-            metric,
-            progress=progress,
-        )
-        for network in every(networks)
-    }
-    if budgets == "auto":
-        budgets = auto_budgets(next(iter(planners.values())), scope)
+    points = Points(study, text, out, scoring, suite, progress)
+    planners = [Planner(study, choice, grid.metric, progress=progress) for choice in every(choices)]
+    budgets = grid.budgets
+    if isinstance(budgets, str):
+        budgets = auto_budgets(planners[0], grid.scope)
         notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
-    todo = [(network, budget, rule) for network in planners for rule in dict.fromkeys(rules) for budget in budgets]
+    rules = dict.fromkeys(grid.rules)
+    todo = [(planner, budget, rule) for planner in planners for rule in rules for budget in budgets]
     runs = []
-    for number, (network, budget, rule) in enumerate(todo):
+    for number, (planner, budget, rule) in enumerate(todo):
+        network = planner.choice.network
         progress("sweep", number, len(todo), f"{network}, {rule}, kept {budget:g}")
         try:
-            plan, seconds = _plan(study, planners[network], Budget(budget, scope=scope), rule, out, progress)
+            plan, seconds = _plan(study, planner, Budget(budget, scope=grid.scope), rule, out, progress)
         except InputError as error:
             notes.append(f"{network}, {rule}, kept {budget:g}: left out. {error}")
             continue
@@ -97,7 +127,7 @@ def sweep(
             _write_folder(study, plan, out / "models" / runs[-1]["id"], progress)
     if not runs:
         raise InputError(f"No budget can be met. {notes[-1]}")
-    rivals = baselines(study, budgets, scope) if with_baselines else []
+    rivals = baselines(study, budgets, grid.scope) if grid.baselines else []
     compared = []
     for number, rival in enumerate(rivals):
         progress("baselines", number, len(rivals), rival.label)
@@ -119,11 +149,16 @@ def sweep(
     return document
 
 
-def every(networks: Sequence[str]) -> list[str]:
-    """These networks, each once; `all` stands for each that there is, and the mix."""
+def every(choices: Sequence[Choice | str]) -> list[Choice]:
+    """These choices, each once; the network `all` stands for each that there is, and the mix. No structure goes around
+    a network that takes none."""
     from karipap_core.networks import NETWORKS
 
-    return list(dict.fromkeys(name for one in networks for name in ([*NETWORKS, "auto"] if one == "all" else [one])))
+    found = []
+    for choice in map(Choice.of, choices):
+        networks = [*NETWORKS, "auto"] if choice.network == "all" else [choice.network]
+        found += [choice.alone(network, structured=network not in UNSTRUCTURED) for network in networks]
+    return list(dict.fromkeys(found))
 
 
 def auto_budgets(planner: Planner, scope: str) -> list[float]:
@@ -158,8 +193,20 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     return plan, time.monotonic() - began
 
 
-def study_and_text(model, text, calibration, device, progress) -> tuple[Study, Text]:
-    """The study of the model, and the text to measure on: never the one that is calibrated on."""
+def study_and_text(
+    model,
+    text: str | Path | Text | None = None,
+    calibration: str | Path | Text | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> tuple[Study, Text]:
+    """The study of a model (folder, file, hub id, Checkpoint, or a Study, which is returned as it is), and the text to
+    measure on: never the one that is calibrated on.
+
+    text : default the standard library's held-out modules.
+    calibration : default a quarter of `text`, which is then not measured on; without one the standard library's
+        calibration modules.
+    """
     if isinstance(text, str | Path):
         text = read_text(text)
     if isinstance(model, Study):
@@ -170,9 +217,14 @@ def study_and_text(model, text, calibration, device, progress) -> tuple[Study, T
             calibration, text = divide(text)
         text = text or standard_library("heldout")
         study = Study(model, calibration, device=device, progress=progress)
+    check_held_out(study, text)
+    return study, text
+
+
+def check_held_out(study: Study, text: Text) -> None:
+    """InputError where the text to measure on is the one that the study calibrates on."""
     if study.text.sha256 == text.sha256:
         raise InputError(f"{text.name} is calibrated on and measured on: give another text for one of the two.")
-    return study, text
 
 
 def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> None:

@@ -4,13 +4,14 @@ import pytest
 
 from karipap_core.compressed.compress import compress
 from karipap_core.evaluation.folder import evaluate_folder
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
-from karipap_core.tradeoffs.sweep import sweep
+from karipap_core.tradeoffs.sweep import Grid, sweep
 from karipap_core.workspace import Workspace
 from tests.helpers.architectures import ARCHITECTURES, ENCODERS, make
 
@@ -35,7 +36,7 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
     assert result["kept_blocks"] == plan.predicted["kept_blocks"]
     assert {row["network"] for row in result["weights"] if row["quantize"] is None} <= {network}
     assert network in {row["network"] for row in result["weights"]}
-    measured = evaluate_folder(tmp_path / "compressed", model, HELD_OUT, max_tokens=512, speed=False)
+    measured = evaluate_folder(tmp_path / "compressed", model, HELD_OUT, Scoring(max_tokens=512), speed=False)
     if architecture in ENCODERS:
         assert 0 < measured["fidelity"]["relative_error"] < 1
     else:
@@ -47,7 +48,7 @@ def test_sweep_puts_every_network_beside_the_baselines(architecture, tmp_path):
     model = make(architecture, tmp_path / "model")
     study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
     networks = [*NETWORKS, "auto"]
-    document = sweep(study, ["all"], [0.8, 0.5], ["calibrated"], tmp_path / "sweep", HELD_OUT, scope="blocks")
+    document = sweep(study, HELD_OUT, ["all"], Grid([0.8, 0.5], ["calibrated"], scope="blocks"), out=tmp_path / "sweep")
     assert [run["method"] for run in document["runs"]] == [network for network in networks for _ in range(2)]
     methods = {point["method"] for point in document["baselines"]}
     assert methods >= {"svd", "svd-llm", "rtn", "gptq", "magnitude"}

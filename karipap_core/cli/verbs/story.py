@@ -22,7 +22,6 @@ from karipap_core.cli.options import (
     TASKS,
     fraction,
     names,
-    scoring_of,
     suite_of,
 )
 from karipap_core.cli.registry import option, verb
@@ -137,7 +136,9 @@ def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
         tasks=suite_of(args, progress),
         device=args.device,
         progress=progress,
-        **scoring_of(args),
+        max_tokens=args.max_tokens,
+        window=args.window,
+        stride=args.stride,
     )
     return found.to_json()
 

@@ -73,12 +73,15 @@ def claims(args: argparse.Namespace, progress: Progress) -> dict:
     option("--out", type=Path, metavar="FILE", help="also write the result to this file"),
 )
 def sensitivity(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.plan.choice import Choice
+    from karipap_core.studies.sensitivity.measure import DEFAULT_SCORING
     from karipap_core.studies.sensitivity.measure import sensitivity as measure
+    from karipap_core.tradeoffs.sweep import study_and_text
     from karipap_core.workspace.files import write_json
 
-    settings = ("network", "kept", "chi", "metric", "by", "quantize", "text", "device")
-    values = {name: getattr(args, name) for name in settings} | scoring_of(args)
-    found = measure(args.model, calibration=args.calibrate, progress=progress, **values)
+    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    choice, scoring = Choice(args.network, args.quantize), scoring_of(args, DEFAULT_SCORING)
+    found = measure(study, text, choice, args.kept, args.chi, args.metric, args.by, scoring, progress)
     if args.out:
         write_json(args.out, found)
     return found

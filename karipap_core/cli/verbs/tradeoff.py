@@ -48,20 +48,12 @@ from karipap_core.progress import Progress
     DEVICE,
 )
 def run(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.tradeoffs.run import Extras
     from karipap_core.tradeoffs.run import run as measure
+    from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
 
-    return measure(
-        args.model,
-        args.plan,
-        args.text,
-        out=args.out,
-        force=args.force,
-        device=args.device,
-        progress=progress,
-        tasks=suite_of(args, progress),
-        conventions=args.conventions,
-        **scoring_of(args),
-    )
+    extras, scoring = Extras(suite_of(args, progress), args.conventions), scoring_of(args, DEFAULT_SCORING)
+    return measure(args.model, args.plan, args.text, scoring, extras, args.out, args.force, args.device, progress)
 
 
 @verb(
@@ -96,25 +88,15 @@ def run(args: argparse.Namespace, progress: Progress) -> dict:
     option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
 )
 def sweep(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.plan.choice import Choice
+    from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, Grid, study_and_text
     from karipap_core.tradeoffs.sweep import sweep as measure
 
-    return measure(
-        args.model,
-        networks=args.networks,
-        budgets=args.budgets,
-        rules=args.rules,
-        out=args.out,
-        text=args.text,
-        calibration=args.calibrate,
-        scope=args.scope,
-        quantize=args.quantize,
-        embedding=args.embedding,
-        structure=args.structure,
-        device=args.device,
-        progress=progress,
-        tasks=suite_of(args, progress),
-        **scoring_of(args),
-    )
+    suite = suite_of(args, progress)
+    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    choices = [Choice(network, args.quantize, args.embedding, args.structure) for network in args.networks]
+    grid = Grid(args.budgets, args.rules, scope=args.scope)
+    return measure(study, text, choices, grid, scoring_of(args, DEFAULT_SCORING), suite, args.out, progress=progress)
 
 
 @verb(
@@ -173,24 +155,16 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
     option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),
 )
 def autopilot(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.plan.choice import Choice
     from karipap_core.tradeoffs.autopilot import autopilot as find
+    from karipap_core.tradeoffs.autopilot.aim import Aim
+    from karipap_core.tradeoffs.autopilot.search import Limits
+    from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, study_and_text
 
     if args.max_rise is not None and args.max_perplexity is not None:
         raise InputError("--max-rise and --max-perplexity are one line in two units: give one of them.")
-    return find(
-        args.model,
-        max_rise=args.max_rise if args.max_rise is not None else args.max_perplexity,
-        budget=args.budget_bytes,
-        networks=args.networks,
-        out=args.out,
-        text=args.text,
-        calibration=args.calibrate,
-        quantize=args.quantize,
-        embedding=args.embedding,
-        scope=args.scope,
-        keep_ends=args.keep_ends,
-        max_evaluations=args.max_evaluations,
-        device=args.device,
-        progress=progress,
-        **scoring_of(args),
-    )
+    max_rise = args.max_rise if args.max_rise is not None else args.max_perplexity
+    aim, limits = Aim(max_rise, args.budget_bytes, args.scope), Limits(args.keep_ends, args.max_evaluations)
+    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    choices = [Choice(network, args.quantize, args.embedding) for network in args.networks]
+    return find(study, text, aim, choices, limits, scoring_of(args, DEFAULT_SCORING), args.out, progress)

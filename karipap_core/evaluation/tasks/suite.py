@@ -142,20 +142,8 @@ class Suite:
         return document
 
 
-def evaluate_tasks(
-    model,
-    tokenizer,
-    names,
-    task_dir=None,
-    limit=None,
-    shots=None,
-    batch_size="auto",
-    keep=None,
-    fingerprint=None,
-    progress: Progress = silent,
-) -> dict:
+def evaluate_tasks(model, tokenizer, suite: Suite, fingerprint: str | None = None, progress: Progress = silent) -> dict:
     """`Suite.measure` of one live model. fingerprint: what identifies it (default: the SHA-256 of its weights)."""
-    suite = Suite(names, task_dir, limit, shots, batch_size, keep, progress)
     identity = fingerprint or weights_hash(model)
     return suite.measure(lambda: (model, tokenizer), identity, dtype_of(model), progress)
 

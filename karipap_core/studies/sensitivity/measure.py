@@ -10,18 +10,28 @@ measurement goes on where it stopped and a page can read what is there. Nothing 
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan.choice import Choice
 from karipap_core.progress import Progress, silent
 from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
 from karipap_core.studies.sensitivity.store import UNITS, file_of, opened, save
+from karipap_core.text import Text
 from karipap_core.workspace.files import read_json
 
+if TYPE_CHECKING:
+    from karipap_core.evaluation.inplace import InPlace
+    from karipap_core.plan.kind import Kind
+    from karipap_core.plan.study import Study
+
 MAX_TOKENS = 8192
+DEFAULT_SCORING = Scoring(max_tokens=MAX_TOKENS)
 DENSE_FIGURES = ("loss", "perplexity", "bits_per_byte", "tokens")
 
 
@@ -29,27 +39,24 @@ DENSE_FIGURES = ("loss", "perplexity", "bits_per_byte", "tokens")
 
 
 def sensitivity(
-    model,
-    network: str = "lowrank",
+    study: "Study",
+    text: Text,
+    choice: Choice | str = "lowrank",
     kept: float | None = None,
     chi: int | None = None,
     metric: str = "loss",
     by: str = "weight",
-    quantize: str | None = None,
-    text=None,
-    calibration=None,
-    max_tokens: int | None = MAX_TOKENS,
-    window: int | None = None,
-    stride: int | None = None,
-    device: str = "auto",
+    scoring: Scoring = DEFAULT_SCORING,
     progress: Progress = silent,
 ) -> dict:
     """Every weight (`by` "weight") or every layer's weights together ("layer") in a network, all else dense.
 
-    model: folder, file, hub id or Study. Give one of kept (fraction of each weight's numbers, a quantized one counting
-    as its bits / 16; default 0.5) and chi (every bond at χ or the most it can be). The cores are fitted in `metric`.
-    text: what is measured on, calibration: what the cores, predictions and moments come from, as in a sweep;
-    window, stride, max_tokens as in `perplexity.Sample`. In `tree` weights share cores, so a group of them is one part.
+    text : what is measured on (see `tradeoffs.sweep.study_and_text`); cores, predictions and moments come from the text
+        of the study.
+    choice : one network and one format. In `tree` weights share cores, so a group of them is one part.
+    kept, chi : one of the two: the fraction of each weight's numbers, a quantized one counting as its bits / 16
+        (default 0.5); or every bond at χ or the most it can be.
+    metric : what the cores are fitted in.
 
     Returns the document that is kept (see `described`): "weights" and "layers", rows of
 
@@ -60,31 +67,30 @@ def sensitivity(
     token. Encoders have no loss: relative_error, of the last hidden states, takes the place of rise, which is None.
     Raises InputError for what does not fit together.
     """
-    from karipap_core.tradeoffs.sweep import study_and_text
+    from karipap_core.tradeoffs.sweep import check_held_out
 
+    choice = Choice.of(choice)
     kept = 0.5 if kept is None and chi is None else kept
-    kind = _checked(network, quantize, kept, chi, metric, by)
-    study, text = study_and_text(model, text, calibration, device, progress)
+    kind = _checked(choice, kept, chi, metric, by)
+    check_held_out(study, text)
     if study.checkpoint.kind is None:
         raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
     if not study.weights:
         raise InputError(f"{study.checkpoint.name} has no weight that can be compressed.")
     settings = {
-        "network": network,
+        "network": choice.network,
         "kept": kept,
         "chi": chi,
-        "quantize": quantize,
+        "quantize": choice.quantize,
         "metric": metric,
         "text": {"name": text.name, "sha256": text.sha256},
-        "window": window,
-        "stride": stride,
-        "max_tokens": max_tokens,
+        **scoring.to_json(),
         "calibration": {"name": study.text.name, "key": study.key},
     }
     kept_file = file_of(study.folder, settings)
     parts, skipped = _parts(study, kind, settings, by)
     if not parts:
-        raise InputError(f"No weight can be {network} at this size: {skipped[0]['why']}")
+        raise InputError(f"No weight can be {choice.network} at this size: {skipped[0]['why']}")
     document = opened(kept_file, study, settings) | {"by": by, "skipped": skipped}
     document["total"] = document["total"] | {by: len(parts)}
     rows = {row["name"]: row for row in document[f"{by}s"]}
@@ -95,7 +101,7 @@ def sensitivity(
             continue
         if bench is None:
             measures = _Measures(study, metric)
-            bench = _bench(study, text, window, stride, max_tokens, progress)
+            bench = _bench(study, text, scoring, progress)
             document |= {"dense": {k: bench.dense[k] for k in DENSE_FIGURES if k in bench.dense}} | bench.settings
         rows[part.name] = _measured(bench, study, metric, part, measures)
         document[f"{by}s"] = [rows[one.name] for one in parts if one.name in rows]
@@ -115,7 +121,7 @@ class Part:
     specs: dict
 
 
-def _checked(network: str, quantize: str | None, kept, chi, metric: str, by: str):
+def _checked(choice: Choice, kept: float | None, chi: int | None, metric: str, by: str) -> "Kind":
     """The Kind (curves.py) that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
     choices that do not fit together."""
     from karipap_core.plan.options import kinds_of
@@ -130,11 +136,13 @@ def _checked(network: str, quantize: str | None, kept, chi, metric: str, by: str
         raise InputError(f"--kept {kept}: a fraction above 0 and at most 1.")
     if chi is not None and chi < 1:
         raise InputError(f"--chi {chi}: a whole number of at least 1.")
-    if network == "auto" or quantize == "auto":
+    if "auto" in (choice.network, choice.quantize):
         raise InputError("`auto` chooses for each weight: name one network and one format, to measure all alike.")
-    if network == "tree" and by == "layer":
+    if choice.structure or choice.embedding != "dense":
+        raise InputError("Weights are measured alone: give no structure around them and leave the tables dense.")
+    if choice.network == "tree" and by == "layer":
         raise InputError("In a tree, layers share cores: no layer can be compressed alone. Measure it --by weight.")
-    return kinds_of(network, quantize)[0]
+    return kinds_of(choice.network, choice.quantize)[0]
 
 
 def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
@@ -203,7 +211,7 @@ def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
     return parts, skipped
 
 
-def _bench(study, text, window, stride, max_tokens, progress: Progress):
+def _bench(study: "Study", text: Text, scoring: Scoring, progress: Progress) -> "InPlace":
     """The dense model in memory with its logits on `text`; probes that measured before put everything back."""
     from karipap_core.evaluation.inplace import InPlace
 
@@ -211,7 +219,7 @@ def _bench(study, text, window, stride, max_tokens, progress: Progress):
         if probe in study.__dict__:
             getattr(study, probe).restore()
     model, tokenizer = study.model
-    return InPlace(model, tokenizer, study.checkpoint, text, window, stride, max_tokens, progress)
+    return InPlace(model, tokenizer, study.checkpoint, text, scoring, progress=progress)
 
 
 class _Measures:

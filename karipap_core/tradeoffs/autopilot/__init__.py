@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import model_entry
@@ -20,56 +21,39 @@ from karipap_core.tradeoffs.autopilot.search import Limits, Search
 from karipap_core.tradeoffs.autopilot.trail import Trails
 from karipap_core.tradeoffs.autopilot.verdict import Verdict
 from karipap_core.tradeoffs.points import Points
-from karipap_core.tradeoffs.sweep import MAX_TOKENS, every, study_and_text
+from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, check_held_out, every
 from karipap_core.workspace.files import read_json, settings_key, write_json
 
 FORMAT, VERSION = "karipap-autopilot", 1
-MAX_EVALUATIONS = 12
+LIMITS = Limits()
 
 
 def autopilot(
-    model,
-    max_rise: float | None = None,
-    budget: float | None = None,
-    networks: Sequence[str] = ("lowrank",),
+    study: Study,
+    text: Text,
+    aim: Aim,
+    choices: Sequence[Choice | str] = ("lowrank",),
+    limits: Limits = LIMITS,
+    scoring: Scoring = DEFAULT_SCORING,
     out: str | Path | None = None,
-    text: str | Path | Text | None = None,
-    calibration: str | Path | Text | None = None,
-    quantize: str | None = None,
-    embedding: str = "dense",
-    scope: str = "model",
-    keep_ends: int | str = "auto",
-    max_evaluations: int = MAX_EVALUATIONS,
-    max_tokens: int | None = MAX_TOKENS,
-    window: int | None = None,
-    stride: int | None = None,
-    device: str = "auto",
     progress: Progress = silent,
 ) -> dict:
     """The plan with the fewest bytes that meets a line, or with the least rise at a size.
 
-    model: folder, file, hub id, or a Study. max_rise: nats a token of rise in loss over the dense model (for an encoder
-    the relative squared error of its outputs); or budget: fraction of the bytes of `scope` (`model`, or `blocks`), 16
-    bits for every number that is not quantized, as on the trade-off. networks: as for a sweep; quantize and embedding
-    as in `Planner`. text: held out, dealt by documents to search and verdict (default: the standard library's held-out
-    modules); calibration as in `sweep`. keep_ends: blocks at each end that stay dense, or `auto`: measured. A search
-    measures at most `max_evaluations` plans, the verdict the plan again, up to 3 steps back, and its rivals. out: a
-    folder for points, plan.json and autopilot.json (default: the workspace, and a folder of its own in it).
+    text : held out (see `tradeoffs.sweep.study_and_text`), dealt by documents to search and verdict.
+    choices : the networks to try, as for a sweep, all with the same format and tables. A search measures at most
+        `limits.max_evaluations` plans, the verdict the plan again, up to 3 steps back, and its rivals.
+    out : a folder for points, plan.json and autopilot.json (default: the workspace, and a folder of its own in it).
 
     Returns, and writes after each step to autopilot.json, {"plan", "bytes_kept", "rise", "rise_low", "rise_high",
     "met", "outside_uncertainty", "tried": [...], "rivals": [...], "verdict": [sentences], "log": [{"step", "did",
     "why", "predicted", "measured", "bytes_kept", "decision", "says"}], "line", "evaluations", "seconds", …}. Raises
     InputError for what does not fit.
     """
-    aim = Aim(max_rise, budget, scope)
-    if max_evaluations < 1:
-        raise InputError(f"max_evaluations is {max_evaluations}: give at least 1.")
-    study, text = study_and_text(model, text, calibration, device, progress)
-    cut = {"window": window, "stride": stride, "max_tokens": max_tokens}
-    choices = {network: Choice(network, quantize, embedding) for network in every(networks)}
-    settings: dict = {"networks": list(choices), "quantize": quantize, "embedding": embedding, "scope": scope}
-    settings |= {"keep_ends": keep_ends, "max_evaluations": max_evaluations, **cut}
-    wanted = {"max_rise": max_rise} if max_rise is not None else {"budget": budget}
+    check_held_out(study, text)
+    settings = _settings(every(choices), aim, limits, scoring)
+    networks = {choice.network: choice for choice in every(choices)}
+    wanted = {"max_rise": aim.max_rise} if aim.max_rise is not None else {"budget": aim.budget}
     identity = {"study": study.key, "fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, "version": 1}
     key = settings_key(settings | wanted | identity)
     home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
@@ -81,10 +65,9 @@ def autopilot(
     texts = halves(text)
     log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
     points_in = Path(out) if out is not None else study.workspace.root
-    searching, judging = (Points(study, each, points_in, window, stride, max_tokens, progress) for each in texts)
-    trails = Trails(study, choices, scope, _frozen_calibration(study, home, key), progress)
+    searching, judging = (Points(study, half, points_in, scoring, progress=progress) for half in texts)
+    trails = Trails(study, networks, aim.scope, _frozen_calibration(study, home, key), progress)
     log.write("running")
-    limits = Limits(keep_ends, max_evaluations)
     refined_file = home / "plans" / f"refined-{key}.json"
     found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
     searching.__dict__.pop("bench", None)  # its logits of the dense model make room for the verdict's
@@ -110,6 +93,19 @@ def halves(text: Text) -> tuple[Text, Text]:
         Text(f"{text.name}, half to search on", first, text.path),
         Text(f"{text.name}, half for the verdict", second, text.path),
     )
+
+
+def _settings(choices: list[Choice], aim: Aim, limits: Limits, scoring: Scoring) -> dict:
+    """The "settings" of the document. InputError where the choices differ in more than their network."""
+    shared = {(choice.quantize, choice.embedding) for choice in choices}
+    if len(shared) > 1:
+        raise InputError("One search is for one format and one kind of tables: give all networks the same.")
+    quantize, embedding = shared.pop()
+    settings = {"networks": [choice.network for choice in choices], "quantize": quantize, "embedding": embedding}
+    structures = {choice.structure for choice in choices if choice.structure}
+    settings |= {"structure": sorted(structures)} if structures else {}
+    limited = {"keep_ends": limits.keep_ends, "max_evaluations": limits.max_evaluations}
+    return settings | {"scope": aim.scope, **limited, **scoring.to_json()}
 
 
 def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:

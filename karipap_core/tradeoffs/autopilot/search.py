@@ -8,6 +8,7 @@ end.
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
@@ -21,6 +22,7 @@ from karipap_core.tradeoffs.autopilot.trail import THOUSAND, Trail, Trails, Trie
 from karipap_core.tradeoffs.baselines import plan_sizes
 from karipap_core.tradeoffs.points import Points
 
+MAX_EVALUATIONS = 12
 CONTESTANTS = 3  # networks that are measured before one is chosen
 FAR = 1.25  # a network predicted that much larger than the best is not measured
 NEAR = 0.01  # sizes that close, relative, are near enough: batches of weights take it from there
@@ -35,11 +37,18 @@ ENDS_WORTH = 1.5  # times the predicted rise at which dense ends are not worth a
 
 @dataclass(frozen=True)
 class Limits:
-    """keep_ends: blocks at each end that stay dense, or "auto": measured. max_evaluations: plans that the search may
-    measure."""
+    """How far a search may go.
 
-    keep_ends: int | str
-    max_evaluations: int
+    keep_ends : blocks at each end that stay dense, or "auto": none or one, by measurement.
+    max_evaluations : plans that the search may measure, at least 1.
+    """
+
+    keep_ends: int | Literal["auto"] = "auto"
+    max_evaluations: int = MAX_EVALUATIONS
+
+    def __post_init__(self) -> None:
+        if self.max_evaluations < 1:
+            raise InputError(f"max_evaluations is {self.max_evaluations}: give at least 1.")
 
 
 class Search:
@@ -358,4 +367,4 @@ class Search:
         return tried
 
     def _fixed_ends(self) -> int:
-        return 0 if self.limits.keep_ends == "auto" else int(self.limits.keep_ends)
+        return 0 if self.limits.keep_ends == "auto" else self.limits.keep_ends

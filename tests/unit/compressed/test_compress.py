@@ -15,6 +15,7 @@ from karipap_core import story as pipeline
 from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Plan, model_entry
@@ -71,14 +72,14 @@ def test_the_folder_evaluates_as_the_model_in_memory(world):
     compress(study, plan, folder / "same")
     measured = divide(read_text(folder / "text.txt"))[1]
     dense, tokenizer = load_model(study.checkpoint)
-    bench = InPlace(dense, tokenizer, study.checkpoint, measured, window=64, stride=32)
+    bench = InPlace(dense, tokenizer, study.checkpoint, measured, Scoring(64, 32))
     source = study.decompositions("loss")
     specs = {name: plan.spec(name) for name in plan.weights if plan.spec(name)}
     in_memory = bench.measure((name, source.matrix(name, spec)) for name, spec in specs.items())
     from transformers import AutoModelForCausalLM
 
     live = AutoModelForCausalLM.from_pretrained(folder / "same", dtype=torch.float32).eval()
-    on_disk = InPlace(live, tokenizer, study.checkpoint, measured, window=64, stride=32).dense
+    on_disk = InPlace(live, tokenizer, study.checkpoint, measured, Scoring(64, 32)).dense
     assert on_disk["perplexity"] == pytest.approx(in_memory["perplexity"], rel=1e-4)
 
 

@@ -19,6 +19,7 @@ from karipap_core.evaluation.fidelity import (
 )
 from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
 from karipap_core.evaluation.perplexity import Sample, perplexity
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.speed import measure_memory, measure_speed, weights_bytes
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text
@@ -54,7 +55,7 @@ def test_divergence_of_two_bernoullis_and_of_equals():
 def test_measure_against_a_plain_loop_and_kept_logits():
     dense = llama()
     model = perturbed(dense)
-    sample = Sample.of(dense, None, TEXT, window=16, stride=16)
+    sample = Sample.of(dense, None, TEXT, Scoring(16, 16))
     ids = sample.tokens.ids
     kl, agree, loss, tokens = 0.0, 0, 0.0, 0
     with torch.no_grad():
@@ -70,7 +71,7 @@ def test_measure_against_a_plain_loop_and_kept_logits():
     assert found["kl"] == pytest.approx(kl / tokens, rel=1e-4) and found["kl"] > 1e-4
     assert found["top1_agreement"] == pytest.approx(agree / tokens, abs=1e-9)
     assert found["loss"] == pytest.approx(loss / tokens, rel=1e-5)
-    assert found["dense"]["loss"] == pytest.approx(perplexity(dense, None, TEXT, 16, 16)["loss"], rel=1e-6)
+    assert found["dense"]["loss"] == pytest.approx(perplexity(dense, None, TEXT, Scoring(16, 16))["loss"], rel=1e-6)
     assert found["rise"] == pytest.approx(found["loss"] - found["dense"]["loss"], abs=1e-12)
     assert found["rise_error"] > 0
     assert 0.2 < found["top1_agreement"] < 1
@@ -109,7 +110,7 @@ def test_encoder_fidelity_against_numpy():
     dense = BertModel(config).eval()
     model = copy.deepcopy(dense)
     model.encoder.layer[0].output.dense.weight.data *= 0.8
-    sample = EncoderSample.of(dense, None, TEXT, window=20)
+    sample = EncoderSample.of(dense, None, TEXT, Scoring(20))
     found = output_fidelity(model, sample, dense)
     assert output_fidelity(model, sample, list(hidden_states(dense, sample))) == found
     ids = np.frombuffer("".join(TEXT.documents).encode(), dtype=np.uint8).astype(np.int64)
@@ -121,7 +122,7 @@ def test_encoder_fidelity_against_numpy():
     assert found["cosine"] == pytest.approx(cosine.mean(), rel=1e-6)
     assert found["relative_error"] > 1e-4 and found["tokens"] == ids.numel()
     with pytest.raises(InputError, match="32 positions"):
-        EncoderSample.of(dense, None, TEXT, window=40)
+        EncoderSample.of(dense, None, TEXT, Scoring(40))
 
 
 def test_speed_takes_turns_and_memory_counts_shared_weights_once():
@@ -159,10 +160,10 @@ def plan_in(folder, fingerprint, source=None):
 
 def test_folder_without_a_plan_is_measured_alone(folders):
     _, model, _, _ = folders
-    found = evaluate_folder(model, text=TEXT, window=32, stride=16, device="cpu", speed=False)
+    found = evaluate_folder(model, text=TEXT, scoring=Scoring(32, 16), device="cpu", speed=False)
     assert found["dense"] is None and found["kl"] is None and "names no dense model" in found["notes"][0]
     live = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    alone = perplexity(live, AutoTokenizer.from_pretrained(model), TEXT, 32, 16)
+    alone = perplexity(live, AutoTokenizer.from_pretrained(model), TEXT, Scoring(32, 16))
     assert {key: found[key] for key in alone} == pytest.approx(alone)
     assert found["text"] == {"name": "text", "sha256": TEXT.sha256} and found["dtype"] == "float32"
     assert found["memory"]["compressed"]["disk_bytes"] == (model / "model.safetensors").stat().st_size
@@ -171,10 +172,10 @@ def test_folder_without_a_plan_is_measured_alone(folders):
 
 def test_folder_against_another_model(folders):
     _, model, other, _ = folders
-    found = evaluate_folder(other, model, TEXT, 200, 32, 32, device="cpu")
+    found = evaluate_folder(other, model, TEXT, Scoring(32, 32, 200), device="cpu")
     a, b = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (model, other))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    expected = measure(b, Sample.of(b, tokenizer, TEXT, 32, 32, 200), a)
+    expected = measure(b, Sample.of(b, tokenizer, TEXT, Scoring(32, 32, 200)), a)
     for key in ("loss", "kl", "rise", "top1_agreement"):
         assert found[key] == pytest.approx(expected[key], rel=1e-6)
     assert found["speed"].keys() == found["memory"].keys() == {"compressed", "dense"}
@@ -196,7 +197,7 @@ def test_the_dense_model_is_found_where_the_folder_says_and_only_if_it_is_the_sa
 
 def test_encoders_and_what_is_not_there(folders):
     _, model, _, encoder = folders
-    found = evaluate_folder(encoder, encoder, TEXT, window=34, device="cpu", speed=False)
+    found = evaluate_folder(encoder, encoder, TEXT, Scoring(34), device="cpu", speed=False)
     assert found["fidelity"]["relative_error"] == 0.0 and found["fidelity"]["cosine"] == pytest.approx(1.0)
     assert found["loss"] is None and found["kind"] == "encoder"
     with pytest.raises(InputError, match="--against"):

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, cut, perplexity
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.tokens import encode, tokenize
 from karipap_core.text import Text
 from tests.helpers.paths import SHARED
@@ -100,7 +101,7 @@ def test_without_a_tokenizer_bytes_stand_for_tokens():
 def test_uniform_model_has_the_analytic_loss(tokenizer):
     model = llama()
     torch.nn.init.zeros_(model.lm_head.weight)
-    found = perplexity(model, tokenizer, STORY, window=16, stride=16)
+    found = perplexity(model, tokenizer, STORY, Scoring(16, 16))
     text_bytes = sum(len(document.encode()) for document in STORY.documents)
     # The first token is an opener, so nothing of the text goes unscored.
     assert found["text_bytes"] == text_bytes
@@ -125,16 +126,16 @@ def test_losses_equal_a_plain_loop_one_prediction_at_a_time(make, window, stride
             logits = model(input_ids=ids[None, start:target]).logits[0, -1].double()
             expected -= (logits - logits.logsumexp(0))[ids[target]].item()
             counted += 1
-    found = perplexity(model, tokenizer, STORY, window=window, stride=stride)
+    found = perplexity(model, tokenizer, STORY, Scoring(window, stride))
     assert found["tokens"] == counted
     assert found["loss"] == pytest.approx(expected / counted, rel=1e-5)
 
 
 def test_batching_changes_nothing(tokenizer, monkeypatch):
     model = llama()
-    at_once = perplexity(model, tokenizer, STORY, window=8, stride=4)
+    at_once = perplexity(model, tokenizer, STORY, Scoring(8, 4))
     monkeypatch.setattr("karipap_core.evaluation.perplexity.LOGITS_AT_ONCE", 1)
-    assert perplexity(model, tokenizer, STORY, window=8, stride=4)["loss"] == pytest.approx(at_once["loss"], rel=1e-6)
+    assert perplexity(model, tokenizer, STORY, Scoring(8, 4))["loss"] == pytest.approx(at_once["loss"], rel=1e-6)
 
 
 def test_defaults_follow_the_models_positions(tokenizer):
@@ -152,11 +153,11 @@ def test_training_mode_is_left_as_it_was(tokenizer):
 def test_what_does_not_fit_is_refused_in_a_sentence(tokenizer):
     model = llama()
     with pytest.raises(InputError, match="32 positions"):
-        perplexity(model, tokenizer, STORY, window=33)
+        perplexity(model, tokenizer, STORY, Scoring(33))
     with pytest.raises(InputError, match="stride ≤ window"):
-        perplexity(model, tokenizer, STORY, window=8, stride=9)
+        perplexity(model, tokenizer, STORY, Scoring(8, 9))
     with pytest.raises(InputError, match="max_tokens"):
-        perplexity(model, tokenizer, STORY, max_tokens=0)
+        perplexity(model, tokenizer, STORY, Scoring(max_tokens=0))
     with pytest.raises(InputError, match="at least 2"):
         perplexity(model, None, Text("one", ("a",)))
     small = LlamaForCausalLM(
@@ -186,7 +187,7 @@ def test_real_model_reaches_the_known_loss(tmp_path):
     total = counted = 0
     for document in documents[::40]:
         story = Text("story", (document,))
-        found = perplexity(model, real, story, window=511, stride=511, max_tokens=511)
+        found = perplexity(model, real, story, Scoring(511, 511, 511))
         total, counted = total + found["loss"] * found["tokens"], counted + found["tokens"]
     direct = reference_loss(model, real, documents[::40])
     assert total / counted == pytest.approx(direct, rel=1e-5) and 1.2 < direct < 1.6

@@ -13,6 +13,7 @@ from karipap_core.cli import frame as cli
 from karipap_core.cli.tables.evaluation import table
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.tasks import harness
 from karipap_core.evaluation.tasks import python as tasks_python
 from karipap_core.evaluation.tasks import suite as tasks
@@ -27,8 +28,8 @@ from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.story import compress
 from karipap_core.text import Text
 from karipap_core.tradeoffs.points import Points
-from karipap_core.tradeoffs.run import run
-from karipap_core.tradeoffs.sweep import sweep
+from karipap_core.tradeoffs.run import Extras, run
+from karipap_core.tradeoffs.sweep import Grid, sweep
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, write_json
 from tests.helpers.architectures import make
@@ -82,7 +83,7 @@ metadata: {version: 3}
 """
 CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(200)))
 HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(60)))
-CUT = {"window": 32, "stride": 32, "max_tokens": 256}
+CUT = Scoring(32, 32, 256)
 
 
 def write_tasks(folder: Path) -> Path:
@@ -203,7 +204,7 @@ def test_shots_and_limit_are_the_harness_s(compressed, task_dir, tmp_path, monke
 
 @needs_lm_eval
 def test_a_result_says_what_it_is_of(model, task_dir, tmp_path):
-    found = evaluate_tasks(*load_model(model), ["pairs", "both", "sums"], task_dir, keep=tmp_path)
+    found = evaluate_tasks(*load_model(model), Suite(["pairs", "both", "sums"], task_dir, keep=tmp_path))
     pairs = found["pairs"]
     assert pairs["items"] == 12 and pairs["metric"] == "acc" and pairs["higher_is_better"] is True
     assert pairs["chance"] == pytest.approx(np.mean([1 / (2 + n % 3) for n in range(12)]))
@@ -255,7 +256,7 @@ def test_another_question_is_another_measurement(model, task_dir, tmp_path, coun
     live = load_model(model)
 
     def ask(folder=folder, **more):
-        return evaluate_tasks(*live, ["pairs"], folder, keep=tmp_path / "kept", fingerprint="one", **more)["pairs"]
+        return evaluate_tasks(*live, Suite(["pairs"], folder, keep=tmp_path / "kept", **more), "one")["pairs"]
 
     first = ask()
     assert ask(task_dir) == first and len(counted) == 1  # the same items elsewhere
@@ -276,10 +277,7 @@ def test_progress_counts_items(model, task_dir, tmp_path):
     told = []
     evaluate_tasks(
         *load_model(model),
-        ["pairs"],
-        task_dir,
-        keep=tmp_path,
-        batch_size=2,
+        Suite(["pairs"], task_dir, keep=tmp_path, batch_size=2),
         progress=lambda stage, done, total, item="", message="": told.append((item, done, total)),
     )
     counts = [done for item, done, total in told if (item, total) == ("pairs", 12)]
@@ -298,8 +296,8 @@ def study(model, tmp_path_factory) -> Study:
 @needs_lm_eval
 def test_a_point_in_memory_has_the_scores_of_its_folder(study, task_dir, tmp_path):
     suite = Suite(["pairs", "both", "sums"], task_dir, keep=tmp_path / "kept")
-    options = {"scope": "blocks", "metric": "weight", "with_baselines": False, "write": True, "tasks": suite, **CUT}
-    (point,) = sweep(study, ["lowrank"], [0.5], ["uniform"], tmp_path, HELD_OUT, **options)["runs"]
+    grid = Grid([0.5], ["uniform"], "weight", "blocks", baselines=False)
+    (point,) = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, suite, tmp_path, write=True)["runs"]
     again, dense = measure_folders(suite, tmp_path / "models" / point["id"], study.checkpoint, device="cpu")
     assert point["tasks"] == again and point["dense"]["tasks"] == dense
     assert suite.missing(point) is False
@@ -307,18 +305,15 @@ def test_a_point_in_memory_has_the_scores_of_its_folder(study, task_dir, tmp_pat
 
 @needs_lm_eval
 def test_finished_points_are_completed_in_place(study, task_dir, tmp_path, monkeypatch, counted):
-    options = {"scope": "blocks", "metric": "weight", **CUT}
-    arguments = (study, ["lowrank"], [0.5], ["uniform"], tmp_path, HELD_OUT)
-    plain = sweep(*arguments, **options)
+    arguments = (study, HELD_OUT, ["lowrank"], Grid([0.5], ["uniform"], "weight", "blocks"), CUT)
+    plain = sweep(*arguments, out=tmp_path)
     before = {point["id"]: point for point in [*plain["runs"], *plain["baselines"]]}
     for name in list(before)[:2]:  # written before there were intervals
         file = tmp_path / "runs" / name / "run.json"
         old = {k: v for k, v in before[name].items() if k not in ("rise_low", "rise_high", "units", "documents")}
         write_json(file, old)
     suite = Suite(["pairs"], task_dir, limit=6, keep=tmp_path / "kept")
-    points = Points(
-        study, HELD_OUT, tmp_path, CUT["window"], CUT["stride"], CUT["max_tokens"], lambda *a, **k: None, suite
-    )
+    points = Points(study, HELD_OUT, tmp_path, CUT, suite)
     monkeypatch.setattr("karipap_core.plan.planner.Planner.make", None)  # no plan is made
     for name, whole in before.items():
         done = points.complete(read_json(tmp_path / "runs" / name / "run.json"))
@@ -332,17 +327,15 @@ def test_finished_points_are_completed_in_place(study, task_dir, tmp_path, monke
     assert len(before) // 2 < len(counted) <= len(before) + 1  # the dense model once, and equal weights once
     monkeypatch.undo()
     monkeypatch.setattr(InPlace, "measure", None)  # the same command finds all of it finished
-    assert sweep(*arguments, **options, tasks=suite)["runs"][0]["tasks"]["pairs"]["limit"] == 6
+    assert sweep(*arguments, suite, tmp_path)["runs"][0]["tasks"]["pairs"]["limit"] == 6
 
 
 @needs_lm_eval
 def test_a_point_of_other_weights_text_or_model_is_not_completed(study, task_dir, tmp_path):
-    options = {"scope": "blocks", "metric": "weight", "with_baselines": False, **CUT}
-    (point,) = sweep(study, ["lowrank"], [0.5], ["uniform"], tmp_path, HELD_OUT, **options)["runs"]
+    grid = Grid([0.5], ["uniform"], "weight", "blocks", baselines=False)
+    (point,) = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)["runs"]
     suite = Suite(["pairs"], task_dir, limit=2, keep=tmp_path / "kept")
-    points = Points(
-        study, HELD_OUT, tmp_path, CUT["window"], CUT["stride"], CUT["max_tokens"], lambda *a, **k: None, suite
-    )
+    points = Points(study, HELD_OUT, tmp_path, CUT, suite)
     with pytest.raises(InputError, match="another text"):
         points.complete(point | {"text": {"name": "x", "sha256": "0" * 64}})
     with pytest.raises(InputError, match="another model"):
@@ -354,11 +347,11 @@ def test_a_point_of_other_weights_text_or_model_is_not_completed(study, task_dir
 @needs_lm_eval
 def test_run_and_a_finished_run(model, task_dir, tmp_path, monkeypatch):
     plan, out = plan_of(model, 4), tmp_path / "out"
-    first = run(model, plan, HELD_OUT, out=out, device="cpu", **CUT)
+    first = run(model, plan, HELD_OUT, CUT, out=out, device="cpu")
     assert "tasks" not in first
     suite = Suite(["pairs"], task_dir, keep=tmp_path / "kept")
     monkeypatch.setattr("karipap_core.story.compress", None)
-    found = run(model, plan, HELD_OUT, out=out, device="cpu", tasks=suite, **CUT)
+    found = run(model, plan, HELD_OUT, CUT, Extras(suite), out, device="cpu")
     assert found["id"] == first["id"] and found["loss"] == first["loss"]
     assert found["tasks"]["pairs"]["difference"]["items"] == 12 and "pairs" in found["dense"]["tasks"]
     assert read_json(out / "run.json") == found
@@ -398,13 +391,13 @@ def test_an_encoder_is_refused_before_anything_is_measured(made, task_dir, tmp_p
 @needs_lm_eval
 def test_a_model_without_tokenizer_is_refused(model, task_dir, tmp_path):
     with pytest.raises(InputError, match="no tokenizer"):
-        evaluate_tasks(load_model(model)[0], None, ["pairs"], task_dir, keep=tmp_path)
+        evaluate_tasks(load_model(model)[0], None, Suite(["pairs"], task_dir, keep=tmp_path))
 
 
 @needs_lm_eval
 @pytest.mark.parametrize("name", ["gpt2", "mixtral", "falcon"])
 def test_other_architectures(made, task_dir, tmp_path, name):
-    found = evaluate_tasks(*load_model(made(name)), ["pairs", "sums"], task_dir, limit=4, keep=tmp_path)
+    found = evaluate_tasks(*load_model(made(name)), Suite(["pairs", "sums"], task_dir, limit=4, keep=tmp_path))
     assert 0 <= found["pairs"]["acc"] <= 1 and found["sums"]["items"] == 4
 
 
@@ -419,7 +412,7 @@ def test_generation_longer_than_the_model_is_said(model, task_dir, tmp_path):
     folder = write_tasks(tmp_path / "tasks")
     (folder / "write.yaml").write_text(WRITE.replace("max_gen_toks: 6", "max_gen_toks: 400"))
     with pytest.raises(InputError, match="Task sums cannot be run on this model"):
-        evaluate_tasks(*load_model(model), ["sums"], folder, keep=tmp_path)
+        evaluate_tasks(*load_model(model), Suite(["sums"], folder, keep=tmp_path))
 
 
 @needs_lm_eval
@@ -534,13 +527,7 @@ def test_the_shipped_yaml_reads_the_files_it_is_for(name, tmp_path, model):
         items = [lines[i : i + 6] for i in range(0, 60, 6)]
         rows_ = [{"query": one[0], "choices": one[2:], "gold": int(one[1])} for one in items]
         (tmp_path / "hellaswag.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
-    found = evaluate_tasks(
-        *load_model(model),
-        [name],
-        tmp_path,
-        limit=1 if name == "mmlu" else 4,
-        shots=0 if name != "mmlu" else 2,
-        keep=tmp_path,
-    )[name]
+    limit, shots = (1, 2) if name == "mmlu" else (4, 0)
+    found = evaluate_tasks(*load_model(model), Suite([name], tmp_path, limit, shots, keep=tmp_path))[name]
     assert found["items"] == (3 if name == "mmlu" else 4) and 0 <= found["acc"] <= 1
     assert found.get("chance", 0.25) == 0.25

@@ -16,6 +16,7 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli.frame import build_parser, main
 from karipap_core.compressed.folder import write_compressed
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.figures import runs as figures_runs
 from karipap_core.healing.folder import choose_trained
 from karipap_core.healing.heal import heal, split
@@ -281,7 +282,7 @@ def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
     losses = [[point["loss"] for point in way["curve"]] for way in (plain, mixed)]
     assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], abs=0.05)
     model, tokenizer = load_model(tmp_path / "bf16")
-    read = perplexity(model, tokenizer, kept, window=32, stride=32, max_tokens=8192)["loss"]
+    read = perplexity(model, tokenizer, kept, Scoring(32, 32, 8192))["loss"]
     assert read == pytest.approx(mixed["loss_after"], abs=1e-5)
     assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / "model.safetensors").values()} == {torch.float32}
     with pytest.raises(InputError, match="fp16 needs a GPU"):
@@ -299,7 +300,7 @@ def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
     from karipap_core.evaluation.perplexity import Sample
     from karipap_core.healing.loop import Course
 
-    sample = Sample.of(model, tokenizer, Text("t", (TEXT[:500],)), 32, 32, 64)
+    sample = Sample.of(model, tokenizer, Text("t", (TEXT[:500],)), Scoring(32, 32, 64))
     rows = Rows(torch.arange(200) % 250, 32, 2, 0)
     training = Training(model, rows, sample, Course(2, 1e-3, 9, 9, 1, 0), Accelerator(cpu=True), tmp_path / "state")
     training.step(0, 1e-3)
@@ -326,7 +327,7 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
     from karipap_core.evaluation.perplexity import perplexity
 
     model, tokenizer = load_model(tmp_path / "out")
-    read = perplexity(model, tokenizer, split(text)[1], window=32, stride=32, max_tokens=8192)["loss"]
+    read = perplexity(model, tokenizer, split(text)[1], Scoring(32, 32, 8192))["loss"]
     assert read == pytest.approx(found["loss_after"], abs=1e-5)
     infos = [open_checkpoint(tmp_path / each, compressed=True).tensors for each in ("small", "out")]
     assert [{n: (i.dtype, i.shape) for n, i in info.items()} for info in infos][0] == {
@@ -350,7 +351,7 @@ def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
 
     model, tokenizer = load_model(tmp_path / "out")
     kept = split(read_text(world / "text.txt"))[1]
-    read = perplexity(model, tokenizer, kept, window=32, stride=32, max_tokens=8192)["loss"]
+    read = perplexity(model, tokenizer, kept, Scoring(32, 32, 8192))["loss"]
     assert read == pytest.approx(found["loss_after"], abs=1e-5)
 
 

@@ -10,6 +10,7 @@ import torch
 from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluation.folder import evaluate_folder
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.allocate import Options, allocate, merged, together
@@ -92,7 +93,7 @@ def test_a_format_holds_for_cores_and_for_what_stays_whole(study, quantize, tmp_
     assert ledger.bytes_kept_blocks <= budget + 1e-9
     result = compress(study, plan, tmp_path / "out")
     assert disk_bytes(tmp_path / "out") == result["bytes"] == ledger.bytes
-    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, max_tokens=256, speed=False)
+    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=256), speed=False)
     assert np.isfinite(measured["loss"])
 
 
@@ -204,7 +205,7 @@ def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_p
     assert plan.predicted["kept"] <= 0.6
     result = compress(study, plan, tmp_path / "out")
     assert disk_bytes(tmp_path / "out") == result["bytes"] == plan.predicted["bytes"]
-    measured = evaluate_folder(tmp_path / "out", model, HELD_OUT, max_tokens=256, speed=False)
+    measured = evaluate_folder(tmp_path / "out", model, HELD_OUT, Scoring(max_tokens=256), speed=False)
     assert np.isfinite(measured["loss"])
 
 
@@ -216,7 +217,7 @@ def test_a_structure_around_the_network_is_counted_and_stored(study, structure, 
     assert plan.predicted.get("bytes_kept_blocks", plan.predicted["kept_blocks"]) <= 0.6
     result = compress(study, plan, tmp_path / "out")
     assert disk_bytes(tmp_path / "out") == result["bytes"]
-    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, max_tokens=256, speed=False)
+    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=256), speed=False)
     assert np.isfinite(measured["loss"])
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from karipap_core.errors import InputError
 from karipap_core.evaluation.fidelity import measure
 from karipap_core.evaluation.perplexity import Sample
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.statistics.bootstrap import (
     Interval,
@@ -127,7 +128,7 @@ def test_every_token_knows_its_document():
 def test_a_measured_point_carries_the_interval_of_its_rise():
     dense = llama()
     text = Text("squares", tuple(f"the square of {n} is {n * n}; " for n in range(30)))
-    sample = Sample.of(dense, None, text, window=16, stride=16)
+    sample = Sample.of(dense, None, text, Scoring(16, 16))
     worse, same = measure(perturbed(dense), sample, dense), measure(dense, sample, dense)
     assert worse["rise_low"] < worse["rise"] < worse["rise_high"] and worse["documents"] == 30
     assert sum(worse["units"]["tokens"]) == worse["tokens"]

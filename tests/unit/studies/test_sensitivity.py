@@ -14,9 +14,11 @@ from karipap_core.cli.tables import sensitivity
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.figures import sensitivity as figures_sensitivity
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.kind import Kind
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
@@ -31,7 +33,7 @@ from tests.helpers.architectures import make
 CALIBRATION = CalibrationSettings(tokens=512, window=32, probe_windows=3, check_windows=3)
 LEARNT = Text("numbers", tuple(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(100)))
 HELD_OUT = Text("sums", tuple(f"{n} and {n + 1} are {2 * n + 1}, twice {n} is {2 * n}\n" for n in range(60)))
-CUT = {"text": HELD_OUT, "window": 32, "stride": 32, "max_tokens": 320}
+CUT = {"text": HELD_OUT, "scoring": Scoring(32, 32, 320)}
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +238,7 @@ def test_a_layer_is_all_its_weights_at_once(studies):
     study = studies("llama")
     found = core.sensitivity(study, chi=6, by="layer", **CUT)
     assert [row["name"] for row in found["layers"]] == ["layer 0", "layer 1"] and found["by"] == "layer"
-    bench = InPlace(*study.model, study.checkpoint, HELD_OUT, 32, 32, 320)
+    bench = InPlace(*study.model, study.checkpoint, HELD_OUT, Scoring(32, 32, 320))
     mine = [weight for weight in study.weights if weight.layer == 1]
     source = study.decompositions("loss")
     matrices = [(w.name, source.matrix(w.name, Kind("lowrank").spec(w.shape, 6))) for w in mine]
@@ -247,7 +249,7 @@ def test_a_layer_is_all_its_weights_at_once(studies):
 
 
 def test_an_encoder_has_an_output_error_instead(studies):
-    found = core.sensitivity(studies("bert"), kept=0.5, text=HELD_OUT, window=32, max_tokens=200)
+    found = core.sensitivity(studies("bert"), kept=0.5, text=HELD_OUT, scoring=Scoring(32, max_tokens=200))
     assert found["quality"] == "relative_error" and all(row["relative_error"] > 0 for row in found["weights"])
     assert all(row["rise"] is None and row["rise_low"] is None for row in found["weights"])
     assert found["spearman"]["predicted"]["rho"] > 0.5  # what calibration measures is this very error
@@ -280,7 +282,7 @@ def test_the_members_of_a_tree_are_one_part(studies):
 
 def test_a_killed_measurement_goes_on(studies, monkeypatch):
     study = studies("llama")
-    cut = CUT | {"max_tokens": 128}
+    cut = CUT | {"scoring": Scoring(32, 32, 128)}
     measured, plain = [], InPlace.measure
 
     def counting(self, matrices, *more):
@@ -302,15 +304,17 @@ def test_a_killed_measurement_goes_on(studies, monkeypatch):
 def test_what_does_not_fit_together_is_refused(studies):
     study = studies("llama")
     for wrong, said in (
-        ({"network": "auto"}, "name one network"),
-        ({"network": "wavelet"}, "'wavelet'"),
+        ({"choice": "auto"}, "name one network"),
+        ({"choice": "wavelet"}, "'wavelet'"),
         ({"kept": 0.5, "chi": 4}, "not both"),
         ({"kept": 0.0}, "above 0"),
         ({"chi": 0}, "at least 1"),
         ({"metric": "taste"}, "--metric taste"),
         ({"by": "expert"}, "--by expert"),
         ({"kept": 0.001}, "keeps so little"),
-        ({"quantize": "int99"}, "int99"),
+        ({"choice": Choice(quantize="int99")}, "int99"),
+        ({"choice": Choice(structure="rows")}, "no structure"),
+        ({"choice": Choice(embedding="tt")}, "no structure"),
         ({"text": LEARNT}, "measured on"),
     ):
         with pytest.raises(InputError, match=said):

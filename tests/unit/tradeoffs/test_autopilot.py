@@ -10,14 +10,18 @@ from karipap_core.cli.frame import build_parser, main
 from karipap_core.cli.tables.autopilot import table
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
-from karipap_core.tradeoffs.autopilot import MAX_EVALUATIONS, autopilot, halves
+from karipap_core.tradeoffs.autopilot import autopilot, halves
 from karipap_core.tradeoffs.autopilot import search as pilot
+from karipap_core.tradeoffs.autopilot.aim import Aim
+from karipap_core.tradeoffs.autopilot.search import MAX_EVALUATIONS, Limits
 from karipap_core.tradeoffs.autopilot.verdict import SAME_SIZE
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
@@ -28,7 +32,7 @@ from tests.helpers.architectures import make
 SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
 CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
 HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(120)))
-CUT = {"window": 32, "stride": 32, "max_tokens": 512}
+CUT = Scoring(32, 32, 512)
 DOCUMENTS, DAMAGE = 24, 0.1
 
 
@@ -108,8 +112,11 @@ def rules(monkeypatch, study) -> dict:
 
 
 def search(study, out, **more) -> dict:
-    settings = {"max_rise": 0.3, "scope": "blocks", "text": HELD_OUT} | more
-    return autopilot(study, out=out, **settings, **CUT)
+    settings = {"max_rise": 0.3, "scope": "blocks", "networks": ("lowrank",), "quantize": None} | more
+    aim = Aim(*(settings.pop(name, None) for name in ("max_rise", "budget", "scope")))
+    choices = [Choice(network, settings["quantize"]) for network in settings.pop("networks")]
+    del settings["quantize"]
+    return autopilot(study, HELD_OUT, aim, choices, Limits(**settings), CUT, out)
 
 
 def test_halves_are_whole_documents_of_about_equal_length():
@@ -287,7 +294,7 @@ def test_networks_that_share_mix_and_quantize_are_searched_and_measured(
     plan = Plan.from_json(found["plan"])
     plan.check(study.checkpoint)
     specs = {name: plan.spec(name) for name in plan.weights if plan.spec(name) is not None}
-    points = Points(study, halves(HELD_OUT)[1], tmp_path / "again", 32, 32, 512, lambda *_, **__: None)
+    points = Points(study, halves(HELD_OUT)[1], tmp_path / "again", CUT)
     source = study.decompositions("loss")
     again = points.bench.measure((name, source.matrix(name, spec)) for name, spec in specs.items())
     assert again["rise"] == pytest.approx(found["rise"], abs=1e-6)

@@ -6,6 +6,7 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
@@ -29,16 +30,16 @@ def study(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(study):
     model, tokenizer = study.model
-    return InPlace(model, tokenizer, study.checkpoint, HELD_OUT, window=32, stride=32)
+    return InPlace(model, tokenizer, study.checkpoint, HELD_OUT, Scoring(32, 32))
 
 
 def test_in_place_is_the_model_with_other_weights_and_goes_back(study, bench):
     weight = next(w for w in study.checkpoint.weights if w.compressible)
     W = study.checkpoint.read(weight.name) * 0.5
     other, tokenizer = load_model(study.checkpoint)
-    module = InPlace(other, tokenizer, study.checkpoint, HELD_OUT, window=32, stride=32).sites[weight.name].module
+    module = InPlace(other, tokenizer, study.checkpoint, HELD_OUT, Scoring(32, 32)).sites[weight.name].module
     module.weight.data = W.T.contiguous() if weight.transposed else W
-    expected = perplexity(other, tokenizer, HELD_OUT, 32, 32)
+    expected = perplexity(other, tokenizer, HELD_OUT, Scoring(32, 32))
     before = bench.measure([])
     assert before["rise"] == before["kl"] == 0.0
     found = bench.measure([(weight.name, W)])

@@ -9,6 +9,7 @@ from karipap_core import story as pipeline
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation import folder as evaluate
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.text import Text
 from karipap_core.tradeoffs.run import run
@@ -42,12 +43,14 @@ def plan(model) -> Plan:
 
 
 def measured(model, plan, **more) -> dict:
-    return run(model, plan, TEXT, max_tokens=512, window=64, device="cpu", **more)
+    return run(model, plan, TEXT, Scoring(64, max_tokens=512), device="cpu", **more)
 
 
 def test_a_run_is_what_its_folder_measures_and_a_point_of_the_workspace(model, plan):
     found = measured(model, plan)
-    again = evaluate.evaluate_folder(found["folder"], model, TEXT, max_tokens=512, window=64, device="cpu", speed=False)
+    again = evaluate.evaluate_folder(
+        found["folder"], model, TEXT, Scoring(64, max_tokens=512), device="cpu", speed=False
+    )
     assert found["loss"] == pytest.approx(again["loss"], rel=1e-6)
     assert found["rise"] == pytest.approx(found["loss"] - again["dense"]["loss"], abs=1e-6)
     checkpoint = open_checkpoint(model)
@@ -70,7 +73,7 @@ def test_a_finished_run_is_not_done_again(model, plan, monkeypatch):
 
 def test_another_question_is_another_run(model, plan):
     first = measured(model, plan)
-    second = run(model, plan, TEXT, max_tokens=256, window=64, device="cpu")
+    second = run(model, plan, TEXT, Scoring(64, max_tokens=256), device="cpu")
     assert first["id"] != second["id"] and first["tokens"] > second["tokens"] and len(Workspace().runs) == 2
 
 

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
@@ -16,7 +18,7 @@ from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text
 from karipap_core.tradeoffs.points import Points
-from karipap_core.tradeoffs.sweep import AUTO_RISES, auto_budgets, sweep
+from karipap_core.tradeoffs.sweep import AUTO_RISES, Grid, auto_budgets, study_and_text, sweep
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
@@ -25,7 +27,7 @@ from tests.helpers.architectures import make
 SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
 CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
 HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(60)))
-CUT = {"window": 32, "stride": 32, "max_tokens": 512}
+CUT = Scoring(32, 32, 512)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,9 @@ def test_pareto_passes_over_points_without_numbers():
 
 
 def test_sweep_writes_points_that_can_be_read_and_reproduced(study, tmp_path):
-    found = sweep(study, ["lowrank"], [0.8, 0.5], ["uniform", "calibrated"], tmp_path, HELD_OUT, scope="blocks", **CUT)
+    found = sweep(
+        study, HELD_OUT, ["lowrank"], Grid([0.8, 0.5], ["uniform", "calibrated"], scope="blocks"), CUT, out=tmp_path
+    )
     assert read_json(tmp_path / "sweep.json") == found
     assert [(p["settings"]["rule"], p["settings"]["budget"]) for p in found["runs"]] == [
         ("uniform", 0.8),
@@ -96,21 +100,21 @@ def sizes_agree(point: dict, parameters: int) -> bool:
 
 
 def test_a_point_in_memory_equals_its_folder_on_disk(study, tmp_path):
-    options = {"scope": "blocks", "with_baselines": False, "write": True, **CUT}
-    found = sweep(study, ["mpo"], [0.6], ["calibrated"], tmp_path, HELD_OUT, **options)
+    grid = Grid([0.6], ["calibrated"], scope="blocks", baselines=False)
+    found = sweep(study, HELD_OUT, ["mpo"], grid, CUT, out=tmp_path, write=True)
     point = found["runs"][0]
     folder = tmp_path / "models" / point["id"]
-    again = evaluate_folder(folder, study.checkpoint.path, HELD_OUT, device="cpu", speed=False, **CUT)
+    again = evaluate_folder(folder, study.checkpoint.path, HELD_OUT, CUT, device="cpu", speed=False)
     for key in ("loss", "kl", "bits_per_byte"):
         assert point[key] == pytest.approx(again[key], rel=1e-4)
     assert point["top1_agreement"] == pytest.approx(again["top1_agreement"], abs=0.005)
 
 
 def test_a_finished_sweep_measures_nothing_again(study, tmp_path, request):
-    arguments = (study, ["lowrank"], [0.7], ["calibrated"], tmp_path, HELD_OUT)
-    first = sweep(*arguments, scope="blocks", with_baselines=False, **CUT)
+    grid = Grid([0.7], ["calibrated"], scope="blocks", baselines=False)
+    first = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     request.getfixturevalue("no_measuring")
-    again = sweep(*arguments, scope="blocks", with_baselines=False, **CUT)
+    again = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     assert again["runs"] == first["runs"]
 
 
@@ -124,28 +128,27 @@ def test_a_cancelled_sweep_goes_on_where_it_stopped(study, tmp_path, monkeypatch
         measured.append(1)
         return original(self, matrices, progress)
 
-    arguments = (study, ["lowrank"], [0.8, 0.6, 0.4], ["uniform"], tmp_path, HELD_OUT)
-    options = {"scope": "blocks", "with_baselines": False, **CUT}
+    grid = Grid([0.8, 0.6, 0.4], ["uniform"], scope="blocks", baselines=False)
     monkeypatch.setattr(InPlace, "measure", counting)
     with pytest.raises(Cancelled):
-        sweep(*arguments, **options)
+        sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     assert len(read_runs(tmp_path / "runs")) == 2 and not (tmp_path / "sweep.json").exists()
     monkeypatch.setattr(InPlace, "measure", original)
     kept = {run["id"]: run["created"] for run in read_runs(tmp_path / "runs")}
-    found = sweep(*arguments, **options)
+    found = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     assert len(found["runs"]) == 3
     assert kept.items() <= {run["id"]: run["created"] for run in found["runs"]}.items()
 
 
 def test_the_same_plan_under_another_name_is_measured_once(study, tmp_path, request):
-    points = Points(study, HELD_OUT, tmp_path, 32, 32, 512, lambda *a, **k: None)
+    points = Points(study, HELD_OUT, tmp_path, CUT)
     plan = Planner(study, "lowrank", "loss").make(Budget(0.6, scope="blocks"), "uniform")
     first = points.of_plan(plan, "lowrank")
     plan.rule = "hand"
     request.getfixturevalue("no_measuring")
     second = points.of_plan(plan, "lowrank")
     assert second["id"] != first["id"] and second["loss"] == first["loss"]
-    other = Points(study, CALIBRATION, tmp_path, 32, 32, 512, lambda *a, **k: None)
+    other = Points(study, CALIBRATION, tmp_path, CUT)
     with pytest.raises(AssertionError, match="measured again"):
         other.of_plan(plan, "lowrank")  # another text is another measurement
 
@@ -159,27 +162,30 @@ def test_auto_budgets_lie_where_the_predicted_rise_does(study):
 
 
 def test_budgets_that_cannot_be_met_are_said_and_left_out(study, tmp_path):
-    options = {"scope": "blocks", "with_baselines": False, **CUT}
-    found = sweep(study, ["lowrank"], [0.5, 1e-4], ["uniform"], tmp_path, HELD_OUT, **options)
+    grid = Grid([0.5, 1e-4], ["uniform"], scope="blocks", baselines=False)
+    found = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     assert len(found["runs"]) == 1 and "kept 0.0001: left out" in found["notes"][-1]
     with pytest.raises(InputError, match="No budget can be met"):
-        sweep(study, ["lowrank"], [1e-4], ["uniform"], tmp_path / "other", HELD_OUT, **options)
+        sweep(study, HELD_OUT, ["lowrank"], replace(grid, budgets=[1e-4]), CUT, out=tmp_path / "other")
 
 
 def test_nothing_is_measured_on_the_text_that_was_calibrated_on(study, tmp_path):
     with pytest.raises(InputError, match="calibrated on and measured on"):
-        sweep(study, text=CALIBRATION, out=tmp_path)
-    options = {"scope": "blocks", "with_baselines": False, "device": "cpu", **CUT}
+        sweep(study, CALIBRATION, out=tmp_path)
+    with pytest.raises(InputError, match="calibrated on and measured on"):
+        study_and_text(study, CALIBRATION)
     both = Text("one text for both", CALIBRATION.documents * 6)
-    found = sweep(study.checkpoint.path, ["lowrank"], [0.6], ["uniform"], tmp_path, both, "weight", **options)
+    other, text = study_and_text(study.checkpoint.path, both, device="cpu")
+    grid = Grid([0.6], ["uniform"], "weight", "blocks", baselines=False)
+    found = sweep(other, text, ["lowrank"], grid, CUT, out=tmp_path)
     assert found["text"]["name"] == "one text for both, three quarters"
 
 
 def test_an_encoder_is_measured_by_its_output(tmp_path):
     model = make("bert", tmp_path / "model")
     study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
-    options = {"scope": "blocks", "with_baselines": False, "window": 34, "max_tokens": 256}
-    found = sweep(study, ["lowrank"], [0.8, 0.4], ["uniform"], tmp_path / "out", HELD_OUT, "weight", **options)
+    grid, cut = Grid([0.8, 0.4], ["uniform"], "weight", "blocks", baselines=False), Scoring(34, max_tokens=256)
+    found = sweep(study, HELD_OUT, ["lowrank"], grid, cut, out=tmp_path / "out")
     assert found["quality"] == "relative_error"
     light, strong = found["runs"]
     assert 0 < light["relative_error"] < strong["relative_error"] and len(found["pareto"]) == 2
