@@ -317,6 +317,7 @@ def _course(settings: Settings):
 def _data(model, tokenizer, text: Text, settings: Settings, accelerator) -> tuple:
     """(rows to train on, sample to validate on), from different documents of the text."""
     from karipap_core.evaluation.perplexity import Sample, check_window
+    from karipap_core.evaluation.scoring import Scoring
     from karipap_core.evaluation.tokens import encode
     from karipap_core.healing.loop import Rows
 
@@ -331,7 +332,7 @@ def _data(model, tokenizer, text: Text, settings: Settings, accelerator) -> tupl
         raise InputError(f"{text.name} has {len(ids)} tokens to learn from, one window needs {window + 1}: give more.")
     if int(ids.max()) >= model.get_input_embeddings().weight.shape[0]:
         raise InputError(f"The tokenizer gives id {int(ids.max())}, which the model does not know: wrong tokenizer.")
-    return rows, Sample.of(model, tokenizer, kept, window, window, VALIDATION_TOKENS)
+    return rows, Sample.of(model, tokenizer, kept, Scoring(window, window, VALIDATION_TOKENS))
 
 
 def split(text: Text) -> tuple[Text, Text]:
