@@ -160,7 +160,7 @@ def form(view, busy: bool) -> None:
         with middle:
             networks = st.multiselect(
                 "Networks to try",
-                ["all", *tables.NETWORKS],
+                ["all", *tables.networks()],
                 ["lowrank"],
                 key="autopilot_networks",
                 persist_state="session",

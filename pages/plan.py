@@ -66,7 +66,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
         widget(
             st.selectbox,
             "Network",
-            tables.NETWORKS,
+            tables.networks(),
             "network",
             width=145,
             filter_mode=None,

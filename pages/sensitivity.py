@@ -12,10 +12,9 @@ from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity import foretell, store
 from karipap_core.studies.sensitivity import measure as core
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, tables, texts
+from pages.parts import common, job, model, texts
 
 LABELS = {"lowrank": "low rank", "mpo": "MPO", "qlr": "Q + low rank", "peps": "PEPS"}
-NETWORKS = {name: LABELS.get(name, name) for name in tables.NETWORKS if name != "auto"}
 KEPT = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 TOKENS = [2048, 4096, 8192, 16384, 32768]
 FORMATS = ("none", "int8", "int4", "int3", "int2")
@@ -68,6 +67,8 @@ def which(documents: dict[str, dict]) -> str | None:
 
 def ask(view, running) -> None:
     """A popover with the choices of a new measurement."""
+    from karipap_core.networks import NETWORKS
+
     with st.popover("New measurement", icon=":material/science:", key="k-sensitivity"):
         network = common.choose(
             st.selectbox,
@@ -75,11 +76,11 @@ def ask(view, running) -> None:
             list(NETWORKS),
             "sens_network",
             "lowrank",
-            format_func=NETWORKS.get,
+            format_func=lambda name: LABELS.get(name, name),
             filter_mode=None,
         )
         by = "weight"
-        if network == "tree":
+        if NETWORKS[network].grouped:
             st.caption("Weights that share a tree's cores are compressed together.")
         else:
             by = common.choose(
@@ -137,7 +138,7 @@ def ask(view, running) -> None:
         if st.button("Measure", type="primary", key="sens_start", disabled=text is None or busy):
             st.session_state.pop("measurement", None)
             st.query_params.pop("measurement", None)
-            job.start(argv, f"Sensitivity of {view.checkpoint.name}, {NETWORKS[network]}", "sensitivity_job")
+            job.start(argv, f"Sensitivity of {view.checkpoint.name}, {LABELS.get(network, network)}", "sensitivity_job")
             st.rerun()
         if busy:
             st.caption("One measurement at a time from this page; the running one goes on below.")

@@ -351,7 +351,7 @@ def sweep_form(view, running, first: bool) -> None:
         with left:
             networks = st.multiselect(
                 "Networks",
-                ["all", *tables.NETWORKS],
+                ["all", *tables.networks()],
                 ["lowrank"],
                 key="sweep_networks",
                 format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),

@@ -21,6 +21,7 @@ from karipap_core.quantization.formats import Format, Stored
 from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
+AUTO_FORMATS = (None, "int8", "int4")  # three-bit cores lost to four-bit ones with fewer parameters kept, everywhere
 SHORTEST_ROW = 32  # entries of a core that share a scale at least
 
 
@@ -86,6 +87,12 @@ class Spec:
     chi: tuple[int, ...]
     quantize: str | None = None
     network: ClassVar[str]
+    # What a plan has to know of a network (plan/options.py).
+    structured: ClassVar[bool] = True  # structure (structured.py) may be put around it
+    nested: ClassVar[bool] = False  # the cores at a smaller χ are the leading part of those at a larger one
+    grouped: ClassVar[bool] = False  # weights share cores, so that whole groups of them are chosen for
+    curve_of_stored: ClassVar[bool] = False  # `curve` knows what it costs to store the cores in `quantize`
+    kind_fields: ClassVar[tuple[str, ...]] = ()  # fields of its own that `kinds` tells apart
 
     def __post_init__(self) -> None:
         for name in ("out", "in_", "chi"):
@@ -136,6 +143,15 @@ class Spec:
         raise NotImplementedError
 
     # What a network overrides where it is not like the others.
+
+    @classmethod
+    def kinds(cls, quantize: str | None) -> list[tuple[str, str | None, dict[str, Any]]]:
+        """What a plan tries for a weight where this network is asked for, beside the weight as it is.
+
+        quantize : the format asked for, None for none, "auto" for whichever pays. Each kind is (network, format,
+        options of `for_shape`); the network is this one, or "dense" for the weight itself in a format.
+        """
+        return [(cls.network, form, {}) for form in (AUTO_FORMATS if quantize == "auto" else (quantize,))]
 
     @property
     def owned(self) -> list[bool]:

@@ -30,6 +30,7 @@ class LowRank(Spec):
     """JSON: {"network": "lowrank", "out": [n_out], "in": [n_in], "chi": [χ]}."""
 
     network: ClassVar[str] = "lowrank"
+    nested: ClassVar[bool] = True
 
     def validate(self) -> None:
         for name in ("out", "in_", "chi"):

@@ -12,7 +12,7 @@ the whole curve. L and R in a format: they are rounded in every turn, and Q, rou
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, tails
 from karipap_core.networks.curve import Curve
+from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.registry import register
 from karipap_core.networks.stored import quantize_cores, rounded_cores, values
@@ -29,6 +30,8 @@ from karipap_core.quantization.gptq import input_factor
 from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
 
+BITS = ("int4", "int3", "int2")  # of Q, where a plan chooses
+FACTORS = "int4"  # the format of L and R where a plan asks for none
 LADDER = (64, 32, 16, 8, 4)  # ranks at which Q is fitted, as parts of the full rank
 TURNS = 2
 STORED_TURNS = 2
@@ -45,6 +48,9 @@ class Qlr(Spec):
 
     bits: str = "int3"
     network: ClassVar[str] = "qlr"
+    structured: ClassVar[bool] = False
+    curve_of_stored: ClassVar[bool] = True
+    kind_fields: ClassVar[tuple[str, ...]] = ("bits",)
 
     def validate(self) -> None:
         for name in ("out", "in_", "chi"):
@@ -60,6 +66,12 @@ class Qlr(Spec):
     @classmethod
     def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, bits="int3") -> "Qlr":
         return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),), quantize, bits)
+
+    @classmethod
+    def kinds(cls, quantize: str | None) -> list[tuple[str, str | None, dict[str, Any]]]:
+        """Q in each of `BITS` with a correction, and without one (rank 0)."""
+        factors = FACTORS if quantize in (None, "auto") else quantize
+        return [kind for bits in BITS for kind in ((cls.network, factors, {"bits": bits}), (Dense.network, bits, {}))]
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:

@@ -12,7 +12,7 @@ Xu, Xu, Mandic, "TensorGPT", arXiv:2307.00526.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -113,6 +113,10 @@ class TtEmbedding(Spec):
     form: str = "table"
     vocabulary: int | None = None
     network: ClassVar[str] = "tt_embedding"
+
+    @classmethod
+    def kinds(cls, quantize: str | None) -> list[tuple[str, str | None, dict[str, Any]]]:
+        return [(network, form, {"form": "table"}) for network, form, _ in super().kinds(quantize)]
 
     def validate(self) -> None:
         if self.form not in FORMS:

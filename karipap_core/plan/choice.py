@@ -24,6 +24,9 @@ class Choice:
         """A choice as it is; the name of a network stands for that network with nothing else chosen."""
         return choice if isinstance(choice, Choice) else cls(choice)
 
-    def alone(self, network: str, structured: bool = True) -> "Choice":
+    def alone(self, network: str) -> "Choice":
         """The same choice with one network, and with no structure around it where it takes none."""
+        from karipap_core.networks import NETWORKS
+
+        structured = network not in NETWORKS or NETWORKS[network].structured
         return replace(self, network=network, structure=self.structure if structured else None)

@@ -5,25 +5,49 @@ metric error ‖A(W−Ŵ)B‖² (see networks/base.py); for `lowrank` it is the 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.plan.kind import Kind
+from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
+
+if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured needs none
+    import torch
+
+    from karipap_core.networks import Spec
+    from karipap_core.plan.decompositions import Decompositions
+    from karipap_core.spectra.metric import Metric
 
 MOST_LEVELS = 256  # options of one weight: finer steps change no plan by more than 0.4 % of a weight
 BETWEEN = 6  # sizes of a group put between two that were fitted
 FITTED_LEVELS = (0.25, 0.5, 0.75, 1.0)  # of the break-even χ: where quantized or structured cores are really made
 
 
-@dataclass(frozen=True)
-class WeightCurve:
-    """chi ascending, `parameters` of the network and `error` at each; total: the error of dropping the weight.
+class Stored:
+    """Bytes of every size of a curve: `plain` numbers in the weight's own dtype and `packed` bytes of all else, which
+    are quantized cores and indices; None for both where all `parameters` are in its own dtype."""
 
-    packed : bytes of what is not stored in the weight's own dtype (quantized cores, indices), 0 where everything is;
-    plain : numbers that are stored in it.  With them `cost` counts bytes.
-    """
+    parameters: np.ndarray
+    plain: np.ndarray | None
+    packed: np.ndarray | None
+
+    def bytes(self, itemsize: int) -> np.ndarray:
+        """itemsize: bytes of a number of the weight's own dtype."""
+        if self.plain is None or self.packed is None:
+            return self.parameters * itemsize
+        return self.plain * itemsize + self.packed
+
+
+@dataclass(frozen=True)
+class WeightCurve(Stored):
+    """chi ascending, `parameters` of the network and `error` at each; total: the error of dropping the weight. plain,
+    packed: see `Stored`."""
 
     chi: np.ndarray
     parameters: np.ndarray
@@ -32,16 +56,16 @@ class WeightCurve:
     plain: np.ndarray | None = None
     packed: np.ndarray | None = None
 
-    def bytes(self, itemsize: int) -> np.ndarray:
-        if self.packed is None:
-            return self.parameters * itemsize
-        return self.plain * itemsize + self.packed
+    def at(self, chi: float) -> float:
+        """The error at χ, its logarithm linear between neighbours, that of the ends beyond them. At 0: that of the
+        weight whole in a format, which is all that such a curve holds."""
+        return _read_at(chi, self.chi, self.error) if chi else float(self.error[0])
 
 
 @dataclass(frozen=True)
-class GroupCurve:
+class GroupCurve(Stored):
     """A group of weights that share cores: entries[k][member] at ascending `parameters`, error[k, member] absolute,
-    total[member]; plain and packed as in `WeightCurve`."""
+    total[member]. plain, packed: see `Stored`."""
 
     members: tuple[str, ...]
     entries: list[dict[str, dict]]
@@ -51,14 +75,32 @@ class GroupCurve:
     plain: np.ndarray | None = None
     packed: np.ndarray | None = None
 
-    bytes = WeightCurve.bytes
+    def at(self, parameters: float, member: str) -> float:
+        """The error of a member where the group holds so many numbers, as `WeightCurve.at`."""
+        return _read_at(parameters, self.parameters, self.error[:, self.members.index(member)])
 
 
-def build_curves(checkpoint, weights, kind: Kind, metric: str, profile, decompositions, progress: Progress = silent):
+def _read_at(point: float, points: np.ndarray, errors: np.ndarray) -> float:
+    return float(np.exp(np.interp(point, points, np.log(np.maximum(errors, 1e-300)))))
+
+
+Curves = dict[str, WeightCurve] | list[GroupCurve]  # of weights by name, or of groups that share cores
+
+
+def build_curves(
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    kind: Kind,
+    metric: str,
+    profile: Profile | None,
+    decompositions: "Decompositions | None",
+    progress: Progress = silent,
+) -> dict[str, WeightCurve]:
     """{weight name: WeightCurve} of `weights`. `profile` gives the spectra (plain `lowrank` needs no more); other
-    networks are decomposed at a few χ each, errors in between interpolated."""
+    networks are decomposed at a few χ each, errors in between interpolated: that needs `decompositions`."""
     if kind == Kind("lowrank") and profile is not None:
         return {weight.name: _from_spectrum(weight, profile.sigma(weight.name, metric)) for weight in weights}
+    assert decompositions is not None
     curves = {}
     for index, weight in enumerate(weights):
         progress(f"curves of {kind.label}", index, len(weights), weight.name)
@@ -67,7 +109,7 @@ def build_curves(checkpoint, weights, kind: Kind, metric: str, profile, decompos
     return curves
 
 
-def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
+def _measured(checkpoint: Checkpoint, weight: Weight, kind: Kind, decompositions: "Decompositions") -> WeightCurve:
     """The curve of one weight in any network, from a few decompositions."""
     from karipap_core.networks.curve import Curve
 
@@ -76,9 +118,9 @@ def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
         spec = kind.spec(weight.shape, 0)
         return _listed([0], [spec], [_error(weight, spec, W, metric, decompositions)], metric.absolute(W.double()))
     top = kind.break_even(weight.shape)
-    if kind.network == "qlr" or kind.quantize is None and "structure" not in dict(kind.options):
-        network = type(kind.spec(weight.shape, 1))
-        curve = network.curve(W, metric, quantize=kind.quantize, **dict(kind.options))
+    if kind.structure is None and (kind.quantize is None or kind.cls.curve_of_stored):
+        options: dict[str, Any] = dict(kind.options)
+        curve = kind.cls.curve(W, metric, quantize=kind.quantize, **options)
         top = max(1, min(int(curve.chi[-1]), top))
     else:
         chis = sorted({max(1, round(top * level)) for level in FITTED_LEVELS})
@@ -91,19 +133,32 @@ def _measured(checkpoint, weight, kind: Kind, decompositions) -> WeightCurve:
     return _listed(chi, [kind.spec(weight.shape, int(c)) for c in chi], [curve.at(int(c)) for c in chi], curve.total)
 
 
-def _error(weight, spec, W, metric, decompositions) -> float:
+def _error(
+    weight: Weight, spec: "Spec", W: "torch.Tensor", metric: "Metric", decompositions: "Decompositions"
+) -> float:
     return metric.absolute(W.double() - decompositions.matrix(weight.name, spec).double().to(W.device))
 
 
-def _listed(chi, specs, errors, total: float) -> WeightCurve:
-    plain, packed = np.array([spec.stored for spec in specs], dtype=np.int64).T
+def _listed(chi, specs: "Sequence[Spec]", errors: Sequence[float], total: float) -> WeightCurve:
     parameters = np.array([spec.parameters for spec in specs])
-    plain, packed = (plain, packed) if packed.any() else (None, None)
-    return WeightCurve(np.array(chi, dtype=np.int64), parameters, np.array(errors), float(total), plain, packed)
+    stored = _stored([spec.stored for spec in specs])
+    return WeightCurve(np.array(chi, dtype=np.int64), parameters, np.array(errors), float(total), *stored)
 
 
-def build_group_curves(checkpoint, weights, kind: Kind, decompositions, progress: Progress = silent):
-    """[GroupCurve] of `tree`: one for each group of weights that share cores, quantized where the kind says so."""
+def _stored(rows: Sequence) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """`plain` and `packed` of (numbers, bytes) a size."""
+    plain, packed = np.array(rows, dtype=np.int64).T
+    return (plain, packed) if packed.any() else (None, None)
+
+
+def build_group_curves(
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    kind: Kind,
+    decompositions: "Decompositions",
+    progress: Progress = silent,
+) -> list[GroupCurve]:
+    """One curve for each group of weights that share cores, quantized where the kind says so."""
     from karipap_core.networks.tree.network import group_curve, group_names
 
     groups, curves = group_names(weights), []
@@ -130,7 +185,9 @@ def _member_errors(members, specs, matrices, metrics, decompositions) -> list[fl
 
 def _between(members, levels, level_errors, total) -> GroupCurve:
     """The fitted sizes of a group and some between them: bonds in between, log error linear in parameters."""
-    entries, sizes, errors, stored = [], [], [], []
+    entries: list[dict[str, dict]] = []
+    sizes: list[int] = []
+    errors, stored = [], []
     floor = 1e-12 * total
     fitted = [sum(spec.parameters for spec in specs) for specs in levels]
     for k, specs in enumerate(levels):
@@ -150,16 +207,14 @@ def _between(members, levels, level_errors, total) -> GroupCurve:
             sizes.append(size)
             stored.append(np.sum([spec.stored for spec in made], axis=0))
             errors.append(np.exp(low))
-    plain, packed = np.array(stored, dtype=np.int64).T
-    plain, packed = (plain, packed) if packed.any() else (None, None)
-    return GroupCurve(tuple(members), entries, np.array(sizes), np.array(errors), total, plain, packed)
+    return GroupCurve(tuple(members), entries, np.array(sizes), np.array(errors), total, *_stored(stored))
 
 
 def _levels(first: int, last: int) -> np.ndarray:
     return np.unique(np.linspace(first, last, min(MOST_LEVELS, last - first + 1)).round().astype(np.int64))
 
 
-def _from_spectrum(weight, sigma: np.ndarray) -> WeightCurve:
+def _from_spectrum(weight: Weight, sigma: np.ndarray) -> WeightCurve:
     out, n_in = weight.shape
     chi = _levels(1, max(1, min(len(sigma), (out * n_in - 1) // (out + n_in))))
     squares = np.asarray(sigma, dtype=np.float64) ** 2
@@ -167,31 +222,37 @@ def _from_spectrum(weight, sigma: np.ndarray) -> WeightCurve:
     return WeightCurve(chi, chi * (out + n_in), tail[chi], float(tail[0]))
 
 
-def save_curves(file, curves: dict[str, WeightCurve] | list[GroupCurve]) -> None:
+def save_curves(file: Path, curves: Curves) -> None:
+    """Writes curves whole or not at all, for `load_curves`."""
     from safetensors.numpy import save_file
 
     from karipap_core.workspace.files import whole_file
 
     arrays, metadata = {}, None
     if isinstance(curves, list):
-        metadata = {"groups": json.dumps([[curve.members, curve.entries] for curve in curves])}
-        for index, curve in enumerate(curves):
-            arrays[f"{index}|parameters"] = curve.parameters.astype(np.int64)
-            arrays[f"{index}|error"] = np.vstack([curve.error, curve.total])
-            if curve.packed is not None:
-                arrays[f"{index}|stored"] = np.stack([curve.plain, curve.packed]).astype(np.int64)
+        metadata = {"groups": json.dumps([[group.members, group.entries] for group in curves])}
+        for index, group in enumerate(curves):
+            arrays[f"{index}|parameters"] = group.parameters.astype(np.int64)
+            arrays[f"{index}|error"] = np.vstack([group.error, group.total])
+            arrays |= _stored_arrays(str(index), group)
     else:
         for name, curve in curves.items():
             arrays[f"{name}|chi"] = curve.chi.astype(np.int64)
             arrays[f"{name}|parameters"] = curve.parameters.astype(np.int64)
             arrays[f"{name}|error"] = np.append(curve.error, curve.total)
-            if curve.packed is not None:
-                arrays[f"{name}|stored"] = np.stack([curve.plain, curve.packed]).astype(np.int64)
+            arrays |= _stored_arrays(name, curve)
     with whole_file(file) as temporary:
         save_file(arrays, temporary, metadata=metadata)
 
 
-def load_curves(file) -> dict[str, WeightCurve] | list[GroupCurve]:
+def _stored_arrays(name: str, curve: Stored) -> dict[str, np.ndarray]:
+    if curve.plain is None or curve.packed is None:
+        return {}
+    return {f"{name}|stored": np.stack([curve.plain, curve.packed]).astype(np.int64)}
+
+
+def load_curves(file: Path) -> Curves:
+    """The curves of a file that `save_curves` wrote."""
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as handle:

@@ -8,12 +8,16 @@ stays dense. Nothing here imports torch until a network has to be checked.
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from karipap_core.errors import InputError
 from karipap_core.values import html_table
+
+if TYPE_CHECKING:  # torch, seconds: not for reading a plan
+    from karipap_core.networks import Spec
 
 FORMAT, VERSION = "karipap-plan", 1
 RULES = ("uniform", "entropy", "functional", "loss", "calibrated", "refined", "best")
@@ -42,11 +46,52 @@ class Ledger:
     table_bytes_dense: int = 0
 
 
+class Entry(dict[str, Any]):
+    """What one weight becomes: the JSON object of the plan's file, with the network that it names resolved once.
+
+    Beside the network's own fields (`Spec.to_json`) it may hold `locked`, `by` ("hand") and `why`. Not to be changed in
+    place where that touches the network: `spec` would not follow.
+    """
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> "Entry":
+        """An entry of any such object; the very same where it is one already."""
+        return entry if isinstance(entry, cls) else cls(entry)
+
+    @classmethod
+    def made(cls, spec: "Spec | None") -> "Entry":
+        """The entry of a network; None is the weight as it is."""
+        entry = cls(DENSE if spec is None else spec.to_json())
+        entry.__dict__["spec"] = spec
+        return entry
+
+    @cached_property
+    def spec(self) -> "Spec | None":
+        """The network, or None where the weight stays as it is. Raises InputError naming the field that is wrong."""
+        if self["network"] == "dense" and not self.get("quantize"):
+            return None
+        from karipap_core.networks import spec_from_json
+
+        return spec_from_json(self)
+
+    def marked(self, **more: Any) -> "Entry":
+        """The same network with these fields beside it (`locked`, `by`, `why`)."""
+        entry = Entry(self | more)
+        entry.__dict__ |= self.__dict__
+        return entry
+
+
 @dataclass(repr=False)
 class Plan:
-    model: dict
+    """What each weight of one checkpoint becomes, and where that came from; see `plan.schema.json` for the fields.
+
+    weights : {weight: entry} (see `Entry`).  predicted : what the plan costs and is predicted to do.  tried : what was
+    measured on the way to it, {"rule", "rise", "divergence", …} each.
+    """
+
+    model: dict[str, Any]
     metric: str
-    weights: dict[str, dict]
+    weights: dict[str, dict[str, Any]]
     rule: str = "hand"
     scope: str = "model"
     budget: float | None = None
@@ -56,6 +101,9 @@ class Plan:
     tried: list[dict] = field(default_factory=list)
     chosen_rule: str | None = None
     embedding: dict | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = {name: Entry.of(entry) for name, entry in self.weights.items()}
 
     @property
     def kept(self) -> float:
@@ -103,9 +151,7 @@ class Plan:
     def from_json(cls, document: dict, source: str = "plan") -> "Plan":
         """A plan from its JSON form. Raises InputError that names the source and the field."""
         _check_schema(document, source)
-        keys = ("model", "metric", "weights", "rule", "scope", "budget", "budget_bytes", "calibration", "predicted")
-        keys += ("tried", "chosen_rule", "embedding")
-        return cls(**{key: document[key] for key in keys if key in document})
+        return cls(**{each.name: document[each.name] for each in fields(cls) if each.name in document})
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -131,15 +177,10 @@ class Plan:
 
         write_json(Path(path), self.to_json())
 
-    def spec(self, name: str):
-        """The network of one weight as its Spec, or None where the weight stays dense."""
-        entry = self.weights.get(name, DENSE)
-        if entry["network"] == "dense" and not entry.get("quantize"):
-            return None
-        from karipap_core.networks import spec_from_json
-
+    def spec(self, name: str) -> "Spec | None":
+        """The network of one weight, or None where the weight stays as it is. Raises InputError naming the weight."""
         try:
-            return spec_from_json(entry)
+            return Entry.of(self.weights.get(name, DENSE)).spec
         except InputError as error:
             raise InputError(f"Plan, weight {name}: {error}") from None
 

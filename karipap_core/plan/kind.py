@@ -1,10 +1,22 @@
-"""A kind of network: its name, the format of its cores, and its options."""
+"""Kinds of network (name, format of the cores, options), and which of them a weight can become under a choice.
+
+What a network is like is asked of its class (`networks/base.py`): nothing here knows one by name, but for the words of
+the option `embedding`.
+"""
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
+from karipap_core.errors import InputError, unknown
 from karipap_core.search import largest
 
+if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured needs none
+    from karipap_core.networks import Spec
+
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
+FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
+EMBEDDINGS = {"dense": None, "lowrank": "lowrank", "tt": "tt_embedding"}  # the option's word → the network of tables
 
 
 @dataclass(frozen=True)
@@ -14,7 +26,7 @@ class Kind:
 
     network: str
     quantize: str | None = None
-    options: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def label(self) -> str:
@@ -22,28 +34,137 @@ class Kind:
         words = [self.network, *(f"{key}={value}" for key, value in self.options), self.quantize or ""]
         return " ".join(filter(None, words))
 
-    def spec(self, shape: tuple[int, int], chi: int):
-        """The `Spec` of a weight (out, in) at χ; of "dense" at χ = 0. None is the weight as it is."""
+    @property
+    def structure(self) -> str | None:
+        """Which of `STRUCTURES` is around the network, None for none."""
+        return dict(self.options).get("structure")
+
+    @property
+    def cls(self) -> "type[Spec]":
+        """The network's class."""
         from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
         from karipap_core.networks.dense import Dense
 
+        if self.network == Dense.network:
+            return Dense
+        return NETWORKS.get(self.network) or EMBEDDING_NETWORKS[self.network]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether weights share cores, so that a plan chooses for whole groups of them."""
+        return self.network != "dense" and self.cls.grouped
+
+    def spec(self, shape: tuple[int, int], chi: int) -> "Spec":
+        """The `Spec` of a weight (out, in) at χ; "dense" has none but χ = 0. The weight as it is has no spec at all."""
         if self.network == "dense":
-            return None if self.quantize is None else Dense((shape[0],), (shape[1],), (), self.quantize)
-        network = NETWORKS.get(self.network) or EMBEDDING_NETWORKS[self.network]
+            if self.quantize is None:
+                raise ValueError("The weight as it is has no spec.")
+            return self.cls(shape[:1], shape[1:], (), self.quantize)
         options = dict(self.options)
         structure = options.pop("structure", None)
-        spec = network.for_shape(*shape, chi, quantize=self.quantize, **options)
+        spec = self.cls.for_shape(*shape, chi, quantize=self.quantize, **options)
         return spec if structure is None else _structured(spec, structure)
 
     def break_even(self, shape: tuple[int, int]) -> int:
         """The largest χ that is smaller than the dense weight; at least 1."""
-        if "structure" not in dict(self.options):
+        if self.structure is None:
             return max(1, self.spec(shape, 1).break_even_chi)
         dense, most = shape[0] * shape[1], self.spec(shape, 1).max_chi
         return largest(lambda chi: self.spec(shape, chi).parameters < dense, 1, most + 1)
 
 
-def _structured(spec, structure: str):
+WHOLE = Kind("dense")  # the weight as it is
+
+
+def networks_in(network: str) -> list[str]:
+    """The networks of a name: "auto" is all of them, "a+b" those two. Raises InputError for one that is not known."""
+    from karipap_core.networks import NETWORKS
+
+    if network == "auto":
+        return list(NETWORKS)
+    names = list(dict.fromkeys(network.split("+")))
+    for name in names:
+        if name not in NETWORKS:
+            raise unknown("Network", name, [*NETWORKS, "auto"])
+    return names
+
+
+def kinds_of(network: str, quantize: str | None, structure: str | None = None) -> list[Kind]:
+    """What a weight of a block can become under these choices (see `choice.Choice`); the network itself comes first.
+
+    Raises InputError naming the choice that is not known or does not go together with the others.
+    """
+    from karipap_core.networks import NETWORKS
+    from karipap_core.quantization.formats import Format
+
+    names = networks_in(network)
+    if quantize not in (None, "auto"):
+        Format.parse(quantize)
+    if structure is not None:
+        if structure not in STRUCTURES:
+            raise unknown("Structure", structure, STRUCTURES)
+        if not any(NETWORKS[name].structured for name in names):
+            raise InputError(f"Structure {structure!r}: {network!r} takes none.")
+    kinds = []
+    for name in names:
+        around = {"structure": structure} if structure and NETWORKS[name].structured else {}
+        for made, form, options in NETWORKS[name].kinds(quantize):
+            kinds.append(Kind(made, form, tuple((options | around).items()) if made == name else ()))
+    return list(dict.fromkeys([*kinds, *_whole_kinds(quantize)]))
+
+
+def _whole_kinds(quantize: str | None) -> list[Kind]:
+    if quantize == "auto":
+        return [*(Kind("dense", form) for form in FORMATS), WHOLE]
+    return [WHOLE if quantize is None else Kind("dense", quantize)]
+
+
+def table_kinds_of(embedding: str, quantize: str | None) -> list[Kind]:
+    """What a table of tokens can become, [] where it stays as it is. Raises InputError for an unknown word."""
+    from karipap_core.networks import EMBEDDING_NETWORKS
+
+    if embedding not in EMBEDDINGS:
+        raise unknown("Embedding", embedding, EMBEDDINGS)
+    network = EMBEDDINGS[embedding]
+    if network is None:
+        return []
+    found = EMBEDDING_NETWORKS[network].kinds(None if quantize == "auto" else quantize)
+    return [*(Kind(name, form, tuple(options.items())) for name, form, options in found), *_whole_kinds(quantize)]
+
+
+def packs_unasked(network: str) -> bool:
+    """Whether this one network's cores are stored in integers without being asked to."""
+    if network in ("dense", "lowrank"):  # known without torch
+        return False
+    return any(form is not None for _, form, _ in Kind(network).cls.kinds(None))
+
+
+@lru_cache(maxsize=64)
+def alone_or_whole(network: str) -> bool:
+    """Whether a weight, nothing quantized, has this network for itself or stays as it is: no other kind, no group."""
+    if network == "lowrank":  # known without torch
+        return True
+    return kinds_of(network, None) == [Kind(network), WHOLE] and not Kind(network).grouped
+
+
+def own_options(spec: "Spec") -> tuple[tuple[str, Any], ...]:
+    """The options of the kind that a spec is of."""
+    structure = getattr(spec, "structure", None)
+    around = next((word for word in STRUCTURES if structure is not None and getattr(structure, word)), None)
+    if around is not None:
+        return (("structure", around),)
+    return tuple((name, getattr(spec, name)) for name in spec.kind_fields)
+
+
+def is_of(spec: "Spec", kind: Kind) -> bool:
+    """Whether a spec is of a kind, whatever its χ."""
+    if (spec.network, spec.quantize) != (kind.network, kind.quantize):
+        return False
+    told_apart = ("structure", *spec.kind_fields)
+    return tuple(option for option in kind.options if option[0] in told_apart) == own_options(spec)
+
+
+def _structured(spec: "Spec", structure: str) -> "Spec":
     """A network with one of `STRUCTURES` around it. The head is an SVD that takes as many numbers as the network."""
     from karipap_core.networks.structured import Structure, Structured
 

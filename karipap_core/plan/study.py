@@ -4,13 +4,17 @@ A `Study` opens the checkpoint and gives, when first asked and from the workspac
 decompositions, the calibration, and probes on the dense model in memory. Verbs and pages work through it.
 """
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
-from karipap_core.plan.curves import build_curves, build_group_curves, load_curves, save_curves
+from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.plan.kind import Kind
 from karipap_core.profiles.build import build_profile
 from karipap_core.profiles.document import Profile, profile_key, profile_settings
@@ -18,6 +22,14 @@ from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
+
+if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the workspace needs none
+    from karipap_core.plan.decompositions import Decompositions
+    from karipap_core.plan.document import Plan
+    from karipap_core.plan.planner import Planner
+    from karipap_core.plan.probe import Probe
+    from karipap_core.profiles.activations import CalibrationSettings, Moments, Windows
+    from karipap_core.spectra.metric import Metric
 
 FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
 FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
@@ -41,21 +53,22 @@ class Study:
 
     def __init__(
         self,
-        model,
+        model: str | Path | Checkpoint,
         text: str | Path | Text | None = None,
-        settings=None,
+        settings: "CalibrationSettings | None" = None,
         device: str = "auto",
         workspace: Workspace | None = None,
         progress: Progress = silent,
     ) -> None:
-        self.checkpoint = model if hasattr(model, "weights") else open_checkpoint(model)
+        self.checkpoint: Checkpoint = open_checkpoint(model) if isinstance(model, str | Path) else model
         self._text, self._settings = text, settings
         self.device_name, self.progress = device, progress
         self.workspace = workspace or Workspace()
         self.workspace.adopt(self.checkpoint.fingerprint, self.checkpoint.path)
-        self._curves: dict[tuple[str, str], dict] = {}
+        self._curves: dict[tuple[Kind, str, str], Curves] = {}
+        self._probes: dict[str, Probe] = {}
         self._calibrations: dict[str, Calibration] = {}
-        self._decompositions: dict = {}
+        self._decompositions: dict[str, Decompositions] = {}
 
     def __repr__(self) -> str:
         text = self._text.name if isinstance(self._text, Text) else self._text or "the standard library"
@@ -70,14 +83,12 @@ class Study:
         return standard_library("calibration") if self._text is None else read_text(self._text)
 
     @cached_property
-    def settings(self):
+    def settings(self) -> "CalibrationSettings":
         from karipap_core.profiles.activations import CalibrationSettings
 
         settings = self._settings or CalibrationSettings()
         positions = (self.checkpoint.config.get("text_config") or self.checkpoint.config).get("max_position_embeddings")
         if positions and settings.window > positions:
-            from dataclasses import replace
-
             settings = replace(settings, window=positions)
         return settings
 
@@ -95,18 +106,14 @@ class Study:
     @property
     def key(self) -> str:
         """Names model, text and settings: where what was measured on them is kept."""
-        from dataclasses import asdict
-
         return settings_key({"text": self.text.sha256, "settings": asdict(self.settings)})
 
-    def calibration_entry(self) -> dict | None:
+    def calibration_entry(self) -> dict[str, Any]:
         """The plan's `calibration` field: the text that its numbers and its cores come from."""
-        from dataclasses import asdict
-
         return {"text": self.text.name, "path": self.text.path, "sha256": self.text.sha256} | asdict(self.settings)
 
     @cached_property
-    def moments(self):
+    def moments(self) -> "Moments":
         from karipap_core.profiles.activations import Moments
 
         return Moments(
@@ -114,7 +121,7 @@ class Study:
         )
 
     @cached_property
-    def weights(self) -> list:
+    def weights(self) -> list[Weight]:
         """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
         file = self.folder / "reachable.json"
         if not file.exists():
@@ -125,7 +132,7 @@ class Study:
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
     @cached_property
-    def tables(self) -> list:
+    def tables(self) -> list[Weight]:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
         file = self.folder / "tables.json"
         if not file.exists():
@@ -136,7 +143,7 @@ class Study:
         names = set(read_json(file)["weights"])
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
-    def table_metric(self, name: str):
+    def table_metric(self, name: str) -> "Metric":
         """The metric of a table of tokens: each row weighs as often as its token comes in the calibration text."""
         import torch
 
@@ -153,29 +160,37 @@ class Study:
         return load_model(self.checkpoint, device=self.device)
 
     @cached_property
-    def windows(self):
+    def windows(self) -> "Windows":
         from karipap_core.profiles.activations import calibration_windows
 
         model, tokenizer = self.model
         return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
 
-    @cached_property
-    def probe(self):
+    @property
+    def probe(self) -> "Probe":
         """The dense model on the windows that sensitivities are measured on."""
-        from karipap_core.plan.probe import Probe
+        return self._probe("probe")
 
-        if "check" in self.__dict__:
-            self.check.restore()
-        return Probe(self.model[0], self.checkpoint, self.windows.probe)
-
-    @cached_property
-    def check(self):
+    @property
+    def check(self) -> "Probe":
         """The dense model on the windows that whole plans are measured on."""
-        from karipap_core.plan.probe import Probe
+        return self._probe("check")
 
-        if "probe" in self.__dict__:
-            self.probe.restore()
-        return Probe(self.model[0], self.checkpoint, self.windows.check)
+    def _probe(self, windows: Literal["probe", "check"]) -> "Probe":
+        if windows not in self._probes:
+            from karipap_core.plan.probe import Probe
+
+            self.release()  # what a probe measures first is its own dense self
+            self._probes[windows] = Probe(self.model[0], self.checkpoint, getattr(self.windows, windows))
+        return self._probes[windows]
+
+    def release(self) -> None:
+        """Make the model in memory dense again: every weight that a probe has replaced is put back.
+
+        For whoever measures `model` besides; loads nothing where nothing was loaded.
+        """
+        for probe in self._probes.values():
+            probe.restore()
 
     # Spectra and curves.
 
@@ -186,34 +201,45 @@ class Study:
         folder = self.workspace.profile_dir(self.checkpoint.fingerprint, profile_key(settings))
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
 
-    def curves(self, kind: Kind | str, metric: str, weights: list | None = None):
-        """The curves (curves.py) of a kind of network under a metric, of the blocks' weights or of `weights`."""
+    def curves(self, kind: Kind | str, metric: str, weights: list[Weight] | None = None) -> Curves:
+        """The curves (curves.py) of a kind of network under a metric.
+
+        weights : those of the blocks (the default) or `tables`, whose curves are kept in the workspace. Any others' are
+        made anew each time, and kept under neither name.
+        """
         kind = Kind(kind) if isinstance(kind, str) else kind
-        weights = self.weights if weights is None else weights
-        blocks = weights == self.weights
-        key = (kind, metric, blocks)
+        if weights is None or weights == self.weights:
+            return self._kept_curves(kind, metric, "", self.weights)
+        if weights == self.tables:
+            return self._kept_curves(kind, metric, "-tables", weights)
+        return self._new_curves(kind, metric, weights)
+
+    def _kept_curves(self, kind: Kind, metric: str, which: str, weights: list[Weight]) -> Curves:
+        key = (kind, metric, which)
         if key not in self._curves:
-            what = kind.label.replace(" ", "-") + ("" if blocks else "-tables")
             source = "none" if metric == "weight" else self.key
-            file = self.folder / "curves" / f"{what}-{metric}-{source}.safetensors"
+            name = f"{kind.label.replace(' ', '-')}{which}-{metric}-{source}.safetensors"
+            file = self.folder / "curves" / name
             if file.exists():
                 self._curves[key] = load_curves(file)
             else:
-                decompositions = self.decompositions(metric)
-                if kind.network == "tree":
-                    found = build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
-                else:
-                    profile = self.profile() if blocks and kind == Kind("lowrank") else None
-                    found = build_curves(self.checkpoint, weights, kind, metric, profile, decompositions, self.progress)
-                save_curves(file, found)
-                self._curves[key] = found
+                self._curves[key] = self._new_curves(kind, metric, weights)
+                save_curves(file, self._curves[key])
         return self._curves[key]
+
+    def _new_curves(self, kind: Kind, metric: str, weights: list[Weight]) -> Curves:
+        decompositions = self.decompositions(metric)
+        if kind.grouped:
+            return build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
+        exact = kind == Kind("lowrank") and all(weight.compressible for weight in weights)
+        profile = self.profile() if exact else None  # it has the spectra of the blocks' weights, not of tables
+        return build_curves(self.checkpoint, weights, kind, metric, profile, decompositions, self.progress)
 
     def entropies(self, metric: str) -> dict[str, float]:
         rows = self.profile().weights
         return {row["name"]: row["spectra"].get(metric, row["spectra"]["weight"])["entropy"] for row in rows}
 
-    def decompositions(self, metric: str):
+    def decompositions(self, metric: str) -> "Decompositions":
         from karipap_core.plan.decompositions import Decompositions
 
         if metric not in self._decompositions:
@@ -231,7 +257,7 @@ class Study:
     def has_calibration(self, metric: str) -> bool:
         return metric in self._calibrations or self.calibration_file(metric).exists()
 
-    def calibration(self, metric: str, tables=(), kind: Kind | None = None) -> Calibration:
+    def calibration(self, metric: str, tables: Sequence[Weight] = (), kind: Kind | None = None) -> Calibration:
         """The measured sensitivity of every weight (and of these tables in this kind of network) under a metric, and
         the fit through whole plans."""
         if metric not in self._calibrations:
@@ -276,21 +302,21 @@ class Study:
         write_json(file, calibration.to_json())
         partial.file.unlink(missing_ok=True)
 
-    def _plans_to_fit(self, planner) -> list[dict]:
+    def _plans_to_fit(self, planner: "Planner") -> list[dict]:
         """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
         is."""
         sums = {}
         blocks = self.checkpoint.block_parameters
         for kept in FIT_KEPT:
             try:
-                weights = planner._allocated("calibrated", kept * blocks, "parameters")
+                weights = planner.allocated("calibrated", kept * blocks, "parameters")
             except InputError:
                 continue  # below the smallest plan of this model
             sums[planner.damage_sum(weights)] = weights
         chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
         return [sums[total] for total in sorted(chosen)]
 
-    def check_prediction(self, plan, measured: dict, text: str) -> None:
+    def check_prediction(self, plan: "Plan", measured: dict, text: str) -> None:
         """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both, and
         its fit gets a new version."""
         from karipap_core.plan.predictions import add_check

@@ -144,9 +144,7 @@ def damages(plan: Plan) -> dict[str, float]:
     """Predicted divergence of each compressed weight alone, nats a token, from the calibration and curves that the
     workspace holds for the plan's model and text; {} where it holds none. Nothing is computed anew."""
     from karipap_core.plan.curves import load_curves
-    from karipap_core.plan.kind import Kind
-    from karipap_core.plan.options import own_options
-    from karipap_core.plan.planner import _read_at
+    from karipap_core.plan.kind import Kind, own_options
     from karipap_core.plan.predictions import calibration_file
 
     if (file := calibration_file(plan)) is None:
@@ -164,8 +162,7 @@ def damages(plan: Plan) -> dict[str, float]:
             tables[what] = load_curves(curves) if curves.is_file() else {}
         curve = tables[what].get(name) if isinstance(tables[what], dict) else None
         if curve is not None:
-            error = _read_at(max(spec.chi), curve.chi, curve.error) if spec.chi else float(curve.error[0])
-            found[name] = float(calibration.damage(name, error))
+            found[name] = float(calibration.damage(name, curve.at(max(spec.chi, default=0))))
     return found
 
 

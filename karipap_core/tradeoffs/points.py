@@ -48,9 +48,7 @@ class Points:
 
     @cached_property
     def bench(self) -> InPlace:
-        for probe in ("probe", "check"):
-            if probe in self.study.__dict__:
-                getattr(self.study, probe).restore()
+        self.study.release()
         model, tokenizer = self.study.model
         return InPlace(model, tokenizer, self.study.checkpoint, self.text, self.scoring, self.suite, self.progress)
 

@@ -16,7 +16,6 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, model_entry
-from karipap_core.plan.options import UNSTRUCTURED
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
@@ -157,7 +156,7 @@ def every(choices: Sequence[Choice | str]) -> list[Choice]:
     found = []
     for choice in map(Choice.of, choices):
         networks = [*NETWORKS, "auto"] if choice.network == "all" else [choice.network]
-        found += [choice.alone(network, structured=network not in UNSTRUCTURED) for network in networks]
+        found += [choice.alone(network) for network in networks]
     return list(dict.fromkeys(found))
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from karipap_core.errors import InputError
 from karipap_core.plan.document import DENSE, Plan, model_entry
+from karipap_core.plan.kind import packs_unasked
+from karipap_core.plan.predict import sizes_of
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import read_json, write_json
 from pages.parts.tables import What
@@ -159,7 +161,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     embedding = None
     if found.choices:
         found.choices.why(weights)
-        if found.choices.planner.tables:
+        if found.choices.candidates.tables:
             embedding = {"kind": draft.embedding, "tied": "contract"}
     blocks = sum(row["parameters_dense"] for row in found.rows)
     predicted = {
@@ -171,7 +173,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         "kept_blocks": totals["kept_blocks"],
     }
     if found.choices:
-        predicted = counted(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
+        predicted = sizes_of(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
     if totals["rise"] is not None:
         predicted |= found.model["fit"].predicted(totals["damage"])
         predicted["error"] = None if draft.hand else found.model["error"]
@@ -195,16 +197,6 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         embedding=embedding,
         **more,
     )
-
-
-def counted(plan: Plan, checkpoint) -> dict:
-    """The sizes of a plan as the core's Planner states them."""
-    ledger = plan.ledger(checkpoint)
-    keys = ("parameters", "bytes", "kept", "bytes_kept", "block_parameters", "kept_blocks")
-    sizes = {key: getattr(ledger, key) for key in keys}
-    if ledger.bytes_kept_blocks != ledger.kept_blocks:
-        sizes["bytes_kept_blocks"] = ledger.bytes_kept_blocks
-    return sizes
 
 
 def check(plan: Plan, checkpoint) -> None:
@@ -239,10 +231,10 @@ def made_of(plan: Plan, checkpoint) -> What:
     network = max(sorted(set(networks)), key=networks.count, default="lowrank")
     if any(e.get("why") for e in entries):
         network = "auto"
-    # qlr stores its factors, and weights whole, in formats without being asked to.
-    formats = {e.get("quantize") for e in entries if e["network"] != "qlr"}
-    if network in ("qlr", "auto"):
-        formats = {e.get("quantize") for e in entries if e["network"] not in ("qlr", "dense")}
+    # Some store their cores, and weights whole, in formats without being asked to.
+    unasked = {name for name in set(networks) if packs_unasked(name)}
+    unasked |= {"dense"} if network in unasked or network == "auto" else set()
+    formats = {e.get("quantize") for e in entries if e["network"] not in unasked}
     formats.discard(None)
     quantize = None if not formats else formats.pop() if len(formats) == 1 else "auto"
     embedding = (plan.embedding or {}).get("kind", "dense")
@@ -269,7 +261,7 @@ def placed(draft: Draft, plan: Plan, found) -> Draft:
     for row in found.rows:
         groups.setdefault(row.get("group") or row["name"], []).append(row["name"])
     for names in groups.values():
-        fitting = [found.choices.options(name, plan.weights.get(name, DENSE)) for name in names]
+        fitting = [found.choices.of_entry(name, plan.weights.get(name, DENSE)) for name in names]
         if common := set.intersection(*fitting):
             chi |= dict.fromkeys(names, min(common))
             continue

@@ -1,7 +1,7 @@
 """Several networks or formats behind one slider: the core's own option tables, from what the workspace holds.
 
-`Measured` is as much of a study (plan/study.py) as a `Planner`'s tables need, and measures nothing. `listed`
-turns those tables into rows of the board: one list of options a weight, or a group of weights that share cores.
+`Measured` is as much of a study (plan/study.py) as those tables need, and measures nothing. `Choices` turns them into
+rows of the board: one list of options a weight, or a group of weights that share cores.
 """
 
 from functools import cached_property
@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from karipap_core.errors import InputError
+from karipap_core.plan.allocate import Options
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.curves import build_curves, load_curves
-from karipap_core.plan.document import DENSE
-from karipap_core.plan.kind import Kind
+from karipap_core.plan.document import DENSE, Entry
+from karipap_core.plan.kind import WHOLE, Kind
+from karipap_core.plan.options import OptionTables, Pick
 
 SHORT = {"lowrank": "rank", "disentangled": "dis", "tt_embedding": "tt"}
 
@@ -57,23 +60,23 @@ class Measured:
 
 
 class Choices:
-    """What every weight can be, by a Planner's tables under a rule; options of a weight count from 1, 0 is dense."""
+    """What every weight can be under a rule, from the core's option tables; options of a weight count from 1, 0 is
+    dense. calibrated: whether damages are nats as measured, else the metric's error."""
 
-    def __init__(self, planner, rule: str, unit: str, calibrated: bool) -> None:
-        self.planner, self.unit = planner, unit
-        self.damage = planner._damage("calibrated" if calibrated else "loss")
-        self.kinds = {False: planner.kinds, True: planner.table_kinds}
-        self.picks: dict[str, list] = {}  # weight → for each option its entry, or (number of its kind, χ)
-        self.tables = planner._options(rule, unit)
-        self.rows = [row for table in self.tables for row in self._of(table, rule)]
-        order = {weight.name: place for place, weight in enumerate(planner.weights)}
+    def __init__(self, options: OptionTables, calibrated: bool) -> None:
+        self.options, self.candidates = options, options.candidates
+        self.damage = self.candidates.damage("calibrated" if calibrated else "loss")
+        self.picks: dict[str, list[Pick]] = {}  # of each weight, option by option
+        self.rows = [row for table in options.tables for row in self._of(table)]
+        order = {weight.name: place for place, weight in enumerate(self.candidates.weights)}
         self.rows.sort(key=lambda row: order[row["name"]])
 
     def add_shares(self) -> None:
         """Gives rows the share of cost that the rule `entropy` scales (see karipap_core.plan.allocate.by_entropy)."""
-        entropies, shares = self.planner._entropies(self.tables), {}
-        for table in self.tables:
-            members = list(self.planner._picks[table.name][0]) if table.name in self.planner._picks else [table.name]
+        tables = self.options.tables
+        entropies, shares = self.options.entropies(tables), {}
+        for table in tables:
+            members = self.options.members(table)
             share = float(np.exp(entropies[table.name]) * table.cost[0] / max(1, table.chi[0]))
             shares |= dict.fromkeys(members, share / len(members))
         for row in self.rows:
@@ -81,49 +84,35 @@ class Choices:
 
     def why(self, weights: dict[str, dict]) -> None:
         """Gives the entries of a mixed plan their `why`, as the command line's have."""
-        if self.planner.choice.network == "auto":
-            self.planner._say_why(weights, self.unit)
+        if self.candidates.mixed:
+            self.options.add_reasons(weights)
 
-    def entry(self, name: str, option: int) -> dict:
+    def entry(self, name: str, option: int) -> Entry:
         """The plan entry of an option."""
-        if option == 0:
-            return dict(DENSE)
-        pick = self.picks[name][option - 1]
-        return dict(pick) if isinstance(pick, dict) else self.planner._made(name, *pick)
+        return self.candidates.entry(name, self.picks[name][option - 1]) if option else Entry.made(None)
 
-    def options(self, name: str, entry: dict) -> set[int]:
+    def of_entry(self, name: str, entry: dict) -> set[int]:
         """The options of a weight that are this entry: several where others of its group differ between them."""
         wanted, found = _bare(entry), {0} if _bare(entry) == DENSE else set()
         for number, pick in enumerate(self.picks[name], 1):
-            if isinstance(pick, dict):
-                same = _bare(pick) == wanted
-            else:
-                kind, chi = self._kind(name, pick[0]), pick[1]
-                same = kind.network == wanted["network"] and chi == max(wanted.get("chi") or [0])
-                same = same and _bare(self.entry(name, number)) == wanted
-            if same:
+            same = pick.kind.network == wanted["network"]
+            if pick.level is None:
+                same = same and pick.chi == max(wanted.get("chi") or [0])
+            if same and _bare(self.entry(name, number)) == wanted:
                 found.add(number)
         return found
 
-    def _kind(self, name: str, index: int) -> Kind:
-        return self.kinds[self.planner._is_table(name)][index]
-
-    def _of(self, table, rule: str) -> list[dict]:
+    def _of(self, table: Options) -> list[dict]:
         """The rows of one table: one weight, or all of a group, who pay for shared cores in equal parts."""
-        planner = self.planner
-        picks = planner._picks.get(table.name)
-        grouped = picks is not None
-        if not grouped:
-            numbers = zip(table.kind.tolist(), table.chi.tolist(), strict=True)
-            picks = [{table.name: pick} for pick in numbers]
+        options, rule = self.options, self.options.rule
+        picks, names = options.picks(table), options.members(table)
         cost, objective, no_dense = table.cost, table.damage, True
-        if all(not isinstance(p, dict) and self._kind(n, p[0]) == Kind("dense") for n, p in picks[-1].items()):
+        if all(pick.kind == WHOLE for pick in picks[-1].values()):
             picks, cost, objective, no_dense = picks[:-1], cost[:-1], objective[:-1], False
-        names = list(planner._picks[table.name][0]) if grouped else [table.name]
         rows = []
         for name in names:
             self.picks[name] = [pick[name] for pick in picks]
-            weight = planner.checkpoint.weight(name)
+            weight = self.candidates.checkpoint.weight(name)
             itemsize = weight.bytes // weight.parameters
             rows.append(
                 {
@@ -134,13 +123,13 @@ class Choices:
                     "shape": tuple(weight.shape),
                     "parameters_dense": weight.parameters,
                     "bytes_per_parameter": itemsize,
-                    "labels": [self._label(name, pick[name]) for pick in picks],
+                    "labels": [self._label(name, pick) for pick in self.picks[name]],
                     "chi": np.arange(1, len(picks) + 1),
-                    "steps": cost / len(names) / (itemsize if self.unit == "bytes" else 1),
+                    "steps": cost / len(names) / (itemsize if options.unit == "bytes" else 1),
                 }
-                | self._figures(name, weight, itemsize)
+                | self.candidates.figures(name, self.picks[name], self.damage)
             )
-            rows[-1] |= {"group": table.name} if grouped else {}
+            rows[-1] |= {"group": table.name} if options.is_group(table) else {}
             rows[-1] |= {"no_dense": True} if no_dense else {}
             rows[-1] |= {"share": float(table.cost[-1]) / len(names)} if rule == "uniform" else {}
             if rule not in ("calibrated", "refined"):
@@ -155,58 +144,24 @@ class Choices:
             row |= {"objective": np.zeros(1)} if "objective" in row else {}
         return rows
 
-    def _figures(self, name: str, weight, itemsize: int) -> dict[str, np.ndarray]:
-        """16-bit numbers, bytes and damage of every option of a weight."""
-        picks = self.picks[name]
-        found = {key: np.zeros(len(picks)) for key in ("parameters", "bytes", "damage")}
-        of_kind: dict[int, list[int]] = {}
-        for at, pick in enumerate(picks):
-            of_kind.setdefault(-1 if isinstance(pick, dict) else pick[0], []).append(at)
-        for index, places in of_kind.items():
-            at = np.array(places)
-            if index < 0:
-                kind, curve, column, k = self._level(name, [picks[place] for place in places])
-                parameters, error, total = curve.parameters[k], curve.error[k, column], curve.total[column]
-                share = len(curve.members)
-            elif (kind := self._kind(name, index)) == Kind("dense"):
-                found["parameters"][at], found["bytes"][at] = weight.parameters, weight.bytes
-                continue
-            else:
-                curve = self.planner._curves(kind, tables=self.planner._is_table(name))[name]
-                k = np.searchsorted(curve.chi, [picks[place][1] for place in places])
-                parameters, error, total, share = curve.parameters[k], curve.error[k], curve.total, 1
-            found["parameters"][at] = curve.bytes(2)[k] / 2 / share
-            found["bytes"][at] = curve.bytes(itemsize)[k] / share
-            found["damage"][at] = np.maximum(self.damage(kind, name, parameters, error, total), 0)
-        return found
-
-    def _level(self, name: str, entries: list[dict]):
-        """(kind, curve, this weight's column, levels) of entries of a group that shares cores."""
-        kind = next(kind for kind in self.planner.kinds if kind.network == "tree")
-        curve = next(curve for curve in self.planner._curves(kind) if name in curve.members)
-        place = {id(entry[name]): level for level, entry in enumerate(curve.entries)}
-        return kind, curve, curve.members.index(name), np.array([place[id(entry)] for entry in entries])
-
-    def _label(self, name: str, pick) -> str:
+    def _label(self, name: str, pick: Pick) -> str:
         """A word for an option: "int4", "int3 + 4", "peps 6", or the χ alone where there is but one network."""
-        if isinstance(pick, dict):
-            return label(pick, self.planner)
-        kind, chi = self._kind(name, pick[0]), pick[1]
-        return label(
-            {"network": kind.network, "quantize": kind.quantize, "chi": [chi], **dict(kind.options)}, self.planner
-        )
+        if pick.level is not None:
+            return label(self.candidates.entry(name, pick), self.candidates.choice)
+        kind = {"network": pick.kind.network, "quantize": pick.kind.quantize, **dict(pick.kind.options)}
+        return label(kind | {"chi": [pick.chi]}, self.candidates.choice)
 
 
-def label(entry: dict, planner) -> str:
-    """A word for a plan entry among what a planner can choose from."""
+def label(entry: dict, choice: Choice) -> str:
+    """A word for a plan entry among what a plan may choose from."""
     network, form, chi = entry["network"], entry.get("quantize"), max(entry.get("chi") or [0])
     if network == "dense":
         return form or "dense"
-    if network == "qlr":
+    if "bits" in entry:
         return f"{entry['bits']} + {chi}"
-    words = [] if planner.choice.network == network else [SHORT.get(network, network)]
+    words = [] if choice.network == network else [SHORT.get(network, network)]
     words.append(str(chi))
-    if form and planner.choice.quantize == "auto":
+    if form and choice.quantize == "auto":
         words.append(form)
     return " ".join(words)
 

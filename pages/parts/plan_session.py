@@ -47,7 +47,7 @@ def opened(view) -> draft.History | None:
 def begin(view) -> draft.Draft | None:
     """A draft by the URL's settings, as far as they make sense here, else by the best there is."""
     given = st.query_params
-    network = given.get("network") if given.get("network") in tables.NETWORKS else "lowrank"
+    network = given.get("network") if given.get("network") in tables.networks() else "lowrank"
     metrics = tables.metrics(view, network)
     if not metrics and network != "lowrank":
         network, metrics = "lowrank", tables.metrics(view, "lowrank")

@@ -245,11 +245,7 @@ def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
             "Bytes kept",
             f"{totals['bytes_kept']:.1%}",
             f"{common.size(totals['bytes'])}, "
-            + (
-                "packed with their scales"
-                if now.quantize or found.what.network in ("qlr", "auto")
-                else "cores in the stored dtype"
-            ),
+            + ("packed with their scales" if found.what.packed else "cores in the stored dtype"),
         ),
         (
             "Multiply-adds a token",

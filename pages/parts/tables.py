@@ -13,7 +13,7 @@ import numpy as np
 import streamlit as st
 
 from karipap_core.errors import InputError
-from karipap_core.plan import allocate
+from karipap_core.plan import allocate, kind
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind
@@ -22,12 +22,17 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from pages.parts import chi_board, measured, profiles
 
-NETWORKS = ("lowrank", "mpo", "qlr", "peps", "disentangled", "tree", "auto")  # those of the registry, and the mix
 FORMATS = ("none", "int8", "int4", "int3", "int2", "fp8", "auto")
-EMBEDDINGS = ("dense", "lowrank", "tt")
-PLAIN = ("lowrank", "mpo", "peps", "disentangled")  # a weight has one network of its own, or stays whole
+EMBEDDINGS = tuple(kind.EMBEDDINGS)
 PROPORTIONAL = ("uniform", "entropy")  # rules that scale every weight by one factor
 LIVE = ("calibrated", "loss", "functional", "entropy", "uniform")  # rules that only look up, the best first
+
+
+def networks() -> tuple[str, ...]:
+    """The networks that can be asked for: those of the registry, and the mix of all. Imports torch, once."""
+    from karipap_core.networks import NETWORKS
+
+    return *NETWORKS, "auto"
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,31 @@ class What:
 
     @property
     def listed(self) -> bool:
-        """Whether a slider runs through several kinds (or groups of weights), which the core's Planner lists."""
-        return self.network not in PLAIN or self.quantize is not None or self.embedding != "dense"
+        """Whether a slider runs through several kinds (or groups of weights), which the core's option tables list."""
+        return not self._alone or self.embedding != "dense"
+
+    @property
+    def _alone(self) -> bool:
+        return self.quantize is None and kind.alone_or_whole(self.network)
+
+    @property
+    def packed(self) -> bool:
+        """Whether a weight of a block may come to be stored in a format."""
+        return any(each.quantize for each in self.kinds)
 
     @property
     def kinds(self) -> list[Kind]:
         """Kinds of network that must have been measured for the weights of the blocks."""
-        if self.quantize is None and self.network in PLAIN:
+        if self._alone:
             return [Kind(self.network)]
-        from karipap_core.plan.options import kinds_of
-
-        return [kind for kind in kinds_of(self.network, self.quantize) if kind != Kind("dense")]
+        return [each for each in kind.kinds_of(self.network, self.quantize) if each != kind.WHOLE]
 
     @property
     def table_kinds(self) -> list[Kind]:
         """The same for the tables of tokens."""
         if self.embedding == "dense":
             return []
-        from karipap_core.plan.options import table_kinds_of
-
-        return [kind for kind in table_kinds_of(self.embedding, self.quantize) if kind != Kind("dense")]
+        return [each for each in kind.table_kinds_of(self.embedding, self.quantize) if each != kind.WHOLE]
 
 
 @dataclass(frozen=True)
@@ -112,11 +122,11 @@ class Sources:
 
     def measured(self, what: What) -> bool:
         """Whether all curves under this metric are here (low rank needs but the profile)."""
-        wanted = [(kind, False) for kind in what.kinds] + [(kind, True) for kind in what.table_kinds]
+        wanted = [(each, False) for each in what.kinds] + [(each, True) for each in what.table_kinds]
         return all(
-            self.curves[kind.label, what.metric, table]
-            or (kind == Kind("lowrank") and not table and self.profile is not None)
-            for kind, table in wanted
+            self.curves[each.label, what.metric, table]
+            or (each == Kind("lowrank") and not table and self.profile is not None)
+            for each, table in wanted
         )
 
 
@@ -140,11 +150,11 @@ def sources(view, what: What) -> Sources:
     calibration = _newest(folder / "calibration", f"{metric}-*.json")
     key = calibration.stem.removeprefix(f"{metric}-") if calibration else "*"
 
-    def curves(kind: Kind, of: str, table: bool) -> Path | None:
-        name = kind.label.replace(" ", "-") + ("-tables" if table else "")
+    def curves(one: Kind, of: str, table: bool) -> Path | None:
+        name = one.label.replace(" ", "-") + ("-tables" if table else "")
         return _newest(folder / "curves", f"{name}-{of}-{'none' if of == 'weight' else key}.safetensors")
 
-    wanted = [(kind, False) for kind in what.kinds] + [(kind, True) for kind in what.table_kinds]
+    wanted = [(each, False) for each in what.kinds] + [(each, True) for each in what.table_kinds]
     found = {(k.label, of, table): curves(k, of, table) for k, table in wanted for of in {metric, "functional"}}
     kept = [path for path in profiles.folders(view) if metric in _profile(path).settings["metrics"]]
     profile = max(kept, key=lambda path: (path / "profile.json").stat().st_mtime, default=None)
@@ -246,9 +256,9 @@ def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> T
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
 def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
-    """The tables of several kinds, as the core's Planner lists them."""
+    """The tables of several kinds, as the core lists them."""
     from karipap_core.plan.choice import Choice
-    from karipap_core.plan.planner import Planner
+    from karipap_core.plan.options import Candidates, OptionTables
 
     profile = _profile(_found.profile.parent) if _found.profile else None
     weights = _weights(_view, _found.reachable)
@@ -256,7 +266,7 @@ def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources
     if not weights or (what.embedding != "dense" and _found.tables is None):
         return None
     calibration = _calibration(_found, weights)
-    network = {"tt": "tt_embedding"}.get(what.embedding, what.embedding)
+    network = kind.EMBEDDINGS[what.embedding]
     if calibration and not all(calibration.key(table.name, network) in calibration.levels for table in tokens):
         return None  # what the tables of tokens are worth has to be measured first
     functional = what.metric == "functional" or all(
@@ -265,15 +275,14 @@ def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources
     rules = _rules(what, calibration, functional, profile)
     used = rule if rule in rules else rules[0]
     study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration)
-    locks = {name: special["entry"] for name, special in _special.items()}
-    planner = Planner(study, Choice(what.network, what.quantize, what.embedding), what.metric, locks)
-    choices = measured.Choices(planner, used, unit, calibration is not None)
+    candidates = Candidates(study, Choice(what.network, what.quantize, what.embedding), what.metric)
+    choices = measured.Choices(OptionTables(candidates, used, unit, locked=_special), calibration is not None)
     if used == "entropy":
         choices.add_shares()
     for row in choices.rows:
         if special := _special.get(row["name"]):
-            _pin_listed(row, special, measured.label(special["entry"], planner))
-    model = _model(_view.checkpoint, planner.weights, calibration, used, what)
+            _pin_listed(row, special, measured.label(special["entry"], candidates.choice))
+    model = _model(_view.checkpoint, candidates.weights, calibration, used, what)
     packed = chi_board.board_data(choices.rows, model, what.network)
     return Tables(what, used, rules, choices.rows, model, packed, calibration, choices)
 
@@ -350,8 +359,7 @@ def _multiply_adds(network: str, shape: tuple[int, int], chis: tuple[int, ...]) 
 def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what: What) -> dict:
     """What no χ changes, and what predictions run through: the curve of calibrated plans, whose error is theirs."""
     causal = calibration is not None and calibration.measure == "kl"
-    mixed = what.network in ("auto", "qlr") or what.quantize is not None
-    group = group_of([what.network], mixed, what.embedding != "dense")
+    group = group_of([what.network], what.packed, what.embedding != "dense")
     fit = calibration.fit(group) if calibration else None
     return {
         "other_parameters": checkpoint.parameters - sum(weight.parameters for weight in weights),

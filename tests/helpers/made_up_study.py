@@ -35,7 +35,7 @@ class Study:
         kind = Kind(kind) if isinstance(kind, str) else kind
         return build_curves(self.checkpoint, self.weights, kind, metric, self.kept, None)
 
-    def calibration(self, metric, tables=()):
+    def calibration(self, metric, tables=(), kind=None):
         return self.found
 
     def has_calibration(self, metric):

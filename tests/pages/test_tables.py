@@ -47,7 +47,7 @@ def test_a_plan_of_the_page_is_the_plan_of_the_command_line(view, rule, unit, sc
     name = study.weights[3].name
     lock = draft.entry("lowrank", tuple(study.weights[3].shape), 4)
     planner = Planner(study, "lowrank", "loss", {name: lock})
-    wanted = planner.plan(planner._allocated(rule, *limits.limit(view.checkpoint)), rule, limits)
+    wanted = planner.plan(planner.allocated(rule, *limits.limit(view.checkpoint)), rule, limits)
     found = tables.tables(view, tables.What("lowrank", "loss"), rule, {})
     assert found.rule == rule
     chi = tables.choose(found, budget, unit, scope, {name: 4}, (name,))
@@ -182,7 +182,7 @@ class Mixed(Study):
         return found
 
     def save(self) -> None:
-        from karipap_core.plan.options import kinds_of
+        from karipap_core.plan.kind import kinds_of
 
         super().save()
         home = Workspace().profile_dir(self.checkpoint.fingerprint, "made-up").parents[1]
@@ -219,7 +219,7 @@ def test_plans_of_several_kinds_are_the_command_lines(mixed, network, quantize, 
     study, budget = Mixed(mixed.checkpoint), 0.3 if unit == "bytes" else 0.35
     limits = Budget(kept_bytes=budget) if unit == "bytes" else Budget(kept=budget)
     planner = Planner(study, Choice(network, quantize=quantize), "loss")
-    wanted = planner.plan(planner._allocated(rule, *limits.limit(mixed.checkpoint)), rule, limits)
+    wanted = planner.plan(planner.allocated(rule, *limits.limit(mixed.checkpoint)), rule, limits)
     what = tables.What(network, "loss", quantize)
     found = tables.tables(mixed, what, rule, {}, unit)
     assert found.rule == rule
@@ -285,14 +285,16 @@ def test_an_entry_that_is_no_option_stays_as_it_is(mixed):
 
 def test_the_pages_offer_what_the_core_has():
     from karipap_core.networks import NETWORKS
-    from karipap_core.plan import options as planning
+    from karipap_core.plan import kind as planning
     from karipap_core.quantization.formats import Format
 
-    assert (*NETWORKS, "auto") == tables.NETWORKS
-    assert tables.EMBEDDINGS == planning.EMBEDDINGS
+    assert (*NETWORKS, "auto") == tables.networks()
+    assert tuple(planning.EMBEDDINGS) == tables.EMBEDDINGS
     assert tables.FORMATS[0] == "none" and tables.FORMATS[-1] == "auto"
     assert [Format.parse(form).name for form in tables.FORMATS[1:-1]]
-    for network in tables.PLAIN:
+    listed = {network for network in tables.networks() if tables.What(network, "loss").listed}
+    assert listed == {"qlr", "tree", "auto"}, "of all others a weight has one of its own, or stays whole"
+    for network in set(NETWORKS) - listed:
         assert planning.kinds_of(network, None) == [Kind(network), Kind("dense")]
 
 

@@ -68,6 +68,8 @@ class Tree(Spec):
     at: int = 0
 
     network: ClassVar[str] = "tree"
+    structured: ClassVar[bool] = False
+    grouped: ClassVar[bool] = True
 
     def validate(self) -> None:
         names = self.members

@@ -124,7 +124,7 @@ class Part:
 def _checked(choice: Choice, kept: float | None, chi: int | None, metric: str, by: str) -> "Kind":
     """The Kind (curves.py) that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
     choices that do not fit together."""
-    from karipap_core.plan.options import kinds_of
+    from karipap_core.plan.kind import kinds_of
 
     if by not in UNITS:
         raise InputError(f"--by {by}: it must be one of {', '.join(UNITS)}.")
@@ -140,15 +140,17 @@ def _checked(choice: Choice, kept: float | None, chi: int | None, metric: str, b
         raise InputError("`auto` chooses for each weight: name one network and one format, to measure all alike.")
     if choice.structure or choice.embedding != "dense":
         raise InputError("Weights are measured alone: give no structure around them and leave the tables dense.")
-    if choice.network == "tree" and by == "layer":
-        raise InputError("In a tree, layers share cores: no layer can be compressed alone. Measure it --by weight.")
-    return kinds_of(choice.network, choice.quantize)[0]
+    kind = kinds_of(choice.network, choice.quantize)[0]
+    if kind.grouped and by == "layer":
+        shared = f"In a {choice.network}, layers share cores"
+        raise InputError(f"{shared}: no layer can be compressed alone. Measure it --by weight.")
+    return kind
 
 
 def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
     """The spec of a weight (out, in): at χ, or the largest that keeps at most `kept` of its numbers (bytes at 16 bits
     a number over 2); None where even χ = 1 keeps more."""
-    from karipap_core.plan.options import kinds_of
+    from karipap_core.plan.kind import kinds_of
 
     if chi is not None:
         return kind.spec(shape, chi)
@@ -167,7 +169,7 @@ def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
 
 def _parts(study, kind, settings: dict, by: str) -> tuple[list[Part], list[dict]]:
     """(the parts in the model's order, weights that cannot be so small as {"name", "why"})."""
-    if kind.network == "tree":
+    if kind.grouped:
         return _groups(study, kind, settings)
     parts, skipped, layers = [], [], {}
     for weight in study.weights:
@@ -215,9 +217,7 @@ def _bench(study: "Study", text: Text, scoring: Scoring, progress: Progress) -> 
     """The dense model in memory with its logits on `text`; probes that measured before put everything back."""
     from karipap_core.evaluation.inplace import InPlace
 
-    for probe in ("probe", "check"):
-        if probe in study.__dict__:
-            getattr(study, probe).restore()
+    study.release()
     model, tokenizer = study.model
     return InPlace(model, tokenizer, study.checkpoint, text, scoring, progress=progress)
 
@@ -273,7 +273,7 @@ def _measured(bench, study, metric: str, part: Part, measures: _Measures) -> dic
         "members": list(part.specs),
         "network": first.network,
         "shape": [first.n_out, first.n_in] if len(part.specs) == 1 else None,
-        "chi": max(first.chi) if len(part.specs) == 1 or first.network == "tree" else None,
+        "chi": max(first.chi) if len(part.specs) == 1 or first.grouped else None,
         "kept": numbers / together["parameters"],
         **{key: found.get(key) for key in keys},
         **together,

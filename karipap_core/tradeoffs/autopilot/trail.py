@@ -45,7 +45,7 @@ class Trail:
         """The entries of the calibrated plan at a size (thousandths). InputError where the network cannot be so
         small."""
         limit, unit = Budget(size / THOUSAND, scope=self.scope).limit(self.planner.checkpoint, self.planner.tables)
-        return self.planner._allocated("calibrated", limit, unit)
+        return self.planner.allocated("calibrated", limit, unit)
 
     def predicted(self, size: int) -> float:
         """The predicted rise at this size (thousandths), infinite where the network cannot be so small."""

@@ -95,7 +95,7 @@ class Verdict:
             budget = Budget(kept, scope=self.criterion.aim.scope)
             try:
                 limit, unit = budget.limit(self.checkpoint, planner.tables)
-                weights = planner._allocated("uniform", limit, unit)
+                weights = planner.allocated("uniform", limit, unit)
             except InputError:
                 continue
             plan = Plan(

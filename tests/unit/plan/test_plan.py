@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.networks.mpo import Mpo
-from karipap_core.plan.document import Plan, made_of, model_entry, schema
+from karipap_core.plan.document import Entry, Plan, made_of, model_entry, schema
 from tests.helpers.architectures import make
 
 
@@ -32,6 +32,19 @@ def test_round_trip_through_a_file(checkpoint, tmp_path):
     plan = a_plan(checkpoint)
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_an_entry_is_its_json_and_knows_its_network_once(checkpoint, monkeypatch):
+    plan = a_plan(checkpoint)
+    name = next(iter(plan.weights))
+    spec = plan.spec(name)
+    assert Entry.made(spec).spec is spec and Entry.made(spec) == spec.to_json()
+    assert Entry.made(None) == {"network": "dense"} and Entry.made(None).spec is None
+    monkeypatch.setattr("karipap_core.networks.spec_from_json", None)  # nothing is parsed a second time
+    assert plan.spec(name) is spec
+    marked = plan.weights[name].marked(locked=True)
+    assert marked.spec is spec and json.dumps(marked) == json.dumps(plan.weights[name] | {"locked": True})
+    assert "locked" not in plan.weights[name]
 
 
 def test_ledger_counts_cores_and_all_that_stays(checkpoint):

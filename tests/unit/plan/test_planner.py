@@ -16,8 +16,8 @@ from karipap_core.networks import NETWORKS
 from karipap_core.plan.allocate import Options, allocate, merged, together
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
-from karipap_core.plan.document import Plan
-from karipap_core.plan.options import kinds_of
+from karipap_core.plan.document import Entry, Plan
+from karipap_core.plan.kind import WHOLE, Kind, is_of, kinds_of, table_kinds_of
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
@@ -102,7 +102,7 @@ def test_more_bits_lose_less_and_auto_is_no_worse_than_any_one_format(study):
     for quantize in ("int8", "int4", "int2"):
         planner = Planner(study, Choice("lowrank", quantize=quantize), "loss")
         sums[quantize] = planner.damage_sum(
-            {w.name: planner._made(w.name, len(planner.kinds) - 1, 0) for w in study.weights}
+            {w.name: Entry.made(Kind("dense", quantize).spec(w.shape, 0)) for w in study.weights}
         )
     assert sums["int8"] < sums["int4"] < sums["int2"]
     budget = Budget(0.45, scope="blocks")
@@ -221,8 +221,40 @@ def test_a_structure_around_the_network_is_counted_and_stored(study, structure, 
     assert np.isfinite(measured["loss"])
 
 
-def test_kinds_name_what_is_wrong():
+def test_kinds_name_what_is_wrong(study):
     with pytest.raises(InputError, match="Network 'nonsense'"):
         kinds_of("nonsense", None)
+    with pytest.raises(InputError, match="Network 'lowrnk' .* Did you mean 'lowrank'?"):
+        kinds_of("mpo+lowrnk", None)
     with pytest.raises(InputError, match="Format 'int5'"):
         kinds_of("lowrank", "int5")
+    with pytest.raises(InputError, match="Structure 'row' .* Did you mean 'rows'?"):
+        kinds_of("mpo", None, "row")
+    with pytest.raises(InputError, match="Structure 'rows': 'tree' takes none"):
+        kinds_of("tree", None, "rows")
+    with pytest.raises(InputError, match="Embedding 'ttt' .* Did you mean 'tt'?"):
+        table_kinds_of("ttt", None)
+    with pytest.raises(InputError, match="Rule 'calibrate' .* Did you mean 'calibrated'?"):
+        Planner(study, "lowrank", "loss").make(Budget(0.5), "calibrate")
+    with pytest.raises(InputError, match="Metric 'lost' .* Did you mean 'loss'?"):
+        Planner(study, "lowrank", "lost")
+
+
+def test_kinds_are_what_each_network_says_of_itself():
+    assert [kind.label for kind in kinds_of("lowrank", "auto")] == [
+        *("lowrank", "lowrank int8", "lowrank int4"),
+        *("dense int8", "dense int4", "dense int3", "dense int2", "dense"),
+    ]
+    assert [kind.label for kind in kinds_of("tree+mpo", "int8", "head")] == [
+        *("tree int8", "mpo structure=head int8", "dense int8")
+    ]
+    assert [kind.label for kind in kinds_of("qlr", None)] == [
+        *("qlr bits=int4 int4", "dense int4", "qlr bits=int3 int4", "dense int3", "qlr bits=int2 int4", "dense int2"),
+        "dense",
+    ]
+    assert [kind.label for kind in table_kinds_of("tt", "auto")] == [
+        *("tt_embedding form=table", "dense int8", "dense int4", "dense int3", "dense int2", "dense")
+    ]
+    for kind in {*kinds_of("auto", "auto"), *kinds_of("mpo", None, "rows"), *table_kinds_of("tt", None)} - {WHOLE}:
+        assert is_of(kind.spec((24, 32), 2), kind)
+        assert not any(is_of(kind.spec((24, 32), 2), other) for other in kinds_of("auto", "auto") if other != kind)

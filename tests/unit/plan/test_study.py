@@ -129,7 +129,7 @@ def test_marginals_are_differences_of_whole_measurements_and_leave_the_plan_in_p
     probe.restore()
 
 
-def test_every_rule_meets_the_budget_and_says_what_it_expects(study):
+def test_every_rule_meets_the_budget_and_says_what_it_expects(study, monkeypatch):
     planner = Planner(study, "lowrank", "loss")
     for rule in ("uniform", "entropy", "functional", "loss", "calibrated", "best"):
         plan = planner.make(Budget(kept=0.7, scope="blocks"), rule)
@@ -141,8 +141,9 @@ def test_every_rule_meets_the_budget_and_says_what_it_expects(study):
     assert {found["rule"] for found in plan.tried} >= {"uniform", "calibrated", "refined"}
     # Nothing measured is measured again in another session.
     again = Study(study.checkpoint, TEXT, SETTINGS, "cpu", study.workspace)
+    monkeypatch.setattr("karipap_core.models.load.load_model", None)
     assert again.calibration("loss").levels == study.calibration("loss").levels
-    assert "probe" not in again.__dict__ and "model" not in again.__dict__
+    again.release()  # nothing was loaded, nothing is put back
 
 
 def test_locks_stay_and_the_rest_makes_up_for_them(study):
@@ -162,3 +163,28 @@ def test_budgets_in_bytes_of_the_whole_model(study):
     for wrong in (Budget(), Budget(kept=0.5, kept_bytes=0.5), Budget(kept=1.5), Budget(kept=0.5, scope="all")):
         with pytest.raises(InputError):
             wrong.limit(study.checkpoint)
+
+
+def test_curves_of_some_weights_leave_those_of_all_and_of_the_tables_as_they_are(study):
+    kept = study.folder / "curves"
+    everything = study.curves("lowrank", "weight")
+    tables = study.curves("lowrank", "weight", study.tables)
+    assert set(everything) == {weight.name for weight in study.weights}
+    assert set(tables) == {weight.name for weight in study.tables} and not set(tables) & set(everything)
+    before = {file.name: file.read_bytes() for file in kept.iterdir()}
+    some = study.curves("lowrank", "weight", study.weights[1:3])
+    assert list(some) == [weight.name for weight in study.weights[1:3]]
+    for name, curve in some.items():
+        assert curve.error == pytest.approx(everything[name].error) and list(curve.chi) == list(everything[name].chi)
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+    again = Study(study.checkpoint, TEXT, SETTINGS, "cpu", study.workspace)
+    assert set(again.curves("lowrank", "weight", again.tables)) == set(tables)
+    assert study.curves("lowrank", "weight") is everything
+
+
+def test_release_puts_back_what_probes_replaced(study):
+    weight = study.weights[0]
+    study.check.replace(weight.name, study.checkpoint.read(weight.name).float() * 0.5)
+    assert study.check.measure().divergence > 1e-9
+    study.release()
+    assert study.check.measure().divergence == pytest.approx(0, abs=1e-9)
