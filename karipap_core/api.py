@@ -24,8 +24,8 @@ class Tradeoff(Value):
 
     A point is a dictionary as in its run.json: id, label, kind (network or baseline), settings, bytes_kept (16 bits for
     each number that is not quantized, over the same of the dense model), kept, loss, rise, kl, plan and more. Sizes are
-    counted, quality is measured; what a plan predicted is under `predicted`. `karipap_core.figures.runs.tradeoff` draws
-    the points.
+    counted, quality is measured; what a plan predicted is under `predicted`. `karipap_core.figures.tradeoff` draws the
+    points.
     """
 
     @property

@@ -7,6 +7,7 @@ import pytest
 
 import karipap_core as kp
 from karipap_core.cli.frame import main
+from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.values import ROWS_SHOWN, html_table
 
 TEXT = kp.Text("a text", ("One came in and said that two were here. " * 40,))
@@ -157,6 +158,20 @@ def test_tradeoff(model, tmp_path):
     assert found.quality == "loss" and len(found.points) == 1
     assert [point["id"] for point in found.pareto] == found.to_json()["pareto"]
     assert "1 plans and 0 baselines measured on squares" in repr(found) and "<td>*</td>" in found._repr_html_()
+
+
+def test_autopilot(model, tmp_path):
+    settings = CalibrationSettings(tokens=512, window=32, probe_windows=2, check_windows=2)
+    study = kp.Study(model, TEXT, settings, "cpu")
+    held_out = kp.Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(100)))
+    asked = {"text": held_out, "scope": "blocks", "max_evaluations": 1, "max_tokens": 100, "window": 32}
+    found = kp.autopilot(study, bytes_kept=0.8, out=tmp_path, device="cpu", **asked)
+    assert isinstance(found.plan, kp.Plan) and found.plan.kept < 1 and found.bytes_kept < 1
+    assert found.rise == found.to_json()["rise"] and len(found.rows()) >= 1
+    assert found.interval is None or found.interval[0] <= found.rise <= found.interval[1]
+    assert found.verdict and found.verdict[0] in repr(found) and "rise, predicted" in found._repr_html_()
+    with pytest.raises(kp.InputError, match="one aim"):
+        kp.autopilot(study, text=held_out)
 
 
 def test_a_table_for_a_notebook_escapes_and_says_what_it_leaves_out():
