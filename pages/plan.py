@@ -170,12 +170,7 @@ def board(history: draft.History, found: tables.Tables) -> None:
     now = history.now
     shown = chi_board.board_state(
         found.rows,
-        now.chi,
-        locked=now.locked,
-        hand=now.hand,
-        budget=now.budget,
-        unit=now.unit,
-        scope=now.scope,
+        now,
         rule=found.kind,
         selected=st.session_state.get("weight"),
         seq=history.seq,

@@ -144,15 +144,26 @@ def _number(value):
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What has been chosen so far, by a rule or by hand. A `draft.Draft` has all these fields and will do as well.
+
+    chi : weight → χ; a weight without one is dense. locked : weights that no rule changes. hand : weights that were
+    chosen by hand since the rule last allocated. budget : the fraction to keep, of `scope`, counted in `unit`.
+    """
+
+    chi: Mapping[str, int]
+    locked: Sequence[str] = ()
+    hand: Sequence[str] = ()
+    budget: float | None = None
+    unit: str = "parameters"
+    scope: str = "model"
+
+
 def board_state(
     rows: Sequence[Mapping],
-    chi: Mapping[str, int],
+    chosen: Chosen,
     *,
-    locked: Sequence[str] = (),
-    hand: Sequence[str] = (),
-    budget: float | None = None,
-    unit: str = "parameters",
-    scope: str = "model",
     rule: str = "lagrangian",
     selected: str | None = None,
     seq: int = 0,
@@ -160,16 +171,16 @@ def board_state(
 ) -> dict:
     """What the plan is now, as the board wants it.
 
-    A weight without a χ is dense. `rule` is the allocator's kind ("lagrangian" or "proportional"). `seq` echoes the
-    release this state answers: the board keeps what is on the screen until its own last release has been answered.
-    `revision` changes whenever anything here does.
+    rule : the allocator's kind, "lagrangian" or "proportional". seq : the number of the release that this state
+    answers; the board keeps what is on the screen until its own last release has been answered. revision : changes
+    whenever anything here does.
     """
     place = {row["name"]: index for index, row in enumerate(rows)}
     return {
-        "chi": [int(chi.get(row["name"], 0)) for row in rows],
-        "locked": [place[name] for name in locked if name in place],
-        "hand": [place[name] for name in hand if name in place],
-        "budget": {"kept": budget, "unit": unit, "scope": scope},
+        "chi": [int(chosen.chi.get(row["name"], 0)) for row in rows],
+        "locked": [place[name] for name in chosen.locked if name in place],
+        "hand": [place[name] for name in chosen.hand if name in place],
+        "budget": {"kept": chosen.budget, "unit": chosen.unit, "scope": chosen.scope},
         "rule": {"kind": rule},
         "selected": place.get(selected),
         "seq": seq,

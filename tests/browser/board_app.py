@@ -53,10 +53,7 @@ def released():
 def board():
     state = chi_board.board_state(
         rows,
-        plan["chi"],
-        locked=plan["locked"],
-        hand=plan["hand"],
-        budget=plan["budget"],
+        chi_board.Chosen(plan["chi"], plan["locked"], plan["hand"], plan["budget"]),
         selected=plan.get("selected"),
         seq=plan["seq"],
         revision=plan["revision"],

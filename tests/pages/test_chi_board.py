@@ -224,7 +224,8 @@ def test_hostile_values_are_dropped(small):
 def test_the_state_names_weights_by_their_place(small):
     rows = small[0]
     name = rows[4]["name"]
-    state = chi_board.board_state(rows, {name: 9}, locked=[name, "gone"], selected=name, budget=0.4, unit="bytes")
+    chosen = chi_board.Chosen({name: 9}, locked=[name, "gone"], budget=0.4, unit="bytes")
+    state = chi_board.board_state(rows, chosen, selected=name)
     assert state["chi"][4] == 9 and sum(state["chi"]) == 9
     assert state["locked"] == [4] and state["selected"] == 4 and state["hand"] == []
     assert state["budget"] == {"kept": 0.4, "unit": "bytes", "scope": "model"}
