@@ -1,4 +1,4 @@
-"""Autopilot: a quality line or a size, and the plan that is found for it, with every step told while it happens."""
+"""Autopilot: a quality line or a size, and the plan that is found for it, with every step reported as it happens."""
 
 import html
 import json
@@ -23,8 +23,8 @@ def page() -> None:
     view = model.current()
     common.title(
         "Autopilot",
-        "Say what quality must hold, or how small the model must be. Plans are screened by prediction, then measured "
-        "step by step until one holds outside the uncertainty.",
+        "Say what quality must hold, or how small the model must be. Plans are chosen by prediction, then measured "
+        "step by step until one meets the line even at the upper end of its uncertainty.",
     )
     st.html(Path(texts.__file__).with_name("autopilot.css"))
     running = job.followed("autopilot_job")
@@ -165,8 +165,8 @@ def form(view, busy: bool) -> None:
                 key="autopilot_networks",
                 persist_state="session",
                 format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
-                help="The three that are predicted best are measured. Curves of a network that this model has none of "
-                "yet are measured first, which takes long.",
+                help="The three with the best predictions are measured. A network whose curves this model does not "
+                "have yet is measured first, which takes long.",
             )
             stored = st.selectbox(
                 "Store cores in", tables.FORMATS, key="autopilot_quantize", filter_mode=None, persist_state="session"
@@ -177,7 +177,7 @@ def form(view, busy: bool) -> None:
                 EVALUATIONS,
                 "evaluations",
                 12,
-                help="Each costs one pass over the text. The verdict and its rivals come on top.",
+                help="Each takes one pass over the text. The verdict and its rivals are measured in addition.",
             )
         with right:
             text = texts.choose("autopilot", "held-out")

@@ -28,7 +28,7 @@ def page() -> None:
     common.title(
         "Production",
         "Is this compressed model fit to be served? Every item is green or red from files on disk: nothing here can be "
-        "ticked by hand, and what was found out about an earlier state of the folder counts for nothing.",
+        "ticked by hand, and results about an earlier state of the folder do not count.",
     )
     found = folders(view)
     if not found:
@@ -122,7 +122,7 @@ def shadow(view, folder: Path, busy: bool) -> None:
         height=120,
         max_chars=MOST_LETTERS,
         persist_state="session",
-        help="The dense and the compressed model go on from each, always with their likeliest token.",
+        help="Both models continue each prompt, always with the token that they find most likely.",
     )
     prompts = [line for line in typed.splitlines() if line.strip()]
     with right:
@@ -176,7 +176,7 @@ def compared(folder: Path, document: dict) -> None:
     common.facts(
         [
             ("KL to dense", f"{result['kl']:.4f}", "nats a token, along the dense texts"),
-            ("Agreement", f"{result['agreement']:.1%}", "of those tokens, the likeliest is the same"),
+            ("Agreement", f"{result['agreement']:.1%}", "of those tokens, both models put the same one first"),
             ("Same text", f"{same} of {count}", f"prompts, over {result['max_new_tokens']} tokens"),
             ("When", when, f"on {result['device']}"),
         ]
@@ -186,7 +186,7 @@ def compared(folder: Path, document: dict) -> None:
 
 def pair(row: dict) -> str:
     at = row["diverges_at"]
-    where = "the same text to the end" if at is None else f"they part at token {at + 1} of {row['tokens']}"
+    where = "the same text to the end" if at is None else f"the texts differ from token {at + 1} of {row['tokens']} on"
     figures = f"{where}; KL {row['kl']:.4f}, agreement {row['agreement']:.1%}"
     prompt = html.escape(row["prompt"])
     sides = "".join(
@@ -197,8 +197,10 @@ def pair(row: dict) -> str:
 
 
 def marked(row: dict, key: str) -> str:
-    """A text with what comes after the point where the two part marked. A token may end within a letter, and then the
-    shared text is no beginning of it: the letters that are the same count."""
+    """One of the two texts, with what follows their common beginning marked.
+
+    A token may end inside a letter; then `shared` is no prefix of the text, and the letters that agree are counted.
+    """
     text, shared = row[key], 0
     if row["diverges_at"] is None:
         return html.escape(text)

@@ -104,7 +104,7 @@ def heads(names: tuple[str, ...], numbers: tuple[int, ...]) -> str:
 
 
 def tags(names: tuple[str, ...], cells: list[str], numbers: tuple[int, ...]) -> str:
-    """The cells of a row; each knows its column's name, which stands before it where there is no room for a table."""
+    """The cells of a row. Each carries its column's name, which the style shows where the page is narrow."""
     return "".join(
         f'<td{" class=n" if i in numbers else ""} data-head="{name}">{cell}</td>'
         for i, (name, cell) in enumerate(zip(names, cells, strict=True))
@@ -149,7 +149,7 @@ def questions(document: dict) -> None:
     sections = []
     for node in document["nodes"]:
         said = [reason for reason in node["reasons"] if not reason.startswith(IN_THE_TABLE)]
-        reasons = "".join(f"<li>{told(reason)}</li>" for reason in said)
+        reasons = "".join(f"<li>{reason_html(reason)}</li>" for reason in said)
         sections.append(
             f"<section><h3><span>{node['node']}.</span> {html.escape(node['title'])}: {html.escape(node['answer'])}"
             f"</h3><ul>{reasons}</ul></section>"
@@ -160,8 +160,8 @@ def questions(document: dict) -> None:
         note(f"<b>Published, not measured here.</b> {html.escape(said)}")
 
 
-def told(reason: str) -> str:
-    """A reason as HTML, with the command in it set as one."""
+def reason_html(reason: str) -> str:
+    """A reason as HTML; the command at its end, where it has one, is set as code."""
     return COMMAND.sub(r"<code>\1</code>", html.escape(reason))
 
 
@@ -210,7 +210,7 @@ def layers(document: dict) -> None:
         st.dataframe(rows, column_config=settings, hide_index=True, key="deploy_layers", alt="Advice for each weight")
         head, button = st.columns([5, 1], vertical_alignment="center")
         with head:
-            note("Error: of the layer's outputs on the calibration text, relative, squared, of the best map of rank χ.")
+            note("Error: relative squared error of the layer's outputs on calibration text, by the best map of rank χ.")
         with button.container(horizontal=True, horizontal_alignment="right"):
             common.csv_button(rows, "karipap-deploy-layers", "deploy_csv")
 

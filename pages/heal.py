@@ -218,7 +218,7 @@ def past(view) -> None:
     healed = [run for run in reversed(runs.of_model(view)) if (run.get("settings") or {}).get("healing")]
     st.subheader("Healed before", anchor=False)
     if not healed:
-        st.caption("Nothing yet. Measured healings stand here and on the Trade-off page.")
+        st.caption("Nothing yet. Healings that were measured appear here and on the Trade-off page.")
         return
     for run in healed[:20]:
         said = f"{run['label']}: rise {run['rise']:+.4f}, {run['bytes_kept']:.1%} of the bytes"

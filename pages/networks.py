@@ -112,7 +112,7 @@ def calculator(name: str, doc: Doc) -> None:
                 options,
                 f"chi_{name}",
                 max(1, round(0.6 * even)),
-                help="The cap on every bond; a bond takes no more than it can attain.",
+                help="The largest dimension of every bond; a bond that cannot be so large takes all that it can.",
             )
         outcome(name, shape, label, counted(name, *shape, label, chi), even)
         curve(name, shape, label, options[-1], chi)

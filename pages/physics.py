@@ -150,7 +150,7 @@ def verdict(document: dict) -> str:
         else f"is {error:.1%} off the exact answer"
     )
     return (
-        f"{name} with χ = {chi} {agrees}, after {document['seconds']:.2g} s; the sum it takes the place of has "
+        f"{name} with χ = {chi} {agrees}, after {document['seconds']:.2g} s; the sum that this replaces has "
         "2<sup>1,073,741,824</sup> terms."
     )
 
@@ -198,7 +198,7 @@ def flow_says(temperature: float) -> str:
     if temperature == ising.CRITICAL:
         says = (
             "At T<sub>c</sub> the magnet looks alike at every scale, and the levels settle on its scaling dimensions "
-            "1/8 and 1: numbers that are put in nowhere. Large blocks drift away, because a finite χ acts like a small "
+            "1/8 and 1: numbers that nobody put in. Large blocks drift away, because a finite χ acts like a small "
             "distance from T<sub>c</sub>; a larger χ stays longer."
         )
     elif temperature < ising.CRITICAL:

@@ -139,7 +139,7 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
             key="reset",
             on_click=plan_session.reset,
             args=(found,),
-            help="Every χ by the rule at the budget last asked for; locks and choices by hand go.",
+            help="Sets every χ by the rule at the last budget. Locks and choices made by hand are dropped.",
         )
         st.button(
             "Unlock all" if now.locked else "Lock all",

@@ -276,7 +276,8 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
         )
         st.html(
             '<p class="k-note">Sites are factors out·in of the weight. A bond is as thick as the entropy S of the cut '
-            f"it crosses, over what a Gaussian weight has there: columns apart, rows apart. Of {of}.{other}</p>"
+            "it crosses, divided by what a Gaussian weight has there; horizontal bonds cross the cuts between columns, "
+            f"vertical ones those between rows. Of {of}.{other}</p>"
         )
         return
     group = found.group(row["name"])
@@ -288,7 +289,11 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
         f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
         f"karipap-tree-{row['name']}",
     )
-    alone = " Its role shares nothing by default, so it is a tree alone." if len(group["members"]) == 1 else ""
+    alone = (
+        " The layers of this role share nothing by default, so this tree has one layer."
+        if len(group["members"]) == 1
+        else ""
+    )
     st.html(
         '<p class="k-note">Edges are as thick as their entropy; the pale band behind is that of a Gaussian. A thin '
         "edge to the inputs or outputs is a basis that the layers share; leaves are the layers, each cut alone as low "

@@ -99,8 +99,8 @@ def new_run(view, running) -> None:
             "Perplexity as papers give it",
             key="papers",
             persist_state="session",
-            help="Besides, on the whole text whatever the tokens above, so it takes longer: windows of 2,048 tokens "
-            "that do not overlap (GPTQ, SVD-LLM and most tables), sliding windows (Hugging Face), rolling (lm-eval).",
+            help="Also measures the whole text, however many tokens are chosen above, which takes longer: in "
+            "windows of 2,048 tokens that do not overlap (GPTQ, SVD-LLM), sliding (Hugging Face), rolling (lm-eval).",
         )
         busy = running is not None and running.status()["state"] not in job.ENDED
         argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", str(tokens)]
@@ -249,7 +249,7 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         fig = figures_runs.lost(weights, rows, field)
         common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors")
         what = "outputs on calibration text" if field == "functional_error" else "weights"
-        st.html(f'<p class="k-note">Relative squared error of the {what}, of the cores as stored; by decades.</p>')
+        st.html(f'<p class="k-note">Relative squared error of the {what}, cores as stored; coloured by decades.</p>')
     with st.container(horizontal=True, gap="small"):
         if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
             runs.open_on_board(run)

@@ -27,7 +27,7 @@ def page() -> None:
     view = model.current()
     common.title(
         "Sensitivity",
-        "One part of the model compressed, all else dense: what it loses, and which number could have said so.",
+        "Each part of the model compressed alone, all else dense: what is lost, and which numbers foretell it.",
     )
     running = job.followed("sensitivity_job")
     documents = {Path(document["path"]).stem: document for document in store.read_all(folder(view))}
@@ -146,7 +146,7 @@ def ask(view, running) -> None:
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def correlations(_rows: list[dict], quality: str, path: str, count: int) -> dict:
-    """ρ of the rows of a file; a file's rows only grow, so their number tells whether they are the same."""
+    """ρ of every measure, kept by file and number of rows: rows are only ever added to a file."""
     return foretell.correlations(_rows, quality)
 
 

@@ -361,7 +361,7 @@ def sweep_form(view, running, first: bool) -> None:
                 RULES,
                 ["calibrated"],
                 key="sweep_rules",
-                help="How a budget is dealt to weights; calibrated and refined measure the model.",
+                help="How a budget is divided among the weights; calibrated and refined measure the model first.",
             )
         with middle:
             auto = st.toggle("Budgets where this model's curve bends", True, key="sweep_auto")

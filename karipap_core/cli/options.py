@@ -84,20 +84,20 @@ DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (def
 NETWORK = option(
     "--network",
     default="lowrank",
-    help="lowrank, mpo, tree, peps, disentangled, qlr; several joined by + (lowrank+qlr), or auto for all: whichever "
-    "pays for each weight (default: lowrank)",
+    help="lowrank, mpo, tree, peps, disentangled, qlr; several joined by + (lowrank+qlr), or auto for all: each "
+    "weight takes the one with the least predicted damage (default: lowrank)",
 )
 QUANTIZE = option(
     "--quantize",
     metavar="FORMAT",
-    help="store the cores, and weights that stay whole, in int8, int4, int3, int2 or fp8; auto: in what pays for each "
-    "(a quantized number counts as its bits / 16 in --budget)",
+    help="store the cores, and the weights without cores, in int8, int4, int3, int2 or fp8; auto: in whichever pays "
+    "off for each (a quantized number counts as its bits / 16 in --budget)",
 )
 EMBEDDING = option(
     "--embedding",
     choices=("dense", "lowrank", "tt"),
     default="dense",
-    help="what the tables of tokens may become; a tied head contracts with the same cores (default: dense)",
+    help="what the tables of tokens may become; an output head that is tied to one uses its cores (default: dense)",
 )
 SCOPE = option(
     "--scope",
@@ -108,7 +108,8 @@ SCOPE = option(
 STRUCTURE = option(
     "--structure",
     choices=("head", "rows", "columns"),
-    help="around every network: an SVD of as many numbers (head), or its rows or columns in an order found for them",
+    help="around every network: an SVD of as many numbers as it has (head), or its rows or columns in an order that is "
+    "searched for",
 )
 
 

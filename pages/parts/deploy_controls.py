@@ -76,8 +76,8 @@ def load(view) -> tuple[Load, str | None, object | None]:
             "Sparse attention",
             key="sparse",
             persist_state="session",
-            help="Something says which tokens matter in each step: an indexer, or an attention that was trained so. "
-            "Without that, every step reads every token.",
+            help="The model itself chooses which tokens to read in each step, by an indexer or by attention that was "
+            "trained to be sparse. Otherwise every step reads every token.",
         )
         kept = 100
         if sparse:

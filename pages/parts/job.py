@@ -110,7 +110,7 @@ def _draw(job, name: str, drawn_as: str) -> None:
             ahead = (status["position"] or 1) - 1
             st.caption(f"One heavy job runs at a time; {ahead} before this one." if ahead else "Next in line.")
         elif state == "failed":
-            st.error(common.plain(status["reason"] or "It ended without saying why; the log below has its last words."))
+            st.error(common.plain(status["reason"] or "It ended without a reason; the end of its log is below."))
         elif state == "cancelled":
             st.caption("Stopped. Finished weights are on disk, and Resume goes on from there.")
         with st.expander("Log and command", key=f"{name}_log"):

@@ -92,14 +92,14 @@ def follow(view, have: bool) -> None:
 
 
 def with_network(view, network: str, metric: str) -> Profile | None:
-    """The newest profile that has what the cuts of this network hold, of this metric where there is one."""
+    """The newest profile with the entropies of this network's cuts, under this metric where there is one."""
     found = [profile for folder in folders(view) if (profile := _load(folder)).settings["network"] == network]
     made = {profile.folder: (profile.folder / "profile.json").stat().st_mtime for profile in found}
     return max(found, key=lambda p: (metric in p.settings["metrics"], made[p.folder]), default=None)
 
 
 def measure_cuts(view, network: str) -> None:
-    """Offers the profile of the weights that has what the cuts of a network hold."""
+    """Offers to make a profile with the entropies of a network's cuts."""
     st.caption(CUTS[network])
     if st.button("Compute it", key=f"cuts_{network}", icon=":material/calculate:"):
         job.start(
@@ -122,8 +122,8 @@ def settings(view, profile: Profile) -> None:
             st.caption(f"This profile: {common.plain(describe(profile))}.")
         st.markdown("**Look at text too**")
         st.caption(
-            "Spectra of what the layers do on text (outputs) and of what it costs (loss), and of every cut of a "
-            "network. Takes forward and backward passes over the calibration text."
+            "Adds spectra under two more metrics, the layers' outputs and the loss on text, and those of every cut of "
+            "a network. Takes forward and backward passes over the calibration text."
         )
         network = st.segmented_control(
             "Cuts of",

@@ -91,12 +91,12 @@ def describe(plan: Plan) -> str:
 
 
 def warn_of_text(run: dict) -> None:
-    """Says so where the dense model itself knows nothing of the text: then no figure measured on it means much."""
+    """A warning where the dense model itself predicts the text badly: then no figure measured on it means much."""
     dense = (run.get("dense") or {}).get("bits_per_byte")
     if dense is not None and dense > STRANGE_TEXT:
         st.warning(
-            f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not made for it, and "
-            "what is lost on it says little. Measure on a text of the model's own kind."
+            f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not trained for it, "
+            "and what it loses there says little. Measure on a text of the model's own kind."
         )
 
 
@@ -198,7 +198,7 @@ def conventions(run: dict) -> None:
                 "dense": number("Dense", format="%.4f"),
                 "difference": st.column_config.TextColumn("Difference", help="of the perplexities, 95 % interval"),
                 "bits": number("Bits per byte", format="%.4f"),
-                "word": number("Word perplexity", format="localized", help="a word is what stands between white space"),
+                "word": number("Word perplexity", format="localized", help="words are separated by white space"),
             },
         )
     notes = [f"{name}: {entry.get('missing') or show.convention_note(entry)}" for name, entry in found.items()]

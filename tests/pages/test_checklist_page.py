@@ -116,7 +116,7 @@ def test_texts_side_by_side_with_what_differs_marked(run, world):
     text = words(opened())
     assert f"{found['kl']:.4f}" in text and "&lt;script&gt;" in text and "<script>" not in text
     parted = [row for row in found["prompts"] if row["diverges_at"] is not None]
-    assert parted and f"they part at token {parted[0]['diverges_at'] + 1} of 8" in text and "<mark>" in text
+    assert parted and f"the texts differ from token {parted[0]['diverges_at'] + 1} of 8 on" in text and "<mark>" in text
     kept = read_json(world[1] / "shadow.json")
     write_json(world[1] / "shadow.json", kept | {"of": kept["of"] | {"tensors": "0" * 64}})
     assert "<b>Stale</b>" in words(opened())

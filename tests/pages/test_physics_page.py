@@ -45,7 +45,7 @@ def test_it_shows_the_number_the_exact_one_and_the_error():
     text = words(app)
     assert f"{known['ln_z_per_site']:.8f}" in text and "0.92969540" in text
     assert "2.9 · 10⁻⁴" in text and "<b>3 digits</b>" in text
-    assert "1/8 and 1: numbers that are put in nowhere" in text and "One step of TRG" in text
+    assert "1/8 and 1: numbers that nobody put in" in text and "One step of TRG" in text
     assert app.code[0].value == "karipap ising --method trg --chi 4"
     assert len(app.get("plotly_chart")) == 3
 

@@ -20,7 +20,9 @@ from karipap_core.progress import Progress
     option("--gpu", default="auto", metavar="NAME", help="such as A100, L40S, H100 (default: this machine's)"),
     option("--kv-dtype", choices=("fp16", "fp8", "int8", "int4"), default="fp16", help="of the cache (default: fp16)"),
     option("--kv-keep", type=fraction, default=1.0, metavar="KEPT", help="fraction of the tokens that stay cached"),
-    option("--sparse-attention", action="store_true", help="something says which tokens matter in each step"),
+    option(
+        "--sparse-attention", action="store_true", help="the model itself chooses which tokens to read in each step"
+    ),
     option("--price", type=above_zero, metavar="$", help="of the GPU for an hour"),
     option("--throughput", type=above_zero, metavar="T", help="tokens a second, measured: $ a million tokens follow"),
     option(
@@ -66,7 +68,7 @@ def shadow(args: argparse.Namespace, progress: Progress) -> dict:
 
 
 @verb(
-    "whether a compressed folder is fit to be served (exit status 1: no): each item from evidence, with what to run",
+    "whether a compressed folder is fit to be served (exit status 1: no): items from files on disk, with what to run",
     "compressed/ --against assets/demo_model",
     table("checklist"),
     COMPRESSED,

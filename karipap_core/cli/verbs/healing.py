@@ -32,16 +32,22 @@ from karipap_core.progress import Progress
     option(
         "--requantize",
         action="store_true",
-        help="open cores in few bits, let them learn as floats, and quantize them again at the end; without it they "
-        "stay as they are and only float cores learn",
+        help="train cores that are stored in few bits as floats, and quantize them again at the end; without it they "
+        "stay as they are and only float cores are trained",
     ),
     option("--accumulate", type=positive, default=1, metavar="N", help="parts that a step is cut into (default: 1)"),
     option("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the passes (default: no)"),
     option("--gradient-checkpointing", action="store_true", help="less memory for a third more time"),
-    option("--every", type=positive, metavar="K", help="steps between two looks, each with a checkpoint"),
-    option("--patience", type=positive, default=4, metavar="N", help="looks without gain before it stops (default: 4)"),
+    option("--every", type=positive, metavar="K", help="steps between two validations, each with a checkpoint"),
+    option(
+        "--patience",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="validations without gain before it stops (default: 4)",
+    ),
     option("--seed", type=int, default=0, metavar="N", help="of the order of the text (default: 0)"),
-    option("--compare-dense", action="store_true", help="give the dense model the same training, beside"),
+    option("--compare-dense", action="store_true", help="also train the dense model in the same way, to compare with"),
     option(
         "--measure",
         nargs="?",
