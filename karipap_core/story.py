@@ -38,7 +38,7 @@ def profile(
 
     text : what the model reads for the metrics functional and loss, which look at activations (default: the standard
         library's calibration modules).
-    metrics : some of weight (W itself; needs no text), functional (W C^½), loss (G^½ W C^½): docs/methods.md, "Metrics".
+    metrics : some of weight (W itself; needs no text), functional (W C^½), loss (G^½ W C^½); docs/methods.md "Metrics".
     network : mpo, tree or peps: also the spectrum of every bond of that network.
     out : a folder for a copy of the profile.
 
