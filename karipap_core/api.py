@@ -263,11 +263,12 @@ def heal(
     distill : the dense model to learn from (default: the one that the folder was made from).
     compare_dense : give the dense model the same training, beside.
     settings : objective, rate, norms, requantize, tokens, window, accumulate, mixed_precision, gradient_checkpointing,
-        every, patience, seed: see `karipap_core.healing.heal.Settings`.
+        every, patience, seed: see `karipap_core.healing.settings.Settings`.
 
     Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be trained.
     """
     from karipap_core.healing.heal import heal as train
+    from karipap_core.healing.settings import Settings
 
     path = folder.folder if isinstance(folder, Compressed) else folder
-    return Healed(train(path, out, steps, text, distill, device, compare_dense, progress, **settings))
+    return Healed(train(path, out, Settings(steps, **settings), text, distill, device, compare_dense, progress))

@@ -1,21 +1,20 @@
 """The checks of a compressed folder, each a function that says what it found."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import PICKLES
 from karipap_core.checkpoint.tensorfile import word_of
-from karipap_core.compressed.records import (
-    Source,
-    file_sums,
-    pinned,
-    tensor_sums,
-)
+from karipap_core.compressed.records import Source, file_sums, pinned, tensor_sums
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
 from karipap_core.workspace.files import settings_key
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 TOLERANCE = 1e-3  # relative, of the logits in float32
 TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
@@ -75,7 +74,9 @@ def wrong_tensors(
     from karipap_core.compressed.folder import WORDS
     from karipap_core.layers.cores import stored_tensors
 
-    original, wrong, cores = settings.get("original") or {}, {}, set()
+    original = settings.get("original") or {}
+    wrong: dict[str, str] = {}
+    cores: set[str] = set()
     for name in plan.weights:
         spec = plan.spec(name)
         if spec is None:
@@ -258,39 +259,24 @@ def _output(model, ids):
         return model(input_ids=ids)[0].double().cpu()
 
 
-def _matrices(plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path] | None) -> Iterator:
+def _matrices(
+    plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path] | None
+) -> Iterator[tuple[str, "torch.Tensor"]]:
     """(name, Ŵ (out, in) float64) of each weight that the plan changes, one at a time."""
     from safetensors import safe_open
 
-    def from_files(owner: str, core: str):
-        with safe_open(core_files[owner], framework="pt") as file:
-            return file.get_tensor(core)
+    from karipap_core.layers.cores import read_cores
 
-    def from_folder(owner: str, core: str):
-        return checkpoint.read_tensor(f"{owner}.{core}")
+    def read(owner: str, tensor: str) -> "torch.Tensor":
+        if core_files is None:
+            return checkpoint.read_tensor(f"{owner}.{tensor}")
+        with safe_open(core_files[owner], framework="pt") as file:
+            return file.get_tensor(tensor)
 
     for name in plan.weights:
         spec = plan.spec(name)
         if spec is not None:
-            yield name, spec.dense(_cores(spec, name, from_files if core_files is not None else from_folder))
-
-
-def _cores(spec, name: str, read: Callable) -> list:
-    """The cores of one weight, float64, or integers."""
-    from karipap_core.layers.cores import INDEX, dequantized
-    from karipap_core.quantization.formats import stored_shapes
-
-    cores = []
-    for k, (form, own) in enumerate(zip(spec.formats, spec.owned, strict=True)):
-        owner, core = name if own else spec.members[0], f"cores.{k}"
-        if form is None or form == INDEX:
-            tensor = read(owner, core)
-            cores.append(tensor.double() if form is None else tensor)
-        else:
-            matrix = spec.core_matrix(k)
-            parts = {part: read(owner, f"{core}.{part}") for part in stored_shapes(form, *matrix)}
-            cores.append(dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k]))
-    return cores
+            yield name, spec.dense(read_cores(spec, name, read))
 
 
 def first_faults(wrong: dict[str, str], before: str = "") -> str:

@@ -1,6 +1,7 @@
 """An ordinary dense folder made from a compressed one."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
@@ -9,14 +10,18 @@ from karipap_core.compressed.folder import (
     CORE,
     SHARD_BYTES,
     WORDS,
+    computed,
     fill_folder,
     in_natural_order,
     new_folder,
     raw_bytes,
-    reporting,
+    with_progress,
 )
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 
 def densify(
@@ -38,26 +43,27 @@ def densify(
         raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
     original = settings["original"]
     disk = {entry_of(core[1], settings)[0]: core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
-    slices = {}  # name of a slice of a stack → the stack's tensor
+    slices: dict[str, dict[int, str]] = {}  # tensor of a stack → number of a slice → the slice's name
     pieces: dict[str, Piece] = {}
     for tensor, info in in_natural_order(checkpoint.tensors):
         core = CORE.fullmatch(tensor)
         name = core[1] if core else tensor.removesuffix(".weight")
         stack = _stack_of(name, original["stacks"])
         if stack:
-            slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = (name, tensor)
+            slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = name
         elif core:
             pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings, disk)
         else:
             pieces[tensor] = copied(tensor, info)
     for stack, members in slices.items():
-        pieces[stack] = _stack_piece(
-            checkpoint, stack, [members[index][0] for index in sorted(members)], settings, disk
-        )
+        names = [members[index] for index in sorted(members)]
+        pieces[stack] = _stack_piece(checkpoint, stack, names, settings, disk)
     added = {"quantization_config", *original.get("config", ())}
     config = {key: value for key, value in checkpoint.config.items() if key not in added}
     with new_folder(out, checkpoint.path, overwrite) as target:
-        fill_folder(target, checkpoint.path, config, reporting(list(pieces.values()), progress, "densify"), shard_bytes)
+        fill_folder(
+            target, checkpoint.path, config, with_progress(list(pieces.values()), progress, "densify"), shard_bytes
+        )
     dense = open_checkpoint(out)
     made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
     return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
@@ -73,40 +79,28 @@ def entry_of(name: str, settings: dict) -> tuple[str, dict]:
     raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
 
 
-def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]):
+def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> "torch.Tensor":
     """W (out, in) of a compressed weight, or of a slice that stayed dense, in the original's dtype.
 
     `disk` gives the names that the plan's weights have in the folder.
     """
     import torch
 
+    from karipap_core.layers.cores import read_cores
     from karipap_core.networks import spec_from_json
 
     if f"{name}.weight" in checkpoint.tensors:
         return checkpoint.read_tensor(f"{name}.weight")
+
+    def read(owner: str, core: str) -> torch.Tensor:
+        if owner != name and owner not in disk:
+            raise InputError(f"The folder lacks the cores of {owner}, which {name} shares: write it anew.")
+        return checkpoint.read_tensor(f"{name if owner == name else disk[owner]}.{core}")
+
     known, entry = entry_of(name, settings)
-    spec, cores = spec_from_json(entry), []
-    for k, own in enumerate(spec.owned):
-        if not own and spec.members[0] not in disk:
-            raise InputError(f"The folder lacks the cores of {spec.members[0]}, which {name} shares: write it anew.")
-        cores.append(_core(checkpoint, name if own else disk[spec.members[0]], spec, k))
+    spec = spec_from_json(entry)
     dtype = settings["original"]["dtypes"].get(known, settings["original"]["dtype"])
-    return spec.dense(cores).to(getattr(torch, dtype))
-
-
-def _core(checkpoint: Checkpoint, name: str, spec, k: int):
-    """Core k of the weight called `name` in the folder: float64, or the integers of an index."""
-    from karipap_core.layers.cores import INDEX, dequantized
-    from karipap_core.quantization.formats import stored_shapes
-
-    form, core = spec.formats[k], f"{name}.cores.{k}"
-    if form == INDEX:
-        return checkpoint.read_tensor(core)
-    if form is None:
-        return checkpoint.read_tensor(core).double()
-    matrix = spec.core_matrix(k)
-    parts = {part: checkpoint.read_tensor(f"{core}.{part}") for part in stored_shapes(form, *matrix)}
-    return dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k])
+    return spec.dense(read_cores(spec, name, read)).to(getattr(torch, dtype))
 
 
 def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> Piece:
@@ -118,11 +112,11 @@ def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[s
     transposed = original["transposed"] and known not in original.get("tables", ())
     shape = (spec.n_in, spec.n_out) if transposed else (spec.n_out, spec.n_in)
 
-    def write(file) -> None:
+    def stored() -> "torch.Tensor":
         W = _dense(checkpoint, name, settings, disk)
-        file.write(raw_bytes(W.T if transposed else W))
+        return W.T if transposed else W
 
-    return Piece(f"{name}.weight", word, shape, write)
+    return computed(f"{name}.weight", word, shape, stored)
 
 
 def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:
@@ -138,7 +132,7 @@ def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings:
     first = _dense(checkpoint, names[0], settings, disk)
     transposed = settings["original"]["stacks"][stack]
 
-    def write(file) -> None:
+    def write(file: BinaryIO) -> None:
         for name in names:
             W = _dense(checkpoint, name, settings, disk)
             file.write(raw_bytes(W.T if transposed else W))

@@ -1,4 +1,4 @@
-"""Compressed model folders on disk: written from a checkpoint, a plan and cores, and made dense again.
+"""Compressed model folders on disk, written from a checkpoint, a plan and cores.
 
 A folder is the original's (config, tokenizer, generation settings, every tensor byte for byte), but that the tensor
 `<weight>.weight` of a compressed weight is replaced by `<weight>.cores.0`, `<weight>.cores.1` … and config.json
@@ -10,15 +10,20 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, word_of, write_model
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 SHARD_BYTES = 4_000_000_000
 CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.[a-z]+)?")  # the tensors of a core in a format: codes, scales …
@@ -57,7 +62,7 @@ def write_compressed(
     if lacking:
         raise InputError(f"Weight {lacking[0]} is in one of plan and cores but not in the other.")
     weights = [checkpoint.weight(name) for name in entries]
-    cores = {weight.name: _cores(weight, entries, core_files[weight.name]) for weight in weights}
+    cores = {weight.name: _checked_cores(weight, entries, core_files[weight.name]) for weight in weights}
     stacks = {weight.tensor: weight.transposed for weight in checkpoint.weights if weight.index is not None}
     stacks = stacks if any(weight.index is not None for weight in weights) else {}
     compressed = {weight.tensor: weight for weight in weights if weight.index is None}
@@ -89,13 +94,13 @@ def write_compressed(
             folder,
             source,
             config | {"quantization_config": settings},
-            reporting(pieces, progress, "write"),
+            with_progress(pieces, progress, "write"),
             shard_bytes,
         )
     return Path(out)
 
 
-def _cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, TensorInfo]:
+def _checked_cores(weight: Weight, entries: dict[str, dict], file: Path) -> dict[str, TensorInfo]:
     """The cores in a weight's file, checked against its entry in the plan."""
     from karipap_core.layers.cores import stored_tensors
     from karipap_core.layers.embedding import looked_up
@@ -130,7 +135,8 @@ def _core_pieces(weight: Weight, cores: dict[str, TensorInfo], dtype: str | None
     for core, info in cores.items():
         name = f"{weight.name}.{core}"
         plain = core.count(".") == 1 and info.dtype in _words(None)
-        pieces.append(Piece(name, word, info.shape, _cast(info, core, FLOATS[word])) if plain else copied(name, info))
+        read = partial(_read_as, info, core, FLOATS[word])
+        pieces.append(computed(name, word, info.shape, read) if plain else copied(name, info))
     return pieces
 
 
@@ -154,37 +160,44 @@ def _stored_heads(checkpoint: Checkpoint, weights: list[Weight]) -> bool:
     return {"embed", "head"} <= roles and any(weight.role in TABLES for weight in weights)
 
 
-def _cast(info: TensorInfo, name: str, dtype: str):
-    def write(file) -> None:
-        import torch
-        from safetensors import safe_open
+def _read_as(info: TensorInfo, name: str, dtype: str) -> "torch.Tensor":
+    """The tensor `name` of a file of cores, rounded to a dtype."""
+    import torch
+    from safetensors import safe_open
 
-        with safe_open(info.file, framework="pt") as source:
-            file.write(raw_bytes(source.get_tensor(name).to(getattr(torch, dtype))))
-
-    return write
+    with safe_open(info.file, framework="pt") as source:
+        return source.get_tensor(name).to(getattr(torch, dtype))
 
 
-def raw_bytes(tensor) -> memoryview:
+def computed(name: str, dtype: str, shape: Sequence[int], tensor: Callable[[], "torch.Tensor"]) -> Piece:
+    """A piece of a folder that holds the bytes of `tensor()`, which is asked for only when the piece is written.
+
+    dtype: safetensors' word for the tensor's dtype, such as "BF16".
+    """
+
+    def write(file: BinaryIO) -> None:
+        file.write(raw_bytes(tensor()))
+
+    return Piece(name, dtype, tuple(shape), write)
+
+
+def raw_bytes(tensor: "torch.Tensor") -> memoryview:
+    """The bytes of a tensor on the CPU as safetensors stores them: row by row, without gaps."""
     import torch
 
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _slice_piece(checkpoint: Checkpoint, weight: Weight) -> Piece:
     """A slice of an expert stack that stays dense, as a weight of its own."""
-    return Piece(
-        f"{weight.name}.weight",
-        WORDS[weight.dtype],
-        weight.shape,
-        lambda file: file.write(raw_bytes(checkpoint.read(weight.name))),
-    )
+    read = partial(checkpoint.read, weight.name)
+    return computed(f"{weight.name}.weight", WORDS[weight.dtype], weight.shape, read)
 
 
 def _original(weights: list[Weight], stacks: dict[str, bool]) -> dict:
     """What densify must know of how the compressed weights were stored."""
-    usual = Counter(weight.dtype for weight in weights).most_common(1)
-    usual = usual[0][0] if usual else None
+    counts = Counter(weight.dtype for weight in weights)
+    usual = max(counts, key=lambda dtype: counts[dtype], default=None)
     return {
         "dtype": usual,
         "dtypes": {weight.name: weight.dtype for weight in weights if weight.dtype != usual},
@@ -203,11 +216,11 @@ def in_natural_order(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorIn
     return sorted(tensors.items(), key=lambda item: key(item[0]))
 
 
-def reporting(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
-    """The pieces, each reporting when it is written."""
+def with_progress(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece]:
+    """The same pieces, each of which tells `progress` when it has been written."""
 
     def wrapped(number: int, piece: Piece) -> Piece:
-        def write(file) -> None:
+        def write(file: BinaryIO) -> None:
             piece.write(file)
             progress(stage, number, len(pieces), piece.name)
 
@@ -217,7 +230,8 @@ def reporting(pieces: list[Piece], progress: Progress, stage: str) -> list[Piece
 
 
 def fill_folder(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_bytes: int) -> None:
-    """Fills a new folder: the source's small files, the config, the tensors."""
+    """Fills a new folder with the source's small files that describe the model (tokenizer, generation settings,
+    licence), with `config` as its config.json, and with the tensors of `pieces`."""
     for file in sorted(source.iterdir()):
         readable = file.suffix in KEPT_FILES or file.name.startswith(("LICENSE", "NOTICE"))
         ours = file.name in RECORDS or file.name == "config.json" or file.name.endswith(".index.json")

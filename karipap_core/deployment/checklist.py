@@ -101,7 +101,7 @@ def _fraction(value) -> float | None:
 
 def _typed(healing: dict) -> str:
     """The options of `heal` that a healing was made with."""
-    from karipap_core.healing.heal import Settings
+    from karipap_core.healing.settings import Settings
 
     usual = {field.name: field.default for field in fields(Settings)}
     words = ""

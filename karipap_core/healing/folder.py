@@ -10,7 +10,7 @@ from torch import nn
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
 from karipap_core.compressed.densify import entry_of
-from karipap_core.compressed.folder import CORE, SHARD_BYTES, WORDS, fill_folder, new_folder, raw_bytes
+from karipap_core.compressed.folder import CORE, SHARD_BYTES, WORDS, computed, fill_folder, new_folder
 from karipap_core.compressed.records import KINDS, REPORT, sums_of
 from karipap_core.errors import InputError
 from karipap_core.healing.loop import like
@@ -146,4 +146,4 @@ def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: 
 def _piece(name: str, info: TensorInfo, tensor: torch.Tensor | None) -> Piece:
     if tensor is None:
         return copied(name, info)
-    return Piece(name, info.dtype, info.shape, lambda file: file.write(raw_bytes(tensor)))
+    return computed(name, info.dtype, info.shape, lambda: tensor)

@@ -9,7 +9,7 @@ last checkpoint in `<out>/.healing` and takes the very steps that it would have 
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,73 +17,29 @@ import torch
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.compressed.records import REPORT
 from karipap_core.errors import InputError
+from karipap_core.healing.settings import Settings
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace.files import read_json, settings_key, write_json
 
-OBJECTIVES = ("distill", "next-token")
-PRECISIONS = ("no", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda")
 WORK = ".healing"
-VALIDATION_SHARE, VALIDATION_TOKENS = 8, 8192  # one document in eight, and so many tokens of them at most
-SIGNS_A_TOKEN = 6  # more than most tokenizers need: only so much of a long text is tokenized
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to heal. All of it decides the result, so all of it names the work that is gone on with.
-
-    steps: of the optimizer, each on `tokens` tokens in windows of `window` (None: the model's default) over all
-    processes together; rate: the largest step size, None to search; every: steps between two looks at the validation
-    text, None for a tenth of the steps, 50 at most; patience: looks without improvement before it stops; accumulate:
-    parts that a step's tokens are cut into, so that less memory is needed.
-    """
-
-    steps: int
-    objective: str = "distill"
-    rate: float | None = None
-    norms: bool = False
-    requantize: bool = False
-    tokens: int = 2048
-    window: int | None = None
-    accumulate: int = 1
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    every: int | None = None
-    patience: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "window", "accumulate", "every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: at least 1.")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise InputError(f"rate is {self.rate}: a number above 0.")
-        for name, allowed in (("objective", OBJECTIVES), ("mixed_precision", PRECISIONS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-
-    @property
-    def look_every(self) -> int:
-        return self.every or max(1, min(50, self.steps // 10))
 
 
 def heal(
     folder: str | Path,
     out: str | Path,
-    steps: int,
+    settings: Settings,
     text: str | Path | Text | None = None,
     distill: str | Path | None = None,
     device: str = "auto",
     compare_dense: bool = False,
     progress: Progress = silent,
-    **more,
 ) -> dict:
     """Heal the compressed model in `folder` and write it to `out`, a compressed folder of the same plan.
 
     text: what is learnt from (default: the standard library's train modules), an eighth of it kept aside for
-    validation; distill: the dense model (default: the one that the folder was made from); more: see `Settings`.
+    validation; distill: the dense model (default: the one that the folder was made from).
     Cores in few bits stay as they are while the float ones learn; with `requantize` they are opened, learn as floats,
     and are quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
     get the same steps on the same text by next-token loss, a step size of their own, and the same early stop.
@@ -98,7 +54,6 @@ def heal(
     """
     from karipap_core.compressed.verify import verify
 
-    settings = Settings(steps, **more)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
     accelerator = _accelerator(settings, device)
     progress = progress if accelerator.is_main_process else silent
@@ -149,17 +104,19 @@ class _Patient:
             raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to heal.")
         if self.checkpoint.kind != "causal":
             raise InputError(f"{folder} is an encoder, which predicts no next token: only causal models are healed.")
-        self.folder, self.plan, self.notes = self.checkpoint.path, method["plan"], []
+        self.folder, self.plan = self.checkpoint.path, method["plan"]
+        self.notes: list[str] = []
         self.source = dense_model_of(self.folder, distill, self.notes)
         if self.source is None and settings.objective == "distill":
             raise InputError(
                 f"The dense model that {folder} was made from is not found here unchanged: name it with --distill, or "
                 "take --objective next-token."
             )
-        distils = settings.objective == "distill"
-        self.teacher_fingerprint = open_checkpoint(self.source).fingerprint if distils else None
+        self.teacher_fingerprint: str | None = None
+        if self.source is not None and settings.objective == "distill":
+            self.teacher_fingerprint = open_checkpoint(self.source).fingerprint
 
-    def load(self, device) -> tuple[torch.nn.Module, object | None]:
+    def load(self, device: str | torch.device) -> tuple[torch.nn.Module, object | None]:
         """The compressed model and a tokenizer, the dense model's where the folder has none."""
         from karipap_core.models.load import load_model, load_tokenizer
 
@@ -168,9 +125,12 @@ class _Patient:
             tokenizer = load_tokenizer(self.source)
         return model, tokenizer
 
-    def load_dense(self, device) -> torch.nn.Module:
+    def load_dense(self, device: str | torch.device) -> torch.nn.Module | None:
+        """The dense model that the folder was made from, None where it is not here."""
         from karipap_core.models.load import load_model
 
+        if self.source is None:
+            return None
         return load_model(self.source, device=str(device))[0].requires_grad_(False)
 
 
@@ -186,25 +146,28 @@ def _healed(
     patient: _Patient, text: Text, settings: Settings, key: str, out: Path, accelerator, progress: Progress
 ) -> dict:
     from karipap_core.healing import folder as store
+    from karipap_core.healing.data import rows_and_sample
     from karipap_core.healing.loop import Training, validation_loss
+    from karipap_core.layers.cores import CoresModule
 
     checkpoint, device = patient.checkpoint, accelerator.device
     progress("load", 0, 2, checkpoint.name)
     model, tokenizer = patient.load(device)
-    rows, validation = _data(model, tokenizer, text, settings, accelerator)
+    rows, validation = rows_and_sample(model, tokenizer, text, settings, accelerator.num_processes)
     progress("load", 1, 2, str(patient.source or ""))
-    dense = patient.load_dense(device) if patient.source is not None else None
+    dense = patient.load_dense(device)
     dense_loss = None if dense is None else validation_loss(dense, validation)
     teacher = dense if settings.objective == "distill" else None
     before = validation_loss(model, validation)
-    packed = {}
+    packed: dict[str, list[int]] = {}
+    weights: dict[str, str] = {}
     if settings.requantize:
         if accelerator.num_processes > 1:
             raise InputError("Quantizing again (--requantize) runs in one process: start it without a launcher.")
         weights = store.plan_names(model, checkpoint)  # before: a core that is open has another name than its file's
         packed = store.unpack_cores(model)
     trained = store.choose_trained(model, settings.norms)
-    shared = any(len(module.cores.lenders) for module in model.modules() if hasattr(module, "cores"))
+    shared = any(module.cores.lenders for module in model.modules() if isinstance(module, CoresModule))
     if shared and str(accelerator.distributed_type) == "DistributedType.FSDP":
         raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
     _fast(model, settings)
@@ -274,14 +237,14 @@ def _train_dense(
     patient: _Patient, text: Text, settings: Settings, file: Path, accelerator, progress: Progress
 ) -> dict:
     """The dense model's own weights, those that the plan compresses, given the same training by next-token loss."""
+    from karipap_core.healing.data import rows_and_sample
     from karipap_core.healing.loop import Training, validation_loss
     from karipap_core.models.sites import sites
 
-    if patient.source is None:
+    if patient.source is None or (model := patient.load_dense(accelerator.device)) is None:
         raise InputError("There is no dense model to compare with: name it with --distill.")
     tokenizer = patient.load("cpu")[1]
-    model = patient.load_dense(accelerator.device)
-    rows, validation = _data(model, tokenizer, text, settings, accelerator)
+    rows, validation = rows_and_sample(model, tokenizer, text, settings, accelerator.num_processes)
     compressed = {name for name, entry in patient.plan["weights"].items() if entry["network"] != "dense"}
     compressed |= {name for name, entry in patient.plan["weights"].items() if entry.get("quantize")}
     for name, site in sites(model, open_checkpoint(patient.source), tables=True).items():
@@ -312,50 +275,6 @@ def _course(settings: Settings):
     return Course(
         settings.steps, settings.rate, settings.look_every, settings.patience, settings.accumulate, settings.seed
     )
-
-
-def _data(model, tokenizer, text: Text, settings: Settings, accelerator) -> tuple:
-    """(rows to train on, sample to validate on), from different documents of the text."""
-    from karipap_core.evaluation.perplexity import Sample, check_window
-    from karipap_core.evaluation.scoring import Scoring
-    from karipap_core.evaluation.tokens import encode
-    from karipap_core.healing.loop import Rows
-
-    config = model.config.get_text_config()
-    window = check_window(config, settings.window)
-    parts = accelerator.num_processes * settings.accumulate
-    batch = -(-max(1, settings.tokens // window) // parts) * parts
-    learnt, kept = split(text)
-    ids = encode(tokenizer, _enough(learnt, settings.steps * batch * window, settings.seed), config.vocab_size)
-    rows = Rows(ids, window, batch, settings.seed)
-    if not rows.count:
-        raise InputError(f"{text.name} has {len(ids)} tokens to learn from, one window needs {window + 1}: give more.")
-    if int(ids.max()) >= model.get_input_embeddings().weight.shape[0]:
-        raise InputError(f"The tokenizer gives id {int(ids.max())}, which the model does not know: wrong tokenizer.")
-    return rows, Sample.of(model, tokenizer, kept, Scoring(window, window, VALIDATION_TOKENS))
-
-
-def split(text: Text) -> tuple[Text, Text]:
-    """(to learn from, to validate on): every eighth document is kept aside; of a single document its last eighth."""
-    name = f"{text.name}, one part in {VALIDATION_SHARE}"
-    if len(text.documents) > 1:
-        learnt = tuple(each for i, each in enumerate(text.documents) if i % VALIDATION_SHARE)
-        return Text(text.name, learnt, text.path), Text(name, text.documents[::VALIDATION_SHARE], text.path)
-    cut = len(text.documents[0]) * (VALIDATION_SHARE - 1) // VALIDATION_SHARE
-    learnt, kept = text.documents[0][:cut], text.documents[0][cut:]
-    return Text(text.name, (learnt,), text.path), Text(name, (kept,), text.path)
-
-
-def _enough(text: Text, tokens: int, seed: int) -> Text:
-    """Documents in a random order (fixed by the seed), as many as hold so many tokens."""
-    order = torch.randperm(len(text.documents), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen, signs = [], 0
-    for index in order:
-        if signs > SIGNS_A_TOKEN * tokens:
-            break
-        chosen.append(text.documents[index])
-        signs += len(text.documents[index])
-    return Text(text.name, tuple(chosen), text.path)
 
 
 def _fast(model, settings: Settings) -> None:

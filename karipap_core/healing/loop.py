@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, losses
-from karipap_core.progress import Progress
+from karipap_core.progress import Progress, silent
 from karipap_core.workspace.files import whole_file
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
@@ -56,9 +56,9 @@ class Rows:
     def __init__(self, ids: torch.Tensor, window: int, batch: int, seed: int) -> None:
         self.ids, self.window, self.size, self.seed = ids, window, batch, seed
         self.count = (len(ids) - 1) // window
-        self._order = lru_cache(maxsize=2)(self._order)
+        self._order = lru_cache(maxsize=2)(self._order_of)
 
-    def _order(self, epoch: int) -> torch.Tensor:
+    def _order_of(self, epoch: int) -> torch.Tensor:
         return torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
 
     def batch(self, step: int) -> torch.Tensor:
@@ -108,7 +108,7 @@ class Training:
         file: Path,
         teacher: torch.nn.Module | None = None,
         stage: str = "heal",
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> None:
         """Trains what `model` has with requires_grad, by distillation from `teacher` or, without one, by next-token
         loss; everything else costs no gradient and no moments."""
@@ -147,10 +147,10 @@ class Training:
                 self._save()
                 break
             looks = state.step % course.every == 0 or state.step == course.steps
-            told = f"loss {loss:.6f}" + (f", validation {self._look():.6f}" if looks else "")
+            message = f"loss {loss:.6f}" + (f", validation {self._look():.6f}" if looks else "")
             if looks:
                 self._save()
-            self.progress(self.stage, state.step, course.steps, f"step size {rate:.2g}", told)
+            self.progress(self.stage, state.step, course.steps, f"step size {rate:.2g}", message)
         self.put(self.best)
         state.seconds = time.monotonic() - self.began
         return state
@@ -186,7 +186,8 @@ class Training:
             self.put(self.incoming)
             self._save()
         self.progress("step size", len(RATES), len(RATES))
-        return min(RATES, key=lambda rate: math.inf if state.search[str(rate)] is None else state.search[str(rate)])
+        losses = {rate: state.search[str(rate)] for rate in RATES}
+        return min(RATES, key=lambda rate: math.inf if (loss := losses[rate]) is None else loss)
 
     def step(self, number: int, rate: float) -> float:
         """One step of the optimizer on the rows of step `number`; returns the mean loss before it, nats a token."""

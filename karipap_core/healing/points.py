@@ -5,6 +5,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.healing.heal import first_process, heal
+from karipap_core.healing.settings import Settings
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
@@ -18,20 +19,20 @@ SHARED = 0.01  # of a text may have been learnt from: files that are empty or sa
 def heal_and_measure(
     folder: str | Path,
     out: str | Path,
-    steps: int,
+    settings: Settings,
     measured_on: str | Path | Text | None = None,
-    max_tokens: int | None = None,
     text: str | Path | Text | None = None,
+    distill: str | Path | None = None,
     device: str = "auto",
+    compare_dense: bool = False,
     progress: Progress = silent,
-    **more,
 ) -> dict:
     """`heal.heal`, and both folders measured against the dense model, each as a run.json in the workspace.
 
-    measured_on: default the standard library's held-out modules; max_tokens: default as `run`. The folder that comes in
-    is not measured again where `run` measured it on the same text and cut (its run.json lies beside it). Returns heal's
-    result with "points": [{"id", "label", "loss", "rise", "text"}, the same after]. Raises InputError, before anything
-    is trained, where the text measured on is the one learnt from.
+    measured_on: default the standard library's held-out modules; as many tokens of it as `run` takes by default. The
+    folder that comes in is not measured again where `run` measured it on the same text and cut (its run.json lies
+    beside it). Returns heal's result with "points": [{"id", "label", "loss", "rise", "text"}, the same after]. Raises
+    InputError, before anything is trained, where the text measured on is the one learnt from.
     """
     measured_on = measured_on if isinstance(measured_on, Text) else read_text(measured_on) if measured_on else None
     measured_on = measured_on or standard_library("heldout")
@@ -40,11 +41,11 @@ def heal_and_measure(
     shared = sum(len(each) for each in measured_on.documents if each in learnt)
     if shared > SHARED * sum(map(len, measured_on.documents)):
         raise InputError(f"{text.name} and {measured_on.name} share documents: measure on text that was not learnt.")
-    found = heal(folder, out, steps, text, device=device, progress=progress, **more)
+    found = heal(folder, out, settings, text, distill, device, compare_dense, progress)
     if not first_process():
         return found
     pair = [
-        measure(path, measured_on, max_tokens, more.get("distill"), device, healed, progress)
+        measure(path, measured_on, distill, device, healed, progress)
         for path, healed in ((Path(folder), None), (Path(out), found))
     ]
     points = [{key: point[key] for key in ("id", "label", "loss", "rise")} for point in pair]
@@ -52,7 +53,7 @@ def heal_and_measure(
 
 
 def measure(
-    folder: Path, text: Text, max_tokens: int | None, against, device: str, healed: dict | None, progress: Progress
+    folder: Path, text: Text, against: str | Path | None, device: str, healed: dict | None, progress: Progress
 ) -> dict:
     """The point of a compressed folder, as `run` writes it; `healed` is the result of the healing that made it."""
     from karipap_core.checkpoint.open import open_checkpoint
@@ -64,14 +65,13 @@ def measure(
 
     checkpoint = open_checkpoint(folder, compressed=True)
     plan = Plan.from_json(checkpoint.config["quantization_config"]["plan"], str(folder))
-    tokens = max_tokens or MAX_TOKENS
     beside = folder.resolve().parent / "run.json"
     if healed is None and beside.is_file():
         point = read_json(beside)
         same = point.get("folder") and Path(point["folder"]).resolve() == folder.resolve()
-        if same and point["text"]["sha256"] == text.sha256 and point["tokens"] == _scored(point, tokens):
+        if same and point["text"]["sha256"] == text.sha256 and point["tokens"] == _scored(point, MAX_TOKENS):
             return point
-    what = {"folder": checkpoint.fingerprint, "sha256": text.sha256, "max_tokens": tokens, "plan": plan.to_json()}
+    what = {"folder": checkpoint.fingerprint, "sha256": text.sha256, "max_tokens": MAX_TOKENS, "plan": plan.to_json()}
     name = f"{'heal' if healed else 'run'}-{settings_key(what)}"
     file = Workspace().runs_dir / name / "run.json"
     if file.is_file():
@@ -81,13 +81,12 @@ def measure(
     if source is None:
         raise InputError(f"{notes[-1]} Points of the trade-off need the dense model: name it with --distill.")
     began = time.monotonic()
-    found = evaluate_folder(
-        folder, source, text, Scoring(max_tokens=tokens), device=device, speed=False, progress=progress
-    )
+    scoring = Scoring(max_tokens=MAX_TOKENS)
+    found = evaluate_folder(folder, source, text, scoring, device=device, speed=False, progress=progress)
     dense = open_checkpoint(source)
     ledger = plan.ledger(dense)
     networks = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
-    settings = {
+    settings: dict = {
         "network": networks,
         "rule": plan.rule,
         "chosen_rule": plan.chosen_rule,

@@ -42,6 +42,26 @@ def dequantized(form: str, matrix: tuple[int, int], tensors: Mapping[str, torch.
     return from_tensors(form, *matrix, tensors).dense()
 
 
+def read_cores(spec: Spec, name: str, read: Callable[[str, str], torch.Tensor]) -> list[torch.Tensor]:
+    """The cores of the weight `name` in float64 (those of an index as they are), from the tensors that store them.
+
+    read: (weight, tensor) → tensor, for the tensors of `stored_tensors`. `weight` is `name`, or for cores that a group
+    shares its first member (`spec.members[0]`), with which they are stored.
+    """
+    cores = []
+    for k, (form, own) in enumerate(zip(spec.formats, spec.owned, strict=True)):
+        owner, core = name if own else spec.members[0], f"cores.{k}"
+        if form == INDEX:
+            cores.append(read(owner, core))
+        elif form is None:
+            cores.append(read(owner, core).double())
+        else:
+            matrix = spec.core_matrix(k)
+            parts = {part: read(owner, f"{core}.{part}") for part in Format.parse(form).shapes(*matrix)}
+            cores.append(dequantized(form, matrix, parts).double().reshape(spec.core_shapes[k]))
+    return cores
+
+
 class Packed(nn.Module):
     """One core in a `formats.Format`, held as on disk and dequantized whenever it is asked for.
 

@@ -1,10 +1,11 @@
 """The short training of a compressed folder's cores."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from karipap_core.cli.options import COMPRESSED, DEVICE, above_zero, positive, text_option
-from karipap_core.cli.registry import option, typed, values_of, verb
+from karipap_core.cli.registry import option, typed, verb
 from karipap_core.cli.tables import table
 from karipap_core.healing.launch import launch_commands
 from karipap_core.progress import Progress
@@ -74,13 +75,16 @@ def heal(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.healing.heal import first_process
     from karipap_core.healing.heal import heal as train
     from karipap_core.healing.points import heal_and_measure
+    from karipap_core.healing.settings import Settings
 
-    values = values_of("heal", args, without=("folder", "out", "steps", "measure", "show_launch"))
+    names = [field.name for field in fields(Settings)]
+    settings = Settings(**{name: getattr(args, name) for name in names})
+    dense = {"distill": args.distill, "compare_dense": args.compare_dense}
+    more = dense | {"text": args.text, "device": args.device, "progress": progress}
     if args.measure is None:
-        found = train(args.folder, args.out, args.steps, progress=progress, **values)
+        found = train(args.folder, args.out, settings, **more)
     else:
-        values |= {"measured_on": args.measure or None, "progress": progress}
-        found = heal_and_measure(args.folder, args.out, args.steps, **values)
+        found = heal_and_measure(args.folder, args.out, settings, args.measure or None, **more)
     if not first_process():
         raise SystemExit(0)  # of several processes one prints
     return found

@@ -252,9 +252,10 @@ def run(fix: str, monkeypatch, folder: Path) -> None:
 
 def test_a_healed_folder_is_written_and_healed_again(world, tmp_path, monkeypatch):
     from karipap_core.healing.heal import heal
+    from karipap_core.healing.settings import Settings
 
-    more = {"window": 32, "tokens": 64, "device": "cpu", "rate": 1e-2, "norms": True}
-    heal(world[1], tmp_path / "healed", 3, world[2] / "text.txt", **more)
+    settings = Settings(3, window=32, tokens=64, rate=1e-2, norms=True)
+    heal(world[1], tmp_path / "healed", settings, world[2] / "text.txt", device="cpu")
     assert red(checklist(tmp_path / "healed")) == [*FLOW, "all run since the last change"]
     file = tmp_path / "healed" / "model.safetensors"
     expected = {name: tensor.clone() for name, tensor in load_file(file).items()}  # not what the file will hold

@@ -18,20 +18,26 @@ from karipap_core.compressed.folder import write_compressed
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.figures import runs as figures_runs
+from karipap_core.healing.data import rows_and_sample, split
 from karipap_core.healing.folder import choose_trained
-from karipap_core.healing.heal import heal, split
+from karipap_core.healing.heal import heal
 from karipap_core.healing.loop import Rows, Training, distillation_loss, next_token_loss, schedule
 from karipap_core.healing.points import heal_and_measure
+from karipap_core.healing.settings import Settings
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import model_entry
-from karipap_core.text import Text
+from karipap_core.text import Text, read_text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from tests.helpers.architectures import make
 
 TEXT = "<|endoftext|>".join(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300))
-QUICK = {"window": 32, "tokens": 64, "device": "cpu"}
+
+
+def quick(steps: int, **more) -> Settings:
+    """Small steps on the small text."""
+    return Settings(steps, **({"window": 32, "tokens": 64} | more))
 
 
 def squeeze(source, out, network="lowrank", chi=6, quantize=None, metric="weight"):
@@ -76,7 +82,9 @@ def world(tmp_path_factory):
 
 
 def test_only_cores_move_and_the_folder_is_a_normal_one(world):
-    result = heal(world / "small", world / "out", 12, world / "text.txt", objective="next-token", rate=1e-2, **QUICK)
+    result = heal(
+        world / "small", world / "out", quick(12, objective="next-token", rate=1e-2), world / "text.txt", device="cpu"
+    )
     assert result["improved"] and result["loss_after"] < result["loss_before"], result
     before, after = (load_file(world / name / "model.safetensors") for name in ("small", "out"))
     assert before.keys() == after.keys()
@@ -100,7 +108,7 @@ def command(world, out, steps, every):
 
 def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world):
     """SIGKILL in the search for a step size and at a random step, the same command each time: the curve is the same."""
-    expected = heal(world / "small", world / "whole", 60, world / "text.txt", every=3, **QUICK)
+    expected = heal(world / "small", world / "whole", quick(60, every=3), world / "text.txt", device="cpu")
     at = int(np.random.default_rng().integers(4, 25))  # a busy machine takes some more steps before the signal comes
     for stage, done in (("step size", 2), ("heal", at)):
         line = command(world, world / "killed", 60, 3)
@@ -116,7 +124,9 @@ def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world
     def progress(stage, done, *_):
         steps.append((stage, done))
 
-    again = heal(world / "small", world / "killed", 60, world / "text.txt", every=3, progress=progress, **QUICK)
+    again = heal(
+        world / "small", world / "killed", quick(60, every=3), world / "text.txt", progress=progress, device="cpu"
+    )
     first = min(done for stage, done in steps if stage == "heal")
     assert 1 < at // 3 * 3 - 3 < first or at < 9, (at, first)
     assert ("step size", 0) not in steps, "the search is not made again"
@@ -133,7 +143,7 @@ def test_killed_at_a_random_step_and_started_again_it_takes_the_same_steps(world
 
 def test_two_processes_take_the_steps_of_one(world, tmp_path):
     """What `accelerate launch` starts on several GPUs, on the CPU: rows are dealt out, and one process writes."""
-    expected = heal(world / "small", tmp_path / "one", 4, world / "text.txt", rate=3e-3, every=2, **QUICK)
+    expected = heal(world / "small", tmp_path / "one", quick(4, rate=3e-3, every=2), world / "text.txt", device="cpu")
     line = command(world, tmp_path / "two", 4, 2)
     line[1:3] = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "karipap_core"]
     ended = subprocess.run([*line, "--rate", "0.003"], capture_output=True, text=True, timeout=300)
@@ -170,14 +180,11 @@ def test_the_distillation_gradient_is_that_of_the_divergence_written_by_hand():
 
 def test_a_healing_step_is_adamw_on_the_cores_by_hand(world, tmp_path):
     """The first curve entry and the cores after one step, from the model as anybody would load and train it."""
-    heal(world / "small", tmp_path / "out", 1, world / "text.txt", rate=1e-3, **QUICK, seed=5)
+    heal(world / "small", tmp_path / "out", quick(1, rate=1e-3, seed=5), world / "text.txt", device="cpu")
     report = read_json(tmp_path / "out" / "karipap.json")["healing"]["result"]
     model, tokenizer = load_model(world / "small")
     teacher, _ = load_model(world / "dense")
-    healing = pytest.importorskip("karipap_core.healing.heal")
-    settings = healing.Settings(1, seed=5, window=32, tokens=64)
-    one = type("Alone", (), {"num_processes": 1})
-    rows, _ = healing._data(model, tokenizer, healing.read_text(world / "text.txt"), settings, one)
+    rows, _ = rows_and_sample(model, tokenizer, read_text(world / "text.txt"), quick(1, seed=5), 1)
     batch = rows.batch(0)
     with torch.no_grad():
         p = teacher(input_ids=batch[:, :-1]).logits.softmax(-1)
@@ -220,10 +227,12 @@ def test_what_is_validated_on_is_not_learnt_from():
 
 
 def test_harm_is_never_handed_back_and_training_stops_early(world, tmp_path):
-    more = {"objective": "next-token", **QUICK}
-    good = heal(world / "small", tmp_path / "good", 60, world / "text.txt", rate=1e-2, **more)
+    more = {"objective": "next-token"}
+    good = heal(world / "small", tmp_path / "good", quick(60, rate=1e-2, **more), world / "text.txt", device="cpu")
     text = world / "text.txt"
-    result = heal(tmp_path / "good", tmp_path / "out", 40, text, rate=3.0, every=2, patience=2, **more)
+    result = heal(
+        tmp_path / "good", tmp_path / "out", quick(40, rate=3.0, every=2, patience=2, **more), text, device="cpu"
+    )
     assert not result["improved"] and result["best_step"] == 0
     assert result["loss_after"] == result["loss_before"] == pytest.approx(good["loss_after"], abs=1e-5)
     assert result["steps"] == 4 and "stopped at step 4" in result["notes"][0] and "incoming model" in result["notes"][1]
@@ -233,13 +242,15 @@ def test_harm_is_never_handed_back_and_training_stops_early(world, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(world, tmp_path):
-    result = heal(world / "small", tmp_path / "out", 9, world / "text.txt", rate=1e30, every=50, **QUICK)
+    result = heal(world / "small", tmp_path / "out", quick(9, rate=1e30, every=50), world / "text.txt", device="cpu")
     assert not result["improved"] and "not finite" in result["notes"][0] and result["steps"] < 9
     json.dumps(result, allow_nan=False)
 
 
 def test_the_best_look_is_handed_back_and_not_the_last(world, tmp_path):
-    result = heal(world / "small", tmp_path / "out", 30, world / "text.txt", rate=0.3, every=1, patience=30, **QUICK)
+    result = heal(
+        world / "small", tmp_path / "out", quick(30, rate=0.3, every=1, patience=30), world / "text.txt", device="cpu"
+    )
     looks = {point["step"]: point["validation"] for point in result["curve"]}
     best = min(looks, key=looks.get)
     if looks[best] < result["loss_before"]:
@@ -251,7 +262,9 @@ def test_the_best_look_is_handed_back_and_not_the_last(world, tmp_path):
 def test_parts_of_a_step_and_checkpointing_change_nothing_but_memory(world, tmp_path):
     ways = {"plain": {}, "parts": {"accumulate": 2}, "checkpointing": {"gradient_checkpointing": True}}
     curves = {
-        name: heal(world / "small", tmp_path / name, 4, world / "text.txt", rate=1e-3, **QUICK, **more)["curve"]
+        name: heal(world / "small", tmp_path / name, quick(4, rate=1e-3, **more), world / "text.txt", device="cpu")[
+            "curve"
+        ]
         for name, more in ways.items()
     }
     for name in ("parts", "checkpointing"):
@@ -260,19 +273,16 @@ def test_parts_of_a_step_and_checkpointing_change_nothing_but_memory(world, tmp_
 
 def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
     from karipap_core.evaluation.perplexity import perplexity
-    from karipap_core.text import read_text
 
     text, kept = world / "text.txt", split(read_text(world / "text.txt"))[1]
     ways = {
         precision: heal(
             world / "small",
             tmp_path / precision,
-            6,
+            quick(6, rate=1e-2, mixed_precision=precision),
             text,
-            rate=1e-2,
-            mixed_precision=precision,
             compare_dense=True,
-            **QUICK,
+            device="cpu",
         )
         for precision in ("no", "bf16")
     }
@@ -286,7 +296,7 @@ def test_mixed_precision_trains_in_16_bits_and_is_judged_in_32(world, tmp_path):
     assert read == pytest.approx(mixed["loss_after"], abs=1e-5)
     assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / "model.safetensors").values()} == {torch.float32}
     with pytest.raises(InputError, match="fp16 needs a GPU"):
-        heal(world / "small", tmp_path / "no", 2, text, mixed_precision="fp16", **QUICK)
+        heal(world / "small", tmp_path / "no", quick(2, mixed_precision="fp16"), text, device="cpu")
 
 
 def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
@@ -310,7 +320,7 @@ def test_frozen_weights_take_no_memory_of_the_optimizer(world, tmp_path):
 
 
 def test_norms_learn_where_asked(world, tmp_path):
-    heal(world / "small", tmp_path / "out", 3, world / "text.txt", rate=1e-2, norms=True, **QUICK)
+    heal(world / "small", tmp_path / "out", quick(3, rate=1e-2, norms=True), world / "text.txt", device="cpu")
     before, after = (load_file(folder / "model.safetensors") for folder in (world / "small", tmp_path / "out"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if ".cores." in name or "norm" in name}
@@ -322,7 +332,9 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
     make(name, tmp_path / "dense")
     squeeze(tmp_path / "dense", tmp_path / "small")
     text = Text("t", tuple(TEXT.split("<|endoftext|>")))
-    found = heal(tmp_path / "small", tmp_path / "out", 6, text, distill=tmp_path / "dense", rate=3e-3, **QUICK)
+    found = heal(
+        tmp_path / "small", tmp_path / "out", quick(6, rate=3e-3), text, distill=tmp_path / "dense", device="cpu"
+    )
     assert found["improved"]
     from karipap_core.evaluation.perplexity import perplexity
 
@@ -337,17 +349,16 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
 
 def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
     squeeze(world / "dense", tmp_path / "int4", quantize="int4", chi=12, metric="functional")
-    more = {"distill": world / "dense", "rate": 3e-3, **QUICK}
+    text, dense = world / "text.txt", world / "dense"
     with pytest.raises(InputError, match="--requantize"):
-        heal(tmp_path / "int4", tmp_path / "no", 4, world / "text.txt", **more)
-    found = heal(tmp_path / "int4", tmp_path / "out", 20, world / "text.txt", requantize=True, **more)
+        heal(tmp_path / "int4", tmp_path / "no", quick(4, rate=3e-3), text, dense, device="cpu")
+    found = heal(tmp_path / "int4", tmp_path / "out", quick(20, requantize=True, rate=3e-3), text, dense, device="cpu")
     assert found["improved"], found
     infos = [open_checkpoint(each, compressed=True).tensors for each in (tmp_path / "int4", tmp_path / "out")]
     assert [sorted((n, i.dtype, i.shape) for n, i in info.items()) for info in infos][0] == sorted(
         (n, i.dtype, i.shape) for n, i in infos[1].items()
     )
     from karipap_core.evaluation.perplexity import perplexity
-    from karipap_core.text import read_text
 
     model, tokenizer = load_model(tmp_path / "out")
     kept = split(read_text(world / "text.txt"))[1]
@@ -357,17 +368,16 @@ def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
 
 def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_made_again(world, tmp_path):
     dense = (world / "dense" / "model.safetensors").read_bytes()
-    first = heal(world / "small", tmp_path / "out", 6, world / "text.txt", rate=3e-3, **QUICK)
+    first = heal(world / "small", tmp_path / "out", quick(6, rate=3e-3), world / "text.txt", device="cpu")
     stages = []
     both = heal(
         world / "small",
         tmp_path / "out",
-        6,
+        quick(6, rate=3e-3),
         world / "text.txt",
-        rate=3e-3,
         compare_dense=True,
         progress=lambda stage, *_: stages.append(stage),
-        **QUICK,
+        device="cpu",
     )
     assert "heal" not in stages and "dense" in stages
     trained = both["dense_trained"]
@@ -377,7 +387,7 @@ def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_ma
     assert trained["trained"] == sum(weight.parameters for weight in weights)
     assert (world / "dense" / "model.safetensors").read_bytes() == dense
     with pytest.raises(InputError, match="name another one"):
-        heal(world / "small", tmp_path / "out", 7, world / "text.txt", rate=3e-3, **QUICK)
+        heal(world / "small", tmp_path / "out", quick(7, rate=3e-3), world / "text.txt", device="cpu")
 
 
 def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
@@ -399,8 +409,8 @@ def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
         save_file(own, files[name])
     assert replace(specs[0], at=1) == specs[1] and not all(specs[1].owned)
     write_compressed(checkpoint, plan, files, tmp_path / "tree")
-    more = {"distill": world / "dense", "rate": 1e-2, **QUICK}
-    found = heal(tmp_path / "tree", tmp_path / "out", 4, world / "text.txt", objective="next-token", **more)
+    settings = quick(4, objective="next-token", rate=1e-2)
+    found = heal(tmp_path / "tree", tmp_path / "out", settings, world / "text.txt", world / "dense", device="cpu")
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("tree", "out"))
     assert before.keys() == after.keys() and found["improved"]
     assert found["trained"] == sum(spec.parameters for spec in specs)
@@ -420,31 +430,39 @@ def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
     ],
 )
 def test_bad_settings_are_one_sentence(world, tmp_path, wanted, says):
-    settings = {"steps": 2, "text": world / "text.txt", **QUICK} | wanted
+    others = {"text": world / "text.txt", "device": "cpu"}
+    others |= {name: value for name, value in wanted.items() if name in others}
+    settings = {name: value for name, value in wanted.items() if name not in others}
     with pytest.raises(InputError, match=says):
-        heal(world / "small", tmp_path / "out", **settings)
+        heal(world / "small", tmp_path / "out", quick(**({"steps": 2} | settings)), **others)
 
 
 def test_folders_that_cannot_be_healed_are_one_sentence(world, made, tmp_path):
     with pytest.raises(InputError, match="not a model compressed"):
-        heal(world / "dense", tmp_path / "out", 2, world / "text.txt", **QUICK)
+        heal(world / "dense", tmp_path / "out", quick(2), world / "text.txt", device="cpu")
     squeeze(made("bert"), tmp_path / "bert")
     with pytest.raises(InputError, match="encoder"):
-        heal(tmp_path / "bert", tmp_path / "out", 2, world / "text.txt", **QUICK)
+        heal(tmp_path / "bert", tmp_path / "out", quick(2), world / "text.txt", device="cpu")
     squeeze(world / "dense", tmp_path / "orphan")
     with pytest.raises(InputError, match="--distill"):
-        heal(tmp_path / "orphan", tmp_path / "out", 2, world / "text.txt", **QUICK)
-    found = heal(tmp_path / "orphan", tmp_path / "alone", 2, world / "text.txt", objective="next-token", **QUICK)
+        heal(tmp_path / "orphan", tmp_path / "out", quick(2), world / "text.txt", device="cpu")
+    found = heal(
+        tmp_path / "orphan", tmp_path / "alone", quick(2, objective="next-token"), world / "text.txt", device="cpu"
+    )
     assert found["dense_loss"] is None and "Nothing is compared" in found["notes"][0]
 
 
 def test_before_and_after_are_points_of_the_tradeoff(world, tmp_path):
     (tmp_path / "other.txt").write_text("<|endoftext|>".join(f"{n} cubed is {n**3}\n" for n in range(90)))
-    more = {"rate": 3e-3, "max_tokens": 256, **QUICK}
+    settings = quick(4, rate=3e-3)
     with pytest.raises(InputError, match="share documents"):
-        heal_and_measure(world / "small", tmp_path / "out", 4, world / "text.txt", text=world / "text.txt", **more)
+        heal_and_measure(
+            world / "small", tmp_path / "out", settings, world / "text.txt", text=world / "text.txt", device="cpu"
+        )
     text = world / "text.txt"
-    found = heal_and_measure(world / "small", tmp_path / "out", 4, tmp_path / "other.txt", text=text, **more)
+    found = heal_and_measure(
+        world / "small", tmp_path / "out", settings, tmp_path / "other.txt", text=text, device="cpu"
+    )
     runs = {run["id"]: run for run in Workspace().runs}
     before, after = (runs[point["id"]] for point in found["points"])
     for key in ("kept", "bytes_kept", "model", "tokens", "window", "stride", "text", "plan"):
@@ -453,7 +471,9 @@ def test_before_and_after_are_points_of_the_tradeoff(world, tmp_path):
     assert after["folder"] == str(tmp_path / "out") and after["loss"] != before["loss"]
     assert after["rise"] == pytest.approx(after["loss"] - after["dense"]["loss"], abs=1e-6)
     assert figures_runs.tradeoff([before, after]).data
-    again = heal_and_measure(world / "small", tmp_path / "out", 4, tmp_path / "other.txt", text=text, **more)
+    again = heal_and_measure(
+        world / "small", tmp_path / "out", settings, tmp_path / "other.txt", text=text, device="cpu"
+    )
     assert again["points"] == found["points"] and len(Workspace().runs) == 2
 
 

@@ -1,0 +1,53 @@
+"""How a compressed model is healed."""
+
+import math
+from dataclasses import dataclass
+
+from karipap_core.errors import InputError
+
+OBJECTIVES = ("distill", "next-token")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to heal. All of it decides the result, so a killed healing goes on only under the same settings.
+
+    steps: of the optimizer, each on `tokens` tokens in windows of `window` (None: the model's default) over all
+    processes together. objective: "distill" (the dense model's probabilities) or "next-token" (the text's own tokens).
+    rate: the largest step size, None to search for one. norms: let the norms learn too. requantize: open cores in few
+    bits, let them learn as floats, and quantize them again at the end. every: steps between two looks at the validation
+    text, None for a tenth of the steps, 50 at most. patience: looks without improvement before it stops. accumulate:
+    parts that a step's tokens are cut into, so that less memory is needed. seed: of the order of the text.
+    Raises InputError that names the setting that cannot be.
+    """
+
+    steps: int
+    objective: str = "distill"
+    rate: float | None = None
+    norms: bool = False
+    requantize: bool = False
+    tokens: int = 2048
+    window: int | None = None
+    accumulate: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    every: int | None = None
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens", "window", "accumulate", "every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: at least 1.")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise InputError(f"rate is {self.rate}: a number above 0.")
+        for name, allowed in (("objective", OBJECTIVES), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
+
+    @property
+    def look_every(self) -> int:
+        """Steps between two looks at the validation text."""
+        return self.every or max(1, min(50, self.steps // 10))
