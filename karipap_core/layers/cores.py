@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from karipap_core.errors import InputError
+from karipap_core.errors import unknown
 from karipap_core.networks.base import Spec
 from karipap_core.quantization.formats import Format, from_tensors
 
@@ -151,7 +151,15 @@ class Cores(nn.Module):
     they are the same tensors, are no state of this module, and are saved and trained once.
     """
 
-    def __init__(self, spec: Spec, device=None, dtype=None, borrowed: Mapping[int, "Cores"] | None = None) -> None:
+    lenders: dict[int, "Cores"]
+
+    def __init__(
+        self,
+        spec: Spec,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        borrowed: Mapping[int, "Cores"] | None = None,
+    ) -> None:
         super().__init__()
         self.forms = list(spec.formats)
         self.__dict__["lenders"] = dict(borrowed or {})  # no children: what they hold is not ours to save or move
@@ -252,7 +260,16 @@ def as_stored(spec: Spec, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 class CoresModule(nn.Module):
     """What a linear layer and an embedding have in common: Ŵ held as the cores of `spec`, formed or not."""
 
-    def __init__(self, spec: Spec, device, dtype, runtime: str, borrowed: Mapping[int, Cores] | None) -> None:
+    formed: torch.Tensor | None
+
+    def __init__(
+        self,
+        spec: Spec,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        runtime: str,
+        borrowed: Mapping[int, Cores] | None,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.cores = Cores(spec, device, dtype, borrowed)
@@ -267,7 +284,7 @@ class CoresModule(nn.Module):
     @runtime.setter
     def runtime(self, value: str) -> None:
         if value not in RUNTIMES:
-            raise InputError(f"Runtime {value!r} is not one of {', '.join(RUNTIMES)}.")
+            raise unknown("Runtime", value, RUNTIMES)
         self._runtime = value
         self.formed = None
 

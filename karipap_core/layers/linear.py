@@ -22,7 +22,7 @@ def effective_weight(linear: nn.Module) -> torch.Tensor:
     if isinstance(linear, nn.Linear):
         return linear.weight
     if type(linear).__name__ == "Conv1D" and hasattr(linear, "nf"):
-        return linear.weight.T
+        return linear.get_parameter("weight").T
     raise InputError(f"A {type(linear).__name__} is not a linear layer: give an nn.Linear or a Conv1D.")
 
 
@@ -62,11 +62,11 @@ class TensorNetworkLinear(CoresModule):
 
         Cores in a format are rounded to its nearest numbers.
         """
-        weight = effective_weight(linear)
-        layer = cls(spec, linear.bias is not None, weight.device, weight.dtype)
+        weight, bias = effective_weight(linear), linear.bias
+        layer = cls(spec, bias is not None, weight.device, weight.dtype)
         layer.set_cores(spec.decompose(weight.detach(), metric))
-        if linear.bias is not None:
-            layer.bias.data.copy_(linear.bias.detach())
+        if layer.bias is not None and isinstance(bias, torch.Tensor):
+            layer.bias.data.copy_(bias.detach())
         return layer
 
     @classmethod

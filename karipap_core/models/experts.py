@@ -5,10 +5,24 @@ watch, replace or compress one expert's weight, its layer is unstacked: the same
 `nn.Linear`s that are run one after the other.
 """
 
+from typing import Protocol
+
 import torch
 from torch import nn
 
 STACKS = ("gate_up_proj", "up_proj", "down_proj")
+
+
+class Shell(Protocol):
+    """What transformers' module of a layer's experts says of itself."""
+
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
+
+    def act_fn(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def _apply_gate(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
 class UnstackedExperts(nn.Module):
@@ -19,6 +33,9 @@ class UnstackedExperts(nn.Module):
     modules `e.<part>` for its `parts` (rows of the stack, top to bottom) or, without parts, the module
     `gate_up_proj.e`: the names on disk. Weights are views of the stack.
     """
+
+    shell: Shell
+    post_expert_norm: nn.Module  # where the model has one
 
     def __init__(self, stacked: nn.Module, parts: dict[str, list[str]]):
         super().__init__()
@@ -46,7 +63,7 @@ class UnstackedExperts(nn.Module):
         group, name = path.split(".")
         if group not in self._modules:
             self.add_module(group, nn.Module())
-        self._modules[group].add_module(name, module)
+        self.get_submodule(group).add_module(name, module)
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """hidden_states (tokens, hidden), top_k_index and top_k_weights (tokens, k) → (tokens, hidden)."""

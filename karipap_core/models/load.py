@@ -3,21 +3,24 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.spectra.spectrum import pick_device
 
+if TYPE_CHECKING:  # transformers is imported where a model is loaded
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def load_model(
     model: str | Path | Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[nn.Module, object | None]:
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """(model in eval mode, its tokenizer or None) from a folder, file, hub id or open checkpoint, dense or compressed.
 
     Causal models with their head (`AutoModelForCausalLM`), others without (`AutoModel`). Nothing is executed from the
@@ -38,7 +41,7 @@ def load_model(
             config.transformers_weights = checkpoint.path.name
         if _unaligned_experts(checkpoint, dtype):
             config._experts_implementation = "eager"
-        live, info = auto.from_pretrained(
+        loaded = auto.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -47,11 +50,13 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
+        live, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # a pair, since it was asked for
     # A checkpoint of a model with a head often has no pooler; nothing here looks at what comes out of it.
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
         raise InputError(f"{checkpoint.name} lacks parameter {missing[0]} of a {type(live).__name__}: fetch it again.")
-    return live.to(device).eval(), load_tokenizer(folder)
+    live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
+    return live.eval(), load_tokenizer(folder)
 
 
 def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:

@@ -6,6 +6,7 @@ at the top: this runs while transformers itself is still being imported.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
@@ -17,8 +18,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from karipap_core.errors import InputError
 
+if TYPE_CHECKING:
+    from karipap_core.layers.cores import CoresModule
+
 METHOD = "karipap"
-PACKED = re.compile(r"cores\\?\.\d+\\?\.(?:codes|scales|zeros)$")
+PACKED = re.compile(r"cores\\?\.\d+\\?\.[a-z]+$")  # a tensor of a core in a format: codes, scales …
 
 
 class KaripapConfig(QuantizationConfigMixin):
@@ -32,7 +36,7 @@ class KaripapConfig(QuantizationConfigMixin):
     def __init__(self, plan: dict | None = None, original: dict | None = None, **unused):
         if not isinstance(plan, dict) or not isinstance(plan.get("weights"), dict):
             raise InputError("quantization_config of this model holds no Karipap plan: write the folder anew.")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers lists its own methods alone
         self.plan = plan
         self.original = original or {}
 
@@ -40,6 +44,7 @@ class KaripapConfig(QuantizationConfigMixin):
 class KaripapQuantizer(HfQuantizer):
     """Swaps modules before the weights are loaded; the loading itself is transformers'."""
 
+    quantization_config: KaripapConfig
     unstacked = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
@@ -51,7 +56,7 @@ class KaripapQuantizer(HfQuantizer):
             names.unstack(bool(self.quantization_config.original.get("stacks")))
             self.unstacked = True
         paths = {name: names.path(name) for name in specs}
-        placed = {}
+        placed: dict[str, CoresModule] = {}
         for name in sorted(specs, key=lambda name: not all(specs[name].owned)):  # lenders before borrowers
             spec, borrowed = specs[name], {}
             if not all(spec.owned):

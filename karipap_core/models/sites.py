@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
@@ -53,7 +55,7 @@ def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
     }
 
 
-def _empty_model(checkpoint: Checkpoint) -> nn.Module:
+def _empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
@@ -63,7 +65,9 @@ def _empty_model(checkpoint: Checkpoint) -> nn.Module:
         return auto.from_config(config)
 
 
-PART = re.compile(r"\*\.(\w+)\.weight$")
+def part_of(pattern: str) -> str:
+    """The name of an expert's module in a pattern of transformers: "gate_proj" of "mlp.experts.*.gate_proj.weight"."""
+    return pattern.removesuffix(".weight").rpartition(".")[2]
 
 
 def merges_experts(conversion) -> bool:
@@ -76,7 +80,7 @@ def merges_experts(conversion) -> bool:
 class Names:
     """From names on disk to modules of one live model."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         conversions = get_model_conversion_mapping(model)
         self.model = model
         self.merges = [conversion for conversion in conversions if merges_experts(conversion)]
@@ -94,7 +98,7 @@ class Names:
             for merge in self.merges:
                 owner, _, stack = merge.target_patterns[0].rpartition(".")
                 if f".{path}".endswith(f".{owner.lstrip('.')}"):
-                    parts.setdefault(path, {})[stack] = [PART.search(name)[1] for name in merge.source_patterns]
+                    parts.setdefault(path, {})[stack] = [part_of(name) for name in merge.source_patterns]
         unstack(self.model, parts)
 
     def path(self, name: str) -> str:
@@ -119,7 +123,7 @@ class Names:
         return self._modules
 
 
-def is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D | TensorNetworkLinear]:
     """Whether a module computes y = W x + b: `nn.Linear`, GPT-2's `Conv1D`, or one of Karipap's."""
     return isinstance(module, nn.Linear | Conv1D | TensorNetworkLinear)
 
@@ -129,7 +133,7 @@ def is_embedding(module: nn.Module) -> bool:
     return is_table(module) or isinstance(module, TensorNetworkEmbedding)
 
 
-def partners(model: nn.Module, path: str) -> list[str]:
+def partners(model: PreTrainedModel, path: str) -> list[str]:
     """Paths of the modules that the model ties to the weight of the module at `path` (an embedding's head, a head's
     embedding), as transformers' own mapping says."""
     mine, found = f"{path}.weight", []
@@ -138,7 +142,7 @@ def partners(model: nn.Module, path: str) -> list[str]:
     return [name.removesuffix(".weight") for name in found]
 
 
-def table_problem(model: nn.Module, path: str) -> str | None:
+def table_problem(model: PreTrainedModel, path: str) -> str | None:
     """Why the embedding or head at `path` cannot become a network, in one sentence, or None where it can."""
     module, tied = model.get_submodule(path), partners(model, path)
     if not is_embedding(module) and not is_linear(module):
@@ -153,7 +157,7 @@ def table_problem(model: nn.Module, path: str) -> str | None:
     return None
 
 
-def place(model: nn.Module, path: str, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
+def place(model: PreTrainedModel, path: str, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
     """Puts an uninitialized network in place of the module at `path` and, where the model ties the two, of the head of
     an embedding too (or the embedding of a head): that one borrows all cores, so that they are held once.
 
@@ -178,18 +182,21 @@ def place(model: nn.Module, path: str, spec: Spec, borrowed: dict[int, Cores]) -
 def _network(module: nn.Module, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
     if isinstance(module, nn.Embedding):
         return TensorNetworkEmbedding.like(module, spec, borrowed)
-    bias = getattr(module, "bias", None) is not None
-    return TensorNetworkLinear(spec, bias, module.weight.device, module.weight.dtype, borrowed=borrowed)
+    if not is_linear(module):
+        raise InputError(f"A {type(module).__name__} is not a linear layer: leave it dense.")
+    weight, bias = module.weight, getattr(module, "bias", None) is not None
+    return TensorNetworkLinear(spec, bias, weight.device, weight.dtype, borrowed=borrowed)
 
 
 def _shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a linear layer or (rows, columns) of an embedding, None of anything else."""
-    if not is_linear(module) and not isinstance(module, nn.Embedding):
+    if not isinstance(module, nn.Embedding) and not is_linear(module):
         return None
-    return tuple(module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape)
+    first, second = module.weight.shape
+    return (second, first) if isinstance(module, Conv1D) else (first, second)
 
 
-def _untie(model: nn.Module, gone: set[str]) -> None:
+def _untie(model: PreTrainedModel, gone: set[str]) -> None:
     """Makes transformers forget that it ties parameters which are no longer there, for this model alone."""
     for prefix, part in model.named_modules():
         mapping = getattr(part, "_tied_weights_keys", None)
@@ -206,13 +213,16 @@ def _untie(model: nn.Module, gone: set[str]) -> None:
             del model.all_tied_weights_keys[target]
 
 
+Holder = nn.Linear | Conv1D | nn.Embedding | CoresModule  # the modules that hold a weight W, each as `weight`
+
+
 @dataclass
 class Site:
     """One weight of a checkpoint in a live model."""
 
     name: str
     path: str
-    module: nn.Module
+    module: Holder
 
     def get(self) -> torch.Tensor:
         """W (out, in) as it acts now, in the model's dtype and on its device; a view where the module holds W."""
@@ -238,7 +248,7 @@ class Site:
             parameter.data = kept
 
 
-def sites(model: nn.Module, checkpoint, tables: bool = False) -> dict[str, Site]:
+def sites(model: PreTrainedModel, checkpoint, tables: bool = False) -> dict[str, Site]:
     """The compressible weights of `checkpoint` in `model` (loaded from it, dense or compressed), by name.
 
     Stacked experts are unstacked in place (no copy; the same function). A weight that the model does not compute
@@ -255,7 +265,8 @@ def sites(model: nn.Module, checkpoint, tables: bool = False) -> dict[str, Site]
         except InputError:
             continue
         module = model.get_submodule(path)
-        if is_linear(module) if weight.compressible else table_problem(model, path) is None:
+        fits = is_linear(module) if weight.compressible else table_problem(model, path) is None
+        if fits and isinstance(module, Holder):
             found[weight.name] = Site(weight.name, path, module)
     return found
 

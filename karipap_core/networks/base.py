@@ -1,21 +1,23 @@
-"""What every tensor network gives: a `Spec` of sizes, and the `Metric` that says what an error costs.
+"""What every tensor network gives: a `Spec`, the sizes of one weight as one network.
 
-A network is one file with one subclass of `Spec` and one line in the registry (`networks/__init__.py`). The subclass
-states its cores' shapes and three maps between them and the weight: `decompose`, `apply`, `dense`. Nothing here knows
+A network is one file with one subclass of `Spec`, a frozen dataclass under `@register`, and its import in
+`networks/__init__.py`. Seven things are its own: how a shape is factorized at a χ (`for_shape`), the shapes of its
+cores (`core_shapes`), the largest χ of use (`max_chi`), the fit (`fit`), the two maps from cores to the weight
+(`apply`, `dense`), and what `apply` costs (`multiply_adds`). All else is here and may be overridden. Nothing here knows
 of checkpoints, plans or layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from karipap_core.errors import InputError
-from karipap_core.networks.curve import Curve
+from karipap_core.networks.curve import Curve, even_levels
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
 from karipap_core.search import largest
@@ -34,13 +36,9 @@ def factorize(n: int, sites: int) -> tuple[int, ...]:
     """
     if sites == 1:
         return (n,)
-    best = None
     small = [k for k in range(1, math.isqrt(n) + 1) if n % k == 0]
-    for divisor in small + [n // k for k in small]:
-        candidate = tuple(sorted((divisor, *factorize(n // divisor, sites - 1)), reverse=True))
-        if best is None or (sum(candidate), candidate) < (sum(best), best):
-            best = candidate
-    return best
+    found = {tuple(sorted((k, *factorize(n // k, sites - 1)), reverse=True)) for k in small + [n // k for k in small]}
+    return min(found, key=lambda factors: (sum(factors), factors))
 
 
 def outside_in(factors: Sequence[int], mirrored: bool = False) -> tuple[int, ...]:
@@ -104,11 +102,21 @@ class Spec:
     def validate(self) -> None:
         """Checks what this network asks of its sizes beyond being positive; raises InputError naming the field."""
 
+    def check_single(self, *names: str) -> None:
+        """For `validate`: raises InputError where a field of `names` ("out", "in_", "chi") does not hold one number."""
+        for name in names:
+            if len(getattr(self, name)) != 1:
+                raise InputError(f"Field {name.rstrip('_')!r} of a {self.network!r} entry must hold one number.")
+
     # What a network's file gives.
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, **options) -> "Spec":
-        """The network's default factorization of (n_out, n_in), every bond at χ or the most that it can attain."""
+    def for_shape(cls, n_out: int, n_in: int, chi: int, *given: Any, **options: Any) -> Self:
+        """The network of a weight (n_out, n_in), any integers, every bond at χ or the most that it can attain.
+
+        A network's own signature goes on with `out`, `in_` (factors to take in place of its default ones), `quantize`
+        and whatever options it has, each with a default. Raises InputError for factors that do not fit the shape.
+        """
         raise NotImplementedError
 
     @property
@@ -121,8 +129,12 @@ class Spec:
         """The χ from which on nothing is truncated."""
         raise NotImplementedError
 
-    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress) -> list[torch.Tensor]:
-        """The float64 cores, on W's device, of the Ŵ nearest to W (out, in) in `metric`; see `decompose`."""
+    def fit(self, W: torch.Tensor, metric: Metric, progress: Progress = silent) -> list[torch.Tensor]:
+        """The cores, float64 and on W's device, of a Ŵ with a small ‖A (W − Ŵ) B‖² (`metric.absolute(W - Ŵ)`).
+
+        W (out, in) is float64. `decompose` calls it after checking sizes. Where the optimum is not known, start from
+        something good and let `refine.refine` lower the error of all cores together.
+        """
         raise NotImplementedError
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -137,12 +149,26 @@ class Spec:
         """Multiply-adds of `apply` on `batch` input vectors."""
         raise NotImplementedError
 
-    @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **options) -> Curve:
-        """Error and parameters over χ; `levels` chooses the χ that are measured where each one costs."""
-        raise NotImplementedError
-
     # What a network overrides where it is not like the others.
+
+    @classmethod
+    def curve(
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
+    ) -> Curve:
+        """Error and parameters over χ of W (out, in), any float dtype, in `metric` (default: weight).
+
+        `given` and `options` are those of `for_shape`. Here every level is fitted (see `curve_at`), at the full cost of
+        each; a network that knows its error without a fit, or from less work, says it in its own way.
+        """
+        metric, W = metric or Metric("weight"), W.detach().double()
+        n_out, n_in = W.shape
+        spec = cls.for_shape(n_out, n_in, 1, *given, **options)
+        return spec.curve_at(levels, W, metric, lambda at: metric.absolute(W - at.dense(at.fit(W, metric))))
 
     @classmethod
     def kinds(cls, quantize: str | None) -> list[tuple[str, str | None, dict[str, Any]]]:
@@ -227,10 +253,27 @@ class Spec:
                 packed += Format.parse(form).bytes(*self.core_matrix(index))
         return plain, packed
 
-    def with_chi(self, chi: int) -> "Spec":
+    def with_chi(self, chi: int) -> Self:
         """The same factorization and options at another χ."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("out", "in_", "chi")}
         return type(self).for_shape(self.n_out, self.n_in, chi, self.out, self.in_, **options)
+
+    def curve_at(
+        self,
+        levels: Iterable[int] | None,
+        W: torch.Tensor,
+        metric: Metric,
+        error: Callable[[Self], float],
+        exact: bool = False,
+    ) -> Curve:
+        """This factorization's `Curve` at `levels` of χ (default: `even_levels` up to break-even), `error` giving the
+        absolute metric error of the spec at each, in ascending order: fitted or estimated. One that comes out above
+        that of a smaller χ counts as that one. W float64."""
+        chosen = sorted(even_levels(self.break_even_chi) if levels is None else levels)
+        specs = [self.with_chi(chi) for chi in chosen]
+        errors = np.minimum.accumulate([error(spec) for spec in specs])
+        parameters = np.array([spec.parameters for spec in specs])
+        return Curve(np.array(chosen), parameters, errors, metric.absolute(W), exact)
 
     @property
     def break_even_chi(self) -> int:
@@ -253,7 +296,7 @@ class Spec:
         return entry
 
     @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> "Spec":
+    def from_json(cls, entry: dict[str, Any]) -> Self:
         """Reads its own fields from the plan's entry and leaves the plan's (`locked`, `by`) alone.
 
         Raises InputError naming a field that is missing or wrong.

@@ -5,6 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEVELS = 6  # χ at which a curve is measured where each one costs
+
+
+def even_levels(top: int) -> list[int]:
+    """`LEVELS` values of χ up to `top` (1 at least), even in √χ, where `Curve.at` reads between them; fewer where they
+    coincide.
+
+    >>> even_levels(100)
+    [3, 11, 25, 44, 69, 100]
+    """
+    return sorted({max(1, round(max(top, 1) * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)})
+
 
 @dataclass(frozen=True)
 class Curve:

@@ -1,9 +1,9 @@
 """`dense`: the weight itself as its only core, there so that it can be stored in fewer bits. Not a network to choose:
 a plan's entry {"network": "dense"} without `quantize` leaves its weight alone and has no spec."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,15 +24,21 @@ class Dense(Spec):
     network: ClassVar[str] = "dense"
 
     def validate(self) -> None:
-        for name in ("out", "in_"):
-            if len(getattr(self, name)) != 1:
-                raise InputError(f"Field {name.rstrip('_')!r} of a 'dense' entry must hold one number.")
+        self.check_single("out", "in_")
         if self.chi:
             raise InputError(f"Field 'chi' is {list(self.chi)}: a 'dense' entry has no bonds, it must be [].")
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int = 0, out=None, in_=None, quantize=None) -> "Dense":
-        return cls(out or (n_out,), in_ or (n_in,), (), quantize)
+    def for_shape(
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int = 0,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+    ) -> Self:
+        return cls(tuple(out or (n_out,)), tuple(in_ or (n_in,)), (), quantize)
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:
@@ -70,7 +76,14 @@ class Dense(Spec):
         return batch * self.parameters
 
     @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
+    def curve(
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
+    ) -> Curve:
         """No bonds, so nothing to list."""
         total = (metric or Metric("weight")).absolute(W)
         return Curve(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), total, exact=True)

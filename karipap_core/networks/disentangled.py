@@ -11,10 +11,10 @@ the weight. Here every angle is counted, and `veto` says before any run where it
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from karipap_core.networks.gates import (
     turned,
 )
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, squared_singular_values, to_sites
+from karipap_core.networks.mpo import Mpo, attainable, balance, squared_singular_values, to_sites
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
@@ -53,6 +53,8 @@ GAIN = 1e-3  # of the error: sweeps end where one gains less
 EXACT = 1e-10  # of the total: what counts as no error in `veto`
 RESTARTS = (3, 10, 2**18)  # at least, at most, and the entries of a weight times its restarts
 SLOWNESS = 0.8  # rotations and cores together converge more slowly than an MPO's cores alone
+
+Swept = tuple[list[torch.Tensor], Circuit, Circuit, float]  # the MPO's cores, both circuits, the squared error
 
 
 @register
@@ -73,8 +75,15 @@ class Disentangled(Spec):
 
     @classmethod
     def for_shape(
-        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, layers: int = LAYERS
-    ) -> "Disentangled":
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+        layers: int = LAYERS,
+    ) -> Self:
         """Digits of `LARGEST_LEG` at most where the numbers have such divisors, on as few sites as that takes, three
         or more.
 
@@ -113,7 +122,11 @@ class Disentangled(Spec):
 
     def circuits(self, cores: Sequence[torch.Tensor]) -> tuple[Circuit, Circuit]:
         """The gates (n, n) of both circuits from the cores' angles."""
-        flat = iter(cores[len(self.out) :])
+        return self.gates(cores[len(self.out) :])
+
+    def gates(self, angles: Sequence[torch.Tensor]) -> tuple[Circuit, Circuit]:
+        """The gates (n, n) of both circuits from the angles of each layer that has gates."""
+        flat = iter(angles)
         left, right = ([gates_of(layer, next(flat)) if layer else [] for layer in side] for side in self.places)
         return left, right
 
@@ -180,29 +193,23 @@ class Disentangled(Spec):
         cls,
         W: torch.Tensor,
         metric: Metric | None = None,
-        levels=None,
-        out=None,
-        in_=None,
+        levels: Iterable[int] | None = None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
         layers: int = LAYERS,
-        **_,
+        **options: Any,
     ) -> Curve:
         """Estimated at `levels` (default: 6 up to break-even, even in √χ) from less work than `decompose` does."""
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, layers=layers)
-        if levels is None:
-            top = max(spec.break_even_chi, 1)
-            levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
-        specs, errors, angles = [spec.with_chi(chi) for chi in sorted(levels)], [], None
-        for spec in specs:
-            error, angles = estimated_error(spec, W, metric, angles)
-            errors.append(error)
-        return Curve(
-            np.array(sorted(levels)),
-            np.array([spec.parameters for spec in specs]),
-            np.minimum.accumulate(errors),
-            metric.absolute(W),
-            exact=False,
-        )
+        spec = cls.for_shape(W.shape[0], W.shape[1], 1, out, in_, layers=layers)
+        angles: list[torch.Tensor] | None = None
+
+        def error(at: "Disentangled") -> float:
+            nonlocal angles  # those of the χ before are where the next one starts
+            estimated, angles = estimated_error(at, W, metric, angles)
+            return estimated
+
+        return spec.curve_at(levels, W, metric, error)
 
 
 def sweep_gates(
@@ -225,9 +232,7 @@ def sweep_gates(
     return circuit
 
 
-def sweep(
-    spec: Disentangled, W: torch.Tensor, cores: list[torch.Tensor], left: Circuit, right: Circuit
-) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
+def sweep(spec: Disentangled, W: torch.Tensor, cores: list[torch.Tensor], left: Circuit, right: Circuit) -> Swept:
     """All gates once and then the MPO: (cores, left, right, ‖W − Q_L Ŵ Q_Rᵀ‖²), which never rises.
 
     Given Q the MPO is the TT-SVD of Q_Lᵀ W Q_R; on three sites and more that is near the best, not the best, so the
@@ -247,9 +252,7 @@ def sweep(
     return cores, left, right, error
 
 
-def disentangle(
-    spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int | None = None
-) -> tuple[list[torch.Tensor], Circuit, Circuit, float]:
+def disentangle(spec: Disentangled, W: torch.Tensor, sweeps: int = SWEEPS, restarts: int | None = None) -> Swept:
     """Cores, circuits and squared error after sweeps in the weight metric (W float64).
 
     The first of `restarts` starts has identity gates and is given its layers one at a time, the others have random
@@ -259,7 +262,7 @@ def disentangle(
     least, most, work = RESTARTS
     restarts = restarts or max(least, min(most, work // W.numel()))
     share = max(1, sweeps // 3)
-    best = None
+    best: Swept | None = None
     for seed in range(restarts):
         generator = torch.Generator().manual_seed(seed)
         left, right = (
@@ -270,15 +273,16 @@ def disentangle(
             for side in spec.places
         )
         cores = spec.mpo.start(spec.undone(W, left, right))
-        found = cores, left, right, math.inf
+        found: Swept = (cores, left, right, math.inf)
         for depth in [spec.layers] if seed else range(1, spec.layers + 1):
             found = _swept(spec, W, found, depth, max(1, share // (1 if seed else spec.layers)))
         if best is None or found[3] < best[3]:
             best = found
+    assert best is not None  # there is one restart at least
     return _swept(spec, W, best, spec.layers, sweeps - share)
 
 
-def _swept(spec: Disentangled, W: torch.Tensor, found: tuple, depth: int, sweeps: int) -> tuple:
+def _swept(spec: Disentangled, W: torch.Tensor, found: Swept, depth: int, sweeps: int) -> Swept:
     """At most `sweeps` sweeps over the first `depth` layers; those behind them are still identity gates."""
     part, total = replace(spec, layers=depth), W.square().sum().item()
     for _ in range(sweeps):
@@ -298,8 +302,7 @@ def estimated_error(
     if angles is None:
         start = spec.start(W, metric, sweeps=SWEEPS // 3, restarts=1)
     else:
-        blank = [*[None] * len(spec.out), *angles]
-        start = [*spec.mpo.start(spec.undone(W, *spec.circuits(blank))), *angles]
+        start = [*spec.mpo.start(spec.undone(W, *spec.gates(angles))), *angles]
     cores, errors = refine(spec.dense, start, W, metric, rounds=2)
     angles = cores[len(spec.out) :]
     if len(errors) < 3:

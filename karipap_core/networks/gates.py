@@ -80,7 +80,7 @@ def gates_of(places: Sequence[Place], angles: torch.Tensor) -> list[torch.Tensor
 
 def angles_of(gates: Sequence[torch.Tensor]) -> torch.Tensor:
     """The inverse of `gates_of`: upper triangles of the principal logarithms, one after the other."""
-    return torch.cat([rotation_log(gate)[tuple(torch.triu_indices(*gate.shape, 1))] for gate in gates])
+    return torch.cat([rotation_log(gate)[tuple(torch.triu_indices(len(gate), len(gate), 1))] for gate in gates])
 
 
 def rotation_log(Q: torch.Tensor) -> torch.Tensor:

@@ -62,7 +62,7 @@ def digits(factors: Sequence[int]) -> tuple[int, ...]:
     >>> digits((2, 5504)), digits((4096, 1)), digits((509,))
     ((2, 86, 64), (64, 64, 1), (509,))
     """
-    split = []
+    split: list[int] = []
     for factor in factors:
         parts = factorize(factor, 2) if factor > LARGEST else (factor,)
         split.extend(parts if parts[-1] > 1 else (factor,))

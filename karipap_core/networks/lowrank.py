@@ -4,9 +4,9 @@ Cores L (n_out, χ) and R (χ, n_in), W ≈ L R, χ(n_out + n_in) parameters and
 With the functional metric it is SVD-LLM (arXiv:2403.07378); with the loss metric the whitening is on both sides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -33,22 +33,29 @@ class LowRank(Spec):
     nested: ClassVar[bool] = True
 
     def validate(self) -> None:
-        for name in ("out", "in_", "chi"):
-            if len(getattr(self, name)) != 1:
-                raise InputError(f"Field {name.rstrip('_')!r} of a 'lowrank' entry must hold one number.")
+        self.check_single("out", "in_", "chi")
         if self.chi[0] > self.max_chi:
             raise InputError(f"Field 'chi' is {self.chi[0]}: this weight has no more than {self.max_chi}.")
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None) -> "LowRank":
-        return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),), quantize)
+    def for_shape(
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+    ) -> Self:
+        return cls(tuple(out or (n_out,)), tuple(in_ or (n_in,)), (max(1, min(int(chi), n_out, n_in)),), quantize)
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:
         return [(self.n_out, self.chi[0]), (self.chi[0], self.n_in)]
 
     def core_matrix(self, index: int) -> tuple[int, int]:
-        return self.core_shapes[index]  # also where χ is small: GPTQ needs the inputs of L in its columns
+        rows, columns = self.core_shapes[index]
+        return rows, columns  # also where χ is small: GPTQ needs the inputs of L in its columns
 
     @property
     def max_chi(self) -> int:
@@ -106,7 +113,14 @@ class LowRank(Spec):
         return batch * self.parameters
 
     @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
+    def curve(
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
+    ) -> Curve:
         """Exact: the tails Σ_{i>χ} σ² of the whitened weight, every χ from 1 to full rank (`levels` is not needed)."""
         Y = (metric or Metric("weight")).whiten(W)
         gram = Y @ Y.T if Y.shape[0] <= Y.shape[1] else Y.T @ Y

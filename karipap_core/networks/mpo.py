@@ -8,10 +8,10 @@ Oseledets, "Tensor-train decomposition", SIAM J. Sci. Comput. 33 (2011); Novikov
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from karipap_core.spectra.metric import Metric
 # digits on two sites 1.42 / 1.56 / 1.82, .95 / 1.23 / 2.21 and 1.42 / 1.69 / 1.90. Three and four balanced sites were
 # mostly worse still. Where n_in is odd it is split in three, else not at all: then the network is `lowrank`.
 SPLIT = (2, 3)
-LEVELS = 6  # χ at which a curve is measured
 
 
 @register
@@ -62,8 +61,15 @@ class Mpo(Spec):
 
     @classmethod
     def for_shape(
-        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, sites: int | None = None
-    ) -> "Mpo":
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+        sites: int | None = None,
+    ) -> Self:
         """The default factorization (see `SPLIT`) of any two integers, or balanced ones on `sites` sites (exact
         divisors as equal as the numbers allow, the larger outside), or those given in `out` and `in_`.
 
@@ -71,8 +77,8 @@ class Mpo(Spec):
         """
         given = len(out or in_ or ()) or sites
         if given:
-            out = tuple(out or outside_in(factorize(n_out, given)))
-            in_ = tuple(in_ or outside_in(factorize(n_in, given), mirrored=True))
+            out = out or outside_in(factorize(n_out, given))
+            in_ = in_ or outside_in(factorize(n_in, given), mirrored=True)
         else:
             split = next((factor for factor in SPLIT if n_in % factor == 0), 1)
             out, in_ = (n_out, 1), (split, n_in // split)
@@ -81,7 +87,9 @@ class Mpo(Spec):
                 raise InputError(f"Field {name!r} is {list(factors)}, whose product is not the weight's {size}.")
         if len(out) != len(in_):
             raise InputError(f"Fields 'out' and 'in' have {len(out)} and {len(in_)} factors: they must have as many.")
-        return cls(out, in_, tuple(max(1, min(int(chi), most)) for most in attainable(out, in_)), quantize)
+        return cls(
+            tuple(out), tuple(in_), tuple(max(1, min(int(chi), most)) for most in attainable(out, in_)), quantize
+        )
 
     @property
     def legs(self) -> tuple[int, ...]:
@@ -142,11 +150,11 @@ class Mpo(Spec):
         cls,
         W: torch.Tensor,
         metric: Metric | None = None,
-        levels=None,
-        out=None,
-        in_=None,
+        levels: Iterable[int] | None = None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
         sites: int | None = None,
-        **_,
+        **options: Any,
     ) -> Curve:
         """Estimated at `levels` (default: 6 up to break-even, even in √χ) from a quarter of the work of `decompose`.
 
@@ -154,26 +162,23 @@ class Mpo(Spec):
         In the weight metric with two sites the curve is exact, every χ up to the largest attainable.
         """
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, sites=sites)
+        spec = cls.for_shape(W.shape[0], W.shape[1], 1, out, in_, sites=sites)
         if metric.name == "weight" and len(spec.chi) == 1 and levels is None:
             squares = squared_singular_values(to_sites(W, spec.out, spec.in_))
             chi = np.arange(1, len(squares) + 1)
             return Curve(chi, chi * sum(spec.legs), tails(squares), W.square().sum().item(), exact=True)
-        if levels is None:
-            top = max(spec.break_even_chi, 1)
-            levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
-        specs = [spec.with_chi(chi) for chi in sorted(levels)]
-        errors = [estimated_error(spec, W, metric) for spec in specs]
-        return Curve(
-            np.array(sorted(levels)),
-            np.array([spec.parameters for spec in specs]),
-            np.minimum.accumulate(errors),
-            metric.absolute(W),
-            exact=False,
-        )
+        return spec.curve_at(levels, W, metric, lambda at: estimated_error(at, W, metric))
 
 
-def estimated_error(spec: Mpo, W: torch.Tensor, metric: Metric) -> float:
+class Startable(Protocol):
+    """A network with a start that `refine` goes on from."""
+
+    def start(self, W: torch.Tensor) -> list[torch.Tensor]: ...
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor: ...
+
+
+def estimated_error(spec: Startable, W: torch.Tensor, metric: Metric) -> float:
     """The error that `fit` will reach, from two rounds of `refine`: what is still to gain falls like rounds^(−3/2).
 
     On trained weights .93–1.06 of the error reached where that is over 1e-2 of the total; the smaller the error, the

@@ -10,9 +10,10 @@ spectrum behind them; at any χ the best of them is taken. So the error falls wi
 the whole curve. L and R in a format: they are rounded in every turn, and Q, rounded last, makes their error good.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -53,9 +54,7 @@ class Qlr(Spec):
     kind_fields: ClassVar[tuple[str, ...]] = ("bits",)
 
     def validate(self) -> None:
-        for name in ("out", "in_", "chi"):
-            if len(getattr(self, name)) != 1:
-                raise InputError(f"Field {name.rstrip('_')!r} of a 'qlr' entry must hold one number.")
+        self.check_single("out", "in_", "chi")
         if self.chi[0] > self.max_chi:
             raise InputError(f"Field 'chi' is {self.chi[0]}: this weight has no more than {self.max_chi}.")
         if not Format.parse(self.bits).calibrates:
@@ -64,8 +63,18 @@ class Qlr(Spec):
             )
 
     @classmethod
-    def for_shape(cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, bits="int3") -> "Qlr":
-        return cls(out or (n_out,), in_ or (n_in,), (max(1, min(int(chi), n_out, n_in)),), quantize, bits)
+    def for_shape(
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+        bits: str = "int3",
+    ) -> Self:
+        rank = max(1, min(int(chi), n_out, n_in))
+        return cls(tuple(out or (n_out,)), tuple(in_ or (n_in,)), (rank,), quantize, bits)
 
     @classmethod
     def kinds(cls, quantize: str | None) -> list[tuple[str, str | None, dict[str, Any]]]:
@@ -82,7 +91,8 @@ class Qlr(Spec):
         return [self.bits, self.quantize, self.quantize]
 
     def core_matrix(self, index: int) -> tuple[int, int]:
-        return self.core_shapes[index]
+        rows, columns = self.core_shapes[index]
+        return rows, columns
 
     @property
     def low_rank(self) -> LowRank:
@@ -109,12 +119,12 @@ class Qlr(Spec):
         Cost: one GPTQ and one eigenvalue problem for each candidate.
         """
         tries = self._stored(W, metric) if self.quantize else self._tails(W, metric)
-        best = None
+        least, best = math.inf, list[torch.Tensor]()
         for count, (error, cores) in enumerate(tries):
             progress("qlr", count, None)
-            if best is None or error < best[0]:
-                best = error, cores
-        Q, *low_rank = best[1]
+            if not best or error < least:
+                least, best = error, cores
+        Q, *low_rank = best
         return [Q, *(low_rank or self.low_rank.fit(W - Q, metric))]
 
     def _tails(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
@@ -172,26 +182,30 @@ class Qlr(Spec):
 
     @classmethod
     def curve(
-        cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, quantize=None, bits="int3"
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+        bits: str = "int3",
     ) -> Curve:
         """With L and R unquantized exact, every χ (`levels` is not needed): the least tail over the candidates. With
         `quantize` the cores as stored are measured at `levels` (default: 1 and the `STORED_LADDER`); a level
         that came out worse than a smaller one counts as that one."""
         metric, W = metric or Metric("weight"), W.detach().double()
-        full = cls.for_shape(*W.shape, min(W.shape), out, in_, quantize, bits)
-        total = metric.absolute(W)
+        n_out, n_in = W.shape
+        full = cls.for_shape(n_out, n_in, min(n_out, n_in), out, in_, quantize, bits)
         if quantize is not None:
-            chi = np.unique(levels or [1, *(max(1, full.max_chi // part) for part in STORED_LADDER)])
-            specs = [full.with_chi(int(level)) for level in chi]
-            error = np.array([metric.absolute(W - spec.dense(spec.fit(W, metric))) for spec in specs])
-        else:
-            chi, error = np.arange(1, full.max_chi + 1), np.full(full.max_chi, np.inf)
-            for rank, _, squares in candidates(W, metric, bits, full.max_chi):
-                first = max(rank, 1) - 1
-                error[first:] = np.minimum(error[first:], tails(squares)[first:])
-        error = np.minimum.accumulate(error)
+            chosen = {*(levels or (1, *(max(1, full.max_chi // part) for part in STORED_LADDER)))}
+            return full.curve_at(chosen, W, metric, lambda at: metric.absolute(W - at.dense(at.fit(W, metric))))
+        chi, error = np.arange(1, full.max_chi + 1), np.full(full.max_chi, np.inf)
+        for rank, _, squares in candidates(W, metric, bits, full.max_chi):
+            first = max(rank, 1) - 1
+            error[first:] = np.minimum(error[first:], tails(squares)[first:])
         parameters = np.array([full.with_chi(int(level)).parameters for level in chi])
-        return Curve(chi, parameters, error, total, exact=quantize is None)
+        return Curve(chi, parameters, np.minimum.accumulate(error), metric.absolute(W), exact=True)
 
 
 def candidates(
@@ -205,7 +219,7 @@ def candidates(
     for rank in _ladder(W):
         if rank > chi:
             break
-        low_rank, left = LowRank.for_shape(*W.shape, rank), W
+        low_rank, left = LowRank.for_shape(W.shape[0], W.shape[1], rank), W
         for _ in range(TURNS):
             Q = rounded(W - low_rank.dense(low_rank.fit(left, metric)))
             left = W - Q

@@ -27,9 +27,12 @@ AFFORDABLE = 4e10  # multiply-adds of an exact evaluation: a second of one threa
 MORE = 2  # rounds with Factored moments for each exact one: the first few find the right caution
 MOST_CAUTION = 4**5
 
+Dense = Callable[[Sequence[torch.Tensor]], torch.Tensor]  # cores → Ŵ
+Moment = torch.Tensor | Factored | None  # None is the identity
+
 
 def refine(
-    dense: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    dense: Dense,
     cores: Sequence[torch.Tensor],
     W: torch.Tensor,
     metric: Metric,
@@ -69,7 +72,7 @@ def refine(
         dtype = torch.float32 if errors[-1] > SINGLE_IS_ENOUGH * total else torch.float64
         if standing:
             W_hat = dense(cores)
-            slope = _between(*moments, W - W_hat)
+            slope = _between(moments, W - W_hat)
             descent = _Descent(dense, cores, W_hat, standing, errors[-1], dtype, slope, caution)
         elif descent is None or descent.dtype != dtype:
             descent = _Descent(dense, cores, W, moments, errors[-1], dtype)
@@ -93,19 +96,20 @@ def evaluation_cost(W: torch.Tensor, metric: Metric) -> int:
     return sum(size * W.numel() for size, square in zip(W.shape, squares, strict=True) if square)
 
 
-def stand_ins(moments: Sequence[torch.Tensor | None], factors: Sequence[Sequence[int]]) -> list | None:
+def stand_ins(moments: Sequence[torch.Tensor | None], factors: Sequence[Sequence[int]]) -> list[Moment] | None:
     """`Factored` moments in place of those for which they pay, or None where that is none of them."""
-    pays = [
-        moment is not None and not moment.is_sparse and Factored.pays(len(moment), side)
+    found: list[Moment] = [
+        Factored.of(moment, side)
+        if moment is not None and not moment.is_sparse and Factored.pays(len(moment), side)
+        else moment
         for moment, side in zip(moments, factors, strict=True)
     ]
-    if not any(pays):
-        return None
-    return [Factored.of(m, side) if pay else m for m, side, pay in zip(moments, factors, pays, strict=True)]
+    return found if any(isinstance(moment, Factored) for moment in found) else None
 
 
-def _between(G, C, D: torch.Tensor) -> torch.Tensor:
-    """G D C; None is the identity."""
+def _between(moments: Sequence[Moment], D: torch.Tensor) -> torch.Tensor:
+    """G D C of the moments G and C; None is the identity."""
+    G, C = moments
     D = D if G is None else G @ D
     return D if C is None else D @ C
 
@@ -116,7 +120,17 @@ class _Descent:
     With the origin W and no slope that is the error itself. Its memory lasts over rounds.
     """
 
-    def __init__(self, dense, cores, origin, moments, unit, dtype, slope=None, caution=1.0) -> None:
+    def __init__(
+        self,
+        dense: Dense,
+        cores: Sequence[torch.Tensor],
+        origin: torch.Tensor,
+        moments: Sequence[Moment],
+        unit: float,
+        dtype: torch.dtype,
+        slope: torch.Tensor | None = None,
+        caution: float = 1.0,
+    ) -> None:
         self.dense, self.dtype, self.scale = dense, dtype, caution / unit
         self.origin, self.moments = origin.to(dtype), [m if m is None else m.to(dtype) for m in moments]
         self.slope = None if slope is None else (slope / unit).to(dtype)
@@ -142,7 +156,7 @@ class _Descent:
             W_hat = self.dense(self.cores)
         with torch.no_grad():
             delta = self.origin - W_hat
-            slope = both = _between(*self.moments, delta) * self.scale
+            slope = both = _between(self.moments, delta) * self.scale
             if self.slope is not None:
                 slope, both = slope + self.slope, both + 2 * self.slope
         W_hat.backward(-2 * slope)

@@ -9,10 +9,10 @@ Cores in order: the rows' places, the columns' order, L, R, the network's own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -61,7 +61,7 @@ class Structured(Spec):
     structure: Structure = Structure()
 
     @property
-    def network(self) -> str:  # the plan's entry keeps the network's own name
+    def network(self) -> str:  # type: ignore[override]  # of the one inside: the plan's entry keeps the network's own name
         return self.inner
 
     def validate(self) -> None:
@@ -81,23 +81,26 @@ class Structured(Spec):
         n_out: int,
         n_in: int,
         chi: int,
-        out=None,
-        in_=None,
-        quantize=None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
         inner: str = "mpo",
-        options: tuple[tuple[str, Any], ...] = (),
         structure: Structure | None = None,
-        heads_on: str = "out",
-    ) -> "Structured":
-        """The network's default factorization, or with `heads` the one of `head_factors` on the side `heads_on`."""
+        **options: Any,
+    ) -> Self:
+        """The default factorization of the network named `inner`, to which `options` go; with `heads` that of
+        `head_factors`, the heads among the rows."""
         structure = structure or Structure()
         if structure.heads > 1 and not (out or in_):
-            out, in_ = head_factors(n_out, n_in, structure.heads, heads_on)
-        base = network_named(inner).for_shape(n_out, n_in, chi, out, in_, quantize=quantize, **dict(options))
+            out, in_ = head_factors(n_out, n_in, structure.heads)
+        base = network_named(inner).for_shape(n_out, n_in, chi, out, in_, quantize=quantize, **options)
         return cls.around(base, structure)
 
+    def with_chi(self, chi: int) -> Self:
+        return self.around(self.base.with_chi(chi), self.structure)
+
     @classmethod
-    def around(cls, base: Spec, structure: Structure) -> "Structured":
+    def around(cls, base: Spec, structure: Structure) -> Self:
         """`structure` around a network that is there."""
         own = {f.name: getattr(base, f.name) for f in fields(base)}
         shared = {name: own.pop(name) for name in ("out", "in_", "chi", "quantize")}
@@ -112,7 +115,7 @@ class Structured(Spec):
         return self.base.to_json() | {"structure": {k: v for k, v in asdict(self.structure).items() if v}}
 
     @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> "Structured":
+    def from_json(cls, entry: dict[str, Any]) -> Self:
         structure = Structure.from_json(entry["structure"])
         return cls.around(
             network_named(entry.get("network"), "Field 'network', with 'structure':").from_json(entry), structure
@@ -158,7 +161,9 @@ class Structured(Spec):
         own = index - len(self.around_shapes)
         if own >= 0:
             return self.base.core_matrix(own)
-        return self.head.core_matrix(index - self.orders) if index >= self.orders else super().core_matrix(index)
+        if self.head is None or index < self.orders:
+            return super().core_matrix(index)
+        return self.head.core_matrix(index - self.orders)
 
     @property
     def max_chi(self) -> int:
@@ -169,7 +174,9 @@ class Structured(Spec):
 
     # The maps.
 
-    def parts(self, cores: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, torch.Tensor | None, list, list]:
+    def parts(
+        self, cores: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
         """(rows' places, columns' order, [L, R] or [], the network's cores)."""
         cores = list(cores)
         rows = cores.pop(0).long() if self.structure.rows else None
@@ -238,9 +245,16 @@ class Structured(Spec):
             columns = similar_order(W, metric, "columns", self.in_) if reorder else torch.arange(self.n_in)
         return rows, columns
 
-    def _fit_in_order(self, W, metric: Metric, rows, columns, progress: Progress) -> list[torch.Tensor]:
+    def _fit_in_order(
+        self,
+        W: torch.Tensor,
+        metric: Metric,
+        rows: torch.Tensor | None,
+        columns: torch.Tensor | None,
+        progress: Progress,
+    ) -> list[torch.Tensor]:
         rank = self.structure.head
-        head = LowRank.for_shape(*W.shape, rank).fit(W, metric) if rank else []
+        head = LowRank.for_shape(self.n_out, self.n_in, rank).fit(W, metric) if rank else []
         rest = W - head[0] @ head[1] if rank else W
         own = self.base.fit(*permuted(rest, metric, rows, columns), progress)
         # What is stored of the rows is each one's place: so both orders are gathers of `apply`.
@@ -254,24 +268,19 @@ class Structured(Spec):
         cls,
         W: torch.Tensor,
         metric: Metric | None = None,
-        levels=None,
-        out=None,
-        in_=None,
-        inner: str = "mpo",
-        options: tuple[tuple[str, Any], ...] = (),
-        structure: Structure | None = None,
-        heads_on: str = "out",
-        **_,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
     ) -> Curve:
         """The network's own curve on what it is given: the residual of the head, in the orders chosen."""
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, None, inner, options, structure, heads_on)
+        spec = cls.for_shape(W.shape[0], W.shape[1], 1, *given, **options)
         rest = W
         if spec.structure.head:
-            left, right = LowRank.for_shape(*W.shape, spec.structure.head).fit(W, metric)
+            left, right = LowRank.for_shape(spec.n_out, spec.n_in, spec.structure.head).fit(W, metric)
             rest = W - left @ right
         seen = permuted(rest, metric, *spec.chosen_orders(W, metric))
-        curve = type(spec.base).curve(*seen, levels, spec.out, spec.in_, **dict(options))
+        curve = type(spec.base).curve(*seen, levels, spec.out, spec.in_, **dict(spec.options))
         return replace(
             curve,
             parameters=curve.parameters + (spec.parameters - spec.base.parameters),
@@ -321,7 +330,9 @@ def similar_order(W: torch.Tensor, metric: Metric, which: str, legs: Sequence[in
     return line.reshape(n // first, first).T.reshape(n).contiguous()
 
 
-def permuted(W: torch.Tensor, metric: Metric, rows, columns) -> tuple[torch.Tensor, Metric]:
+def permuted(
+    W: torch.Tensor, metric: Metric, rows: torch.Tensor | None, columns: torch.Tensor | None
+) -> tuple[torch.Tensor, Metric]:
     """W and its metric with rows and columns in another order (None: as they are)."""
     C, G = metric.C, metric.G
     if rows is not None:

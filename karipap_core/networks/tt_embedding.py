@@ -10,17 +10,17 @@ Xu, Xu, Mandic, "TensorGPT", arXiv:2307.00526.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, outside_in
 from karipap_core.networks.curve import Curve
-from karipap_core.networks.mpo import LEVELS, Mpo, attainable, balance, estimated_error
+from karipap_core.networks.mpo import Mpo, attainable, balance, estimated_error
 from karipap_core.networks.refine import refine
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
@@ -56,6 +56,7 @@ class RowWeighted(Metric):
     @property
     def weights(self) -> torch.Tensor:
         """p + λ (V,), float64."""
+        assert self.G is not None  # looked at when it was made
         p = self.G.detach().double()
         return p + self.damping * p.mean()
 
@@ -138,9 +139,7 @@ class TtEmbedding(Spec):
             )
         if self.form == "token" and self.out != (self.vocabulary,):
             raise InputError("Field 'out' of the form 'token' must hold the vocabulary alone.")
-        legs = self.out if self.form == "table" else (1,) * len(self.in_)
-        # The tensor train of the padded table, or of one token's vector. Made here, for a compiled graph cannot.
-        object.__setattr__(self, "operator", Mpo(legs, self.in_, self.chi))
+        _ = self.operator  # checked, and made here, for a compiled graph cannot
 
     @classmethod
     def for_shape(
@@ -148,13 +147,13 @@ class TtEmbedding(Spec):
         n_out: int,
         n_in: int,
         chi: int,
-        out=None,
-        in_=None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
         quantize: str | None = None,
         form: str = "table",
         sites: int | None = None,
         vocabulary: int | None = None,
-    ) -> "TtEmbedding":
+    ) -> Self:
         """The default factorization of any (V, d): d by exact divisors as equal as it allows (a prime keeps 1s), V by
         `padded` factors; or those given. Each bond is min(χ, the most that it can attain). `vocabulary` is V again.
         """
@@ -162,28 +161,33 @@ class TtEmbedding(Spec):
             raise InputError(f"Field 'form' is {form!r}: it must be one of {', '.join(FORMS)}.")
         sites = sites or (2 if form == "token" or n_out * n_in <= TWO_SITES else 3)
         sites = len(in_ or ()) or (len(out) if out and form == "table" else sites)
-        in_ = tuple(in_ or outside_in(factorize(n_in, sites), mirrored=True))
+        in_ = in_ or outside_in(factorize(n_in, sites), mirrored=True)
         if math.prod(in_) != n_in:
             raise InputError(f"Field 'in' is {list(in_)}, whose product is not the weight's {n_in}.")
         if form == "token":
             out = (n_out,)
             bonds = attainable((1,) * len(in_), in_)
         else:
-            out = tuple(out or outside_in(padded(n_out, sites)))
+            out = out or outside_in(padded(n_out, sites))
             if math.prod(out) < n_out:
                 raise InputError(f"Field 'out' is {list(out)}, whose product is under the table's {n_out} rows.")
             bonds = attainable(out, in_)
-        return cls(out, in_, tuple(max(1, min(int(chi), most)) for most in bonds), quantize, form, n_out)
+        return cls(tuple(out), tuple(in_), tuple(max(1, min(int(chi), most)) for most in bonds), quantize, form, n_out)
+
+    @cached_property
+    def operator(self) -> Mpo:
+        """The tensor train of the padded table, or of one token's vector."""
+        return Mpo(self.out if self.form == "table" else (1,) * len(self.in_), self.in_, self.chi)
 
     @property
     def n_out(self) -> int:
-        return self.vocabulary
+        return self.vocabulary or math.prod(self.out)
 
     @property
     def core_shapes(self) -> list[tuple[int, ...]]:
         if self.form == "table":
             return self.operator.core_shapes
-        return [(self.vocabulary, left, i, right) for left, _, i, right in self.operator.core_shapes]
+        return [(self.n_out, left, i, right) for left, _, i, right in self.operator.core_shapes]
 
     @property
     def max_chi(self) -> int:
@@ -278,37 +282,21 @@ class TtEmbedding(Spec):
         cls,
         W: torch.Tensor,
         metric: Metric | None = None,
-        levels=None,
-        out=None,
-        in_=None,
-        form="table",
-        sites=None,
-        **_,
+        levels: Iterable[int] | None = None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        form: str = "table",
+        sites: int | None = None,
+        **options: Any,
     ) -> Curve:
         """Measured where the start is optimal, else estimated as `mpo` does, at `levels` (default: 6 up to break-even,
         even in √χ)."""
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, form=form, sites=sites)
-        optimal = spec.optimal_at_start(metric)
-        if levels is None:
-            top = max(spec.break_even_chi, 1)
-            levels = (
-                range(1, spec.max_chi + 1)
-                if optimal
-                else {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
-            )
-        specs = [spec.with_chi(chi) for chi in sorted(levels)]
-        if optimal:
-            errors = [metric.absolute(W - at.dense(at.start(W))) for at in specs]
-        else:
-            errors = [estimated_error(at, W, metric) for at in specs]
-        return Curve(
-            np.array(sorted(levels)),
-            np.array([at.parameters for at in specs]),
-            np.minimum.accumulate(errors),
-            metric.absolute(W),
-            exact=optimal,
-        )
+        spec = cls.for_shape(W.shape[0], W.shape[1], 1, out, in_, form=form, sites=sites)
+        if not spec.optimal_at_start(metric):
+            return spec.curve_at(levels, W, metric, lambda at: estimated_error(at, W, metric))
+        levels = range(1, spec.max_chi + 1) if levels is None else levels
+        return spec.curve_at(levels, W, metric, lambda at: metric.absolute(W - at.dense(at.start(W))), exact=True)
 
 
 def padded(n: int, sites: int) -> tuple[int, ...]:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
-from karipap_core.networks.base import Spec
 from karipap_core.networks.mpo import balance, to_sites, tt_svd
-from karipap_core.networks.peps.lattice import Sites, snake, snake_bonds
+from karipap_core.networks.peps.lattice import Bond, Sites, snake, snake_bonds
 from karipap_core.networks.refine import ENOUGH, ROUNDS, refine
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
@@ -19,8 +19,38 @@ RACE = 2  # rounds of `refine` of the two best
 WIDEST = 1500  # bonds of one core, multiplied: its environment's norm is a matrix of that size
 
 
+class LatticeSpec(Protocol):
+    """What the fit asks of a `peps` (`network.Peps`, where each of these is explained)."""
+
+    @property
+    def out(self) -> tuple[int, ...]: ...
+    @property
+    def in_(self) -> tuple[int, ...]: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def sites(self) -> int: ...
+    @property
+    def bonds(self) -> tuple[Bond, ...]: ...
+    @property
+    def dims(self) -> tuple[int, ...]: ...
+    @property
+    def lattice(self) -> Sites: ...
+
+    def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor: ...
+    def shaped(self, cores: Sequence[torch.Tensor]) -> list[torch.Tensor]: ...
+    def random_cores(self, seed: int | None = None, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]: ...
+
+
 def fit(
-    spec: Spec, W: torch.Tensor, metric: Metric, progress: Progress = silent, rounds: int = ROUNDS, quick: bool = False
+    spec: LatticeSpec,
+    W: torch.Tensor,
+    metric: Metric,
+    progress: Progress = silent,
+    rounds: int = ROUNDS,
+    quick: bool = False,
 ) -> tuple[list[torch.Tensor], list[float]]:
     """Cores of `spec` and the metric error before and after each round of `refine` (absolute, never rising).
 
@@ -54,7 +84,9 @@ def fit(
     return (cores, errors) if errors[-1] < bound else (plain, [bound])
 
 
-def _swept(spec: Spec, W: torch.Tensor, starts: list[list[torch.Tensor]], progress: Progress) -> list[torch.Tensor]:
+def _swept(
+    spec: LatticeSpec, W: torch.Tensor, starts: list[list[torch.Tensor]], progress: Progress
+) -> list[torch.Tensor]:
     """The start that is lowest in the weight metric after `SWEEPS` sweeps each, random cores among them."""
     sites, target = spec.lattice, to_sites(W, spec.out, spec.in_)
     if max(core[..., 0].numel() for core in starts[0]) <= WIDEST:
@@ -82,7 +114,7 @@ def sweep(sites: Sites, cores: Sequence[torch.Tensor], target: torch.Tensor) -> 
     return cores
 
 
-def snake_start(spec: Spec, W: torch.Tensor, noise: float = 0.0, seed: int = 0) -> list[torch.Tensor]:
+def snake_start(spec: LatticeSpec, W: torch.Tensor, noise: float = 0.0, seed: int = 0) -> list[torch.Tensor]:
     """Merged cores of the TT-SVD of W along the snake of sites; what it leaves empty is filled with `noise` of its own
     size (0: Ŵ is that tensor train, and W itself where its bonds are wide enough)."""
     sites, path = spec.lattice, snake(*spec.grid)
@@ -94,7 +126,7 @@ def snake_start(spec: Spec, W: torch.Tensor, noise: float = 0.0, seed: int = 0) 
         ranks.append(min(sites.dims[crossed[k]], widest))
     train = balance(tt_svd(target, ranks[1:]))
     generator = torch.Generator().manual_seed(seed)
-    cores: list[torch.Tensor] = [None] * len(path)
+    cores: dict[int, torch.Tensor] = {}
     for k, site in enumerate(path):
         core = torch.randn(sites.shape(site), generator=generator, dtype=torch.float64).to(W.device)
         core *= noise * train[k].square().mean().sqrt()
@@ -105,10 +137,10 @@ def snake_start(spec: Spec, W: torch.Tensor, noise: float = 0.0, seed: int = 0) 
         corner = [taken.get(bond, 1) for bond in sites.bonds[site]]
         core[tuple(slice(0, size) for size in corner)] = block.reshape(*corner, -1)
         cores[site] = core
-    return cores
+    return [cores[site] for site in range(spec.sites)]
 
 
-def cut_start(spec: Spec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+def cut_start(spec: LatticeSpec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
     """Merged cores from SVDs across the lattice: halved, each half halved again, until single sites are left.
 
     The singular values kept at a cut are as many as the bonds that cross it have values together, and their number is
@@ -116,7 +148,7 @@ def cut_start(spec: Spec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
     """
     sites, columns = spec.lattice, spec.grid[1]
     generator = torch.Generator().manual_seed(seed)
-    cores: list[torch.Tensor] = [None] * spec.sites
+    cores: dict[int, torch.Tensor] = {}
 
     def halve(tensor: torch.Tensor, names: list[tuple[int, int]], region: list[int]) -> None:
         """`names`: (site, leg) of each axis."""
@@ -157,14 +189,14 @@ def cut_start(spec: Spec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
         )
 
     halve(to_sites(W, spec.out, spec.in_), list(enumerate(sites.physical)), list(range(spec.sites)))
-    return cores
+    return [cores[site] for site in range(spec.sites)]
 
 
 def _sides(shape: Sequence[int], rows: int) -> tuple[int, int]:
     return math.prod(shape[:rows]), math.prod(shape[rows:])
 
 
-def random_start(spec: Spec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+def random_start(spec: LatticeSpec, W: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
     """Normal cores at half the norm of W."""
     cores = [core.to(W.device) for core in spec.random_cores(seed, torch.float64)]
     norm = spec.dense(cores).norm()

@@ -12,12 +12,11 @@ Verstraete and Cirac, arXiv:cond-mat/0407066; Lubasch, Cirac and Bañuls, PRB 90
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 
 from karipap_core.errors import InputError
@@ -36,7 +35,6 @@ from karipap_core.spectra.metric import Metric
 # on all four sites .469 and .0103, with 16·16 on either side .297 and .0078 (three rounds; SVD .236 and .0079); two
 # other weights told the same. A Gaussian matrix prefers balanced digits (384×384 kept .26: .49 lost, here .57).
 SMALL = 4
-LEVELS = 6  # χ at which a curve is measured
 
 
 @register
@@ -73,13 +71,13 @@ class Peps(Spec):
         n_out: int,
         n_in: int,
         chi: int,
-        out=None,
-        in_=None,
-        quantize=None,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
         grid: Sequence[int] = (2, 2),
         periodic: bool = False,
         tied: bool = False,
-    ) -> "Peps":
+    ) -> Self:
         """Every bond min(χ, attainable): see `attainable`. Default factors: exact divisors as equal as the numbers
         allow, the larger on the sites with fewer bonds, and those of the columns in the opposite order.
 
@@ -152,24 +150,20 @@ class Peps(Spec):
         return fit(self, W, metric, progress)[0]
 
     @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **options) -> Curve:
+    def curve(
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
+    ) -> Curve:
         """Estimated at `levels` (default: 6 up to break-even, even in √χ) from a part of the work of `decompose`.
 
         See `estimated_error` for how near that comes."""
         metric, W = metric or Metric("weight"), W.detach().double()
-        spec = cls.for_shape(*W.shape, 1, out, in_, **options)
-        if levels is None:
-            top = max(spec.break_even_chi, 1)
-            levels = {max(1, round(top * (k / LEVELS) ** 2)) for k in range(1, LEVELS + 1)}
-        specs = [spec.with_chi(chi) for chi in sorted(levels)]
-        errors = [estimated_error(at, W, metric) for at in specs]
-        return Curve(
-            np.array(sorted(levels)),
-            np.array([at.parameters for at in specs]),
-            np.minimum.accumulate(errors),
-            metric.absolute(W),
-            exact=False,
-        )
+        spec = cls.for_shape(W.shape[0], W.shape[1], 1, *given, **options)
+        return spec.curve_at(levels, W, metric, lambda at: estimated_error(at, W, metric))
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         """y = Ŵ x by contractions of two tensors at a time, in the order that costs least for this batch.
@@ -202,11 +196,12 @@ def estimated_error(spec: Peps, W: torch.Tensor, metric: Metric) -> float:
     return errors[-1] if len(errors) < 3 else errors[2] * (errors[2] / errors[1]) ** 1.5
 
 
-def checked_grid(grid) -> tuple[int, int]:
-    grid = sizes(grid, "grid")
-    if len(grid) != 2:
-        raise InputError(f"Field 'grid' is {list(grid)}: it must be two numbers, rows and columns.")
-    return grid
+def checked_grid(grid: Any) -> tuple[int, int]:
+    """`grid` as two positive integers, or InputError naming the field."""
+    found = sizes(grid, "grid")
+    if len(found) != 2:
+        raise InputError(f"Field 'grid' is {list(found)}: it must be two numbers, rows and columns.")
+    return found[0], found[1]
 
 
 def split(n: int) -> tuple[int, int]:

@@ -277,6 +277,7 @@ def _next_cut(spec: Peps, schedule: Sequence[int] | None, budget: int | None) ->
     if schedule is not None:
         caps = [cap for cap in schedule if cap < now]
         return (widest, max(1, max(caps))) if caps else None
+    assert budget is not None  # one of the two is given
     lower = max(1, math.floor(now * (1 - STEP)) if now > 1 / STEP else now - 1)
     fits = [keep for keep in range(lower, now) if _at(spec, widest, keep).parameters <= budget]
     return widest, max(fits, default=lower)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.progress import Progress, silent
 
 METHODS = ("trg", "hotrg")
@@ -111,7 +111,7 @@ def rounds(
     Arguments and errors as for `contract`. In every step each tensor is divided by its largest entry.
     """
     if method not in METHODS:
-        raise InputError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
+        raise unknown("method:", method, METHODS)
     if not isinstance(chi, int) or chi < 1:
         raise InputError(f"chi: {chi!r} is not a whole number of at least 1.")
     lattice = _checked(cell, rows, cols)
@@ -125,9 +125,9 @@ def finish(lattice: Lattice) -> Contraction:
     """Contracts a lattice of one or two rows (or columns) exactly: the trace of a chain of transfer matrices. O(χ⁶)."""
     if lattice.rows > lattice.cols:
         lattice = _transposed(lattice)
-    chain, ln_norm = None, 0.0
-    for c in range(len(lattice.cell[0])):
-        chain, ln = _scaled(_column(lattice, c) if chain is None else chain @ _column(lattice, c))
+    chain, ln_norm = _scaled(_column(lattice, 0))
+    for c in range(1, len(lattice.cell[0])):
+        chain, ln = _scaled(chain @ _column(lattice, c))
         ln_norm += ln
     length = len(lattice.cell[0])
     while length < lattice.cols:  # a chain of equal parts: squared until it is long enough

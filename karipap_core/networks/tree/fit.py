@@ -7,11 +7,12 @@ Everything is float64 and knows matrices and moments alone, nothing of specs or 
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 
-from karipap_core.networks.tree.solve import View, descend, left, right, shared_step
+from karipap_core.networks.tree.solve import View, added, descend, left, right, shared_step
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 
@@ -27,7 +28,7 @@ def mean_factor(moments: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     if not known:
         return None
     eye = torch.eye(len(known[0]), dtype=torch.float64, device=known[0].device)
-    return torch.linalg.cholesky(sum(eye if M is None else M for M in moments) / len(moments))
+    return torch.linalg.cholesky(added(eye if M is None else M for M in moments) / len(moments))
 
 
 def orthonormal(V: torch.Tensor, F: torch.Tensor | None) -> torch.Tensor:
@@ -43,7 +44,7 @@ def leading_rows(parts: Sequence[torch.Tensor], chi: int) -> torch.Tensor:
     """The χ leading right singular vectors (χ, n), as rows, of the parts (…, n) one on top of the other."""
     columns = parts[0].shape[1]
     if columns <= sum(len(part) for part in parts):
-        return torch.linalg.eigh(sum(part.T @ part for part in parts)).eigenvectors[:, -chi:].flip(1).T
+        return torch.linalg.eigh(added(part.T @ part for part in parts)).eigenvectors[:, -chi:].flip(1).T
     stack = torch.cat(list(parts))
     return torch.linalg.qr(stack.T @ torch.linalg.eigh(stack @ stack.T).eigenvectors[:, -chi:].flip(1)).Q.T
 
@@ -138,7 +139,7 @@ class Tucker:
         whitened = [left(None if self.F_out is None else self.F_out.T, right(view.W, self.F_in)) for view in views]
         self.V = unwhitened(leading_rows(whitened, chi[1]), self.F_in)
         self.U = unwhitened(leading_rows([Y.T for Y in whitened], chi[0]), self.F_out).T
-        self.K = self.c = None
+        self.layered: tuple[torch.Tensor, torch.Tensor] | None = None  # K and c
         self.middle()
 
     def middle(self) -> None:
@@ -147,35 +148,36 @@ class Tucker:
         A = [self.U.T @ left(view.own, self.U) for view in self.views]
         B = [right(self.V, view.shared) @ self.V.T for view in self.views]
         inner = [left(v.own, self.U).T @ v.W @ right(self.V, v.shared).T for v in self.views]
-        if self.bond is None or self.K is None:
+        if self.layered is None:
             self.C = []
             for a, b, T in zip(A, B, inner, strict=True):
                 half = torch.cholesky_solve(T, torch.linalg.cholesky(a))
                 self.C.append(torch.cholesky_solve(half.T, torch.linalg.cholesky(b)).T)
         if self.bond is None:
             return
-        A, B, inner = torch.stack(A), torch.stack(B), torch.stack(inner)
-        if self.K is None:
+        if self.layered is None:
             flat = torch.stack(self.C).flatten(1)
-            self.c = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -self.bond :].flip(1)
-            self.K = (self.c.T @ flat).reshape(self.bond, *self.C[0].shape)
-        c = self.c
+            c = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -self.bond :].flip(1)
+            K = (c.T @ flat).reshape(self.bond, *self.C[0].shape)
+        else:
+            K, c = self.layered
+        outs, ins, targets = torch.stack(A), torch.stack(B), torch.stack(inner)
         hessian = c.T @ c
         hessian.diagonal().add_(1e-12 * hessian.diagonal().mean())
         R = torch.linalg.cholesky(hessian)
 
         def normal(K: torch.Tensor) -> torch.Tensor:
-            return torch.einsum("la,lij->aij", c, A @ torch.einsum("la,aij->lij", c, K) @ B)
+            return torch.einsum("la,lij->aij", c, outs @ torch.einsum("la,aij->lij", c, K) @ ins)
 
         def precondition(X: torch.Tensor) -> torch.Tensor:
             return torch.cholesky_solve(X.flatten(1), R).reshape(X.shape)
 
-        K = descend(self.K, normal, torch.einsum("la,lij->aij", c, inner), precondition)
-        bent = A[:, None] @ K @ B[:, None]  # (l, a, χ_out, χ_in)
+        K = descend(K, normal, torch.einsum("la,lij->aij", c, targets), precondition)
+        bent = outs[:, None] @ K @ ins[:, None]  # (l, a, χ_out, χ_in)
         hessians = torch.einsum("aij,lbij->lab", K, bent)
-        targets = torch.einsum("aij,lij->la", K, inner)
-        self.K, self.c = K, (torch.linalg.pinv(hessians, hermitian=True) @ targets[..., None])[..., 0]
-        self.C = list(torch.einsum("la,aij->lij", self.c, K))
+        slopes = torch.einsum("aij,lij->la", K, targets)
+        self.layered = K, (torch.linalg.pinv(hessians, hermitian=True) @ slopes[..., None])[..., 0]
+        self.C = list(torch.einsum("la,aij->lij", self.layered[1], K))
 
     def errors(self) -> list[float]:
         return [view.absolute(view.W - self.U @ C @ self.V) for view, C in zip(self.views, self.C, strict=True)]
@@ -193,12 +195,12 @@ class Tucker:
         rows = evened(torch.stack([C.norm(dim=1) for C in self.C]).mean(0), self.U.norm(dim=0))
         columns = evened(torch.stack([C.norm(dim=0) for C in self.C]).mean(0), self.V.norm(dim=1))
         U, V = self.U / rows, self.V / columns[:, None]
-        if self.bond is None:
+        if self.layered is None:
             return [[U, V, rows[:, None] * C * columns] for C in self.C]
-        K = rows[:, None] * self.K * columns
-        bond = evened(K.flatten(1).norm(dim=1), self.c.norm(dim=0))
+        K, c = rows[:, None] * self.layered[0] * columns, self.layered[1]
+        bond = evened(K.flatten(1).norm(dim=1), c.norm(dim=0))
         K = K * bond[:, None, None]
-        return [[U, V, K, c / bond] for c in self.c]
+        return [[U, V, K, of_layer / bond] for of_layer in c]
 
 
 def start(share: str, chi: Sequence[int], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]) -> Branches | Tucker:
@@ -212,9 +214,23 @@ def start(share: str, chi: Sequence[int], Ws: Sequence[torch.Tensor], metrics: S
     return Tucker([View.of(*pair, "in") for pair in pairs], [View.of(*pair, "out") for pair in pairs], chi)
 
 
+class Group(Protocol):
+    """What `sweep` asks of a state."""
+
+    @property
+    def views(self) -> Sequence[View]: ...
+
+    def errors(self) -> list[float]: ...
+
+    def stepped(self) -> Self: ...
+
+
+State = TypeVar("State", bound=Group)
+
+
 def sweep(
-    state: Branches | Tucker, progress: Progress = silent, sweeps: int = SWEEPS, tolerance: float = TOLERANCE
-) -> tuple[Branches | Tucker, list[float]]:
+    state: State, progress: Progress = silent, sweeps: int = SWEEPS, tolerance: float = TOLERANCE
+) -> tuple[State, list[float]]:
     """One-site sweeps until one gains less than `tolerance`: the state, and the group's error at the start and after
     each, which never rises (a sweep that would raise it, by rounding, is dropped)."""
     total = sum(view.absolute(view.W) for view in state.views)
@@ -295,7 +311,9 @@ def price(squares: Sequence[np.ndarray], owns: Sequence[int], chi: int, budget: 
     return ranks, kept
 
 
-def split(squares: dict[int, list[np.ndarray]], owns: Sequence[int], shared: int, budget: int):
+def split(
+    squares: dict[int, list[np.ndarray]], owns: Sequence[int], shared: int, budget: int
+) -> tuple[float, int, list[int]] | None:
     """(kept, χ_g, ranks) of the χ_g at which `budget` numbers keep most; None where none fits."""
     best = None
     for chi, found in squares.items():

@@ -19,9 +19,9 @@ et al., "On the best rank-1 and rank-(R1, …, RN) approximation", ibid. 21 (200
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -82,9 +82,7 @@ class Tree(Spec):
             raise InputError(f"Field 'share' is {self.share!r}: it must be one of {', '.join(SHARES)}.")
         if isinstance(self.at, bool) or not isinstance(self.at, int) or not 0 <= self.at < self.layers:
             raise InputError(f"Field 'at' is {self.at!r}: the group has members 0 to {self.layers - 1}.")
-        for name in ("out", "in_"):
-            if len(getattr(self, name)) != 1:
-                raise InputError(f"Field {name.rstrip('_')!r} of a 'tree' entry must hold one number.")
+        self.check_single("out", "in_")
         wanted = {"both": 2, "all": 3}.get(self.share, 1 + self.layers)
         if len(self.chi) != wanted:
             raise InputError(
@@ -108,11 +106,21 @@ class Tree(Spec):
 
     @classmethod
     def for_shape(
-        cls, n_out: int, n_in: int, chi: int, out=None, in_=None, quantize=None, share="in", members=(), at=0
-    ) -> "Tree":
+        cls,
+        n_out: int,
+        n_in: int,
+        chi: int,
+        out: Sequence[int] | None = None,
+        in_: Sequence[int] | None = None,
+        quantize: str | None = None,
+        share: str = "in",
+        members: tuple[str, ...] = (),
+        at: int = 0,
+    ) -> Self:
         """One χ for the whole group, every bond at χ or the most that it can attain; the members are taken to be of
         one shape. Nothing is truncated on the layers' own branches: Basis Sharing, and `lowrank` for a weight alone."""
         chi, layers = max(1, int(chi)), max(1, len(members))
+        bonds: tuple[int, ...]
         if share in ("both", "all"):
             bonds = (min(chi, n_out, layers * n_in), min(chi, n_in, layers * n_out))
             bonds += (min(chi, layers),) if share == "all" else ()
@@ -120,7 +128,7 @@ class Tree(Spec):
             shared, own = (n_in, n_out) if share == "in" else (n_out, n_in)
             chi = min(chi, shared, layers * own)
             bonds = (chi, *[min(chi, own)] * layers)
-        return cls(out or (n_out,), in_ or (n_in,), bonds, quantize, share, members, at)
+        return cls(tuple(out or (n_out,)), tuple(in_ or (n_in,)), bonds, quantize, share, members, at)
 
     @property
     def layers(self) -> int:
@@ -214,7 +222,14 @@ class Tree(Spec):
         return fit_group([self], [W], [metric], progress)[0]
 
     @classmethod
-    def curve(cls, W: torch.Tensor, metric: Metric | None = None, levels=None, out=None, in_=None, **_) -> Curve:
+    def curve(
+        cls,
+        W: torch.Tensor,
+        metric: Metric | None = None,
+        levels: Iterable[int] | None = None,
+        *given: Any,
+        **options: Any,
+    ) -> Curve:
         """That of a weight alone, where a tree is `lowrank`; a group's is `group_curve`."""
         return LowRank.curve(W, metric)
 
@@ -244,7 +259,13 @@ class GroupCurve:
     total: np.ndarray
 
 
-def group_specs(members: Sequence[str], shape: tuple[int, int], chi, share: str = "in", quantize=None) -> list[Tree]:
+def group_specs(
+    members: Sequence[str],
+    shape: tuple[int, int],
+    chi: int | Sequence[int],
+    share: str = "in",
+    quantize: str | None = None,
+) -> list[Tree]:
     """The members' specs: `chi` is one number (see `Tree.for_shape`) or all the bonds in the order of the module."""
     names = tuple(members) if len(members) > 1 else ()
     if isinstance(chi, int):
@@ -293,7 +314,7 @@ def group_curve(
     members: Sequence[str],
     Ws: Sequence[torch.Tensor],
     metrics: Sequence[Metric],
-    levels=None,
+    levels: Iterable[int] | None = None,
     progress: Progress = silent,
     share: str | None = None,
 ) -> GroupCurve:
@@ -307,7 +328,8 @@ def group_curve(
     share = share or side_of(members[0])
     if share not in ("in", "out"):
         raise InputError(f"Field 'share' is {share!r}: a group's curve is measured for 'in' and 'out'.")
-    shape = tuple(Ws[0].shape)
+    n_out, n_in = Ws[0].shape
+    shape = (n_out, n_in)
     if len(members) == 1:
         return curve_of_one(members, shape, Tree.curve(Ws[0], metrics[0]), levels, share)
     views = [View.of(W, metric, share).whitened() for W, metric in zip(Ws, metrics, strict=True)]
@@ -316,7 +338,10 @@ def group_curve(
     widest = Branches(views, (most, *[min(own, most) for own in owns]))
     grid = sorted({max(1, round(most * k / GRID)) for k in range(1, GRID + 1)})
     squares = edge_squares(widest, grid)
-    found, levels = [], sorted(levels or (round(part * dense) for part in KEPT))
+    groups: list[list[Tree]] = []
+    sizes: list[int] = []
+    errors: list[list[float]] = []
+    levels = sorted(levels or (round(part * dense) for part in KEPT))
     for done, budget in enumerate(levels):
         progress("levels", done, len(levels))
         chosen = split(squares, owns, shared, budget)
@@ -324,28 +349,31 @@ def group_curve(
             continue
         state = Branches(views, (chosen[1], *chosen[2]), widest.V[: chosen[1]])
         state = settle(state, grid, budget)
-        specs, errors = group_specs(members, shape, (len(state.V), *state.ranks), share), state.errors()
+        specs, of_members = group_specs(members, shape, (len(state.V), *state.ranks), share), state.errors()
         size = sum(spec.parameters for spec in specs)
-        if not found or (size > found[-1][0] and sum(errors) <= sum(found[-1][1])):
-            found.append((size, errors, specs))
-    if not found:
+        if not sizes or (size > sizes[-1] and sum(of_members) <= sum(errors[-1])):
+            groups.append(specs)
+            sizes.append(size)
+            errors.append(of_members)
+    if not sizes:
         raise InputError(f"Levels {levels} are all too small for a group of {len(members)} weights {shape}.")
-    sizes, errors, specs = zip(*found, strict=True)
     total = np.array([view.absolute(view.W) for view in views])
-    return GroupCurve(list(specs), np.array(sizes), np.array(errors), total)
+    return GroupCurve(groups, np.array(sizes), np.array(errors), total)
 
 
-def curve_of_one(members: Sequence[str], shape: tuple[int, int], curve: Curve, levels, share: str) -> GroupCurve:
+def curve_of_one(
+    members: Sequence[str], shape: tuple[int, int], curve: Curve, levels: Iterable[int] | None, share: str
+) -> GroupCurve:
     """A group of one weight is `lowrank`, whose curve is known at every χ: `ALONE_LEVELS` of them, or those of
     `levels`, as large as each allows."""
-    worth = [chi for chi in curve.chi if chi * sum(shape) < math.prod(shape)] or [1]
     if levels is None:
-        chis = {worth[round(k)] for k in np.linspace(0, len(worth) - 1, ALONE_LEVELS)}
+        smaller = [int(chi) for chi in curve.chi if chi * sum(shape) < math.prod(shape)] or [1]  # than the weight
+        chis = sorted({smaller[round(k)] for k in np.linspace(0, len(smaller) - 1, ALONE_LEVELS)})
     else:
-        chis = {min(level // sum(shape), int(curve.chi[-1])) for level in levels} - {0}
-    if not chis:
-        raise InputError(f"Levels {list(levels)} are all too small for a weight {shape}.")
-    chis = sorted(int(chi) for chi in chis)
+        levels = list(levels)
+        chis = sorted({min(level // sum(shape), int(curve.chi[-1])) for level in levels} - {0})
+        if not chis:
+            raise InputError(f"Levels {levels} are all too small for a weight {shape}.")
     specs = [group_specs(members, shape, chi, share) for chi in chis]
     sizes = np.array([spec.parameters for (spec,) in specs])
     return GroupCurve(specs, sizes, np.array([[curve.at(chi)] for chi in chis]), np.array([curve.total]))
@@ -361,9 +389,9 @@ def group_names(weights: Sequence[Weight]) -> list[list[str]]:
     groups: list[list[Weight]] = []
     for weight in sorted((w for w in weights if w.compressible), key=lambda w: -1 if w.layer is None else w.layer):
         key = (weight.role, weight.shape, weight.expert, weight.dtype)
-        run = runs.get(key)
-        alone = weight.layer is None or weight.role.removeprefix("shared_") in ALONE
-        if alone or run is None or len(run) == GROUP or run[-1].layer != weight.layer - 1:
+        run, layer = runs.get(key), weight.layer
+        alone = weight.role.removeprefix("shared_") in ALONE
+        if layer is None or alone or run is None or len(run) == GROUP or run[-1].layer != layer - 1:
             run = runs[key] = []
             groups.append(run)
         run.append(weight)

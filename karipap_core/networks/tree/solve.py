@@ -1,13 +1,17 @@
 """A weight seen from the side that its group shares, and conjugate gradients for the basis of that side."""
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 
 from karipap_core.spectra.metric import Metric
 
 CG_STEPS = 12  # in one update of a shared core; with equal moments one is enough
+
+Map = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -43,7 +47,14 @@ def right(X: torch.Tensor, M: torch.Tensor | None) -> torch.Tensor:
     return X if M is None else X @ M
 
 
-def shared_step(views: Sequence[View], V: torch.Tensor, lefts: Sequence[torch.Tensor], F) -> torch.Tensor:
+def added(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of one tensor or more."""
+    return reduce(operator.add, parts)
+
+
+def shared_step(
+    views: Sequence[View], V: torch.Tensor, lefts: Sequence[torch.Tensor], F: torch.Tensor | None
+) -> torch.Tensor:
     """V that lowers Σ_l ‖A_l (W_l − L_l V) B_l‖², every left factor L_l (own, χ) held.
 
     The optimum solves Σ_l P_l V C_l = Σ_l L_lᵀ G_l W_l C_l with P_l = L_lᵀ G_l L_l: conjugate gradients from V,
@@ -51,22 +62,22 @@ def shared_step(views: Sequence[View], V: torch.Tensor, lefts: Sequence[torch.Te
     """
     weighed = [left(v.own, L).T for v, L in zip(views, lefts, strict=True)]
     P = [weight @ L for weight, L in zip(weighed, lefts, strict=True)]
-    together = sum(P)
+    together = added(P)
     together.diagonal().add_(1e-12 * together.diagonal().mean() + torch.finfo(torch.float64).tiny)
     R = torch.linalg.cholesky(together)
 
     def normal(X: torch.Tensor) -> torch.Tensor:
-        return sum(p @ right(X, v.shared) for p, v in zip(P, views, strict=True))
+        return added(p @ right(X, v.shared) for p, v in zip(P, views, strict=True))
 
     def precondition(X: torch.Tensor) -> torch.Tensor:
         X = torch.cholesky_solve(X, R)
         return X if F is None else torch.cholesky_solve(X.T, F).T
 
-    target = sum(weight @ right(v.W, v.shared) for weight, v in zip(weighed, views, strict=True))
+    target = added(weight @ right(v.W, v.shared) for weight, v in zip(weighed, views, strict=True))
     return descend(V, normal, target, precondition)
 
 
-def descend(X, normal: Callable, target: torch.Tensor, precondition: Callable) -> torch.Tensor:
+def descend(X: torch.Tensor, normal: Map, target: torch.Tensor, precondition: Map) -> torch.Tensor:
     """Conjugate gradients on normal(X) = target from X: the quadratic error falls with every step."""
     R = target - normal(X)
     Z = precondition(R)
