@@ -172,7 +172,9 @@ def _healed(
         raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
     _fast(model, settings)
     if settings.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        new = hasattr(model, "activation_checkpointing_enable")  # its name from transformers 5.23 on
+        enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         model.train()  # transformers checkpoints in this mode alone
     file = out / WORK / f"{key}.safetensors"
     training = Training(model, rows, validation, _course(settings), accelerator, file, teacher, "heal", progress)
