@@ -18,6 +18,7 @@ from karipap_core.evaluation.tasks.suite import Suite  # noqa: E402
 from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
+from karipap_core.tradeoffs.point import Point  # noqa: E402
 from karipap_core.tradeoffs.points import Points  # noqa: E402
 from karipap_core.tradeoffs.sweep import DEFAULT_SCORING  # noqa: E402
 from karipap_core.workspace.runs import read_runs  # noqa: E402
@@ -33,7 +34,7 @@ def main() -> int:
     for number, run in enumerate(runs):
         progress("complete", number, len(runs), run["label"])
         try:
-            points.complete(run)
+            points.complete(Point.from_json(run))
         except InputError as error:
             failed += 1
             print(error, file=sys.stderr)

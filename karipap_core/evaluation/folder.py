@@ -163,8 +163,10 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     return None
 
 
-def disk_bytes(path: str | Path) -> int | None:
-    """Bytes of the safetensors files of a model, None for a hub id."""
+def disk_bytes(path: str | Path | None) -> int | None:
+    """Bytes of the safetensors files of a model, None for a hub id or no path."""
+    if path is None:
+        return None
     path = Path(path)
     if path.is_file():
         return path.stat().st_size

@@ -42,23 +42,23 @@ class InPlace:
         from karipap_core.models.sites import sites
 
         self.model, self.sites = model, sites(model, checkpoint, tables=True)
-        self.causal = checkpoint.kind == "causal"
-        if self.causal:
+        self.sample: Sample | EncoderSample
+        if checkpoint.kind == "causal":
             fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)
             most = fitting if scoring.max_tokens is None else min(scoring.max_tokens, fitting)
-            self.sample = Sample.of(model, tokenizer, text, replace(scoring, max_tokens=most))
-            self._reference = keep_logits(model, self.sample, progress)
-            self.dense = measure(model, self.sample, self._reference)["dense"]
+            sample = self.sample = Sample.of(model, tokenizer, text, replace(scoring, max_tokens=most))
+            self._reference = keep_logits(model, sample, progress)
+            self.dense = measure(model, sample, self._reference)["dense"]
         else:
-            self.sample = EncoderSample.of(model, tokenizer, text, scoring)
-            self._reference = list(hidden_states(model, self.sample))
+            rows = self.sample = EncoderSample.of(model, tokenizer, text, scoring)
+            self._reference = list(hidden_states(model, rows))
             self.dense = {"relative_error": 0.0}
         self.suite, self._tokenizer = suite, tokenizer
         if suite is not None:
             from karipap_core.evaluation.tasks import suite as tasks
 
             self._identity = tasks.identity(tasks.causal(checkpoint))
-            self.dense["tasks"] = self._tasks(self._identity, progress)
+            self.dense["tasks"] = self._tasks(suite, self._identity, progress)
 
     @property
     def settings(self) -> dict:
@@ -82,18 +82,18 @@ class InPlace:
                 stack.enter_context(self.sites[name].replaced(matrix))
                 if self.suite is not None:  # finished tasks are found again by the very weights
                     seen.update(name.encode() + matrix.detach().float().cpu().contiguous().numpy().tobytes())
-            if not self.causal:
+            if isinstance(self.sample, EncoderSample):
                 return output_fidelity(self.model, self.sample, self._reference, progress)
             found = measure(self.model, self.sample, self._reference, progress)
             if self.suite is not None:
                 from karipap_core.evaluation.tasks.suite import with_difference
 
-                ours = self._tasks(f"{self._identity} with {seen.hexdigest()}", progress)
+                ours = self._tasks(self.suite, f"{self._identity} with {seen.hexdigest()}", progress)
                 found["tasks"] = with_difference(ours, self.dense["tasks"])
                 found["dense"]["tasks"] = self.dense["tasks"]
             return found
 
-    def _tasks(self, identity: str, progress: Progress) -> dict:
+    def _tasks(self, suite: "Suite", identity: str, progress: Progress) -> dict:
         from karipap_core.evaluation.tasks.suite import dtype_of
 
-        return self.suite.measure(lambda: (self.model, self._tokenizer), identity, dtype_of(self.model), progress)
+        return suite.measure(lambda: (self.model, self._tokenizer), identity, dtype_of(self.model), progress)

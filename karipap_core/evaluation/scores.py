@@ -73,35 +73,39 @@ def settings_of(task: dict) -> tuple:
 def comparable(points: Sequence[dict], key: str) -> list[dict]:
     """The points whose score of this axis was measured in one way: the way that most were; of equally many, the
     latest."""
-    holding = [point for point in points if of(point, key)]
-    counts = Counter(settings_of(of(point, key)[0]) for point in holding)
+    return [point for point, _, _ in _comparable(points, key)]
+
+
+def _comparable(points: Sequence[dict], key: str) -> list[tuple[dict, dict, str]]:
+    """`comparable` with what `of` gives: (point, what it holds of the task, metric)."""
+    holding = [(point, *held) for point in points if (held := of(point, key)) is not None]
+    counts = Counter(settings_of(task) for _, task, _ in holding)
     if not counts:
         return []
-    last = {settings_of(of(point, key)[0]): number for number, point in enumerate(holding)}
+    last = {settings_of(task): number for number, (_, task, _) in enumerate(holding)}
     chosen = max(counts, key=lambda settings: (counts[settings], last[settings]))
-    return [point for point in holding if settings_of(of(point, key)[0]) == chosen]
+    return [held for held in holding if settings_of(held[1]) == chosen]
 
 
 def with_score(points: Sequence[dict], key: str) -> list[dict]:
     """The points with the score of this axis under its own key, as if it were a figure like any other; those whose
     score does not compare lack it."""
-    kept = {id(point) for point in comparable(points, key)}
-    return [point | {key: of(point, key)[0][of(point, key)[1]]} if id(point) in kept else point for point in points]
+    score = {id(point): task[metric] for point, task, metric in _comparable(points, key)}
+    return [point | {key: score[id(point)]} if id(point) in score else point for point in points]
 
 
 def dense(points: Sequence[dict], key: str) -> float | None:
     """The dense model's score of an axis, measured as the comparable points were."""
-    for point in comparable(points, key):
+    for point, task, _ in _comparable(points, key):
         theirs = of(point.get("dense") or {}, key)
-        if theirs and settings_of(theirs[0]) == settings_of(of(point, key)[0]):
+        if theirs and settings_of(theirs[0]) == settings_of(task):
             return theirs[0][theirs[1]]
     return None
 
 
 def chance(points: Sequence[dict], key: str) -> float | None:
     """The score of guessing, where the task has choices and the axis is an accuracy."""
-    for point in comparable(points, key):
-        task, metric = of(point, key)
+    for _, task, metric in _comparable(points, key):
         if metric.startswith("acc") and known(task, "chance"):
             return task["chance"]
     return None
@@ -139,11 +143,11 @@ def difference(a: dict, b: dict, key: str) -> uncertainty.Interval | None:
     if one is None or two is None or settings_of(one[0]) != settings_of(two[0]):
         return None
     (ours, metric), (theirs, _) = two, one
-    right = [task.get("correct") for task in (theirs, ours)]
-    if metric == ours.get("metric") and all(right) and len(right[0]) == len(right[1]):
-        return uncertainty.paired_bootstrap(np.subtract(right[1], right[0]))
-    errors = [error_of(task, metric) for task in (theirs, ours)]
-    if None in errors:
+    right, their_right = ours.get("correct"), theirs.get("correct")
+    if metric == ours.get("metric") and right and their_right and len(right) == len(their_right):
+        return uncertainty.paired_bootstrap(np.subtract(right, their_right))
+    error, their_error = error_of(ours, metric), error_of(theirs, metric)
+    if error is None or their_error is None:
         return None
-    mean, reach = ours[metric] - theirs[metric], NORMAL * math.hypot(*errors)
+    mean, reach = ours[metric] - theirs[metric], NORMAL * math.hypot(their_error, error)
     return uncertainty.Interval(mean, mean - reach, mean + reach, ours.get("items") or 0)

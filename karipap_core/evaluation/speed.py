@@ -25,7 +25,8 @@ def measure_speed(
     limits = [_positions(model) for model in models.values()]
     new_tokens = min(new_tokens, max(1, min(limits) // 4))
     prompt = max(1, min(prompt, min(limits) - new_tokens))
-    times = {name: ([], []) for name in models}
+    prefills: dict[str, list[float]] = {name: [] for name in models}
+    decodes: dict[str, list[float]] = {name: [] for name in models}  # stays empty for encoders
     for name, model in models.items():
         _one_round(model, prompt, new_tokens)
         progress("speed", 0, repeats, name)
@@ -33,22 +34,22 @@ def measure_speed(
     for i in range(repeats):
         for name, model in models.items():
             prefill, decode = _one_round(model, prompt, new_tokens)
-            times[name][0].append(prefill)
-            times[name][1].append(decode)
+            prefills[name].append(prefill)
+            decodes[name] += [] if decode is None else [decode]
         progress("speed", i + 1, repeats)
         if time.perf_counter() - began > seconds:
             break
-    result = {}
-    for name, (prefills, decodes) in times.items():
-        result[name] = {
-            "prefill_tokens_per_second": prompt / statistics.median(prefills),
-            "decode_ms_per_token": None if decodes[0] is None else 1e3 * statistics.median(decodes),
+    return {
+        name: {
+            "prefill_tokens_per_second": prompt / statistics.median(prefills[name]),
+            "decode_ms_per_token": 1e3 * statistics.median(decodes[name]) if decodes[name] else None,
             "prompt": prompt,
             "new_tokens": new_tokens,
-            "repeats": len(prefills),
+            "repeats": len(prefills[name]),
             "threads": torch.get_num_threads(),
         }
-    return result
+        for name in models
+    }
 
 
 def measure_memory(model, prompt: int = PROMPT, new_tokens: int = NEW_TOKENS) -> dict:

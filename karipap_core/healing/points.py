@@ -60,6 +60,7 @@ def measure(
     from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
     from karipap_core.evaluation.scoring import Scoring
     from karipap_core.tradeoffs.baselines import plan_sizes
+    from karipap_core.tradeoffs.point import plan_settings
     from karipap_core.tradeoffs.run import plan_label
     from karipap_core.tradeoffs.sweep import MAX_TOKENS
 
@@ -86,14 +87,7 @@ def measure(
     dense = open_checkpoint(source)
     ledger = plan.ledger(dense)
     networks = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
-    settings: dict = {
-        "network": networks,
-        "rule": plan.rule,
-        "chosen_rule": plan.chosen_rule,
-        "metric": plan.metric,
-        "budget": plan.budget,
-        "scope": plan.scope,
-    }
+    settings = plan_settings(plan, networks)
     label = f"{networks}, {plan.rule}, kept {ledger.kept:.3g}"
     if healed:
         settings["healing"] = {key: healed[key] for key in ("steps", "objective", "learning_rate", "improved")}

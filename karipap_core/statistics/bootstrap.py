@@ -1,9 +1,9 @@
 """How sure a difference between two models is: the paired bootstrap over the documents that both were measured on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from karipap_core.errors import InputError
 
@@ -29,8 +29,8 @@ class Interval:
 
 
 def paired_bootstrap(
-    differences: Sequence[float],
-    tokens: Sequence[float] | None = None,
+    differences: ArrayLike,
+    tokens: ArrayLike | None = None,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,

@@ -1,13 +1,16 @@
-"""Spearman's rank correlation with its bootstrap interval, also within groups."""
+"""Spearman's rank correlation: with its bootstrap interval, also within groups, and of a few pairs by permutation."""
 
 import math
 from collections.abc import Sequence
+from itertools import permutations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from karipap_core.statistics.bootstrap import LEVEL, RESAMPLES, SEED
 
 FEWEST = 5  # parts below which no correlation is given
+EXACT_PERMUTATIONS, DRAWS = 7, 20_000
 
 
 def spearman(
@@ -41,14 +44,36 @@ def spearman(
     return {"rho": rho, "low": float(low), "high": float(high), "n": n}
 
 
+def spearman_by_permutation(x: ArrayLike, y: ArrayLike) -> tuple[float | None, float | None]:
+    """(ρ, two-sided p) of a few pairs: p is the share of permutations of one side whose |ρ| is at least as large.
+
+    All permutations up to seven pairs, else 20,000 draws with a fixed seed. (None, None) for fewer than three pairs or
+    where one side does not vary.
+    """
+    a, b = (_centred_ranks(np.asarray(values, np.float64)[:, None])[:, 0] for values in (x, y))
+    scale = math.sqrt((a @ a) * (b @ b))
+    if len(a) < 3 or scale == 0:
+        return None, None
+    rho = float(a @ b / scale)
+    if len(a) <= EXACT_PERMUTATIONS:
+        shuffled = np.array(list(permutations(b)))
+    else:
+        generator = np.random.default_rng(SEED)
+        shuffled = np.array([generator.permutation(b) for _ in range(DRAWS)])
+    p = float((np.abs(shuffled @ a) / scale >= abs(rho) - 1e-12).mean())
+    return rho, max(p, 1 / len(shuffled))
+
+
 def _pooled(x: np.ndarray, y: np.ndarray, drawn: Sequence[np.ndarray]) -> np.ndarray:
     """ρ of each column of `drawn`: for each group indices (members, columns)."""
-    import pandas
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        found = pandas.DataFrame(values).rank().to_numpy()
-        return found - found.mean(0)
-
-    a, b = (np.concatenate([ranks(values[index]) for index in drawn]) for values in (x, y))
+    a, b = (np.concatenate([_centred_ranks(values[index]) for index in drawn]) for values in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0))
+
+
+def _centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of each column, equal values sharing their mean, minus the mean rank."""
+    import pandas
+
+    ranks = pandas.DataFrame(values).rank().to_numpy()
+    return ranks - ranks.mean(0)

@@ -6,12 +6,14 @@ Bytes count everything, 16 bits for each number that is not quantized: 1.0 is th
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
+from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 
@@ -39,7 +41,7 @@ class Baseline:
     label: str
     settings: dict
     make: Callable[[], Iterator[Replacement]]
-    plan: object | None = None
+    plan: Plan | None = None
 
 
 def baselines(
@@ -58,7 +60,7 @@ def baselines(
         found.append(Baseline("torchao", "int8, torchao", {"bits": 8, "group": None}, lambda: _torchao(study)))
     for share in sparsities:
         label = f"magnitude pruning, {share:.0%} zero"
-        found.append(Baseline("magnitude", label, {"sparsity": share}, lambda share=share: _pruned(study, share)))
+        found.append(Baseline("magnitude", label, {"sparsity": share}, partial(_pruned, study, share)))
     return found
 
 
@@ -161,7 +163,8 @@ def _torchao(study) -> Iterator[Replacement]:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for name, W in _weights(study):
-        linear = torch.nn.Linear(*W.shape[::-1], bias=False, device=W.device)
+        n_out, n_in = W.shape
+        linear = torch.nn.Linear(n_in, n_out, bias=False, device=W.device)
         linear.weight.data = W
         quantize_(linear, Int8WeightOnlyConfig())
         yield Replacement(name, linear.weight.dequantize(), W.numel() + 2 * len(W), W.numel())

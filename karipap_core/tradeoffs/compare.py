@@ -93,9 +93,10 @@ def _layers(one: Side, two: Side, same: bool) -> list[dict]:
     names = {name for side in (one, two) for name in (side.plan.weights if side.plan else side.shapes)}
     shapes = two.shapes | one.shapes
     for side in (one, two):
-        for name in side.plan.weights if side.plan else ():
-            spec = side.plan.spec(name)
-            if spec is not None:
+        if side.plan is None:
+            continue
+        for name in side.plan.weights:
+            if (spec := side.plan.spec(name)) is not None:
                 shapes.setdefault(name, (spec.n_out, spec.n_in))
     lost = [damages(side.plan) if side.plan else {} for side in (one, two)]
     mixture = any(".experts." in name for name in names)
@@ -104,8 +105,9 @@ def _layers(one: Side, two: Side, same: bool) -> list[dict]:
         layer, expert = place(name)
         role = role_of(name, mixture)
         cells = [_cell(side, name, shapes, damage, same) for side, damage in zip((one, two), lost, strict=True)]
-        alike = None not in cells and all(cells[0][key] == cells[1][key] for key in ("network", "chi", "quantize"))
-        row = {"name": name, "layer": layer, "role": role, "same": alike, "a": cells[0], "b": cells[1]}
+        ours, theirs = cells
+        same_kind = ours and theirs and all(ours[key] == theirs[key] for key in ("network", "chi", "quantize"))
+        row = {"name": name, "layer": layer, "role": role, "same": bool(same_kind), "a": ours, "b": theirs}
         rows.append((listing_key(name, layer, expert, role), row))
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
@@ -160,7 +162,8 @@ def damages(plan: Plan) -> dict[str, float]:
         if what not in tables:
             curves = file.parents[1] / "curves" / f"{what}.safetensors"
             tables[what] = load_curves(curves) if curves.is_file() else {}
-        curve = tables[what].get(name) if isinstance(tables[what], dict) else None
+        table = tables[what]
+        curve = table.get(name) if isinstance(table, dict) else None
         if curve is not None:
             found[name] = float(calibration.damage(name, curve.at(max(spec.chi, default=0))))
     return found
@@ -189,10 +192,10 @@ def _metrics(one: Side, two: Side, same: bool, notes: list[str]) -> list[dict]:
             )
     rows = []
     for key, label, more in FIGURES:
-        values = [side.point.get(key) if known(side.point, key) else None for side in (one, two)]
-        if values == [None, None]:
+        a, b = (side.point[key] if known(side.point, key) else None for side in (one, two))
+        if a is None and b is None:
             continue
-        row = _row(key, label, *values, more)
+        row = _row(key, label, a, b, more)
         if key in ("loss", "rise") and paired is not None:
             row |= {"low": paired.low, "high": paired.high, "measurable": paired.measurable}
         if key == "rise":
@@ -225,8 +228,8 @@ def _tasks(one: dict, two: dict) -> list[dict]:
     rows = []
     for key, more in scores.keys((one, two)).items():
         held = [scores.of(point, key) for point in (one, two)]
-        values = [found and found[0][found[1]] for found in held]
-        row = _row(key, key, *values, more)
+        a, b = (found and found[0][found[1]] for found in held)
+        row = _row(key, key, a, b, more)
         for side, point in zip("ab", (one, two), strict=True):
             low, high = scores.interval(point, key) or (None, None)
             row |= {f"{side}_low": low, f"{side}_high": high}
@@ -234,7 +237,7 @@ def _tasks(one: dict, two: dict) -> list[dict]:
         if between is not None:
             row |= {"low": between.low, "high": between.high, "measurable": between.measurable}
             row["better"] = row["better"] if between.measurable else None
-        elif None not in values:  # other items, or other shots: the two do not compare
+        elif a is not None and b is not None:  # other items, or other shots: the two do not compare
             row |= {"difference": None, "better": None}
         rows.append(row)
     return rows
@@ -258,7 +261,7 @@ def _prompts(one: Side, two: Side, notes: list[str]) -> list[dict]:
         rows.append(
             {
                 "prompt": prompt,
-                "dense": (a or b)["dense"],
+                "dense": (a or b or {}).get("dense"),
                 "a": a and a["compressed"],
                 "b": b and b["compressed"],
                 "kl_a": a and a.get("kl"),

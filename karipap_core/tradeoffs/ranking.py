@@ -68,12 +68,10 @@ def rank(points: Sequence[dict], sizes: Sequence[float] = SIZES) -> Ranking:
     rows = [row for row in rows if any(row.points)]
     places: dict[str, list[int]] = {row.method: [] for row in rows}
     for column in range(len(sizes)):
-        there = sorted((row for row in rows if row.points[column]), key=lambda row: row.points[column][quality])
-        for place, row in enumerate(there):
-            places[row.method].append(place)
-        for row in rows:  # what cannot be so small comes behind all that can
-            if row.points[column] is None:
-                places[row.method].append(len(there))
+        there = _there(rows, column)
+        best_first = sorted(there, key=lambda index: there[index][quality])
+        for index, row in enumerate(rows):  # what cannot be so small comes behind all that can
+            places[row.method].append(best_first.index(index) if index in there else len(there))
     rows.sort(key=lambda row: (sum(places[row.method]), row.method))
     return Ranking(rows, tuple(_winners(rows, column, quality) for column in range(len(sizes))), quality)
 
@@ -92,16 +90,16 @@ def _at(points: list[dict], size: float, quality: str) -> dict | None:
 
 def _winners(rows: list[Row], column: int, quality: str) -> tuple[int, ...]:
     """The best first, then those level with it."""
-    there = [index for index, row in enumerate(rows) if row.points[column]]
+    there = _there(rows, column)
     if not there:
         return ()
-    best = min(there, key=lambda index: rows[index].points[column][quality])
-    level = [index for index in there if index != best and _level(rows, best, index, column, quality)]
-    return (best, *level)
+    best = min(there, key=lambda index: there[index][quality])
+    return best, *(index for index in there if index != best and level(there[best], there[index], quality))
 
 
-def _level(rows: list[Row], best: int, other: int, column: int, quality: str) -> bool:
-    return level(rows[best].points[column], rows[other].points[column], quality)
+def _there(rows: list[Row], column: int) -> dict[int, dict]:
+    """The points of a column by the numbers of their rows, without those that have none there."""
+    return {index: point for index, row in enumerate(rows) if (point := row.points[column]) is not None}
 
 
 def level(a: dict, b: dict, quality: str) -> bool:
@@ -153,9 +151,9 @@ def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:
         return f"{words} No tensor network wins at any of these sizes."
     if all(clear):
         return f"{words} A tensor network is best at every size measured."
-    where = [
+    lost = [
         f"{size:.0%}"
         for size, winners in zip(sizes, ranking.winners, strict=True)
         if winners and not any(ranking.rows[i].network for i in winners)
     ]
-    return f"{words} At {', '.join(where)} no tensor network wins." if where else words
+    return f"{words} At {', '.join(lost)} no tensor network wins." if lost else words

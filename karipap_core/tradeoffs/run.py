@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
+from karipap_core.tradeoffs.point import Point, plan_settings
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
-from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.tasks.suite import Suite
@@ -46,7 +46,7 @@ def run(
     """Compress `model` by `plan` into `<out>/model` and measure that folder beside the dense model.
 
     text : what is measured on (default: the standard library's held-out modules), as `evaluate_folder` does it.
-    scoring : default as of `sweep`.
+    scoring : default as of `sweep`, whose number of tokens stands for no number too.
     extras : a finished run gets those that it lacks.
     out : default a folder of the workspace's runs that is named by all of this, so that the same command goes on where
         it stopped.
@@ -63,6 +63,8 @@ def run(
     from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
 
     scoring = scoring or DEFAULT_SCORING
+    if scoring.max_tokens is None:
+        scoring = replace(scoring, max_tokens=DEFAULT_SCORING.max_tokens)
     began = time.monotonic()
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoint = open_checkpoint(model)
@@ -88,33 +90,24 @@ def run(
         device=device,
         progress=progress,
     ).to_json()
-    networks = sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"]
+    network = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
     ledger = plan.ledger(checkpoint)
-    point = found | plan_sizes(checkpoint, ledger)
-    point |= {
-        "format": RUN_FORMAT,
-        "version": RUN_VERSION,
-        "id": name,
-        "created": round(time.time(), 3),
-        "kind": "network",
-        "method": " + ".join(networks),
-        "label": f"{' + '.join(networks)}, {plan.rule}, kept {ledger.kept:.3g}",
-        "settings": {
-            "network": " + ".join(networks),
-            "rule": plan.rule,
-            "chosen_rule": plan.chosen_rule,
-            "metric": plan.metric,
-            "budget": plan.budget,
-            "scope": plan.scope,
-        },
-        "model": plan.model,
-        "plan": plan.to_json(),
-        "predicted": plan.predicted,
-        "weights": report["weights"],
-        "folder": str(folder / "model"),
-        "disk": {"kept": report["kept"], "bytes_kept": report["bytes_kept"]},
-        "seconds": {"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
-    }
+    figures = found | plan_sizes(checkpoint, ledger) | {"weights": report["weights"], "folder": str(folder / "model")}
+    figures["disk"] = {key: report[key] for key in ("kept", "bytes_kept")}
+    point = Point(
+        name,
+        round(time.time(), 3),
+        "network",
+        network,
+        f"{network}, {plan.rule}, kept {ledger.kept:.3g}",
+        plan_settings(plan, network),
+        plan.model,
+        plan.to_json(),
+        plan.predicted,
+        {key: value for key, value in figures.items() if key not in ("kind", "model", "environment")},
+        environment=found["environment"],
+        seconds={"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
+    ).to_json()
     write_json(folder / "run.json", point)
     story.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
     return point

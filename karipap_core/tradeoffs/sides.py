@@ -1,5 +1,6 @@
 """One side of a comparison: a plan, run, compressed folder or model, and what is known of it."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
-from karipap_core.workspace import documents as show
+from karipap_core.workspace.documents import find
 from karipap_core.workspace.files import read_json
 
 
@@ -34,17 +35,21 @@ def read(what: str | Path) -> Side:
     path = Path(what)
     if not path.exists():
         path = _of_workspace(str(what))
-    if path.is_dir() and not any((path / name).is_file() for name in ("run.json", "plan.json", "profile.json")):
-        if (path / "config.json").is_file() or any(path.glob("*.safetensors")):
-            return _of_folder(path)
-    document = show.find(path) if path.suffix != ".safetensors" else None
-    if document is None:
+    if path.suffix == ".safetensors" or _is_model(path):
         return _of_folder(path)
+    document = find(path)
     if document.get("format") == "karipap-plan":
         return of_plan(path.stem, Plan.from_json(document, str(path)))
     if document.get("format") == "karipap-run":
         return of_run(document)
     raise InputError(f"{path} is a {document.get('format')}: compare plans, runs, compressed folders or models.")
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path is a folder that holds a model, and no plan, run or profile."""
+    if not path.is_dir() or any((path / name).is_file() for name in ("run.json", "plan.json", "profile.json")):
+        return False
+    return (path / "config.json").is_file() or any(path.glob("*.safetensors"))
 
 
 def of_plan(name: str, plan: Plan) -> Side:
@@ -93,13 +98,11 @@ def _of_folder(path: Path) -> Side:
 
 def _of_workspace(name: str) -> Path:
     workspace = Workspace()
-    try:
-        places = (workspace.plan_file(name), workspace.runs_dir / name / "run.json")
-    except InputError:
-        places = ()
-    for place_ in places:
-        if place_.is_file():
-            return place_
+    places: list[Path] = []
+    with suppress(InputError):  # no name that a plan can have
+        places = [workspace.plan_file(name), workspace.runs_dir / name / "run.json"]
+    if (there := next((place for place in places if place.is_file()), None)) is not None:
+        return there
     raise InputError(f"{name} is no file or folder, and the workspace has no plan or run of that name.")
 
 

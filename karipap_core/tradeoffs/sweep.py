@@ -22,6 +22,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text, divide, read_text, standard_library
 from karipap_core.tradeoffs.baselines import baselines
+from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
 
@@ -112,7 +113,7 @@ def sweep(
         notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
     rules = dict.fromkeys(grid.rules)
     todo = [(planner, budget, rule) for planner in planners for rule in rules for budget in budgets]
-    runs = []
+    runs: list[Point] = []
     for number, (planner, budget, rule) in enumerate(todo):
         network = planner.choice.network
         progress("sweep", number, len(todo), f"{network}, {rule}, kept {budget:g}")
@@ -123,7 +124,7 @@ def sweep(
             continue
         runs.append(points.of_plan(plan, network, seconds))
         if write:
-            _write_folder(study, plan, out / "models" / runs[-1]["id"], progress)
+            _write_folder(study, plan, out / "models" / runs[-1].id, progress)
     if not runs:
         raise InputError(f"No budget can be met. {notes[-1]}")
     rivals = baselines(study, budgets, grid.scope) if grid.baselines else []
@@ -132,15 +133,16 @@ def sweep(
         progress("baselines", number, len(rivals), rival.label)
         compared.append(points.of_baseline(rival))
     quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
+    rows = [point.figures | {"id": point.id} for point in (*runs, *compared)]
     document = {
         "format": SWEEP_FORMAT,
         "version": SWEEP_VERSION,
         "model": model_entry(study.checkpoint),
         "text": {"name": text.name, "sha256": text.sha256},
         "quality": quality,
-        "runs": runs,
-        "baselines": compared,
-        "pareto": [point["id"] for point in pareto([*runs, *compared], "bytes_kept", quality)],
+        "runs": [point.to_json() for point in runs],
+        "baselines": [point.to_json() for point in compared],
+        "pareto": [row["id"] for row in pareto(rows, "bytes_kept", quality)],
         "notes": notes,
     }
     write_json(out / "sweep.json", document)
@@ -167,9 +169,10 @@ def auto_budgets(planner: Planner, scope: str) -> list[float]:
     rises = {}
     for kept in AUTO_KEPT:
         try:
-            rises[kept] = planner.make(Budget(kept, scope=scope), "calibrated").predicted["rise"]
+            plan = planner.make(Budget(kept, scope=scope), "calibrated")
         except InputError:
             continue  # too small for what this model must keep
+        rises[kept] = (plan.predicted or {})["rise"]
     if not rises:
         raise InputError(f"{planner.checkpoint.name} leaves no budget to try with --scope {scope}: try --scope blocks.")
     nearest = {min(rises, key=lambda kept: abs(math.log(max(rises[kept], 1e-9) / wanted))) for wanted in AUTO_RISES}

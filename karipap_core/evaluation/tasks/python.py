@@ -84,7 +84,7 @@ def continuations(text: Text, items: int = ITEMS, seed: int = SEED) -> list[dict
     starts = [_line_starts(document) for document in text.documents]  # of each document, by indentation
     places = [(i, blanks, start) for i, of in enumerate(starts) for blanks in of for start in of[blanks]]
     most = dict.fromkeys(range(len(starts)), -(-2 * items // len(starts)))
-    found = []
+    found: list[dict] = []
     for i, blanks, start in chance.sample(places, len(places)):
         if len(found) == items:
             break

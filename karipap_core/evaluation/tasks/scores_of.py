@@ -50,7 +50,7 @@ def group_result(group, found: dict[str, dict]) -> dict:
     values = [key for key in figures if "_stderr," not in key]
     main = next((key for name in MAIN for key in values if key.split(",")[0] == name), values[0] if values else None)
     items = [part["items"] for part in parts.values()]
-    result = {key.removesuffix(",none"): value for key, value in figures.items()}
+    result: dict = {key.removesuffix(",none"): value for key, value in figures.items()}
     result |= {"metric": main and main.removesuffix(",none"), "items": sum(items), "parts": parts}
     result["higher_is_better"] = all(part["higher_is_better"] for part in parts.values())
     if all("chance" in part for part in parts.values()):

@@ -89,7 +89,8 @@ class Suite:
 
         def harness():
             if not live:
-                live.append(wrapped(*load(), self.batch_size))
+                model, tokenizer = load()
+                live.append(wrapped(model, tokenizer, self.batch_size))
             return live[0]
 
         found: dict[str, dict] = {}

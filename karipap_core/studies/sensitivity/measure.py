@@ -10,6 +10,7 @@ measurement goes on where it stopped and a page can read what is there. Nothing 
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ from karipap_core.workspace.files import read_json
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.inplace import InPlace
+    from karipap_core.networks.base import Spec
     from karipap_core.plan.kind import Kind
     from karipap_core.plan.study import Study
 
@@ -147,23 +149,22 @@ def _checked(choice: Choice, kept: float | None, chi: int | None, metric: str, b
     return kind
 
 
-def spec_at(kind, shape: tuple[int, int], kept: float | None, chi: int | None):
+def spec_at(kind: "Kind", shape: tuple[int, int], kept: float | None, chi: int | None) -> "Spec | None":
     """The spec of a weight (out, in): at χ, or the largest that keeps at most `kept` of its numbers (bytes at 16 bits
     a number over 2); None where even χ = 1 keeps more."""
     from karipap_core.plan.kind import kinds_of
 
     if chi is not None:
         return kind.spec(shape, chi)
-    room = kept * shape[0] * shape[1] * (1 + 1e-12)
+    room = (kept or 0.0) * shape[0] * shape[1] * (1 + 1e-12)
 
-    def cost(one, chi: int) -> float:
-        return one.spec(shape, chi).bytes(2) / 2
+    def fits(one: "Kind", chi: int) -> bool:
+        return one.spec(shape, chi).bytes(2) / 2 <= room
 
     rivals = [one for one in kinds_of(kind.network, kind.quantize) if one.network == kind.network]
     for one in rivals:
-        if cost(one, 1) <= room:
-            most = one.spec(shape, 1).max_chi
-            return one.spec(shape, largest(lambda chi, one=one: cost(one, chi) <= room, 1, most + 1))
+        if fits(one, 1):
+            return one.spec(shape, largest(partial(fits, one), 1, one.spec(shape, 1).max_chi + 1))
     return None
 
 
@@ -171,7 +172,9 @@ def _parts(study, kind, settings: dict, by: str) -> tuple[list[Part], list[dict]
     """(the parts in the model's order, weights that cannot be so small as {"name", "why"})."""
     if kind.grouped:
         return _groups(study, kind, settings)
-    parts, skipped, layers = [], [], {}
+    parts: list[Part] = []
+    skipped: list[dict] = []
+    layers: dict[int | None, dict[str, Spec]] = {}
     for weight in study.weights:
         spec = spec_at(kind, weight.shape, settings["kept"], settings["chi"])
         if spec is None:
@@ -193,9 +196,9 @@ def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
     specs: list[dict] = []
     if settings["chi"] is not None:
         for members in group_names(study.weights):
-            shape = study.checkpoint.weight(members[0]).shape
+            n_out, n_in = study.checkpoint.weight(members[0]).shape
             more = {"quantize": kind.quantize, "members": tuple(members) if len(members) > 1 else ()}
-            made = (Tree.for_shape(*shape, settings["chi"], at=at, **more) for at in range(len(members)))
+            made = (Tree.for_shape(n_out, n_in, settings["chi"], at=at, **more) for at in range(len(members)))
             specs.append(dict(zip(members, made, strict=True)))
     skipped = []
     for curve in study.curves(kind, settings["metric"]) if settings["chi"] is None else ():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from karipap_core.errors import InputError
 from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.tradeoffs.point import Point
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,34 @@ class Criterion:
         """The figure of a point that says how large the plan is."""
         return "bytes_kept" if self.aim.scope == "model" else "bytes_kept_blocks"
 
-    def value(self, point: dict) -> float:
+    def size(self, point: Point) -> float:
+        """How large the plan of a point is, as a fraction of the bytes of the scope."""
+        return point.figures[self.size_key]
+
+    def lost(self, point: Point) -> float:
+        """What the plan of a point lost."""
+        return point.figures[self.quality]
+
+    def value(self, point: Point) -> float:
         """What is held against the line: the upper end of the interval, or where there is none the figure itself. At a
         size the figure itself counts."""
-        interval = uncertainty.rise_of(point) if self.line is not None else None
-        return interval.high if interval else point[self.quality]
+        interval = uncertainty.rise_of(point.figures) if self.line is not None else None
+        return interval.high if interval else self.lost(point)
 
-    def holds(self, point: dict) -> bool:
+    def holds(self, point: Point) -> bool:
         """Whether a point is under the line; always, where a size is what is asked for."""
         return self.line is None or self.value(point) <= self.line
 
-    def met(self, point: dict) -> bool:
+    def met(self, point: Point) -> bool:
         """Whether the figure itself, not the end of its interval, is under the line, or the size within the budget."""
         if self.line is not None:
-            return point[self.quality] <= self.line
-        return self.aim.budget is not None and point[self.size_key] <= self.aim.budget + 1e-9
+            return self.lost(point) <= self.line
+        return self.aim.budget is not None and self.size(point) <= self.aim.budget + 1e-9
 
-    def measured(self, point: dict) -> dict:
+    def measured(self, point: Point) -> dict:
         """{"rise", "low", "high"} of a point, the interval None where there is none."""
-        interval = uncertainty.rise_of(point)
-        return {"rise": point[self.quality], "low": interval and interval.low, "high": interval and interval.high}
+        interval = uncertainty.rise_of(point.figures)
+        return {"rise": self.lost(point), "low": interval and interval.low, "high": interval and interval.high}
 
     def line_entry(self) -> dict:
         """The "line" of the document."""
@@ -90,7 +99,7 @@ class Criterion:
             return "The upper end of the 95 % interval of the rise in loss (nats a token) is at or under the line."
         return "The relative output error is at or under the line; an encoder's has no interval."
 
-    def against(self, point: dict) -> str:
+    def against(self, point: Point) -> str:
         """On which side of the line a point is, in words; only where there is a line."""
         return f"{'Under' if self.holds(point) else 'Over'} the line of {figure(self.line or 0.0)}"
 

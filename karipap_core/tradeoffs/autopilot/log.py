@@ -7,6 +7,7 @@ from typing import Literal
 from karipap_core.statistics.bootstrap import Interval
 from karipap_core.tradeoffs.autopilot.aim import Criterion, figure
 from karipap_core.tradeoffs.autopilot.trail import Tried
+from karipap_core.tradeoffs.point import Point
 from karipap_core.workspace.files import write_json
 
 StepKind = Literal["screened", "network chosen", "ends left", "measured", "looked up", "stopped", "judged", "rival"]
@@ -29,16 +30,18 @@ class Rival:
     two have no documents to pair)."""
 
     label: str
-    point: dict
+    point: Point
     difference: Interval | None
 
     def row(self, quality: str) -> dict:
         """The row of the document's "rivals"."""
-        row = {"label": self.label, "method": self.point["method"]}
-        row |= {key: self.point.get(key) for key in ("id", "bytes_kept", "bytes_kept_blocks", "rise_low", "rise_high")}
+        row: dict = {"label": self.label, "method": self.point.method, "id": self.point.id}
+        row |= {
+            key: self.point.figures.get(key) for key in ("bytes_kept", "bytes_kept_blocks", "rise_low", "rise_high")
+        }
         found = self.difference
         interval = found and {"mean": found.mean, "low": found.low, "high": found.high}
-        return row | {"rise": self.point[quality], "difference": interval}
+        return row | {"rise": self.point.figures[quality], "difference": interval}
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Step:
     predicted: float | None = None
 
     @property
-    def point(self) -> dict | None:
+    def point(self) -> Point | None:
         """What was measured in this step, None where nothing was."""
         measured = self.tried or self.rival
         return measured.point if measured else None
@@ -71,7 +74,7 @@ class Step:
     def label(self, criterion: Criterion) -> str:
         """The name of what was measured: a rival's, or a plan's with its size; empty where nothing was."""
         if self.tried:
-            return f"{self.tried.trail.name} at {self.tried.point[criterion.size_key]:.1%} of the bytes"
+            return f"{self.tried.trail.name} at {criterion.size(self.tried.point):.1%} of the bytes"
         return self.rival.label if self.rival else ""
 
     def row(self, number: int, criterion: Criterion) -> dict:
@@ -83,10 +86,10 @@ class Step:
             "step": number,
             "did": did,
             "why": self.why,
-            "id": self.tried and self.tried.point["id"],
+            "id": self.tried.point.id if self.tried else None,
             "predicted": predicted,
             "measured": measured,
-            "bytes_kept": self.point and self.point[criterion.size_key],
+            "bytes_kept": criterion.size(self.point) if self.point else None,
             "decision": self.decision,
             "accepted": self.accepted,
             "says": self._sentences(did, predicted, measured, criterion),
@@ -145,7 +148,7 @@ class Log:
     def seconds(self) -> float:
         """What measuring took, in this run or in the ones before it."""
         fresh = (step.point for step in self.steps if step.point and step.kind != "looked up")
-        return sum(point["seconds"]["measure"] for point in fresh)
+        return sum(point.seconds["measure"] for point in fresh)
 
     def write(self, state: str, found: dict | None = None) -> dict:
         """Writes the document and returns it; `found`: what the verdict adds to it in the end."""
@@ -165,15 +168,15 @@ class Log:
     def _tried_rows(self) -> list[dict]:
         """A row for each time that a plan was measured, looked up or judged; `accepted` as it was decided last."""
         of_plans = [(step, step.tried) for step in self.steps if step.tried]
-        accepted = {tried.point["id"]: step.accepted for step, tried in of_plans}
+        accepted = {tried.point.id: step.accepted for step, tried in of_plans}
         return [
             {
-                "id": tried.point["id"],
+                "id": tried.point.id,
                 "label": step.label(self.criterion),
-                "bytes_kept": tried.point[self.criterion.size_key],
+                "bytes_kept": self.criterion.size(tried.point),
                 "predicted": tried.predicted,
                 **self.criterion.measured(tried.point),
-                "accepted": accepted[tried.point["id"]],
+                "accepted": accepted[tried.point.id],
                 "text": "verdict" if step.kind == "judged" else "search",
             }
             for step, tried in of_plans

@@ -179,7 +179,7 @@ class Search:
         found = self._measure(trail, best.asked, "Whether the first and last block are worth keeping dense.")
         if found is None:
             return best
-        better = uncertainty.difference(found.point, best.point)
+        better = uncertainty.difference(found.point.figures, best.point.figures)
         wins = better.low > 0 if better else self._value(found) < self._value(best)
         decision = "The ends stay dense." if wins else "Every block may be compressed."
         if better:

@@ -13,6 +13,7 @@ from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.search import largest
 from karipap_core.tradeoffs.autopilot.aim import Criterion
+from karipap_core.tradeoffs.point import Point
 
 THOUSAND = 1000  # sizes are asked for in thousandths
 
@@ -111,7 +112,7 @@ class Tried:
     """A measured plan: its point, the trail that it is of, and its size in thousandths as it was asked for."""
 
     plan: Plan
-    point: dict
+    point: Point
     trail: Trail
     asked: int
 

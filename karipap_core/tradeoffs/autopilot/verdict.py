@@ -16,6 +16,7 @@ from karipap_core.tradeoffs.autopilot.aim import Criterion, figure
 from karipap_core.tradeoffs.autopilot.log import Log, Rival, Step
 from karipap_core.tradeoffs.autopilot.trail import THOUSAND, Trail, Tried
 from karipap_core.tradeoffs.baselines import QUANTIZED, integers, plan_sizes, sizes, svd_baselines
+from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 
 MOST_STEPS_BACK = 3
@@ -66,16 +67,16 @@ class Verdict:
         for number, (label, measure) in enumerate(rivals):
             self.progress("rivals", number, len(rivals), label)
             point = measure()
-            rival = Rival(label, point, uncertainty.difference(final.point, point))
-            why = f"At {point[self.criterion.size_key]:.1%} of the bytes."
-            self.log.add(Step("rival", why, beside(final.point, rival, self.criterion.quality), rival=rival))
+            rival = Rival(label, point, uncertainty.difference(final.point.figures, point.figures))
+            why = f"At {self.criterion.size(point):.1%} of the bytes."
+            self.log.add(Step("rival", why, beside(final.point, rival, self.criterion), rival=rival))
 
-    def _rivals(self, final: Tried) -> list[tuple[str, Callable[[], dict]]]:
+    def _rivals(self, final: Tried) -> list[tuple[str, Callable[[], Point]]]:
         """A uniform plan of the same network and format, SVD-LLM's, and plain integers: (its label, what measures
         it)."""
-        size, choice = final.point[self.criterion.size_key], final.trail.planner.choice
+        size, choice = self.criterion.size(final.point), final.trail.planner.choice
         same = "lowrank" if choice.network == "auto" else choice.network
-        rivals: list[tuple[str, Callable[[], dict]]] = []
+        rivals: list[tuple[str, Callable[[], Point]]] = []
         if (plan := self._uniform(Planner(self.study, choice.alone(same), "loss"), size)) is not None:
             rivals.append((f"uniform, {same}", partial(self.points.of_plan, plan, same)))
         plan = self._uniform(Planner(self.study, "lowrank", "functional"), size)
@@ -134,13 +135,13 @@ class Verdict:
     def document(self, final: Tried, plan_file: str) -> dict:
         """What the finished document has besides: the plan, its figures, whether the aim is met, the verdict."""
         point, criterion = final.point, self.criterion
-        interval = uncertainty.rise_of(point)
-        found = {"plan": final.plan.to_json(), "plan_file": plan_file, "id": point["id"]}
-        found |= {key: point[key] for key in ("bytes_kept", "bytes_kept_blocks", "kept", "kept_blocks")}
-        found |= {"network": final.trail.network, "keep_ends": final.trail.ends, "rise": point[criterion.quality]}
+        interval = uncertainty.rise_of(point.figures)
+        found: dict = {"plan": final.plan.to_json(), "plan_file": plan_file, "id": point.id}
+        found |= {key: point.figures[key] for key in ("bytes_kept", "bytes_kept_blocks", "kept", "kept_blocks")}
+        found |= {"network": final.trail.network, "keep_ends": final.trail.ends, "rise": criterion.lost(point)}
         found |= {"rise_low": interval and interval.low, "rise_high": interval and interval.high}
         if criterion.causal:
-            found |= {"perplexity": point["perplexity"], "perplexity_rise": math.expm1(point["rise"])}
+            found |= {"perplexity": point.figures["perplexity"], "perplexity_rise": math.expm1(point.figures["rise"])}
         sure = criterion.holds(point) if interval and criterion.line else None
         found |= {"met": criterion.met(point), "outside_uncertainty": sure}
         return found | {"verdict": self._sentences(final)}
@@ -148,19 +149,18 @@ class Verdict:
     def _sentences(self, final: Tried) -> list[str]:
         """The verdict in words: what is better than the plan comes first."""
         criterion, point = self.criterion, final.point
-        plain = [rival for rival in self.log.rivals if rival.point["method"] in PLAIN_QUANTIZATION]
-        others = [rival for rival in self.log.rivals if rival.point["method"] not in PLAIN_QUANTIZATION]
+        plain = [rival for rival in self.log.rivals if rival.point.method in PLAIN_QUANTIZATION]
+        others = [rival for rival in self.log.rivals if rival.point.method not in PLAIN_QUANTIZATION]
         said = [self._better(point, rival) for rival in plain if self._is_better(rival, point)]
         said.append(self._about_the_aim(final))
         for rival in others:
-            size, lost = rival.point[criterion.size_key], rival.point[criterion.quality]
+            size, lost = criterion.size(rival.point), criterion.lost(rival.point)
             said.append(
-                f"{rival.label} at {size:.1%}: {criterion.quality_words} {lost:+.4f}. "
-                f"{beside(point, rival, criterion.quality)}"
+                f"{rival.label} at {size:.1%}: {criterion.quality_words} {lost:+.4f}. {beside(point, rival, criterion)}"
             )
         searched = next((tried for tried in self.log.tried if tried.plan.weights == final.plan.weights), None)
         if searched is not None:
-            seen = searched.point[criterion.quality]
+            seen = criterion.lost(searched.point)
             said.append(f"The search saw {seen:+.4f} for this plan on its own half of the text.")
         if backs := self.log.steps_back:
             said.append(
@@ -169,26 +169,26 @@ class Verdict:
             )
         return said
 
-    def _better(self, point: dict, rival: Rival) -> str:
+    def _better(self, point: Point, rival: Rival) -> str:
         """That plain quantization is better than the plan."""
         criterion = self.criterion
-        size, lost = rival.point[criterion.size_key], rival.point[criterion.quality]
-        how = "smaller" if size < point[criterion.size_key] - SAME_SIZE else "as small"
+        size, lost = criterion.size(rival.point), criterion.lost(rival.point)
+        how = "smaller" if size < criterion.size(point) - SAME_SIZE else "as small"
         how += " and meets the line too" if self._under(rival) else ""
         return (
             f"Plain quantization does better here: {rival.label} is {how}, with {size:.1%} of the bytes and a "
-            f"{criterion.quality_words} of {lost:+.4f}. {beside(point, rival, criterion.quality)}"
+            f"{criterion.quality_words} of {lost:+.4f}. {beside(point, rival, criterion)}"
         )
 
     def _about_the_aim(self, final: Tried) -> str:
         """Whether the line is met, and how surely; or what the best plan of the size loses."""
         criterion, point = self.criterion, final.point
-        interval, value = uncertainty.rise_of(point), point[criterion.quality]
+        interval, value = uncertainty.rise_of(point.figures), criterion.lost(point)
         span = "" if interval is None else f" (95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
         lost = f"{criterion.quality_words} {value:+.4f}{span}"
         lost += f", perplexity {math.expm1(value):+.1%}" if criterion.causal else ""
         of = " of the blocks" if criterion.aim.scope == "blocks" else ""
-        kept = f"{point[criterion.size_key]:.1%} of the bytes{of}"
+        kept = f"{criterion.size(point):.1%} of the bytes{of}"
         if criterion.line is None:
             return f"At {kept} the best plan measured is {final.trail.name}: {lost}."
         verb = "is met" if criterion.met(point) else "is not met"
@@ -197,29 +197,29 @@ class Verdict:
             verb += ", outside the uncertainty" if criterion.holds(point) else inside
         return f"The line of {figure(criterion.line)} {verb}: {final.trail.name} keeps {kept}, {lost}."
 
-    def _is_better(self, rival: Rival, ours: dict) -> bool:
+    def _is_better(self, rival: Rival, ours: Point) -> bool:
         """A rival that is no larger and loses measurably less, or is smaller and loses not measurably more or meets the
         line too."""
-        size, other = ours[self.criterion.size_key], rival.point[self.criterion.size_key]
-        between, quality = rival.difference, self.criterion.quality
+        size, other = self.criterion.size(ours), self.criterion.size(rival.point)
+        between = rival.difference
         if other > size + SAME_SIZE:
             return False
-        if between.high < 0 if between else rival.point[quality] < ours[quality]:
+        if between.high < 0 if between else self.criterion.lost(rival.point) < self.criterion.lost(ours):
             return True
         return other < size - SAME_SIZE and (self._under(rival) or (between is not None and between.low <= 0))
 
     def _under(self, rival: Rival) -> bool:
         """Whether a rival meets the line too, by the upper end of its interval where it has one."""
-        upper = rival.point.get("rise_high")
-        upper = upper if upper is not None else rival.point[self.criterion.quality]
+        upper = rival.point.figures.get("rise_high")
+        upper = upper if upper is not None else self.criterion.lost(rival.point)
         return self.criterion.line is not None and upper <= self.criterion.line
 
 
-def beside(ours: dict, rival: Rival, quality: str) -> str:
+def beside(ours: Point, rival: Rival, criterion: Criterion) -> str:
     """Whether a rival loses more or less than our point, in words."""
     between = rival.difference
     if between is None:
-        gap = rival.point[quality] - ours[quality]
+        gap = criterion.lost(rival.point) - criterion.lost(ours)
         return f"It loses {abs(gap):.4f} {'more' if gap > 0 else 'less'}; no interval."
     span = f"{abs(between.mean):.4f} (95 % interval of the difference {between.low:+.4f} to {between.high:+.4f})"
     if not between.measurable:

@@ -27,6 +27,7 @@ from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.story import compress
 from karipap_core.text import Text
+from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.run import Extras, run
 from karipap_core.tradeoffs.sweep import Grid, sweep
@@ -316,7 +317,7 @@ def test_finished_points_are_completed_in_place(study, task_dir, tmp_path, monke
     points = Points(study, HELD_OUT, tmp_path, CUT, suite)
     monkeypatch.setattr("karipap_core.plan.planner.Planner.make", None)  # no plan is made
     for name, whole in before.items():
-        done = points.complete(read_json(tmp_path / "runs" / name / "run.json"))
+        done = points.complete(Point.from_json(read_json(tmp_path / "runs" / name / "run.json"))).to_json()
         assert read_json(tmp_path / "runs" / name / "run.json") == done
         assert done["id"] == name and done["created"] == whole["created"] and done["settings"] == whole["settings"]
         assert done["loss"] == pytest.approx(whole["loss"], abs=1e-5) and done["bytes"] == whole["bytes"]
@@ -337,11 +338,11 @@ def test_a_point_of_other_weights_text_or_model_is_not_completed(study, task_dir
     suite = Suite(["pairs"], task_dir, limit=2, keep=tmp_path / "kept")
     points = Points(study, HELD_OUT, tmp_path, CUT, suite)
     with pytest.raises(InputError, match="another text"):
-        points.complete(point | {"text": {"name": "x", "sha256": "0" * 64}})
+        points.complete(Point.from_json(point | {"text": {"name": "x", "sha256": "0" * 64}}))
     with pytest.raises(InputError, match="another model"):
-        points.complete(point | {"model": point["model"] | {"fingerprint": "0" * 64}})
+        points.complete(Point.from_json(point | {"model": point["model"] | {"fingerprint": "0" * 64}}))
     with pytest.raises(InputError, match="has a loss of"):
-        points.complete(point | {"loss": point["loss"] + 0.1})
+        points.complete(Point.from_json(point | {"loss": point["loss"] + 0.1}))
 
 
 @needs_lm_eval

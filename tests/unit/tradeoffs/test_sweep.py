@@ -147,7 +147,7 @@ def test_the_same_plan_under_another_name_is_measured_once(study, tmp_path, requ
     plan.rule = "hand"
     request.getfixturevalue("no_measuring")
     second = points.of_plan(plan, "lowrank")
-    assert second["id"] != first["id"] and second["loss"] == first["loss"]
+    assert second.id != first.id and second.figures["loss"] == first.figures["loss"]
     other = Points(study, CALIBRATION, tmp_path, CUT)
     with pytest.raises(AssertionError, match="measured again"):
         other.of_plan(plan, "lowrank")  # another text is another measurement

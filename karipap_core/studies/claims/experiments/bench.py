@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import permutations
 
-import numpy as np
 import torch
 
 from karipap_core.errors import InputError
@@ -19,7 +17,6 @@ from karipap_core.search import largest
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
 SETTINGS = CalibrationSettings(tokens=6144, probe_windows=1, check_windows=8)
 MPO_SITES = 3  # CompactifAI's only worked example: 216×216 as three sites of 6·6
-EXACT_PERMUTATIONS, DRAWS = 7, 20_000
 NO_LOSS = "An encoder has no next-token loss: damage is the relative squared error of its output."
 
 
@@ -123,31 +120,6 @@ def middle(study: Study) -> list:
         raise InputError(f"{study.checkpoint.name} has no layer whose weights can be compressed.")
     weights = [weight for weight in study.weights if weight.layer == layers[len(layers) // 2]]
     return [weight for weight in weights if weight.role in ("q", "k", "v", "o", "qkv")] or weights
-
-
-def ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1, equal values sharing their mean."""
-    values = np.asarray(values, dtype=np.float64)
-    below = (values[:, None] > values).sum(1)
-    equal = (values[:, None] == values).sum(1)
-    return below + (equal + 1) / 2
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float | None]:
-    """(ρ, two-sided p by permutation): Pearson's correlation of the ranks. (None, None) for fewer than three pairs or
-    where one side does not vary. All permutations up to seven pairs, else 20,000 draws with a fixed seed."""
-    x, y = (ranks(values) - (len(values) + 1) / 2 for values in (a, b))
-    scale = math.sqrt((x @ x) * (y @ y))
-    if len(x) < 3 or scale == 0:
-        return None, None
-    rho = float(x @ y / scale)
-    if len(x) <= EXACT_PERMUTATIONS:
-        shuffled = np.array(list(permutations(y)))
-    else:
-        rng = np.random.default_rng(0)
-        shuffled = np.array([rng.permutation(y) for _ in range(DRAWS)])
-    p = float((np.abs(shuffled @ x) / scale >= abs(rho) - 1e-12).mean())
-    return rho, max(p, 1 / len(shuffled))
 
 
 def correlation(pair: tuple[float | None, float | None], n: int) -> str:

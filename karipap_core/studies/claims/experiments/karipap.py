@@ -8,6 +8,7 @@ from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
+from karipap_core.statistics.spearman import spearman_by_permutation
 from karipap_core.studies.claims.experiments.bench import (
     Bench,
     bars,
@@ -21,7 +22,6 @@ from karipap_core.studies.claims.experiments.bench import (
     matrix_of,
     middle,
     published_mpo,
-    spearman,
 )
 
 
@@ -58,9 +58,9 @@ def depth(study: Study, progress: Progress) -> dict:
     half = len(layers) // 2
     early, late = sum(damage[:half]), sum(damage[len(layers) - half :])
     found = {
-        "layers": spearman(layers, damage),
-        "excess": spearman(layers, excess),
-        "weights": spearman([r["normalized_entropy"] for r in rows], [r["damage"] for r in rows]),
+        "layers": spearman_by_permutation(layers, damage),
+        "excess": spearman_by_permutation(layers, excess),
+        "weights": spearman_by_permutation([r["normalized_entropy"] for r in rows], [r["damage"] for r in rows]),
     }
     sizes = {"layers": len(layers), "excess": len(layers), "weights": len(rows)}
     measured = {key: correlation(pair, sizes[key]) for key, pair in found.items()}
