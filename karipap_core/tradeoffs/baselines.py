@@ -47,7 +47,7 @@ class Baseline:
 def baselines(
     study, kept: Sequence[float] = (), scope="blocks", quantized=QUANTIZED, sparsities=SPARSITIES
 ) -> list[Baseline]:
-    """Baselines for the checkpoint of a study (study.py): the SVDs at the budgets `kept` (as `budget.Budget`, those
+    """Baselines for the checkpoint of a study: the SVDs at the budgets `kept` (as `budget.Budget`, those
     too small for the model left out), integers in (bits, group), pruning of the share `sparsities` of each weight."""
     found = []
     for fraction in kept:
@@ -120,6 +120,9 @@ def _weights(study) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:
+    """A truncated SVD of every weight in a metric, the same share of parameters kept of each, as a list of one; empty
+    where the model cannot be so small. method : "svd" (in the metric weight) or "svd-llm" (functional), for its label.
+    fraction : of the parameters of `scope`, to keep."""
     from karipap_core.plan.budget import Budget
     from karipap_core.plan.planner import Planner
 
@@ -141,6 +144,9 @@ def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) 
 
 
 def integers(study, method: str, bits: int, group: int | None) -> Baseline:
+    """Every weight in integers of so many bits, one scale for each `group` numbers of a row (None: for a whole row);
+    method : "rtn", rounded to nearest, or "gptq", calibrated on the text of the study."""
+
     def make() -> Iterator[Replacement]:
         for name, W in _weights(study):
             if method == "rtn":

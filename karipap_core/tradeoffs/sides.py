@@ -14,9 +14,11 @@ from karipap_core.workspace.files import read_json
 
 @dataclass
 class Side:
-    """One of the two: what it is, its plan, its measured figures, rows of `compress`, its shadow run, where they are.
+    """One of the two that are compared, with what is known of it.
 
-    `shapes`: weight → (out, in) where a dense checkpoint told them.
+    kind : "plan", "run", "compressed" or "model". point : its predicted and measured figures, flat. rows : by weight,
+    what `compress` said of it. shadow : the result of its shadow run. model : the checkpoint as a plan names it.
+    shapes : weight → (out, in), of a dense checkpoint alone.
     """
 
     name: str
@@ -60,8 +62,8 @@ def of_plan(name: str, plan: Plan) -> Side:
 def of_checkpoint(checkpoint) -> Side:
     """The side of a dense model as it is."""
     shapes = {weight.name: tuple(weight.shape) for weight in checkpoint.weights if weight.compressible}
-    whole = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
-    return Side(checkpoint.name, "model", None, whole, model=model_entry(checkpoint), shapes=shapes)
+    unchanged = {"kept": 1.0, "bytes_kept": 1.0, "rise": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    return Side(checkpoint.name, "model", None, unchanged, model=model_entry(checkpoint), shapes=shapes)
 
 
 def of_run(run: dict) -> Side:

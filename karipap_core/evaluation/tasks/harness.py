@@ -148,13 +148,13 @@ class _Counter:
 
     def __init__(self, task, items: int, progress: Progress) -> None:
         self.task, self.items, self.progress = task, items, progress
-        self.requests = self.told = 0
+        self.requests = self.reported = 0
 
     def add_partial(self, kind: str, request, answer) -> None:
         self.requests += 1
         done = self.requests * self.items // sum(instance.repeats for instance in self.task.instances)
-        if done - self.told >= max(1, self.items // 20) and done < self.items:
-            self.told = done
+        if done - self.reported >= max(1, self.items // 20) and done < self.items:
+            self.reported = done
             self.progress("tasks", done, self.items, self.task.task_name)
 
 

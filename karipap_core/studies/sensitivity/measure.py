@@ -124,7 +124,7 @@ class Part:
 
 
 def _checked(choice: Choice, kept: float | None, chi: int | None, metric: str, by: str) -> "Kind":
-    """The Kind (curves.py) that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
+    """The `Kind` that every weight becomes (of qlr the one with most bits, see `spec_at`); InputError for
     choices that do not fit together."""
     from karipap_core.plan.kind import kinds_of
 

@@ -83,8 +83,8 @@ def halves(text: Text) -> tuple[Text, Text]:
     documents = list(text.documents)
     largest = max(range(len(documents)), key=lambda index: len(documents[index]))
     if 2 * len(documents[largest]) > sum(map(len, documents)):
-        whole = documents[largest]
-        documents[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        long = documents[largest]
+        documents[largest : largest + 1] = [long[: len(long) // 2], long[len(long) // 2 :]]
     sides: tuple[list[int], list[int]] = ([], [])
     for index in sorted(range(len(documents)), key=lambda index: (-len(documents[index]), index)):
         min(sides, key=lambda side: sum(len(documents[each]) for each in side)).append(index)
