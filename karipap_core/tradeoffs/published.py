@@ -1,8 +1,8 @@
 """Published points as a reference layer on the trade-off. None of them was measured here, and every one says so.
 
-published.json holds them: method, model, metric, y, the dense model's own y, where it stands in size (`kept`, parameters;
-`bytes_kept`, against 16-bit weights), source, note. Models, texts and contexts are the papers' own, so a published
-point stands beside a measured one and never decides which is better.
+published.json holds them: method, model, metric, y, the dense model's own y, where it stands in size (`kept`,
+parameters; `bytes_kept`, against 16-bit weights), source, note. Models, texts and contexts are the papers' own, so a
+published point stands beside a measured one and never decides which is better.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Every network and every rival in the same bytes: a table of rises in loss, ranked, and the sentence it supports.
 
-A point is here the document of a run.json (see `point.Point`), as `read_runs` gives it. Sizes are bytes kept of the blocks, 16 bits for every number that is
-not quantized (baselines.py).
+A point is here the document of a run.json (see `point.Point`), as `read_runs` gives it. Sizes are bytes kept of the
+blocks, 16 bits for every number that is not quantized (baselines.py).
 """
 
 import math
