@@ -45,12 +45,13 @@ def merged(name: str, tables: list[Options], kinds: list[int] | None = None) -> 
 
     `kinds` numbers the tables whose own options have no kind.
     """
-    kind = [
-        np.full(len(table.chi), kinds[index] if kinds else index) if table.kind is None else table.kind
-        for index, table in enumerate(tables)
-    ]
+    kind = np.concatenate(
+        [
+            np.full(len(table.chi), kinds[index] if kinds else index) if table.kind is None else table.kind
+            for index, table in enumerate(tables)
+        ]
+    )
     chi, cost, damage = (np.concatenate([getattr(table, key) for table in tables]) for key in ("chi", "cost", "damage"))
-    kind = np.concatenate(kind)
     order = np.lexsort((damage, cost))
     best = np.concatenate([[np.inf], np.minimum.accumulate(damage[order])[:-1]])
     keep = order[damage[order] < best]

@@ -1,8 +1,10 @@
 """A budget: the fraction of parameters or bytes that a plan may keep."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from karipap_core.errors import InputError
+from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.errors import InputError, unknown
 
 
 @dataclass(frozen=True)
@@ -14,16 +16,17 @@ class Budget:
     kept_bytes: float | None = None
     scope: str = "model"
 
-    def limit(self, checkpoint, tables=()) -> tuple[float, str]:
+    def limit(self, checkpoint: Checkpoint, tables: Iterable[Weight] = ()) -> tuple[float, str]:
         """(what the compressible weights and `tables` may cost, its unit). InputError where the rest alone exceeds the
         budget."""
-        if (self.kept is None) == (self.kept_bytes is None):
-            raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
         value = self.kept if self.kept is not None else self.kept_bytes
+        if value is None or (self.kept is not None and self.kept_bytes is not None):
+            raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
         if not 0 < value <= 1:
             raise InputError(f"Budget {value} is not a fraction: it must be above 0 and at most 1.")
         if self.scope not in ("model", "blocks"):
-            raise InputError(f"Scope {self.scope!r} is not `model` or `blocks`.")
+            raise unknown("Scope", self.scope, ("model", "blocks"))
+        tables = list(tables)
         blocks = checkpoint.block_parameters + sum(weight.parameters for weight in tables)
         whole, unit = checkpoint.parameters, "parameters"
         if self.kept is None:

@@ -1,22 +1,33 @@
 """Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
+from collections.abc import Mapping, MutableMapping, Sequence
+
+from karipap_core.checkpoint.model import Weight
+from karipap_core.networks.base import Spec
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.plan.calibration import LEVELS
+from karipap_core.plan.decompositions import Decompositions
 from karipap_core.plan.kind import Kind
+from karipap_core.plan.probe import Probe
 from karipap_core.progress import Progress, silent
 
 LOWRANK = Kind("lowrank")
 
 
 def measure_levels(
-    probe, decompositions, weights, partial, progress: Progress = silent, kind: Kind = LOWRANK
+    probe: Probe,
+    decompositions: Decompositions,
+    weights: Sequence[Weight],
+    partial: MutableMapping[str, list],
+    progress: Progress = silent,
+    kind: Kind = LOWRANK,
 ) -> dict[str, list]:
     """rows [χ, absolute metric error, divergence] for each of `weights` cut alone to `LEVELS` of its break-even in a
     kind of network.
 
-    `partial` is a dictionary-like of finished weights (kept on disk by the caller, so that a killed run goes on).
+    partial : the rows of finished weights, kept on disk by the caller so that a killed run goes on; filled.
     """
-    rows = {}
+    rows: dict[str, list] = {}
     for index, weight in enumerate(weights):
         progress("sensitivity", index, len(weights), weight.name)
         if weight.name in partial:
@@ -28,11 +39,11 @@ def measure_levels(
     return rows
 
 
-def _weight_levels(probe, decompositions, weight, kind: Kind) -> list[list[float]]:
+def _weight_levels(probe: Probe, decompositions: Decompositions, weight: Weight, kind: Kind) -> list[list[float]]:
     break_even = kind.break_even(weight.shape)
     chis = sorted({max(1, round(level * break_even)) for level in LEVELS})
     dense, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
-    rows = []
+    rows: list[list[float]] = []
     for chi in chis:
         matrix = decompositions.matrix(weight.name, kind.spec(weight.shape, chi))
         probe.replace(weight.name, matrix)
@@ -42,7 +53,7 @@ def _weight_levels(probe, decompositions, weight, kind: Kind) -> list[list[float
     return rows
 
 
-def apply_plan(probe, decompositions, plan) -> None:
+def apply_plan(probe: Probe, decompositions: Decompositions, plan: Mapping[str, Spec | None]) -> None:
     """Put every weight of a plan into the probe's model, and dense where the plan leaves it."""
     probe.restore()
     for name, spec in plan.items():
@@ -50,14 +61,20 @@ def apply_plan(probe, decompositions, plan) -> None:
             probe.replace(name, decompositions.matrix(name, spec))
 
 
-def marginals(probe, decompositions, weights, specs: dict, progress: Progress = silent) -> dict[str, tuple]:
-    """What each weight's truncation adds at a whole plan: {name: (χ it stands for, measured ΔKL)}.
+def marginals(
+    probe: Probe,
+    decompositions: Decompositions,
+    weights: Sequence[Weight],
+    specs: Mapping[str, Spec | None],
+    progress: Progress = silent,
+) -> dict[str, tuple[Spec, float]]:
+    """What each weight's truncation adds at a whole plan: {name: (its network, measured change of the divergence)}.
 
     A truncated weight is made dense again (the divergence that goes away); a dense one is cut to 0.7 of its break-even
     (the divergence that comes). The probe must hold the plan; it holds it again afterwards.
     """
     base = probe.record().divergence
-    found = {}
+    found: dict[str, tuple[Spec, float]] = {}
     for index, weight in enumerate(weights):
         progress("refining", index, len(weights), weight.name)
         spec = specs.get(weight.name)
@@ -67,8 +84,8 @@ def marginals(probe, decompositions, weights, specs: dict, progress: Progress = 
             probe.replace(weight.name, decompositions.matrix(weight.name, spec))
             found[weight.name] = (spec, change)
         else:
-            cut = LowRank.for_shape(*weight.shape, 1)
-            cut = cut.with_chi(max(1, round(0.7 * cut.break_even_chi)))
+            n_out, n_in = weight.shape
+            cut = LowRank.for_shape(n_out, n_in, max(1, round(0.7 * LOWRANK.break_even((n_out, n_in)))))
             probe.replace(weight.name, decompositions.matrix(weight.name, cut))
             change = probe.measure(weight.layer).divergence - base
             probe.restore(weight.name)
@@ -77,7 +94,7 @@ def marginals(probe, decompositions, weights, specs: dict, progress: Progress = 
     return found
 
 
-def whole_plan(check, decompositions, specs: dict) -> dict[str, float]:
+def whole_plan(check: Probe, decompositions: Decompositions, specs: Mapping[str, Spec | None]) -> dict[str, float]:
     """Divergence and rise in loss of a whole plan on the check windows."""
     apply_plan(check, decompositions, specs)
     measured = check.measure()

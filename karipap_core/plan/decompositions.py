@@ -9,16 +9,28 @@ memory up to a bound, and on disk in the workspace.
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from karipap_core.progress import silent
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.networks import Spec
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.progress import Progress, silent
+from karipap_core.quantization.formats import Stored
+from karipap_core.spectra.metric import Metric
 from karipap_core.workspace.files import whole_file
+
+if TYPE_CHECKING:
+    from karipap_core.profiles.activations import Moments
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Decompositions:
@@ -29,32 +41,33 @@ class Decompositions:
 
     def __init__(
         self,
-        checkpoint,
-        moments,
+        checkpoint: Checkpoint,
+        moments: "Moments | None",
         metric: str,
         folder: Path,
         memory_bytes: int = 2 << 30,
-        table_metric: Callable | None = None,
+        table_metric: Callable[[str], Metric] | None = None,
     ) -> None:
         self.checkpoint, self.moments, self.metric, self.table_metric = checkpoint, moments, metric, table_metric
-        source = moments.folder.name if metric != "weight" else "none"
+        source = moments.folder.name if moments is not None and metric != "weight" else "none"
         self.folder = Path(folder) / f"cores-{metric}-{source}"
         self.memory_bytes = memory_bytes
-        self._memory: OrderedDict[str, list] = OrderedDict()
+        self._memory: OrderedDict[str, Tensors] = OrderedDict()
 
-    def metric_of(self, name: str):
-        from karipap_core.spectra.metric import Metric
-
+    def metric_of(self, name: str) -> Metric:
+        """What an error of this weight costs. Raises ValueError where that needs what was not given."""
         if self.metric == "weight":
             return Metric("weight")
         if not self.checkpoint.weight(name).compressible:
+            if self.table_metric is None:
+                raise ValueError(f"{name} is a table of tokens: give `table_metric`.")
             return self.table_metric(name)
+        if self.moments is None:
+            raise ValueError(f"The metric {self.metric} looks at activations: give `moments`.")
         return self.moments.metric(name, self.metric)
 
-    def cores(self, name: str, spec, progress=None) -> list[torch.Tensor]:
+    def cores(self, name: str, spec: Spec, progress: Progress = silent) -> list[torch.Tensor]:
         """float32 cores of a weight in a network, before they are quantized."""
-        from karipap_core.networks.lowrank import LowRank
-
         spec = replace(spec, quantize=None)
         if type(spec) is not LowRank:
             return self._fitted(name, spec, progress)
@@ -65,59 +78,59 @@ class Decompositions:
         left, right = self._fitted(name, full, progress)
         return [left[:, :chi].contiguous(), right[:chi].contiguous()]
 
-    def stored(self, name: str, spec, dtype: str | None = None, progress=None) -> list:
+    def stored(self, name: str, spec: Spec, dtype: str | None = None, progress: Progress = silent) -> list[Stored]:
         """The cores as they are stored: in `dtype` (default: the weight's own), `formats.Quantized` where the spec's
         `formats` say so, integers for indices."""
-        dtype = getattr(torch, dtype or self.checkpoint.weight(name).dtype)
+        plain = getattr(torch, dtype or self.checkpoint.weight(name).dtype)
         cores = self.cores(name, spec, progress)
-        if all(form is None for form in spec.formats):
-            return [core.to(dtype) for core in cores]
-        if any(form not in (None, "index") for form in spec.formats):
-            cores = self._quantized(name, spec, cores, progress)
-        plain = [form is None for form in spec.formats]
-        return [core.to(dtype) if is_plain else core for core, is_plain in zip(cores, plain, strict=True)]
+        quantized = any(form not in (None, "index") for form in spec.formats)
+        found: Sequence[Stored] = self._quantized(name, spec, cores) if quantized else cores
+        return [
+            core.to(plain) if form is None and isinstance(core, torch.Tensor) else core
+            for core, form in zip(found, spec.formats, strict=True)
+        ]
 
-    def matrix(self, name: str, spec, dtype: str | None = None) -> torch.Tensor:
+    def matrix(self, name: str, spec: Spec, dtype: str | None = None) -> torch.Tensor:
         """Ŵ (out, in) in float32, of the cores as they are stored."""
         from karipap_core.networks.stored import values
 
         return spec.dense(values(spec, self.stored(name, spec, dtype)))
 
-    def _fitted(self, name: str, spec, progress) -> list[torch.Tensor]:
+    def _fitted(self, name: str, spec: Spec, progress: Progress) -> list[torch.Tensor]:
         read, metric_of = self.checkpoint.read, self.metric_of
         if not spec.members:
             return self._kept(
-                _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress or silent))
+                _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress))
             )
         from karipap_core.networks.tree.network import fit_group
 
         mates = [replace(spec, at=index) for index in range(len(spec.members))]
         if not self._has(_key(name, spec)):
             weights = [read(member) for member in spec.members]
-            found = fit_group(mates, weights, [metric_of(member) for member in spec.members], progress or silent)
+            found = fit_group(mates, weights, [metric_of(member) for member in spec.members], progress)
             for member, mate, cores in zip(spec.members, mates, found, strict=True):
-                self._kept(_key(member, mate), lambda cores=cores: _floats32(cores))
+                self._kept(_key(member, mate), partial(_floats32, cores))
         return self._kept(_key(name, spec), list)
 
-    def _quantized(self, name: str, spec, cores, progress) -> list:
+    def _quantized(self, name: str, spec: Spec, cores: list[torch.Tensor]) -> list[Stored]:
         from karipap_core.networks.stored import quantize_cores
         from karipap_core.quantization.formats import from_tensors
 
-        def make() -> dict[str, torch.Tensor]:
+        def make() -> Tensors:
             found = quantize_cores(spec, cores, self.checkpoint.read(name), self.metric_of(name))
             tensors = {}
             for index, core in enumerate(found):
-                for key, tensor in [("", core)] if torch.is_tensor(core) else core.tensors().items():
+                for key, tensor in [("", core)] if isinstance(core, torch.Tensor) else core.tensors().items():
                     tensors[f"{index}.{key}"] = tensor.cpu().contiguous()
             return tensors
 
         # A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not under its cores' key.
         key = _key(name, spec) + ("" if spec.quantize else "|stored")
         tensors = self._kept_tensors(key, make)
-        found = []
+        found: list[Stored] = []
         for index, form in enumerate(spec.formats):
             mine = {key.partition(".")[2]: t for key, t in tensors.items() if key.startswith(f"{index}.")}
-            if form in (None, "index"):
+            if form is None or form == "index":
                 found.append(mine[""])
             else:
                 found.append(from_tensors(form, *spec.core_matrix(index), mine))
@@ -135,7 +148,7 @@ class Decompositions:
     def _has(self, key: str) -> bool:
         return key in self._memory or self._file(key).exists()
 
-    def _kept_tensors(self, key: str, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def _kept_tensors(self, key: str, make: Callable[[], Tensors]) -> Tensors:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
@@ -153,13 +166,13 @@ class Decompositions:
         return tensors
 
 
-def _key(name: str, spec) -> str:
+def _key(name: str, spec: Spec) -> str:
     return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}"
 
 
-def _floats32(cores) -> list[torch.Tensor]:
+def _floats32(cores: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return [core.float().contiguous().cpu() if core.is_floating_point() else core.cpu() for core in cores]
 
 
-def _size(tensors: dict[str, torch.Tensor]) -> int:
+def _size(tensors: Tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

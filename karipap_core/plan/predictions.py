@@ -108,8 +108,8 @@ def figures(pairs: Sequence[Pair]) -> dict | None:
     if not telling:
         return None
     ratios = np.array([pair.predicted / pair.measured for pair in telling])
-    stated = [pair for pair in telling if pair.stated is not None]
-    inside = [off({"predicted": pair.predicted, "measured": pair.measured}) <= pair.stated for pair in stated]
+    stated = [(pair, pair.stated) for pair in telling if pair.stated is not None]
+    inside = [off({"predicted": pair.predicted, "measured": pair.measured}) <= error for pair, error in stated]
     return {
         "plans": len(telling),
         "below": len(pairs) - len(telling),

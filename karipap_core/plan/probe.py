@@ -5,6 +5,7 @@ answer from the record, which halves the work of a sensitivity measurement (docs
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -109,22 +110,16 @@ class Probe:
         return float((output - reference).square().sum(-1).double().sum() / self._scale)
 
     @contextlib.contextmanager
-    def _patched(self, outputs: dict[int, object], recording: bool, layer: int | None):
-        patched = []
-        try:
+    def _patched(self, outputs: dict[int, object], recording: bool, layer: int | None) -> Iterator[None]:
+        """While it lasts, blocks write their outputs to `outputs`, or those before `layer` answer from there."""
+        with contextlib.ExitStack() as undo:
             for number, block in self.blocks.items():
                 if recording:
-                    patched.append(block.register_forward_hook(_recorder(outputs, number)))
+                    undo.callback(block.register_forward_hook(_recorder(outputs, number)).remove)
                 elif layer is not None and number < layer and number in outputs:
                     block.forward = _replay(outputs[number])
-                    patched.append(block)
+                    undo.callback(delattr, block, "forward")
             yield
-        finally:
-            for item in patched:
-                if isinstance(item, torch.nn.Module):
-                    del item.forward
-                else:
-                    item.remove()
 
 
 def _recorder(outputs: dict[int, object], number: int):

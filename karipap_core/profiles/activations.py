@@ -13,11 +13,13 @@ workspace, and read again group by group. Consumers go through weights in the or
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
@@ -89,7 +91,7 @@ class Moments:
 
     def __init__(
         self,
-        checkpoint,
+        checkpoint: Checkpoint,
         text: Text,
         settings: CalibrationSettings,
         folder: Path,
@@ -132,14 +134,15 @@ class Moments:
             with whole_file(file) as temporary:
                 save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
         with safe_open(file, framework="pt") as handle:
-            self._tensors = {key: handle.get_tensor(key) for key in handle.keys()}
+            self._tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (no mapping)
             self._keys = json.loads(handle.metadata()["keys"])
         self._loaded = index
 
 
-def _groups(checkpoint, memory_bytes: int) -> list[list]:
+def _groups(checkpoint: Checkpoint, memory_bytes: int) -> list[list[Weight]]:
     """Compressible weights in the order of their layers, cut into groups whose moments fit into `memory_bytes`."""
-    groups, size = [[]], 0
+    groups: list[list[Weight]] = [[]]
+    size = 0
     for weight in checkpoint.weights:
         if not weight.compressible:
             continue
@@ -167,31 +170,32 @@ class _Sums:
         self.count += len(vectors)
 
 
-def _collect(moments: Moments, group: list) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+def _collect(moments: Moments, group: list[Weight]) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """One pass of forward and backward over the calibration windows for the weights of one group."""
     from karipap_core.models.load import load_model
     from karipap_core.models.sites import observe, sites
 
     checkpoint, settings = moments.checkpoint, moments.settings
-    model, tokenizer = load_model(checkpoint, device=moments.device)
+    loaded, tokenizer = load_model(checkpoint, device=moments.device)
+    model: Any = loaded  # a transformers model, which has more than an nn.Module
     vocabulary = model.config.get_text_config().vocab_size
     windows = calibration_windows(tokenizer, moments.text, settings, vocabulary).moments
     inputs = {weight.name: _Sums(weight.shape[1]) for weight in group}
     gradients = {weight.name: _Sums(weight.shape[0]) for weight in group}
     shared: dict[str, str] = {}  # weight -> the weight whose input it shares (q, k and v; gate and up)
-    last: dict[str, object] = {"tensor": None, "name": None}
+    last: tuple[torch.Tensor, str] | None = None  # what was seen last, and at which weight
 
     def on_input(name: str, x: torch.Tensor) -> None:
+        nonlocal last
         if shared.get(name, name) != name:
             return
         if name not in shared:
             # The very same tensor handed to two weights of one block: their C is one.
-            same = last["tensor"] is not None and last["tensor"].shape == x.shape
-            if same and last["tensor"].data_ptr() == x.data_ptr():
-                shared[name] = last["name"]
+            if last is not None and last[0].shape == x.shape and last[0].data_ptr() == x.data_ptr():
+                shared[name] = last[1]
                 return
             shared[name] = name
-            last["tensor"], last["name"] = x, name
+            last = x, name
         inputs[name].add(x)
 
     def on_gradient(name: str, g: torch.Tensor) -> None:
@@ -229,16 +233,23 @@ def sampled_loss(model, kind: str, rows: torch.Tensor, generator: torch.Generato
     return (hidden * noise).sum() * (2.0 / hidden.detach().square().sum(-1).mean()).sqrt()
 
 
-def _pack(group, inputs, gradients, shared, tokens: int):
+def _pack(
+    group: list[Weight],
+    inputs: dict[str, _Sums],
+    gradients: dict[str, _Sums],
+    shared: dict[str, str],
+    tokens: int,
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """Second moments as means over the tokens that a weight saw. An expert's G is scaled by the share of all tokens
     that reach it, since only these add to the loss; one that saw few tokens borrows from its layer's other experts."""
-    tensors, keys = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    keys: dict[str, list[str]] = {}
     pooled: dict[tuple, list] = {}
     for weight in group:
         if weight.expert is not None:
             pooled.setdefault((weight.layer, weight.role), []).append(weight.name)
 
-    def mean(sums: dict[str, _Sums], weight) -> torch.Tensor:
+    def mean(sums: dict[str, _Sums], weight: Weight) -> torch.Tensor:
         own = sums[weight.name]
         names = pooled.get((weight.layer, weight.role), [weight.name])
         total = sum(sums[name].total for name in names)

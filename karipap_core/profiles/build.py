@@ -61,10 +61,12 @@ def build_profile(
     import torch
 
     began, device = time.monotonic(), pick_device(device)
-    rows, spectra, work, seconds = [], {}, 0.0, 0.0
+    rows: list[dict] = []
+    spectra: dict[str, np.ndarray] = {}
+    work = seconds = 0.0
     for number, weight in enumerate(checkpoint.weights):
         part = None if folder is None else folder / "partial" / f"{number:05d}.safetensors"
-        row, found = _read_part(part, key, weight.name)
+        row, arrays = _read_part(part, key, weight.name)
         flops = _flops(weight.shape) * len(settings["metrics"])
         expected = flops * (seconds / work if work else 1 / FIRST_GUESS)
         long = row is None and expected > LONG_SECONDS
@@ -72,12 +74,12 @@ def build_profile(
         progress("profile", number, len(checkpoint.weights), weight.name, message)
         if row is None:
             started = time.monotonic()
-            row, found = _profile_weight(checkpoint, weight, settings, moments, device)
+            row, arrays = _profile_weight(checkpoint, weight, settings, moments, device)
             work, seconds = work + flops, seconds + time.monotonic() - started
             if part is not None:
-                write_spectra(part, found, {"key": key, "row": json.dumps(row)})
+                write_spectra(part, arrays, {"key": key, "row": json.dumps(row)})
         rows.append(row)
-        spectra |= found
+        spectra |= arrays
     progress("profile", len(rows), len(rows))
     groups = _groups(checkpoint, settings, moments, key, folder, progress) if settings["network"] == "tree" else None
     document = {

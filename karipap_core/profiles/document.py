@@ -80,6 +80,8 @@ class Profile:
 
     @cached_property
     def _spectra(self) -> dict[str, np.ndarray]:
+        if self.folder is None:
+            raise InputError("This profile has neither spectra nor a folder to read them from.")
         file = self.folder / "spectra.safetensors"
         try:
             with safe_open(file, framework="numpy") as handle:
