@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 
+from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError
 from karipap_core.networks.curve import Curve, even_levels
 from karipap_core.progress import Progress, silent
@@ -212,6 +213,33 @@ class Spec:
     def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         """Rows of Ŵ (…, n_in) at `indices` (…) (int64): a table that is looked up in, without forming it."""
         raise InputError(f"A {self.network!r} cannot be looked up in row by row: it is no network for an embedding.")
+
+    # What a network gives besides whose weights share cores (`grouped`).
+
+    @property
+    def mates(self) -> "list[Spec]":
+        """The specs of all `members`, in order; of a weight that stands alone its own."""
+        return [self]
+
+    @classmethod
+    def groups(cls, weights: Sequence[Weight]) -> list[list[str]]:
+        """Names of the weights that share cores, group by group; every weight is in one, maybe alone."""
+        raise NotImplementedError
+
+    @classmethod
+    def group_levels(
+        cls, members: Sequence[str], Ws: Sequence[torch.Tensor], metrics: Sequence[Metric]
+    ) -> "tuple[Sequence[Sequence[Spec]], np.ndarray, np.ndarray]":
+        """(the members' specs at some sizes, rising, the absolute error of each member at each (levels, members), the
+        error of dropping each (members,))."""
+        raise NotImplementedError
+
+    @classmethod
+    def fit_group(
+        cls, specs: "Sequence[Spec]", Ws: Sequence[torch.Tensor], metrics: Sequence[Metric], progress: Progress = silent
+    ) -> list[list[torch.Tensor]]:
+        """Float64 cores of each member; shared ones are one tensor in all lists."""
+        raise NotImplementedError
 
     # What all share.
 

@@ -159,31 +159,36 @@ def build_group_curves(
     progress: Progress = silent,
 ) -> list[GroupCurve]:
     """One curve for each group of weights that share cores, quantized where the kind says so."""
-    from karipap_core.networks.tree.network import group_curve, group_names
-
-    groups, curves = group_names(weights), []
+    groups, curves = kind.cls.groups(weights), []
     for index, members in enumerate(groups):
         progress(f"curves of {kind.label}", index, len(groups), ", ".join(members))
         matrices = [checkpoint.read(name) for name in members]
         metrics = [decompositions.metric_of(name) for name in members]
-        found = group_curve(members, matrices, metrics)
-        levels, errors = found.specs, found.error
+        levels, errors, total = kind.cls.group_levels(members, matrices, metrics)
         if kind.quantize is not None:
             levels = [[replace(spec, quantize=kind.quantize) for spec in specs] for specs in levels]
             errors = np.array([_member_errors(members, s, matrices, metrics, decompositions) for s in levels])
-        curves.append(_between(members, levels, errors, np.asarray(found.total, dtype=float)))
+        curves.append(_between(members, levels, errors, np.asarray(total, dtype=float)))
     progress(f"curves of {kind.label}", len(groups), len(groups))
     return curves
 
 
-def _member_errors(members, specs, matrices, metrics, decompositions) -> list[float]:
+def _member_errors(
+    members: Sequence[str],
+    specs: "Sequence[Spec]",
+    matrices: "Sequence[torch.Tensor]",
+    metrics: "Sequence[Metric]",
+    decompositions: "Decompositions",
+) -> list[float]:
     return [
         metric.absolute(W.double() - decompositions.matrix(name, spec).double())
         for name, spec, W, metric in zip(members, specs, matrices, metrics, strict=True)
     ]
 
 
-def _between(members, levels, level_errors, total) -> GroupCurve:
+def _between(
+    members: Sequence[str], levels: "Sequence[Sequence[Spec]]", level_errors: np.ndarray, total: np.ndarray
+) -> GroupCurve:
     """The fitted sizes of a group and some between them: bonds in between, log error linear in parameters."""
     entries: list[dict[str, dict]] = []
     sizes: list[int] = []

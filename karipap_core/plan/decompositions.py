@@ -2,8 +2,8 @@
 all take theirs from here.
 
 For `lowrank` one decomposition at the break-even rank holds every smaller χ in its leading columns and rows; any other
-network is kept for each of its specs, a group of weights that share cores (`tree`) for all its members at once. Kept in
-memory up to a bound, and on disk in the workspace.
+network is kept for each of its specs, a group of weights that share cores for all its members at once. Kept in memory
+up to a bound, and on disk in the workspace.
 """
 
 import hashlib
@@ -102,12 +102,10 @@ class Decompositions:
             return self._kept(
                 _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress))
             )
-        from karipap_core.networks.tree.network import fit_group
-
-        mates = [replace(spec, at=index) for index in range(len(spec.members))]
+        mates = spec.mates
         if not self._has(_key(name, spec)):
             weights = [read(member) for member in spec.members]
-            found = fit_group(mates, weights, [metric_of(member) for member in spec.members], progress)
+            found = spec.fit_group(mates, weights, [metric_of(member) for member in spec.members], progress)
             for member, mate, cores in zip(spec.members, mates, found, strict=True):
                 self._kept(_key(member, mate), partial(_floats32, cores))
         return self._kept(_key(name, spec), list)

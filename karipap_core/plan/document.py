@@ -8,7 +8,7 @@ stays dense. Nothing here imports torch until a network has to be checked.
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,9 +217,8 @@ class Plan:
 
     def _check_group(self, name: str, spec) -> None:
         """The weights that share cores must all be there, each in its place, or the cores are stored nowhere."""
-        for index, member in enumerate(spec.members):
-            mate = self.spec(member) if member in self.weights else None
-            if mate != replace(spec, at=index):
+        for member, mate in zip(spec.members, spec.mates, strict=False):  # who stands alone names no members
+            if member not in self.weights or self.spec(member) != mate:
                 raise InputError(
                     f"Plan, weight {name}: it shares cores with {member}, whose entry is missing or another one."
                 )

@@ -1,7 +1,6 @@
 """What a plan costs and is predicted to do, from the curves of its networks and the calibration of its model."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,8 +44,7 @@ def _group_error(candidates: Candidates, kind: Kind, name: str, spec: "Spec") ->
     group = next((group for group in found if set(group.members) == set(members)), None)
     if group is None:
         raise InputError(f"Plan, weight {name}: its group of {len(members)} is none of this model's groups.")
-    size = sum(replace(spec, at=index).parameters for index in range(len(members)))  # type: ignore[call-arg]  # who shares cores has a place `at`
-    return group.at(size, name)
+    return group.at(sum(mate.parameters for mate in spec.mates), name)
 
 
 def damage_sum(candidates: Candidates, weights: Mapping[str, dict]) -> float:

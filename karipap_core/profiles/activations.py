@@ -214,12 +214,12 @@ def _collect(moments: Moments, group: list[Weight]) -> tuple[dict[str, torch.Ten
             rows = windows[start : start + batch].to(moments.device)
             sampled_loss(model, checkpoint.kind, rows, generator).backward()
             model.zero_grad(set_to_none=True)
-            last["tensor"] = None
+            last = None
     moments.progress("activations", len(windows), len(windows))
     return _pack(group, inputs, gradients, shared, windows.numel())
 
 
-def sampled_loss(model, kind: str, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def sampled_loss(model, kind: str | None, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The scalar whose gradients give the true Fisher: −Σ ln p(label) with labels drawn from p (causal), or the
     Gaussian counterpart Σ hᵀv / E‖h‖·√(2) of the last hidden state (encoder)."""
     if kind == "causal":

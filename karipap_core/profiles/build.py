@@ -165,7 +165,7 @@ def _lattice(shape: tuple[int, int]):
 def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, progress: Progress) -> list[dict]:
     """Entropy of every edge of the tree over each group of layers; finished groups are kept beside the weights."""
     from karipap_core.networks.tree.edges import group_profile
-    from karipap_core.networks.tree.network import group_names
+    from karipap_core.networks.tree.groups import group_names
     from karipap_core.spectra.metric import Metric
 
     groups = group_names(checkpoint.weights)

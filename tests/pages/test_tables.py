@@ -169,7 +169,8 @@ class Mixed(Study):
         return found
 
     def group(self, kind, metric):
-        from karipap_core.networks.tree.network import group_names, group_specs
+        from karipap_core.networks.tree.groups import group_names
+        from karipap_core.networks.tree.network import group_specs
         from karipap_core.plan.curves import _between
 
         found = []

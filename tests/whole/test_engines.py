@@ -19,7 +19,8 @@ from karipap_core.models.load import load_model
 from karipap_core.models.sites import sites
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.stored import values
-from karipap_core.networks.tree.network import group_names, group_specs
+from karipap_core.networks.tree.groups import group_names
+from karipap_core.networks.tree.network import group_specs
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.workspace import Workspace

@@ -191,7 +191,8 @@ def _parts(study, kind, settings: dict, by: str) -> tuple[list[Part], list[dict]
 def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
     """The parts of `tree`: groups of weights that share cores, each as one."""
     from karipap_core.networks import spec_from_json
-    from karipap_core.networks.tree.network import Tree, group_names
+    from karipap_core.networks.tree.groups import group_names
+    from karipap_core.networks.tree.network import Tree
 
     specs: list[dict] = []
     if settings["chi"] is not None:

@@ -16,7 +16,8 @@ from karipap_core.networks import Metric, spec_from_json
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.tree.edges import edge_spectra, group_profile
 from karipap_core.networks.tree.fit import price, settle, start, sweep
-from karipap_core.networks.tree.network import SHARES, Tree, fit_group, group_curve, group_names, group_specs, side_of
+from karipap_core.networks.tree.groups import group_names, side_of
+from karipap_core.networks.tree.network import SHARES, Tree, fit_group, group_curve, group_specs
 from karipap_core.spectra.spectrum import entropy
 
 METRICS = ["weight", "functional", "loss"]

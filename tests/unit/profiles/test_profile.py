@@ -215,7 +215,7 @@ def test_a_product_operator_has_no_entropy_on_its_bonds(tmp_path):
 
 def test_edges_of_the_trees_over_the_layers(checkpoint, tmp_path):
     from karipap_core.networks.tree.edges import group_profile
-    from karipap_core.networks.tree.network import group_names
+    from karipap_core.networks.tree.groups import group_names
 
     profile = build_profile(checkpoint, ("weight", "loss"), "tree", SomeMoments(), "cpu", folder=tmp_path / "p")
     groups = profile.document["groups"]
