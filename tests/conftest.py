@@ -57,6 +57,16 @@ def workspace_folder(tmp_path_factory, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def through_app(request, monkeypatch):
+    """Pages run through app.py, as on any server that has drawn a page; the jobs that they start only wait."""
+    if request.node.get_closest_marker("pages"):
+        from tests.helpers import app_page
+
+        app_page.through_app(monkeypatch)
+        request.getfixturevalue("started")
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of a Chromium for Playwright's `executable_path`."""
@@ -95,7 +105,16 @@ def stories() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def quick_fits():
+    """Fits that end early, for tests of what is done with cores and not of how good they are."""
+    from tests.helpers.quick import quick_fits
+
+    with quick_fits():
+        yield
+
+
+@pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """Folders of the architectures, each made once; read only."""
     from tests.helpers.architectures import make
@@ -108,6 +127,51 @@ def made(tmp_path_factory):
         return folders[name]
 
     return of
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of a small Llama; what one test of a file has measured, the next ones find."""
+    from tests.helpers.studies import study_of
+
+    return study_of("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def llama_roots(tmp_path_factory) -> Path:
+    """A folder with one small model, `tiny`; read only."""
+    from tests.helpers.architectures import make
+
+    folder = tmp_path_factory.mktemp("models")
+    make("llama", folder / "tiny")
+    return folder
+
+
+@pytest.fixture
+def only_llama(llama_roots, monkeypatch):
+    """The dashboard finds `llama_roots`, and remembers nothing of earlier tests."""
+    from tests.helpers import app_page
+
+    app_page.alone_with(monkeypatch, llama_roots)
+
+
+@pytest.fixture
+def no_models(tmp_path, monkeypatch):
+    """The dashboard finds no model but the demo's, if any, and remembers nothing of earlier tests."""
+    from tests.helpers import app_page
+
+    app_page.alone_with(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def tiny_llama(made, tmp_path, monkeypatch) -> Path:
+    """A model folder of a test's own, with a tokenizer, that the dashboard finds as the alias `tiny`."""
+    from pages.parts import model
+
+    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
+    model.found.clear()
+    return tmp_path / "models" / "tiny"
 
 
 @pytest.fixture
@@ -148,18 +212,22 @@ def profiled(tiny):
     return profile
 
 
+class Commands(list):
+    """The commands of jobs that pages start. Each job runs `program` in the place of the verb."""
+
+    program = "import time; time.sleep(30)"
+
+
 @pytest.fixture
-def started(monkeypatch) -> list:
-    """The commands of jobs that pages start; each job just waits."""
+def started(monkeypatch) -> Commands:
+    """The commands of jobs that pages start; each job just waits, or runs the `program` that a test gives."""
     from karipap_core import jobs
 
-    commands = []
-    real = jobs.start
+    commands, real = Commands(), jobs.start
 
     def start(argv, title, **more):
         commands.append(argv)
-        waits = (sys.executable, "-c", "import time; time.sleep(30)")
-        return real(argv, title, program=waits, **more)
+        return real(argv, title, **({"program": (sys.executable, "-c", commands.program)} | more))
 
     monkeypatch.setattr(jobs, "start", start)
     yield commands

@@ -1,8 +1,5 @@
 """What the tests of pages share: a page opened through app.py by Streamlit's AppTest, and the words that are on it."""
 
-import shutil
-from pathlib import Path
-
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
@@ -26,20 +23,11 @@ def through_app(monkeypatch) -> None:
 
 
 def alone_with(monkeypatch, roots) -> None:
-    """Through app.py, with the models of this folder and nothing remembered of earlier tests."""
-    through_app(monkeypatch)
+    """Pages find the models of this folder, and nothing is remembered of earlier tests."""
     monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(roots))
     model.found.clear()
     st.cache_resource.clear()
     st.cache_data.clear()
-
-
-def tiny_of(made, tmp_path, monkeypatch) -> Path:
-    """A model folder of a test's own that the dashboard finds as the alias `tiny`."""
-    shutil.copytree(made("llama_untied"), tmp_path / "models" / "tiny")
-    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path / "models"))
-    model.found.clear()
-    return tmp_path / "models" / "tiny"
 
 
 def opened_on_tiny(page: str, timeout: int, query: dict) -> AppTest:

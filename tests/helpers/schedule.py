@@ -5,6 +5,12 @@ from xdist.scheduler import LoadScopeScheduling
 # A piece is a file, so that what a file makes once is made once. These files make nothing that their tests share: each
 # test of theirs is a piece.
 SINGLE = ("tests/whole/test_whole_line.py",)
+# These import a library that costs ten seconds: one worker does.
+TOGETHER = {
+    "tests/unit/networks/test_disentangled.py": "quimb",
+    "tests/unit/networks/test_peps.py": "quimb",
+    "tests/unit/studies/test_ising.py": "quimb",
+}
 # The longest first, so that the workers end together; the rest in the order of their names.
 LONGEST = (
     "tests/browser/",
@@ -32,7 +38,7 @@ def piece(nodeid: str) -> str:
     file = nodeid.split("::")[0]
     if file.startswith("tests/browser/"):
         return "tests/browser"
-    return nodeid if file in SINGLE else file
+    return nodeid if file in SINGLE else TOGETHER.get(file, file)
 
 
 class Pieces(LoadScopeScheduling):

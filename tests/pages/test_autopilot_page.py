@@ -2,14 +2,12 @@
 while the job runs, and a finished search is shown, reopened and put on the board."""
 
 import json
-import sys
 import time
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli.frame import build_parser
 from karipap_core.figures import autopilot as figures_autopilot
@@ -17,33 +15,6 @@ from karipap_core.plan.document import model_entry
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
-
-
-@pytest.fixture(autouse=True)
-def through_app(monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py)."""
-    app_page.through_app(monkeypatch)
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch, made):
-    """A model folder that the dashboard finds as the alias `tiny`."""
-    return app_page.tiny_of(made, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """The commands of jobs that the page starts; each job waits in the place of the verb."""
-    commands, real = [], jobs.start
-
-    def start(argv, title, **more):
-        commands.append(argv)
-        return real(argv, title, program=(sys.executable, "-c", "import time; time.sleep(30)"), **more)
-
-    monkeypatch.setattr(jobs, "start", start)
-    yield commands
-    for job in jobs.list_jobs():
-        job.cancel()
 
 
 def step(number: int, **more) -> dict:
@@ -147,7 +118,7 @@ def words(app: AppTest) -> str:
     return app_page.words(app, ("markdown", "caption", "subheader"))
 
 
-def test_the_button_starts_the_verb_for_each_aim(tiny, started):
+def test_the_button_starts_the_verb_for_each_aim(tiny_llama, started):
     app = opened(evaluations="8")
     app.number_input(key="autopilot_rise").set_value(0.05).run()
     app.selectbox(key="autopilot_quantize").select("int4").run()
@@ -167,27 +138,27 @@ def test_the_button_starts_the_verb_for_each_aim(tiny, started):
         assert args.budget_bytes == (0.5 if aim == "bytes" else None)
 
 
-def test_without_a_network_nothing_starts(tiny, started):
+def test_without_a_network_nothing_starts(tiny_llama, started):
     app = opened()
     app.multiselect(key="autopilot_networks").set_value([]).run()
     assert app.button(key="autopilot_start").disabled
     assert not [argv for argv in started if argv[0] == "autopilot"]  # the profile page starts its own
 
 
-def test_the_log_is_told_while_the_job_runs(tiny, started):
+def test_the_log_is_told_while_the_job_runs(tiny_llama, started):
     app = opened()
     app.button(key="autopilot_start").click().run()
-    keep(document(tiny, "a" * 16, "running"))
+    keep(document(tiny_llama, "a" * 16, "running"))
     app = opened(autopilot_job=app.query_params["autopilot_job"])
     said = words(app)
     assert "Measured &lt;b&gt;plan&lt;/b&gt; 2" in said and "<em>Over the line.</em>" in said
     assert len(app.get("plotly_chart")) == 1 and "The verdict" not in said
 
 
-def test_the_last_search_is_reopened_and_others_can_be_chosen(tiny, started):
-    keep(document(tiny, "a" * 16))
-    keep(document(tiny, "b" * 16))
-    keep(document(tiny, "c" * 16, model={"name": "another", "fingerprint": "0" * 64}))
+def test_the_last_search_is_reopened_and_others_can_be_chosen(tiny_llama, started):
+    keep(document(tiny_llama, "a" * 16))
+    keep(document(tiny_llama, "b" * 16))
+    keep(document(tiny_llama, "c" * 16, model={"name": "another", "fingerprint": "0" * 64}))
     write_json(Workspace().root / "autopilot" / "torn" / "autopilot.json", {"format": "karipap-autopilot"})
     (Workspace().root / "autopilot" / "torn2").mkdir()
     (Workspace().root / "autopilot" / "torn2" / "autopilot.json").write_text('{"format": "kari')
@@ -202,8 +173,8 @@ def test_the_last_search_is_reopened_and_others_can_be_chosen(tiny, started):
     assert "a" * 16 in words(opened(autopilot="a" * 16))
 
 
-def test_a_damaged_search_is_said_to_be_damaged(tiny, started):
-    keep({key: value for key, value in document(tiny, "a" * 16).items() if key != "tried"})
+def test_a_damaged_search_is_said_to_be_damaged(tiny_llama, started):
+    keep({key: value for key, value in document(tiny_llama, "a" * 16).items() if key != "tried"})
     app = AppTest.from_file(app_page.APP, default_timeout=30)
     app.query_params["model"] = "tiny"
     app.run().switch_page("pages/autopilot.py")
@@ -212,16 +183,16 @@ def test_a_damaged_search_is_said_to_be_damaged(tiny, started):
     assert not app.exception and len(app.error) == 1
 
 
-def test_the_plan_goes_to_the_board(tiny, started):
-    keep(document(tiny, "a" * 16))
+def test_the_plan_goes_to_the_board(tiny_llama, started):
+    keep(document(tiny_llama, "a" * 16))
     app = opened()
     app.button(key="autopilot_board").click().run()
     saved = json.loads(Workspace().plan_file(f"autopilot-{'a' * 16}").read_text())
     assert saved["rule"] == "hand" and app.query_params["plan"] == f"autopilot-{'a' * 16}"
 
 
-def test_the_figure_draws_every_point_with_its_interval(tiny):
-    found = document(tiny, "a" * 16)
+def test_the_figure_draws_every_point_with_its_interval(tiny_llama):
+    found = document(tiny_llama, "a" * 16)
     drawn = {trace.name: trace for trace in figures_autopilot.search(found).data}
     assert list(drawn) == ["accepted", "not taken", "verdict, on text of its own", "rivals"]
     one = drawn["accepted"]

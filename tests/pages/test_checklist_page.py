@@ -5,7 +5,6 @@ import json
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from karipap_core import jobs
 from karipap_core.deployment.checklist import ITEMS
 from karipap_core.deployment.fallback import rehearse
 from karipap_core.deployment.shadow import read_prompts, shadow
@@ -23,20 +22,6 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     dense = make("llama", root / "models" / "tiny")
     return dense, folder_of(dense, root / "run-a" / "model")
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """Commands that the page starts; nothing runs."""
-    commands = []
-    start = jobs.start
-
-    def note(argv, title):
-        commands.append(argv)
-        return start(["show", "nothing"], title)
-
-    monkeypatch.setattr(jobs, "start", note)
-    return commands
 
 
 @pytest.fixture(autouse=True)

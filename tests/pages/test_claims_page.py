@@ -3,7 +3,6 @@ starts the verb."""
 
 import html
 import json
-import sys
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -15,33 +14,6 @@ from karipap_core.studies.claims.catalogue import CLAIMS
 from karipap_core.studies.claims.check import result_file
 from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
-
-
-@pytest.fixture(autouse=True)
-def through_app(monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py)."""
-    app_page.through_app(monkeypatch)
-
-
-@pytest.fixture
-def tiny(tmp_path, monkeypatch, made):
-    """A model folder that the dashboard finds under KARIPAP_MODEL_ROOTS, as the alias `tiny`."""
-    return app_page.tiny_of(made, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def started(monkeypatch) -> list:
-    """The commands of jobs that the page starts; each job just waits."""
-    commands, real = [], jobs.start
-
-    def start(argv, title, **more):
-        commands.append(argv)
-        return real(argv, title, program=(sys.executable, "-c", "import time; time.sleep(30)"), **more)
-
-    monkeypatch.setattr(jobs, "start", start)
-    yield commands
-    for job in jobs.list_jobs():
-        job.cancel()
 
 
 def result(claim: str, **more) -> dict:
@@ -97,7 +69,7 @@ def words(app: AppTest) -> str:
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
-def test_before_a_check_every_published_figure_stands_beside_an_empty_place(tiny, claim):
+def test_before_a_check_every_published_figure_stands_beside_an_empty_place(tiny_llama, claim):
     text = words(opened(claim=claim))
     for row in CLAIMS[claim].published:
         assert html.escape(row.what) in text and html.escape(row.value) in text
@@ -106,13 +78,15 @@ def test_before_a_check_every_published_figure_stands_beside_an_empty_place(tiny
     assert 'class="k-measured"' not in text and "<th>Published</th>" in text and "<th>Measured here</th>" in text
 
 
-def test_one_press_starts_the_verb_that_a_person_could_type(tiny, started):
+def test_one_press_starts_the_verb_that_a_person_could_type(tiny_llama, started):
     app = opened(claim="whitening")
     assert app.button(key="check").label == "Check it here"
-    assert f"claims {tiny} --claim whitening" in app.code[0].value.replace(str(tiny.resolve()), str(tiny))
+    assert f"claims {tiny_llama} --claim whitening" in app.code[0].value.replace(
+        str(tiny_llama.resolve()), str(tiny_llama)
+    )
     app.button(key="check").click().run()
     # The first page that is opened profiles a model it has not met; that is not this page's.
-    assert started[-1] == ["claims", str(tiny), "--claim", "whitening"]
+    assert started[-1] == ["claims", str(tiny_llama), "--claim", "whitening"]
     assert app.button(key="check").disabled and "claim_job" in app.query_params
     job = jobs.get(app.query_params["claim_job"])
     assert job.status()["argv"] == started[-1]
@@ -120,8 +94,8 @@ def test_one_press_starts_the_verb_that_a_person_could_type(tiny, started):
     assert again.button(key="check").disabled
 
 
-def test_a_result_is_shown_again_on_reload_and_what_it_says_is_only_text(tiny):
-    keep(tiny, "depth", result("depth"))
+def test_a_result_is_shown_again_on_reload_and_what_it_says_is_only_text(tiny_llama):
+    keep(tiny_llama, "depth", result("depth"))
     app = opened(claim="depth")
     text = words(app)
     assert 'class="k-measured"><span>ρ = +0.91</span>' in text and "Seen here: 7 &amp; more." in text
@@ -133,19 +107,19 @@ def test_a_result_is_shown_again_on_reload_and_what_it_says_is_only_text(tiny):
     assert options[0].endswith("✓") and not options[1].endswith("✓")
 
 
-def test_another_models_result_is_not_shown(tiny, made):
+def test_another_models_result_is_not_shown(tiny_llama, made):
     keep(made("gpt2"), "depth", result("depth"))
     assert 'class="k-measured"' not in words(opened(claim="depth"))
 
 
-def test_a_damaged_result_is_passed_over(tiny):
-    file = result_file(open_checkpoint(tiny).fingerprint, "depth")
+def test_a_damaged_result_is_passed_over(tiny_llama):
+    file = result_file(open_checkpoint(tiny_llama).fingerprint, "depth")
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"format": "karipap-claim", "version": 99}))
     assert "not checked yet" in words(opened(claim="depth"))
 
 
-def test_a_strange_link_opens_the_first_claim(tiny):
+def test_a_strange_link_opens_the_first_claim(tiny_llama):
     app = opened(claim="../../etc/passwd", claim_job="<script>")
     assert app.session_state.claim == next(iter(CLAIMS)) and "claim_job" not in app.query_params
 

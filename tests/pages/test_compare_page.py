@@ -10,21 +10,9 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
 from tests.helpers.app_page import words
-from tests.helpers.architectures import make
 from tests.helpers.points import entry, run
 
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make("llama", folder / "tiny")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def alone(roots, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
-    app_page.alone_with(monkeypatch, roots)
+pytestmark = pytest.mark.usefixtures("only_llama")
 
 
 def opened(**query) -> AppTest:
@@ -35,8 +23,8 @@ def test_nothing_to_compare_says_what_to_do():
     assert "Nothing to compare yet" in opened().info[0].value
 
 
-def test_two_runs_a_plan_and_the_dense_model(roots):
-    checkpoint = open_checkpoint(roots / "tiny")
+def test_two_runs_a_plan_and_the_dense_model(llama_roots):
+    checkpoint = open_checkpoint(llama_roots / "tiny")
     whole = model_entry(checkpoint)
     weights = [weight for weight in checkpoint.weights if weight.compressible]
     small, large = (Plan(whole, "weight", {w.name: entry(*w.shape, chi) for w in weights}) for chi in (2, 4))
@@ -57,8 +45,8 @@ def test_two_runs_a_plan_and_the_dense_model(roots):
     assert "choose two" in opened(a="dense", b="dense").info[0].value
 
 
-def test_the_url_is_not_trusted(roots):
-    checkpoint = open_checkpoint(roots / "tiny")
+def test_the_url_is_not_trusted(llama_roots):
+    checkpoint = open_checkpoint(llama_roots / "tiny")
     Plan(model_entry(checkpoint), "weight", {}).save(Workspace().plan_file("whole"))
     app = opened(a="run:../../etc/passwd", b="plan:<script>")
     assert app.selectbox(key="a").value == "plan:whole"

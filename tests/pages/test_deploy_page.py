@@ -19,20 +19,12 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 from tests.helpers import app_page, configs
 from tests.helpers.app_page import words
-from tests.helpers.architectures import make
 
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make("llama", folder / "tiny")
-    return folder
+pytestmark = pytest.mark.usefixtures("only_llama")
 
 
 @pytest.fixture(autouse=True)
-def alone(roots, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model and no CUDA."""
-    app_page.alone_with(monkeypatch, roots)
+def no_cuda(monkeypatch):
     monkeypatch.setattr(hardware, "detect", lambda: None)
 
 
@@ -61,12 +53,12 @@ def test_the_url_carries_the_load_and_refuses_nonsense():
     assert app.query_params["batch"] == "5" and "256 tokens × 5" in words(app)
 
 
-def test_sparse_attention_opens_the_slider_of_tokens_kept(roots):
+def test_sparse_attention_opens_the_slider_of_tokens_kept(llama_roots):
     app = opened(gpu="L4", tokens="200")
     assert not any(slider.key == "keep" for slider in app.select_slider)
     app.toggle(key="sparse").set_value(True).run()
     app.select_slider(key="keep").set_value(50).run()
-    kept = deploy(roots / "tiny", Load(200, 8, keep=0.5, sparse=True), Machine("L4"))["kv_bytes"]
+    kept = deploy(llama_roots / "tiny", Load(200, 8, keep=0.5, sparse=True), Machine("L4"))["kv_bytes"]
     assert f"<dd>{kept / 1e3:.3g} kB</dd>" in words(app)
 
 
@@ -80,8 +72,8 @@ def test_generations_ask_their_own_question():
     assert "Quantization by GPU generation: fp8" in words(app)
 
 
-def test_a_plan_its_run_and_a_price_fill_the_table(roots):
-    checkpoint = open_checkpoint(roots / "tiny")
+def test_a_plan_its_run_and_a_price_fill_the_table(llama_roots):
+    checkpoint = open_checkpoint(llama_roots / "tiny")
     weights = {
         weight.name: {
             "network": "lowrank",
@@ -119,11 +111,11 @@ def test_a_plan_its_run_and_a_price_fill_the_table(roots):
     assert "at least: peak bandwidth" in text
 
 
-def test_the_command_below_gives_the_same_document(roots, monkeypatch, capsys):
+def test_the_command_below_gives_the_same_document(llama_roots, monkeypatch, capsys):
     app = opened(gpu="A100 80GB SXM", tokens="100", batch="3", kv="fp8", fixed="free to choose")
     words_ = shlex.split(app.code[-1].value)
     assert words_[:2] == ["karipap", "deploy"]
-    monkeypatch.chdir(roots)
+    monkeypatch.chdir(llama_roots)
     assert cli.main([*words_[1:], "--json", "--progress", "off"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["verdict"] in words(app) and document["load"]["kv_dtype"] == "fp8"

@@ -3,7 +3,6 @@ from the job's own log, and the pair of points is drawn."""
 
 import json
 import shutil
-import sys
 import time
 
 import numpy as np
@@ -19,20 +18,13 @@ from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
 
 
-@pytest.fixture(autouse=True)
-def through_app(monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py)."""
-    app_page.through_app(monkeypatch)
-
-
 @pytest.fixture
-def tiny(tmp_path, monkeypatch, made):
+def tiny(tiny_llama):
     """A model folder that the dashboard finds as the alias `tiny`, and a run of it in the workspace."""
-    app_page.tiny_of(made, tmp_path, monkeypatch)
     folder = Workspace().runs_dir / "run-0" / "model"
     write_json(folder / "config.json", {})
-    keep("run-0", 0.4, tmp_path / "models" / "tiny", folder)
-    return tmp_path / "models" / "tiny"
+    keep("run-0", 0.4, tiny_llama, folder)
+    return tiny_llama
 
 
 def keep(name: str, rise: float, source, folder, **settings) -> None:
@@ -55,26 +47,6 @@ def keep(name: str, rise: float, source, folder, **settings) -> None:
         **sizes,
     }
     write_json(Workspace().runs_dir / name / "run.json", run)
-
-
-class Commands(list):
-    """The commands of jobs that the page starts. Each job runs `program` in the place of the verb."""
-
-    program = "import time; time.sleep(30)"
-
-
-@pytest.fixture
-def started(monkeypatch) -> Commands:
-    commands, real = Commands(), jobs.start
-
-    def start(argv, title, **more):
-        commands.append(argv)
-        return real(argv, title, program=(sys.executable, "-c", commands.program), **more)
-
-    monkeypatch.setattr(jobs, "start", start)
-    yield commands
-    for job in jobs.list_jobs():
-        job.cancel()
 
 
 def opened(**query) -> AppTest:

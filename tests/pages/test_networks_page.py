@@ -13,11 +13,7 @@ from pages.parts.network_docs import DOCS
 from tests.helpers import app_page
 from tests.helpers.paths import REPOSITORY
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py), with no model but the demo's, if any."""
-    app_page.alone_with(monkeypatch, tmp_path)
+pytestmark = pytest.mark.usefixtures("no_models")
 
 
 def opened(**query) -> AppTest:

@@ -21,12 +21,6 @@ from pages.parts import common, model
 from tests.helpers import app_page, made_up
 from tests.helpers.opened import opened, sound, words
 
-
-@pytest.fixture(autouse=True)
-def through_app(monkeypatch):
-    app_page.through_app(monkeypatch)
-
-
 # ---- profile ----------------------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,7 @@ from karipap_core.studies.ising import CRITICAL, exact, solve
 from tests.helpers import app_page
 from tests.helpers.app_page import words
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py), with no model and nothing computed."""
-    app_page.alone_with(monkeypatch, tmp_path)
+pytestmark = pytest.mark.usefixtures("no_models")
 
 
 @pytest.fixture

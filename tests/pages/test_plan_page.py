@@ -12,14 +12,8 @@ from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
-from tests.helpers import app_page
 from tests.helpers.made_up_study import Study
 from tests.helpers.opened import opened, sound, words
-
-
-@pytest.fixture(autouse=True)
-def through_app(monkeypatch):
-    app_page.through_app(monkeypatch)
 
 
 @pytest.fixture

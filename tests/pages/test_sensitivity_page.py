@@ -13,29 +13,17 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
 from tests.helpers.app_page import words
-from tests.helpers.architectures import make
 
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    make("llama", folder / "tiny")
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def alone(roots, monkeypatch):
-    """Through app.py as on a server that has drawn a page (see app_page.py), with one small model."""
-    app_page.alone_with(monkeypatch, roots)
+pytestmark = pytest.mark.usefixtures("only_llama")
 
 
 def opened(**query) -> AppTest:
     return app_page.opened_on_tiny("pages/sensitivity.py", 60, query)
 
 
-def measured(roots, quality: str = "rise", network: str = "lowrank", of: int | None = None, layers: bool = True):
+def measured(llama_roots, quality: str = "rise", network: str = "lowrank", of: int | None = None, layers: bool = True):
     """A document as `sensitivity` keeps it, with made-up numbers: rises that follow the functional error alone."""
-    checkpoint = open_checkpoint(roots / "tiny")
+    checkpoint = open_checkpoint(llama_roots / "tiny")
     generator, rows = np.random.default_rng(3), []
     for weight in [weight for weight in checkpoint.weights if weight.compressible][:of]:
         error = float(generator.lognormal(-4, 1))
@@ -99,8 +87,8 @@ def test_nothing_measured_says_what_to_do():
     assert "Nothing measured on this model yet" in app.info[0].value
 
 
-def test_a_measurement_is_shown_whole(roots):
-    document = measured(roots)
+def test_a_measurement_is_shown_whole(llama_roots):
+    document = measured(llama_roots)
     app = opened()
     assert foretell.described(document)["verdict"] in words(app).replace("&lt;", "<").replace("&gt;", ">")
     table = app.dataframe[0].value
@@ -113,8 +101,8 @@ def test_a_measurement_is_shown_whole(roots):
     assert app.query_params["weight"] in (most, [most]) and most in words(app)
 
 
-def test_the_weight_of_the_url_is_opened_and_the_measure_chosen(roots):
-    document = measured(roots)
+def test_the_weight_of_the_url_is_opened_and_the_measure_chosen(llama_roots):
+    document = measured(llama_roots)
     app = opened(weight=document["weights"][4]["name"], sens_measure="excess")
     assert document["weights"][4]["name"] in words(app)
     assert app.selectbox(key="sens_measure").value == "excess"
@@ -124,15 +112,15 @@ def test_the_weight_of_the_url_is_opened_and_the_measure_chosen(roots):
     assert app.selectbox(key="sens_measure").value == "entropy"
 
 
-def test_layers_can_be_shown_instead(roots):
-    measured(roots)
+def test_layers_can_be_shown_instead(llama_roots):
+    measured(llama_roots)
     app = opened(unit_shown="layer")
     assert "2 layers measured" in words(app) and len(app.dataframe[0].value) == 2
 
 
-def test_the_newest_is_shown_first_and_others_can_be_chosen(roots):
-    measured(roots)
-    measured(roots, network="mpo", of=5, layers=False)
+def test_the_newest_is_shown_first_and_others_can_be_chosen(llama_roots):
+    measured(llama_roots)
+    measured(llama_roots, network="mpo", of=5, layers=False)
     app = opened()
     box = app.selectbox(key="measurement")
     assert "mpo" in box.value and len(box.options) == 2
@@ -142,20 +130,20 @@ def test_the_newest_is_shown_first_and_others_can_be_chosen(roots):
     assert not app.exception and len(app.dataframe[1].value) == 14
 
 
-def test_an_encoders_output_error(roots):
-    measured(roots, "relative_error", layers=False)
+def test_an_encoders_output_error(llama_roots):
+    measured(llama_roots, "relative_error", layers=False)
     app = opened()
     assert "output error" in words(app) and not app.exception
 
 
-def test_a_measurement_starts_as_a_job(roots, monkeypatch):
+def test_a_measurement_starts_as_a_job(llama_roots, monkeypatch):
     started = []
     monkeypatch.setattr(
         "pages.parts.job.start", lambda argv, *more: argv[0] == "profile" or started.append((argv, more[1]))
     )
     app = opened(sens_network="mpo", sens_by="layer", sens_kept="0.3", sens_tokens="2048", sens_format="int8")
     app.button(key="sens_start").click().run()
-    source = str(roots / "tiny")
+    source = str(llama_roots / "tiny")
     assert started == [
         (
             [

@@ -8,23 +8,18 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.planner import Planner
-from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings
-from karipap_core.text import Text
 from karipap_core.tradeoffs.sweep import Grid, sweep
-from karipap_core.workspace import Workspace
-from tests.helpers.architectures import ARCHITECTURES, ENCODERS, make
+from tests.helpers.architectures import ARCHITECTURES, ENCODERS
+from tests.helpers.studies import squares, study_of
 
-SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
-CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(400)))
-HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(100)))
+pytestmark = pytest.mark.usefixtures("quick_fits")
+HELD_OUT = squares(100)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_profile_plan_compress_evaluate(architecture, tmp_path):
     network = list(NETWORKS)[ARCHITECTURES.index(architecture) % len(NETWORKS)]
-    model = make(architecture, tmp_path / "model")
-    study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
+    study = study_of(architecture, tmp_path)
     profile = study.profile()
     assert {row["name"] for row in profile.weights} == {weight.name for weight in study.checkpoint.weights}
     assert all(
@@ -36,7 +31,9 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
     assert result["kept_blocks"] == plan.predicted["kept_blocks"]
     assert {row["network"] for row in result["weights"] if row["quantize"] is None} <= {network}
     assert network in {row["network"] for row in result["weights"]}
-    measured = evaluate_folder(tmp_path / "compressed", model, HELD_OUT, Scoring(max_tokens=512), speed=False)
+    measured = evaluate_folder(
+        tmp_path / "compressed", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=512), speed=False
+    )
     if architecture in ENCODERS:
         assert 0 < measured["fidelity"]["relative_error"] < 1
     else:
@@ -45,8 +42,7 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_sweep_puts_every_network_beside_the_baselines(architecture, tmp_path):
-    model = make(architecture, tmp_path / "model")
-    study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
+    study = study_of(architecture, tmp_path)
     networks = [*NETWORKS, "auto"]
     document = sweep(study, HELD_OUT, ["all"], Grid([0.8, 0.5], ["calibrated"], scope="blocks"), out=tmp_path / "sweep")
     assert [run["method"] for run in document["runs"]] == [network for network in networks for _ in range(2)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from karipap_core import story as pipeline
+from karipap_core.cli import frame as cli
 from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
@@ -94,25 +95,32 @@ def test_a_second_run_finds_the_folder_finished_and_another_plan_is_refused(worl
         compress(study, other, folder / "twice")
 
 
-def test_killed_at_any_moment_and_started_again_it_is_the_same_folder(world):
-    """SIGKILL at moments spread over the whole run, each time followed by the same command."""
+def test_killed_at_any_moment_and_started_again_it_is_the_same_folder(world, capsys):
+    """SIGKILL at moments spread over the whole run, each time followed by the same command. What is not killed runs in
+    this process."""
     folder, study, _ = world
-    command = [sys.executable, "-m", "karipap_core", "compress", str(study.checkpoint.path)]
-    command += ["--plan", str(folder / "plan.json"), "--progress", "json", "--json", "--out"]
+    command = ["compress", str(study.checkpoint.path), "--plan", str(folder / "plan.json")]
+    command += ["--progress", "json", "--json", "--out"]
 
-    def start(out, workspace):
-        line = [*command, str(out), "--workspace", str(workspace)]
-        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def line(name):
+        return [*command, str(folder / name), "--workspace", str(folder / f"ws-{name}")]
 
-    whole = start(folder / "whole", folder / "ws-whole")
-    output, errors = whole.communicate(timeout=300)
-    assert whole.returncode == 0, errors
+    def start():
+        line_of_killed = [sys.executable, "-m", "karipap_core", *line("killed")]
+        return subprocess.Popen(line_of_killed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def here(name):
+        status, (output, errors) = cli.main(line(name)), capsys.readouterr()
+        assert status == 0, errors
+        return output, errors
+
+    output, errors = here("whole")
     stages = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
     # After the third weight, and while the folder is written; the rest of the run is then done by the last start.
     killed = 0
     for stage, done in (("activations", 0), ("compress", 3), ("write", 1)):
         assert any(line["stage"] == stage for line in stages), stages
-        process = start(folder / "killed", folder / "ws-killed")
+        process = start()
         for line in process.stderr:
             if line.startswith("{") and (at := json.loads(line))["stage"] == stage and at["done"] >= done:
                 time.sleep(0.02)
@@ -120,9 +128,8 @@ def test_killed_at_any_moment_and_started_again_it_is_the_same_folder(world):
                 killed += 1
                 break
         process.communicate(timeout=300)
-    last = start(folder / "killed", folder / "ws-killed")
-    again, errors = last.communicate(timeout=300)
-    assert last.returncode == 0 and killed >= 2, errors
+    again, _ = here("killed")
+    assert killed >= 2
     assert folder_hash(folder / "killed") == folder_hash(folder / "whole")
     assert {**json.loads(again), "seconds": 0} == {**json.loads(output), "seconds": 0}
 

@@ -19,21 +19,10 @@ from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Entry, Plan
 from karipap_core.plan.kind import WHOLE, Kind, is_of, kinds_of, table_kinds_of
 from karipap_core.plan.planner import Planner
-from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings
-from karipap_core.text import Text
-from karipap_core.workspace import Workspace
-from tests.helpers.architectures import make
+from tests.helpers.studies import squares, study_of
 
-SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
-CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(400)))
-HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(100)))
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("planning")
-    return Study(make("llama", folder / "model"), CALIBRATION, SETTINGS, "cpu", Workspace(folder / "workspace"))
+quick = pytest.mark.usefixtures("quick_fits")
+HELD_OUT = squares(100)
 
 
 def disk_bytes(folder) -> int:
@@ -80,6 +69,7 @@ def test_together_holds_every_choice_that_is_best_at_a_price():
     assert allocate([found], float(found.cost[-1]))["abc"] == len(picks) - 1
 
 
+@quick
 @pytest.mark.parametrize("quantize", ["int8", "int4", "int3", "int2", "fp8"])
 def test_a_format_holds_for_cores_and_for_what_stays_whole(study, quantize, tmp_path):
     bits = 8 if quantize == "fp8" else int(quantize[3])
@@ -97,6 +87,7 @@ def test_a_format_holds_for_cores_and_for_what_stays_whole(study, quantize, tmp_
     assert np.isfinite(measured["loss"])
 
 
+@quick
 def test_more_bits_lose_less_and_auto_is_no_worse_than_any_one_format(study):
     sums = {}
     for quantize in ("int8", "int4", "int2"):
@@ -118,6 +109,7 @@ def test_the_budget_in_bytes_counts_the_packed_bytes(study):
     assert plan.ledger(study.checkpoint).bytes_kept <= 0.5
 
 
+@quick
 def test_tree_shares_its_cores_on_disk_and_in_the_ledger(study, tmp_path):
     plan = Planner(study, "tree", "loss").make(Budget(0.6, scope="blocks"), "calibrated")
     trees = {name: entry for name, entry in plan.weights.items() if entry["network"] == "tree"}
@@ -138,6 +130,7 @@ def test_tree_shares_its_cores_on_disk_and_in_the_ledger(study, tmp_path):
         torch.testing.assert_close(model(ids).logits, wanted, rtol=1e-4, atol=1e-5)
 
 
+@quick
 def test_a_group_that_lost_a_member_is_refused(study):
     plan = Planner(study, "tree", "loss").make(Budget(0.6, scope="blocks"), "calibrated")
     name = next(n for n, e in plan.weights.items() if e["network"] == "tree" and len(e["members"]) > 1 and e["at"] > 0)
@@ -147,6 +140,7 @@ def test_a_group_that_lost_a_member_is_refused(study):
         broken.check(study.checkpoint)
 
 
+@quick
 def test_locks_hold_and_open_their_group(study):
     weight = study.weights[0]
     lock = {"network": "lowrank", "out": [weight.shape[0]], "in": [weight.shape[1]], "chi": [3]}
@@ -158,6 +152,7 @@ def test_locks_hold_and_open_their_group(study):
         assert plan.predicted.get("bytes_kept_blocks", plan.predicted["kept_blocks"]) <= 0.7
 
 
+@quick
 def test_auto_mixes_says_why_and_is_predicted_no_worse_than_each_network_alone(study, tmp_path):
     budget = Budget(0.5, scope="blocks")
     plan = Planner(study, "auto", "loss").make(budget, "calibrated")
@@ -172,6 +167,7 @@ def test_auto_mixes_says_why_and_is_predicted_no_worse_than_each_network_alone(s
     assert again.weights == plan.weights
 
 
+@quick
 def test_a_mix_of_named_networks_takes_those_and_none_other(study):
     budget = Budget(0.25, scope="blocks")
     plan = Planner(study, Choice("lowrank+qlr", quantize="auto"), "loss").make(budget, "calibrated")
@@ -184,6 +180,7 @@ def test_a_mix_of_named_networks_takes_those_and_none_other(study):
         Planner(study, "lowrank+svd", "loss")
 
 
+@quick
 def test_auto_is_checked_against_single_networks_by_measured_loss(study):
     plan = Planner(study, "auto", "loss").make(Budget(0.5, scope="blocks"), "best")
     rules = Counter(row["rule"].split(",")[0] for row in plan.tried)
@@ -195,8 +192,7 @@ def test_auto_is_checked_against_single_networks_by_measured_loss(study):
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gpt2"])
 @pytest.mark.parametrize("embedding", ["lowrank", "tt"])
 def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_path):
-    model = make(architecture, tmp_path / "model")
-    study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
+    study = study_of(architecture, tmp_path)
     planner = Planner(study, Choice("lowrank", embedding=embedding), "loss")
     plan = planner.make(Budget(0.6), "calibrated")
     word = {"lowrank": "lowrank", "tt": "tt_embedding"}[embedding]
@@ -205,10 +201,13 @@ def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_p
     assert plan.predicted["kept"] <= 0.6
     result = compress(study, plan, tmp_path / "out")
     assert disk_bytes(tmp_path / "out") == result["bytes"] == plan.predicted["bytes"]
-    measured = evaluate_folder(tmp_path / "out", model, HELD_OUT, Scoring(max_tokens=256), speed=False)
+    measured = evaluate_folder(
+        tmp_path / "out", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=256), speed=False
+    )
     assert np.isfinite(measured["loss"])
 
 
+@quick
 @pytest.mark.parametrize("structure", ["head", "columns"])
 def test_a_structure_around_the_network_is_counted_and_stored(study, structure, tmp_path):
     plan = Planner(study, Choice("mpo", structure=structure), "loss").make(Budget(0.6, scope="blocks"), "calibrated")

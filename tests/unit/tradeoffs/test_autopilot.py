@@ -15,7 +15,6 @@ from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 from karipap_core.tradeoffs.autopilot import autopilot, halves
@@ -27,20 +26,17 @@ from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
-from tests.helpers.architectures import make
+from tests.helpers.studies import CALIBRATION, SETTINGS, squares, study_of
 
-SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
-CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
-HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(120)))
+pytestmark = pytest.mark.usefixtures("quick_fits")
+HELD_OUT = squares(120)
 CUT = Scoring(32, 32, 512)
 DOCUMENTS, DAMAGE = 24, 0.1
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    made = make("llama", folder / "model", num_hidden_layers=4)
-    return Study(made, CALIBRATION, SETTINGS, "cpu", Workspace(folder / "workspace"))
+    return study_of("llama", tmp_path_factory.mktemp("llama"), num_hidden_layers=4)
 
 
 class Bench:

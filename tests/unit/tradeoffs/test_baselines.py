@@ -8,23 +8,17 @@ from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
-from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.quantization.rounding import quantize_rtn
-from karipap_core.text import Text
 from karipap_core.tradeoffs.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
-from karipap_core.workspace import Workspace
 from tests.helpers.architectures import make
+from tests.helpers.studies import squares, study_of
 
-SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
-CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
-HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(60)))
+HELD_OUT = squares(60)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def study(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    return Study(make(request.param, folder / "model"), CALIBRATION, SETTINGS, "cpu", Workspace(folder / "workspace"))
+    return study_of(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")

@@ -13,27 +13,16 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
-from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text
 from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.sweep import AUTO_RISES, Grid, auto_budgets, study_and_text, sweep
-from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
-from tests.helpers.architectures import make
+from tests.helpers.studies import CALIBRATION, squares, study_of
 
-SETTINGS = CalibrationSettings(tokens=1024, window=32, probe_windows=4, check_windows=4)
-CALIBRATION = Text("cubes", tuple(f"the cube of {n} is {n**3}\n" for n in range(300)))
-HELD_OUT = Text("squares", tuple(f"the square of {n} is {n * n}\n" for n in range(60)))
+HELD_OUT = squares(60)
 CUT = Scoring(32, 32, 512)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    return Study(make("llama", folder / "model"), CALIBRATION, SETTINGS, "cpu", Workspace(folder / "workspace"))
 
 
 @pytest.fixture
@@ -99,6 +88,7 @@ def sizes_agree(point: dict, parameters: int) -> bool:
     return point["bytes"] == pytest.approx(2 * parameters * point["bytes_kept"]) and point["tokens"] <= 512
 
 
+@pytest.mark.usefixtures("quick_fits")
 def test_a_point_in_memory_equals_its_folder_on_disk(study, tmp_path):
     grid = Grid([0.6], ["calibrated"], scope="blocks", baselines=False)
     found = sweep(study, HELD_OUT, ["mpo"], grid, CUT, out=tmp_path, write=True)
@@ -182,8 +172,7 @@ def test_nothing_is_measured_on_the_text_that_was_calibrated_on(study, tmp_path)
 
 
 def test_an_encoder_is_measured_by_its_output(tmp_path):
-    model = make("bert", tmp_path / "model")
-    study = Study(model, CALIBRATION, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
+    study = study_of("bert", tmp_path)
     grid, cut = Grid([0.8, 0.4], ["uniform"], "weight", "blocks", baselines=False), Scoring(34, max_tokens=256)
     found = sweep(study, HELD_OUT, ["lowrank"], grid, cut, out=tmp_path / "out")
     assert found["quality"] == "relative_error"
