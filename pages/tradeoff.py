@@ -12,6 +12,7 @@ from karipap_core.evaluation import scores
 from karipap_core.evaluation.tasks.python import NAMES
 from karipap_core.figures import runs as figures_runs
 from karipap_core.figures.methods import network_color
+from karipap_core.figures.published import add_published
 from karipap_core.plan.document import RULES
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
@@ -192,7 +193,7 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
     if published:
-        published.add_published(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
+        add_published(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
     common.figure(
         fig,
         "curve",

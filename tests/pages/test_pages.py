@@ -402,6 +402,12 @@ def test_points_and_rivals_share_the_chart_and_the_sentence_says_who_wins(plan):
     assert list(app.dataframe[0].value["label"]) == ["run elsewhere"]
 
 
+def test_published_points_are_a_layer_with_its_sources(plan):
+    keep_run(plan, "net", rise=0.2, bytes_kept=0.5)
+    assert 'id="published"' not in words(sound(opened(page="tradeoff")))
+    assert 'id="published"' in words(sound(opened(page="tradeoff", published="True")))
+
+
 def test_runs_that_ship_with_a_model_are_on_its_chart(plan, tiny):
     keep_run(plan, "shipped")
     (Workspace().runs_dir / "shipped").rename(tiny / "karipap-run")

@@ -8,7 +8,7 @@ def table(document: dict) -> str:
     from karipap_core.plan.document import Plan, made_of
 
     checked = Plan.from_json(document)
-    rows = []
+    rows: list[list] = []
     for name, entry in checked.weights.items():
         spec = checked.spec(name)
         marks = " ".join(filter(None, (_stored(entry), _shared(entry), "locked" if entry.get("locked") else None)))
