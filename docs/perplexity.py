@@ -8,12 +8,13 @@ between. WINDOW: tokens; papers take 2048, or the model's positions where these 
 import math
 import re
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, file, window = sys.argv[1], sys.argv[2], int(sys.argv[3])
-text = open(file, encoding="utf-8").read().strip("\n")
+text = Path(file).read_text("utf-8").strip("\n")
 rows = [part.strip("\n") for part in text.split("<|endoftext|>") if part.strip()]
 if re.match(r"\s* = [^=\n]+ = *\n", text):
     rows = [line + "\n" if line.strip() else "" for line in text.split("\n")]

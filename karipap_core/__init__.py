@@ -99,9 +99,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    from karipap_core.models.quantizer import register
-
-    register()
+    importlib.import_module("karipap_core.models.quantizer")  # which registers itself
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):

@@ -110,3 +110,6 @@ def register() -> None:
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config(METHOD)(KaripapConfig)
         register_quantizer(METHOD)(KaripapQuantizer)
+
+
+register()  # importing this is registering: also where this file itself is what first imports the registry
