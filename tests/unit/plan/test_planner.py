@@ -201,9 +201,7 @@ def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_p
     assert plan.predicted["kept"] <= 0.6
     result = compress(study, plan, tmp_path / "out")
     assert disk_bytes(tmp_path / "out") == result["bytes"] == plan.predicted["bytes"]
-    measured = evaluate_folder(
-        tmp_path / "out", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=256), speed=False
-    )
+    measured = evaluate_folder(tmp_path / "out", study.checkpoint.path, HELD_OUT, Scoring(max_tokens=256), speed=False)
     assert np.isfinite(measured["loss"])
 
 
