@@ -228,7 +228,7 @@ def one_run(view, run: dict, points: list[dict]) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Predicted against measured**")
-        pairs = predictions.as_told(points)
+        pairs = predictions.as_predicted(points)
         if pairs:
             error = (run.get("predicted") or {}).get("error")
             fig = figures_predictions.scatter(pairs, error, run["id"]).update_layout(height=340, showlegend=False)

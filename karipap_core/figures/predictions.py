@@ -36,7 +36,8 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
     """Predicted against measured rise, nats a token, log-log, with the diagonal and a band of ± `error` round it.
 
     Colours are networks, symbols `KINDS`, bars 95 % of the measuring (±1.96 standard errors); pairs within their own
-    noise (`Pair.worth`) are pale, and those below `FLOOR` are not drawn. Every marker's `customdata` is the run's id.
+    noise (`Pair.above_noise`) are pale, and those below `FLOOR` are not drawn. Every marker's `customdata` is its run's
+    id.
     """
     shown = drawn(pairs)
     figure = go.Figure()
@@ -111,7 +112,7 @@ def _markers(members: list[Pair], method: str, each: str, says: str, symbol: str
             symbol=symbol,
             size=9,
             color=color,
-            opacity=[1.0 if pair.worth else 0.35 for pair in members],
+            opacity=[1.0 if pair.above_noise else 0.35 for pair in members],
             line=dict(width=1.6 if symbol.endswith("open") else 0),
         ),
     )
@@ -125,7 +126,7 @@ def _hover(pair: Pair, says: str) -> str:
     if pair.stated is not None:
         lines[-1] += f"; ±{pair.stated:.0%} was stated"
     lines.append(escape(f"{says}{f': {pair.text}' if pair.text and pair.source == CURVE else ''}"))
-    if not pair.worth:
+    if not pair.above_noise:
         lines.append("within its own noise: not counted")
     return "<br>".join(lines)
 

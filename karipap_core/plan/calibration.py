@@ -2,37 +2,46 @@
 
 Each weight alone is cut to a few levels of its break-even χ and the divergence from the dense model is measured by
 forward passes. That gives a curve metric error → damage for each weight, which holds for any network under the same
-metric. The sum of single damages ranks plans well but its size is off, since damages add coherently: so the rise in
-loss of a few whole plans is measured too, and rise = a·sum^b runs through them, piece by piece (docs/methods.md,
-"Allocation" and "Prediction"). Plans that are evaluated later are checks: what they cost on a held-out text, beside
-what the curve says, gives a factor for that text and each network. Nothing here imports torch: the dashboard reads it.
+metric. The sum of single damages ranks plans well, but a whole plan loses more than that sum: so the rise in loss of a
+few whole plans is measured too, and rise = a·sum^b runs through them, piece by piece (docs/methods.md, "Allocation" and
+"Prediction"). Plans that are evaluated later are checks: the rise that was measured on a held-out text over the one
+that the curve predicts gives a factor for that text and each network. Nothing here imports torch: the dashboard reads
+it.
 """
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from karipap_core.errors import InputError
+from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, log_factor, off_by
+
+if TYPE_CHECKING:
+    from karipap_core.plan.document import Plan
 
 FORMAT, VERSION = "karipap-calibration", 2  # 1: no history of fits, and checks that do not say their plan
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
 SLOPES = (0.3, 3.0)  # of log damage against log error; outside lies noise or saturation
 FLOOR = 1e-12
-WORTH_CHECKING = 0.01  # rises below this are within the noise of a few thousand tokens, where no error was kept
-SURE = 4.0  # standard errors that a rise must have to say anything of a ratio
-USUAL = 0.8  # share of predictions that the stated error holds
-ENOUGH = 4  # checks that a network needs to have an error of its own, and a text to have factors
-TOWARDS = 1.0  # checks that the text's own factor counts for in the factor of a network
+HELD = 0.8  # share of predictions that are off by no more than the error stated with them
+FEWEST_CHECKS = 4  # for a network to have an error of its own, and for a text to have factors
 KEPT_VERSIONS = 20
 MIXED = "mixed"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What predictions of one kind of plan go through. points: (sum of damages, rise on `text`), sorted; factor: rise
-    on `text` over the rise on the calibration text; error: see `Calibration.fit`; version: of the calibration."""
+    """What the rise of one kind of plan is predicted with: the curve through `points` (sum of damages, rise on `text`),
+    rising in both.
+
+    factor : rise on `text` over the rise on the calibration text, in `points` already.  error : how far predictions
+    were off, see `Calibration.fit`.  checked : checks behind it.  version : of the calibration.  measure, dense_loss :
+    see `Calibration`.
+    """
 
     points: list[tuple[float, float]]
     version: int
@@ -47,7 +56,7 @@ class Fit:
         """Predicted rise in loss for a sum of damages: a·sum^b between neighbouring measured plans (log-log)."""
         return predicted_rise(self.points, total)
 
-    def predicted(self, total: float) -> dict:
+    def predicted(self, total: float) -> dict[str, Any]:
         """A plan's `predicted` fields for this sum of damages."""
         rise = self.rise(total)
         return {
@@ -66,22 +75,23 @@ class Fit:
         }
 
 
-def group_of(networks, quantized: bool = False, embedding: bool = False) -> str:
+def group_of(networks: Iterable[str], quantized: bool = False, embedding: bool = False) -> str:
     """The kind of plan that a factor is of: the one network that its weights are in, or "mixed": several, quantized
     ones, or with compressed tables of tokens."""
     found = sorted(set(networks) - {"dense"})
     return found[0] if len(found) == 1 and not quantized and not embedding else MIXED
 
 
-def group_of_plan(plan) -> str:
-    """The same of a plan (plan.py)."""
+def group_of_plan(plan: "Plan") -> str:
+    """The same of a plan (document.py)."""
     entries = plan.weights.values()
     formats = any(entry.get("quantize") for entry in entries)
     return group_of({entry["network"] for entry in entries}, formats, bool(plan.embedding))
 
 
 def words(predicted: dict) -> str:
-    """How a prediction was made and how far such predictions were off, from a plan's `predicted` fields."""
+    """How a prediction was made and how far such predictions were off, from a plan's `predicted` fields, as in
+    "predicted with calibration v3 (5 plans checked), usually within ±12%"."""
     if predicted.get("source", "curve") != "curve":
         return "measured on calibration text with this very plan"
     version, checked, error = (predicted.get(key) for key in ("fit", "checked", "error"))
@@ -93,24 +103,26 @@ def words(predicted: dict) -> str:
 
 @dataclass
 class Calibration:
-    """measure: `kl` (nats a token) or `output error` (relative, encoders). levels[name]: rows [χ, error, damage] with
-    error the absolute metric error. dense_loss: on the check windows. plans: measured whole plans, rows
-    {"kept_blocks", "sum", "rise", "divergence"}. checks: evaluated plans, rows {"predicted", "measured", "text"} and,
-    since version 2 of the file, {"id", "sum", "network" (`group_of`), "error" (standard error of the rise),
-    "dense_loss", "fit" (version that predicted it)}. history: versions of the fit, the last ones, rows {"version",
-    "date", "plans", "checks", "error", "what"}."""
+    """What was measured of a model under one metric on one text, and what follows from it.
+
+    measure : "kl" (nats a token), or "output error" (relative) of an encoder.  text : the plan's `calibration` field.
+    dense_loss : of the dense model on the check windows, nats a token.  levels[name] : rows [χ, absolute error in the
+    metric, damage] of a weight cut alone.  plans : measured whole plans.  tokens : that damages were measured on.
+    checks : evaluated plans.  history : the last versions of the fit, {"version", "date", "plans", "checks", "error",
+    "what" (changed)} each.
+    """
 
     metric: str
     measure: str
-    text: dict
+    text: dict[str, Any]
     dense_loss: float
     levels: dict[str, list[list[float]]]
-    plans: list[dict] = field(default_factory=list)
+    plans: list[WholePlan] = field(default_factory=list)
     tokens: int = 0
-    checks: list[dict] = field(default_factory=list)
-    history: list[dict] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
-    def damage(self, name: str, error, network: str = "lowrank") -> np.ndarray:
+    def damage(self, name: str, error: "np.typing.ArrayLike", network: str = "lowrank") -> np.ndarray:
         """Predicted divergence of truncating one weight alone to an absolute metric error (array in, array out).
 
         One curve serves every network; but a table of tokens has one for each network that was measured on it
@@ -160,21 +172,21 @@ class Calibration:
 
     @property
     def error(self) -> float | None:
-        """How far the curve alone was off: see `fit`."""
-        return self._usual(self.left_out(False))
+        """How far predictions by the curve alone, without factors, were off: see `fit`."""
+        return self._stated(self.left_out(False))
 
     def fit(self, group: str | None = None) -> Fit:
         """What plans of this kind (`group_of`) are predicted with, and how far such predictions were off.
 
-        The curve through whole plans holds on the calibration text. Where at least `ENOUGH` plans were evaluated on
-        another text and leaving each one out shows that it helps, the rise is that on the text most were evaluated on:
-        the curve's times a factor for each network, the least squares one on a log scale, ln f = (Σ ln(measured /
-        curve) + `TOWARDS` · m) / (n + `TOWARDS`) over the network's n checks, m the mean of ln(measured / curve) over
-        all checks.
+        The curve through whole plans holds on the calibration text. Where at least `FEWEST_CHECKS` plans were evaluated
+        on another text, and leaving each one out shows that factors predict it better, the rise is that on the text
+        most were evaluated on: the curve's times a factor f for each network, by least squares on a log scale,
+        ln f = (Σ ln(measured / curve) + w · m) / (n + w) over the network's n checks, with m the mean of ln(measured /
+        curve) over all checks and w = `checks.COMMON_WEIGHT`.
 
-        error: |predicted / measured − 1| that four of five predictions (`USUAL`) do not exceed, each made without the
-        plan it is of: the inner whole plans and the checks; of this kind's own checks where there are `ENOUGH`. Never
-        the error on what was fitted. None where there is nothing to go by.
+        error: |predicted / measured − 1| that the share `HELD` of predictions does not exceed, each made without the
+        plan it is of: the whole plans but the smallest and the largest, and the checks; of this kind's own checks
+        alone where there are `FEWEST_CHECKS`. Never the error on what was fitted. None where there is nothing to go by.
         """
         text = self.scored_text
         factor = self.factors.get(group, self.factors.get(None, 1.0)) if group else 1.0
@@ -187,7 +199,7 @@ class Calibration:
             version=self.version,
             text=text if on_text else self.text.get("text") or self.text.get("name"),
             factor=factor,
-            error=self._usual(rows, group),
+            error=self._stated(rows, group),
             checked=len(self.checks),
             measure=self.measure,
             dense_loss=dense,
@@ -196,47 +208,52 @@ class Calibration:
     @property
     def scored_text(self) -> str | None:
         """The text that most checks are on."""
-        counts = Counter(check["text"] for check in self.checks if self._tells(check))
+        counts = Counter(check["text"] for check in self.checks if self._counts(check))
         return counts.most_common(1)[0][0] if counts else None
 
     @property
     def factors(self) -> dict[str | None, float]:
-        """Factor of each network on `scored_text`, and of all others (None); empty where it would not help."""
-        if not self._helps():
+        """Factor of each network on `scored_text`, and of all others (None); empty where factors would not help."""
+        if not self._factors_help():
             return {}
-        rows = self._ratios()
+        rows = self._log_ratios()
         groups = {group for group, _ in rows} | {None}
-        return {group: float(np.exp(_towards(rows, group))) for group in groups}
+        return {group: float(np.exp(log_factor(rows, group))) for group in groups}
 
-    def _ratios(self) -> list[tuple[str | None, float]]:
+    def _log_ratios(self) -> list[tuple[str | None, float]]:
         """(network, ln(measured / curve)) of the checks on `scored_text`."""
         text = self.scored_text
         return [
-            (check.get("network"), float(np.log(check["measured"] / self._curve(check))))
+            (check.get("network"), float(np.log(check["measured"] / self._by_curve(check))))
             for check in self.checks
-            if check["text"] == text and self._tells(check)
+            if check["text"] == text and self._counts(check)
         ]
 
-    def _tells(self, check: dict) -> bool:
-        return worth(check) and self._curve(check) > 0
+    def _counts(self, check: Check) -> bool:
+        """Whether a check says anything of a factor."""
+        return above_noise(check["measured"], check.get("error")) and self._by_curve(check) > 0
 
-    def _curve(self, check: dict) -> float:
-        """What today's curve says of a check without a factor; of checks that do not say their sum, what was told."""
-        return self.rise(check["sum"]) if check.get("sum") else check["predicted"]
+    def _by_curve(self, check: Check) -> float:
+        """The rise that today's curve predicts for a check's plan, without a factor. Checks of version 1 do not say the
+        sum of their plan: then it is what had been predicted when the plan was made."""
+        total = check.get("sum")
+        return self.rise(total) if total else check["predicted"]
 
-    def _helps(self) -> bool:
-        """Whether factors found without a check predict it better than none do, over all checks (squares of logs)."""
-        rows = self._ratios()
-        if len(rows) < ENOUGH:
+    def _factors_help(self) -> bool:
+        """Whether factors that are found without a check predict it better than none do, in the sum over all checks of
+        the squares of ln(measured / predicted)."""
+        rows = self._log_ratios()
+        if len(rows) < FEWEST_CHECKS:
             return False
-        left = [ratio - _towards(rows[:i] + rows[i + 1 :], group) for i, (group, ratio) in enumerate(rows)]
+        left = [ratio - log_factor(rows[:i] + rows[i + 1 :], group) for i, (group, ratio) in enumerate(rows)]
         return sum(each**2 for each in left) < sum(ratio**2 for _, ratio in rows)
 
-    def left_out(self, factors: bool = True) -> list[dict]:
-        """Predictions made without what they predict, rows {"id", "network", "text", "sum", "predicted", "measured"}:
-        the inner whole plans from the others, and the checks from the curve, times a factor from the other checks."""
+    def left_out(self, factors: bool = True) -> list[LeftOut]:
+        """Predictions that are made without the plan they are of: the whole plans but the smallest and the largest,
+        each by the curve through the others, and the checks by the curve, with `factors` times one from the other
+        checks."""
         points = self.points
-        found = [
+        found: list[LeftOut] = [
             {
                 "id": None,
                 "network": "lowrank",
@@ -248,32 +265,40 @@ class Calibration:
             }
             for i in range(1, len(points) - 1)
         ]
-        rows, text, use = self._ratios(), self.scored_text, factors and self._helps()
+        rows, text, use = self._log_ratios(), self.scored_text, factors and self._factors_help()
         number = 0
         for check in self.checks:
-            predicted = self._curve(check)
-            if check["text"] == text and self._tells(check):
+            predicted = self._by_curve(check)
+            if check["text"] == text and self._counts(check):
                 if use:
-                    predicted *= float(np.exp(_towards(rows[:number] + rows[number + 1 :], check.get("network"))))
+                    others = rows[:number] + rows[number + 1 :]
+                    predicted *= float(np.exp(log_factor(others, check.get("network"))))
                 number += 1
             elif use and check["text"] == text:
                 predicted *= self.factors.get(check.get("network"), self.factors[None])
             found.append(
-                {key: check.get(key) for key in ("id", "network", "text", "sum", "measured", "error")}
-                | {"predicted": predicted}
+                {
+                    "id": check.get("id"),
+                    "network": check.get("network"),
+                    "text": check["text"],
+                    "error": check.get("error"),
+                    "sum": check.get("sum"),
+                    "measured": check["measured"],
+                    "predicted": predicted,
+                }
             )
         return found
 
-    def _usual(self, rows: list[dict], group: str | None = None) -> float | None:
-        """The quantile `USUAL` of |predicted / measured − 1|. A kind with few checks of its own has the error of all,
-        and not less than it was off itself."""
-        rows = [row for row in rows if worth(row)]
+    def _stated(self, rows: Sequence[LeftOut], group: str | None = None) -> float | None:
+        """The error to state with predictions of a kind: the quantile `HELD` of how far these were off. A kind with few
+        checks of its own has the error of all, and no less than any of its own was off."""
+        rows = [row for row in rows if above_noise(row["measured"], row["error"])]
         own = [row for row in rows if group is not None and row["network"] == group and row["text"] is not None]
-        used = own if len(own) >= ENOUGH else rows
+        used = own if len(own) >= FEWEST_CHECKS else rows
         if not used:
             return None
-        usual = float(np.quantile([off(row) for row in used], USUAL, method="higher"))
-        return usual if used is own else max([usual, *map(off, own)])
+        stated = float(np.quantile([off_by(row["predicted"], row["measured"]) for row in used], HELD, method="higher"))
+        return stated if used is own else max([stated, *(off_by(row["predicted"], row["measured"]) for row in own)])
 
     @property
     def version(self) -> int:
@@ -284,7 +309,7 @@ class Calibration:
         """Give the fit a new version, with the date and what changed."""
         if not self.history:  # what was before, so that a first change is seen to be one
             self.history = [{"version": 1, "date": None, "plans": None, "checks": None, "error": None, "what": "made"}]
-        error = self._usual(self.left_out())
+        error = self._stated(self.left_out())
         self.history = [
             *self.history,
             {
@@ -297,24 +322,26 @@ class Calibration:
             },
         ][-KEPT_VERSIONS:]
 
-    def check(self, predicted: float, measured: float, text: str, **more) -> bool:
-        """Remember what an evaluated plan was predicted to cost and what it did cost; `more` as in `checks`. Returns
-        whether that was new: the same figures count once, and only gain what was not said of them before."""
-        entry = {"predicted": predicted, "measured": measured, "text": text}
+    def check(self, predicted: float, measured: float, text: str, **more: Any) -> bool:
+        """Keep the rise that was predicted for an evaluated plan beside the one that was measured; `more` are further
+        fields of `Check`, None for one that is not known. Returns whether anything of that was new: a plan that is
+        known by its id or by these very figures counts once, and gains the fields that it had not."""
+        entry: dict[str, Any] = {"predicted": predicted, "measured": measured, "text": text}
         more = {key: value for key, value in more.items() if value is not None}
-        for known in self.checks:
+        for known in cast(list[dict[str, Any]], self.checks):
             if known.get("id") == more.get("id", object()) or all(known[key] == value for key, value in entry.items()):
                 added = {key: value for key, value in more.items() if key not in known}
                 known |= added
                 return bool(added)
-        self.checks.append(entry | more)
+        self.checks.append(cast(Check, entry | more))
         return True
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The calibration's file."""
         return {"format": FORMAT, "version": VERSION} | self.__dict__
 
     @classmethod
-    def from_json(cls, document: dict) -> "Calibration":
+    def from_json(cls, document: dict[str, Any]) -> "Calibration":
         """A calibration from its JSON form, of this version of the file or an older one. Raises InputError for a newer
         one."""
         if document.get("version", 1) > VERSION:
@@ -324,24 +351,6 @@ class Calibration:
             )
         names = {each.name for each in fields(cls)}
         return cls(**{key: value for key, value in document.items() if key in names})
-
-
-def worth(row: dict) -> bool:
-    """Whether a measured rise stands far enough above its own error for a ratio to mean anything."""
-    error = row.get("error")
-    return row["measured"] > (SURE * error if error else WORTH_CHECKING)
-
-
-def off(row: dict) -> float:
-    """|predicted / measured − 1|"""
-    return abs(row["predicted"] / row["measured"] - 1)
-
-
-def _towards(rows: list[tuple[str | None, float]], group: str | None) -> float:
-    """ln of the factor of a network: the mean of its own ratios, drawn to that of all by `TOWARDS` rows."""
-    everyone = sum(ratio for _, ratio in rows) / len(rows)
-    own = [ratio for mine, ratio in rows if mine == group and group is not None]
-    return (sum(own) + TOWARDS * everyone) / (len(own) + TOWARDS)
 
 
 def predicted_rise(points: list[tuple[float, float]], total: float) -> float:

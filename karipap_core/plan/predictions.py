@@ -1,7 +1,7 @@
 """What was predicted beside what was measured, for every run of a model so far; and the refit that follows from it.
 
-Two predictions are told apart: what a plan was told when it was made (kept in its run, and never changed since), and
-what today's calibration says of it when that very run is left out of the fit (calibration.py, `Calibration.left_out`).
+There are two predictions of a run: the one that was made with its plan (kept in the run, and never changed since), and
+the one that today's calibration makes when that very run is left out of its fit (`Calibration.left_out`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.plan.calibration import Calibration, group_of_plan, off, worth
+from karipap_core.plan.calibration import Calibration, group_of_plan
+from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
@@ -38,13 +39,13 @@ class Pair:
     fit: int | None = None
 
     @property
-    def worth(self) -> bool:
-        """Whether the measured rise stands far enough above its error for the ratio to mean anything."""
-        return self.predicted > 0 and worth({"measured": self.measured, "error": self.error})
+    def above_noise(self) -> bool:
+        """Whether the measured rise is so far above its standard error that the ratio means anything."""
+        return self.predicted > 0 and above_noise(self.measured, self.error)
 
 
-def as_told(points: Iterable[dict]) -> list[Pair]:
-    """Every run with a prediction and a measured rise, as it was told when the plan was made."""
+def as_predicted(points: Iterable[dict]) -> list[Pair]:
+    """Every run with a prediction and a measured rise: the prediction that was made with its plan."""
     found = []
     for point in points:
         predicted = point.get("predicted") or {}
@@ -98,18 +99,18 @@ def left_out(calibration: Calibration, points: Iterable[dict]) -> list[Pair]:
 
 
 def figures(pairs: Sequence[Pair]) -> dict | None:
-    """How far predictions were off, over the pairs that tell (`Pair.worth`); None where there are none.
+    """How far predictions were off, over the pairs above their noise (`Pair.above_noise`); None where there are none.
 
     {"plans": their number n, "below": pairs within their own noise, left out, "median" and "largest" of
     |predicted / measured − 1|, "bias": exp(mean of ln(predicted / measured)) − 1, "stated": pairs whose error was
     stated, "inside": the share of those that were off by no more than it}.
     """
-    telling = [pair for pair in pairs if pair.worth]
+    telling = [pair for pair in pairs if pair.above_noise]
     if not telling:
         return None
     ratios = np.array([pair.predicted / pair.measured for pair in telling])
     stated = [(pair, pair.stated) for pair in telling if pair.stated is not None]
-    inside = [off({"predicted": pair.predicted, "measured": pair.measured}) <= error for pair, error in stated]
+    inside = [off_by(pair.predicted, pair.measured) <= error for pair, error in stated]
     return {
         "plans": len(telling),
         "below": len(pairs) - len(telling),
@@ -208,7 +209,7 @@ def refit(file: Path, points: Sequence[dict]) -> Calibration:
 def unchecked(calibration: Calibration, points: Iterable[dict]) -> list[dict]:
     """The runs that a calibration does not know yet. The same figures count once, whatever the run is called."""
     ids = {check.get("id") for check in calibration.checks}
-    told = {
+    seen = {
         (check["predicted"], check["measured"], check["text"]) for check in calibration.checks if check.get("network")
     }
     return [
@@ -216,5 +217,5 @@ def unchecked(calibration: Calibration, points: Iterable[dict]) -> list[dict]:
         for point in points
         if checkable(point)
         and point["id"] not in ids
-        and (point["predicted"]["rise"], point["rise"], point["text"]["name"]) not in told
+        and (point["predicted"]["rise"], point["rise"], point["text"]["name"]) not in seen
     ]

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.checks import WholePlan
 from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.plan.kind import Kind
 from karipap_core.profiles.build import build_profile
@@ -333,7 +334,8 @@ class Study:
         """Add a measured whole plan to the calibration's fit, which gets a new version, and keep it."""
         file = self.calibration_file(metric)
         calibration = self._calibrations[metric] = self._latest(metric)
-        calibration.plans.append({k: measured[k] for k in ("kept_blocks", "sum", "rise", "divergence", "network")})
+        kept = {key: measured[key] for key in ("kept_blocks", "sum", "rise", "divergence", "network")}
+        calibration.plans.append(cast(WholePlan, kept))
         if file.exists():
             calibration.note(f"learned: {measured['network']}, {measured['kept_blocks']:.0%} of the blocks kept")
             write_json(file, calibration.to_json())

@@ -234,7 +234,7 @@ def _scores(points: list[dict], key: str) -> list[list]:
 
 def _predictions(points: list[dict], drawn: Drawn) -> dict | None:
     """Predicted against measured rises, and how far predictions were off."""
-    pairs = predictions.as_told(points)
+    pairs = predictions.as_predicted(points)
     if not pairs:
         return None
     found = predictions.figures([pair for pair in pairs if pair.source == predictions.CURVE])

@@ -136,7 +136,7 @@ def describe(points: list[dict], stem: str = "report") -> dict:
     {"format", "version", "karipap", "created", "model", "runs" and "baselines": the points as they were measured, less
     where they lie on this machine, "groups": [{"conditions" {"text", "sha256", "window", "stride", "tokens"},
     "quality", "points" (ids), "front" (ids)}] of the points measured in one way, "summary": sentences, "plans": {id:
-    rows}, "tasks": {score: whether more is better}, "predictions": {"figures", "pairs"} of `predictions.as_told`,
+    rows}, "tasks": {score: whether more is better}, "predictions": {"figures", "pairs"} of `predictions.as_predicted`,
     "environments": [..], "data": [{"what", "name", "sha256"}], "commands", "anchors": published points, "notes"}.
     """
     from karipap_core.plan import predictions
@@ -156,7 +156,7 @@ def describe(points: list[dict], stem: str = "report") -> dict:
         )
     if any(known(point, "rise") and point.get("rise_low") is None for point in points):
         notes.append("Some runs were measured before intervals were kept: their rise has a standard error alone.")
-    pairs = predictions.as_told(points)
+    pairs = predictions.as_predicted(points)
     curve = [pair for pair in pairs if pair.source == predictions.CURVE]
     return {
         "format": FORMAT,

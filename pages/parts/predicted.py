@@ -11,13 +11,13 @@ from karipap_core.plan.calibration import Calibration
 from karipap_core.workspace.files import read_json
 from pages.parts import common, runs
 
-SIDES = {"told": "As told when planned", "now": "By today's calibration, each left out"}
+SIDES = {"told": "As predicted when planned", "now": "By today's calibration, each left out"}
 
 
 def page(view) -> None:
     """The scatter of all runs of this model, its figures, and the versions of the calibration behind it."""
     points = runs.of_model(view)
-    told = predictions.as_told(points)
+    told = predictions.as_predicted(points)
     if not told:
         st.info("No run of this model was predicted yet. Measure the model on the Plan page, make a plan, and run it.")
         return
@@ -41,7 +41,7 @@ def page(view) -> None:
             "told",
             format_func=SIDES.get,
             required=True,
-            help="What a plan was told when it was made, or what today's fit says of it when left out of the fit.",
+            help="The prediction that was made with the plan, or the one that today's fit makes without that plan.",
         )
     error = stated(pairs[shown], calibration)
     scatter(pairs[shown], error)

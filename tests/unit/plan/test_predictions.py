@@ -9,9 +9,10 @@ import pytest
 
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
-from karipap_core.plan.calibration import Calibration, worth
+from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.checks import above_noise
 from karipap_core.plan.document import Plan
-from karipap_core.plan.predictions import Pair, as_told, figures, left_out, refit, unchecked
+from karipap_core.plan.predictions import Pair, as_predicted, figures, left_out, refit, unchecked
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import read_json, settings_key, write_json
 from karipap_core.workspace.runs import read_runs
@@ -97,7 +98,7 @@ def test_figures_are_those_of_numpy():
 def test_pairs_are_what_plans_were_told(runs):
     runs.append(run("itself", plan(rise=0.3, source=predictions.ITSELF), 0.33))
     runs.append({"id": "svd", "label": "svd", "method": "svd", "predicted": None, "rise": 1.0})
-    pairs = as_told(runs)
+    pairs = as_predicted(runs)
     assert len(pairs) == 11 and pairs[0].stated == 0.1 and pairs[0].text == "held out"
     assert figures(pairs[:10])["median"] == pytest.approx((abs(1 / 1.2 - 1) + abs(1 / 0.8 - 1)) / 2)
     assert pairs[10].source == predictions.ITSELF
@@ -121,7 +122,7 @@ def test_a_refit_finds_the_factor_of_each_network_and_says_so_with_a_new_version
     without = np.exp((4 * np.log(1.2) + (4 * np.log(1.2) + 5 * np.log(0.8)) / 9) / 5)
     row = next(pair for pair in left_out(new, runs) if pair.id == "lowrank-2")
     assert row.predicted / row.measured == pytest.approx(without / 1.2)
-    assert figures(left_out(new, runs))["median"] < 0.6 * figures(as_told(runs))["median"]
+    assert figures(left_out(new, runs))["median"] < 0.6 * figures(as_predicted(runs))["median"]
     assert unchecked(new, runs) == [] and refit(file, runs).version == 2, "nothing new, no new version"
 
 
@@ -159,7 +160,7 @@ def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_wi
     assert len(found.checks) >= 30 and set(found.factors) >= {"lowrank", "mpo", "peps", "tree"}
     medians = []
     for factors in (False, True):
-        rows = [row for row in found.left_out(factors) if worth(row) and row["text"]]
+        rows = [row for row in found.left_out(factors) if above_noise(row["measured"], row["error"]) and row["text"]]
         medians.append(np.median([abs(row["predicted"] / row["measured"] - 1) for row in rows]))
     assert medians[1] < 0.6 * medians[0]
     pairs = figures(left_out(found, runs))
@@ -167,7 +168,7 @@ def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_wi
 
 
 def test_the_scatter_shows_each_pair_with_its_network_and_its_text(runs):
-    pairs = [*as_told(runs), *as_told([run("itself", plan(rise=0.3, source=predictions.ITSELF), 0.33)])]
+    pairs = [*as_predicted(runs), *as_predicted([run("itself", plan(rise=0.3, source=predictions.ITSELF), 0.33)])]
     pairs.append(Pair(None, "whole plan", "lowrank", 0.2, 0.21, None, None, "curve", None))
     figure = figures_predictions.scatter(pairs, 0.25, "mpo-3")
     named = {trace.name: trace for trace in figure.data if trace.name}
