@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.spectra.spectrum import METRICS
 
 LARGEST_DAMPING = 1e4  # past this the damped moment is a multiple of the identity: nothing left to raise
@@ -68,7 +68,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.name not in METRICS:
-            raise InputError(f"Metric {self.name!r} is not one of {', '.join(METRICS)}.")
+            raise unknown("Metric", self.name, METRICS)
         wanted = {"weight": (False, False), "functional": (True, False), "loss": (True, True)}[self.name]
         for side, moment, needed in zip("CG", (self.C, self.G), wanted, strict=True):
             if (moment is not None) != needed:

@@ -47,6 +47,10 @@ class Points:
         found = (Point.from_json(run) for run in read_runs(self.folder))
         self.known = {point.measurement: point for point in found if point.measurement is not None}
 
+    def release(self) -> None:
+        """Let go of the dense model's outputs on the text; where they are needed again they are measured anew."""
+        self.__dict__.pop("bench", None)
+
     @cached_property
     def bench(self) -> InPlace:
         self.study.release()

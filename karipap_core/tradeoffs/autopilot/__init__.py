@@ -70,7 +70,7 @@ def autopilot(
     log.write("running")
     refined_file = home / "plans" / f"refined-{key}.json"
     found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
-    searching.__dict__.pop("bench", None)  # its logits of the dense model make room for the verdict's
+    searching.release()  # its logits of the dense model make room for the verdict's
     verdict = Verdict(study, judging, criterion, log, progress)
     final = verdict.judge(found)
     final.plan.save(home / "plan.json")
