@@ -81,7 +81,7 @@ def wrong_tensors(
         spec = plan.spec(name)
         if spec is None:
             continue
-        own = WORDS.get((original.get("dtypes") or {}).get(name, original.get("dtype")))
+        own = WORDS.get(str((original.get("dtypes") or {}).get(name, original.get("dtype"))))
         wanted = {f"{name}.{core}": of for core, of in stored_tensors(spec).items()}
         cores |= wanted.keys()
         for tensor, (shape, dtype) in wanted.items():
@@ -91,7 +91,7 @@ def wrong_tensors(
             elif info.shape != tuple(shape) or info.dtype != word:
                 wrong[tensor] = f"{tensor} is {info.dtype} {list(info.shape)}, the plan says {word} {list(shape)}"
         size = sum(checkpoint.tensors[tensor].size for tensor in wanted if tensor in checkpoint.tensors)
-        figure = spec.bytes({"F32": 4}.get(own, 2))
+        figure = spec.bytes(4 if own == "F32" else 2)
         if not wanted.keys() & wrong.keys() and size != figure:
             wrong[name] = f"{name} has {size:,} bytes on disk, the plan says {figure:,}"
     others = checkpoint.tensors.keys() - cores

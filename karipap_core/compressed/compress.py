@@ -13,9 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from karipap_core.checkpoint.model import Weight
 from karipap_core.compressed.records import REPORT, sums_of
 from karipap_core.compressed.verify import verify
 from karipap_core.errors import InputError
+from karipap_core.networks import Spec
 from karipap_core.networks.stored import values
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
@@ -44,13 +46,14 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     parts = out / ".parts" / identity
     if out.exists() and not parts.exists() and any(path.name != ".parts" for path in out.iterdir()):
         raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
-    todo = [weight for weight in checkpoint.weights if plan.spec(weight.name) is not None]
-    files, rows = {}, []
-    for index, weight in enumerate(todo):
+    todo = [(weight, spec) for weight in checkpoint.weights if (spec := plan.spec(weight.name)) is not None]
+    files: dict[str, Path] = {}
+    rows = []
+    for index, (weight, spec) in enumerate(todo):
         progress("compress", index, len(todo), weight.name)
         file = files[weight.name] = parts / f"{index:05d}.safetensors"
         if not file.exists():
-            _decompose(study, plan, weight, file)
+            _decompose(study, plan, weight, spec, file)
         with safe_open(file, framework="pt") as handle:
             rows.append(json.loads(handle.metadata()["row"]))
     ledger = plan.ledger(checkpoint)
@@ -80,10 +83,9 @@ def _finished(out: Path, identity: str) -> bool:
     return found.get("identity") == identity and "healing" not in found  # a healed folder is another model
 
 
-def _decompose(study, plan: Plan, weight, file: Path) -> None:
+def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> None:
     """The cores of one weight as they are stored, with what they lose, as one file."""
-    spec, decompositions = plan.spec(weight.name), study.decompositions(plan.metric)
-    cores = decompositions.stored(weight.name, spec)
+    cores = study.decompositions(plan.metric).stored(weight.name, spec)
     dense = study.checkpoint.read(weight.name).double()
     stored = spec.dense(values(spec, cores)).double()
     row = {

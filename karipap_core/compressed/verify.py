@@ -82,8 +82,7 @@ def verify(
         damaged = not_finite(checkpoint, progress)
         note("finite", not damaged, first_faults(damaged, "NaN or infinity in") or "no NaN or infinity in any tensor")
         note("unchanged", *unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}))
-        sound = plan is not None and not wrong and not damaged
-        if sound:
+        if plan is not None and not wrong and not damaged:
             # Healed norms are not the dense model's: then the folder is held against itself, made dense in memory.
             own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
             dense = source if same and not own_norms else None
