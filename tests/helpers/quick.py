@@ -4,8 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from karipap_core.networks import disentangled, mpo, qlr, refine
-from karipap_core.networks.peps import network as peps
+from karipap_core.networks import curve, disentangled, qlr, refine
 from karipap_core.quantization import rounding
 
 
@@ -14,8 +13,7 @@ def quick_fits():
     """Few steps and sweeps, few χ on a curve, few ranges tried for a scale; every rule of the fits stays as it is."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refine, "EVALUATIONS", 4)
-        for module in (mpo, peps, disentangled):
-            patch.setattr(module, "LEVELS", 3)
+        patch.setattr(curve, "LEVELS", 3)
         patch.setattr(disentangled, "GAIN", 0.2)
         patch.setattr(qlr, "STORED_TURNS", 1)
         patch.setattr(qlr, "STORED_LADDER", (16, 4))

@@ -260,7 +260,6 @@ def test_densify_says_what_it_gives_back_and_what_it_does_not(folders, tmp_path,
     code = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM
-from tests.helpers.paths import REPOSITORY
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "dense")!r}).eval()
 assert "karipap_core" not in sys.modules
 with torch.no_grad():

@@ -102,15 +102,15 @@ def test_killed_at_any_moment_and_started_again_it_is_the_same_folder(world, cap
     command = ["compress", str(study.checkpoint.path), "--plan", str(folder / "plan.json")]
     command += ["--progress", "json", "--json", "--out"]
 
-    def line(name):
+    def arguments(name):
         return [*command, str(folder / name), "--workspace", str(folder / f"ws-{name}")]
 
     def start():
-        line_of_killed = [sys.executable, "-m", "karipap_core", *line("killed")]
-        return subprocess.Popen(line_of_killed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command_line = [sys.executable, "-m", "karipap_core", *arguments("killed")]
+        return subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def here(name):
-        status, (output, errors) = cli.main(line(name)), capsys.readouterr()
+        status, (output, errors) = cli.main(arguments(name)), capsys.readouterr()
         assert status == 0, errors
         return output, errors
 
