@@ -56,10 +56,9 @@ class _Facts:
         """Those of the last shadow run where they are few and short, else `PROMPTS`."""
         document = records.read(self.folder, "shadow")
         rows = (document or {"result": {}})["result"].get("prompts") or []
-        known = tuple(row.get("prompt") for row in rows if isinstance(row, dict))
-        if 0 < len(known) <= MOST_PROMPTS and all(isinstance(p, str) and 0 < len(p) <= MOST_LETTERS for p in known):
-            return known
-        return PROMPTS
+        prompts = [row.get("prompt") for row in rows if isinstance(row, dict)]
+        known = tuple(each for each in prompts if isinstance(each, str) and 0 < len(each) <= MOST_LETTERS)
+        return known if len(known) == len(prompts) and 0 < len(known) <= MOST_PROMPTS else PROMPTS
 
     def written_again(self) -> str:
         """Commands that write the folder anew from its own plan, and heal it again where it was healed."""

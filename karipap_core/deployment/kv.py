@@ -188,7 +188,8 @@ def placements(
     def step(hbm: float, outside: float, over_link: float | None, latency: float = 0.0) -> float | None:
         if bandwidth is None or (outside and over_link is None):
             return None
-        return max((read + hbm) / bandwidth, (outside / over_link + latency) if outside else 0.0)
+        streaming = outside / over_link + latency if outside and over_link is not None else 0.0
+        return max((read + hbm) / bandwidth, streaming)
 
     if free <= 0:
         reason = "The weights leave the GPU no room, so that no place for the cache helps: make the weights smaller."

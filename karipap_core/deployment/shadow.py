@@ -79,10 +79,19 @@ def shadow(
         ours = _write(model, start, max_new_tokens)
         kl, same = divergence(reference, _logits(model, start, text))
         at = diverges_at(text.tolist(), ours.tolist())
-        row = {"prompt": prompt, "dense": _decode(tokenizer, text), "compressed": _decode(tokenizer, ours)}
-        row |= {"kl": kl.mean().item(), "agreement": same.double().mean().item(), "diverges_at": at}
-        row |= {"shared": _decode(tokenizer, text[:at]), "tokens": len(text), "token_kl": kl.tolist()}
-        rows.append(row)
+        rows.append(
+            {
+                "prompt": prompt,
+                "dense": _decode(tokenizer, text),
+                "compressed": _decode(tokenizer, ours),
+                "kl": kl.mean().item(),
+                "agreement": same.double().mean().item(),
+                "diverges_at": at,
+                "shared": _decode(tokenizer, text[:at]),
+                "tokens": len(text),
+                "token_kl": kl.tolist(),
+            }
+        )
         every_kl.append(kl)
         every_same.append(same)
         progress("compressed", number + 1, len(prompts))

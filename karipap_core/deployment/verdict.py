@@ -40,7 +40,7 @@ def verdict(case: Case, ways: list[Way], runs: list[dict], fixed: bool | None) -
     dense, quantized, pipeline, smaller = ways
     card = case.card
     if card is None:
-        needs = size(dense["total_bytes"])
+        needs = size(case.total(case.foot.bytes))
         parts = f"KV cache {size(case.cache_bytes)}, activations {size(case.activations)}"
         reason = f"Dense it takes {needs}: weights {size(case.foot.bytes)}, {parts}."
         return Verdict("unknown", f"No GPU is named: dense it takes {needs}. Name one with --gpu.", (reason,))
@@ -53,22 +53,25 @@ def verdict(case: Case, ways: list[Way], runs: list[dict], fixed: bool | None) -
             word = "fits" if row["fits"] else f"does not fit: {size(row['total_bytes'] - card.usable)} too much"
             reasons.append(f"{row['way'].capitalize()}: {size(row['total_bytes'])}, {word}.")
     if dense["fits"]:
+        total = size(case.total(case.foot.bytes))
         sentence = (
-            f"Deploy it dense: {size(dense['total_bytes'])} of {room} on one {card.name}. Nothing has to be compressed "
+            f"Deploy it dense: {total} of {room} on one {card.name}. Nothing has to be compressed "
             f"to fit; for cost per token try {quantized['quantize']} alone next."
         )
         found = Verdict("dense", sentence)
     elif quantized["fits"]:
-        found = Verdict("quantize", _quantize_sentence(quantized, fixed))
+        found = Verdict("quantize", _quantize_sentence(case, quantized, fixed))
     elif case.quantized(quantized["quantize"]) + case.activations < card.usable and case.cache.layers:
         found = _cache_too_large(case, card, quantized["quantize"])
-    elif (found := _too_small(case, card, quantized["quantize"])) is None:
-        found = _without_quantization_alone(case, card, ways, runs, fixed)
+    else:
+        nothing = _too_small(case, card, quantized["quantize"])
+        found = nothing or _without_quantization_alone(case, card, ways, runs, fixed)
     return replace(found, reasons=(*reasons, *found.reasons, _of_fixed(fixed)))
 
 
-def _quantize_sentence(quantized: Way, fixed: bool | None) -> str:
-    sentence = f"Quantization alone: {quantized['quantize']} takes {size(quantized['total_bytes'])} and fits."
+def _quantize_sentence(case: Case, quantized: Way, fixed: bool | None) -> str:
+    total = case.total(case.quantized(quantized["quantize"]))
+    sentence = f"Quantization alone: {quantized['quantize']} takes {size(total)} and fits."
     if fixed is False:
         sentence += " A smaller dense model is the other simple answer."
     measured = quantized["measured"]

@@ -236,7 +236,7 @@ class Case:
             return self.load.batch
 
         def fits(batch: int) -> bool:
-            return replace(self, load=replace(self.load, batch=batch)).fits(weights)
+            return replace(self, load=replace(self.load, batch=batch)).fits(weights) is True
 
         low, high = 0, 1
         while high <= 1 << 20 and fits(high):

@@ -1,5 +1,7 @@
 """The text that healing learns from: cut into rows to train on, and a part kept aside to validate on."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from karipap_core.errors import InputError
@@ -10,12 +12,15 @@ from karipap_core.healing.loop import Rows
 from karipap_core.healing.settings import Settings
 from karipap_core.text import Text
 
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel
+
 VALIDATION_SHARE, VALIDATION_TOKENS = 8, 8192  # one document in eight, and so many tokens of them at most
 SIGNS_A_TOKEN = 6  # more than most tokenizers need: only so much of a long text is tokenized
 
 
 def rows_and_sample(
-    model: torch.nn.Module, tokenizer, text: Text, settings: Settings, processes: int
+    model: "PreTrainedModel", tokenizer, text: Text, settings: Settings, processes: int
 ) -> tuple[Rows, Sample]:
     """(rows to train on, sample to validate on), from different documents of the text.
 
@@ -32,7 +37,8 @@ def rows_and_sample(
     rows = Rows(ids, window, batch, settings.seed)
     if not rows.count:
         raise InputError(f"{text.name} has {len(ids)} tokens to learn from, one window needs {window + 1}: give more.")
-    if int(ids.max()) >= model.get_input_embeddings().weight.shape[0]:
+    table = model.get_input_embeddings().weight
+    if isinstance(table, torch.Tensor) and int(ids.max()) >= len(table):
         raise InputError(f"The tokenizer gives id {int(ids.max())}, which the model does not know: wrong tokenizer.")
     return rows, Sample.of(model, tokenizer, kept, Scoring(window, window, VALIDATION_TOKENS))
 

@@ -3,6 +3,7 @@ and the folder written with the new numbers in the places of the old ones."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +18,9 @@ from karipap_core.healing.loop import like
 from karipap_core.layers.cores import Cores, CoresModule, Packed
 from karipap_core.models.sites import Names
 from karipap_core.workspace.files import write_json
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel
 
 
 def choose_trained(model: nn.Module, norms: bool = False) -> int:
@@ -60,26 +64,30 @@ def pack_cores(model: nn.Module, packed: dict[str, list[int]], metric_of: Callab
 
     for path, numbers in packed.items():
         module = model.get_submodule(path)
+        assert isinstance(module, CoresModule), path  # it is one of those that `unpack_cores` named
         spec, cores = module.spec, [core.detach() for core in module.cores()]
         doubles = [core.double() if core.is_floating_point() else core for core in cores]
         stored = quantize_cores(spec, cores, spec.dense(doubles), metric_of(path))
         for k, held in _own(module):
-            if k in numbers:
-                form = Packed(spec.core_shapes[k], spec.core_matrix(k), spec.formats[k], held.device, held.dtype)
-                for name, tensor in stored[k].tensors().items():
-                    form._buffers[name].copy_(tensor)
+            new = stored[k]
+            if not isinstance(held, torch.Tensor):
+                continue
+            if k in numbers and not isinstance(new, torch.Tensor):
+                core = Packed(spec.core_shapes[k], spec.core_matrix(k), str(spec.formats[k]), held.device, held.dtype)
+                for name, tensor in new.tensors().items():
+                    core.stored[name].copy_(tensor)
                 delattr(module.cores, str(k))  # a parameter gives its name to no module
-                module.cores[k] = form
-            elif held.is_floating_point():
-                held.copy_(stored[k])
+                module.cores[k] = core
+            elif held.is_floating_point() and isinstance(new, torch.Tensor):
+                held.copy_(new)
 
 
-def _own(module: CoresModule) -> list:
+def _own(module: CoresModule) -> list[tuple[int, torch.Tensor | Packed]]:
     """(number, core as it is held) of the cores that are this module's own."""
     return [(k, module.cores.held(k)) for k in range(len(module.cores)) if k not in module.cores.lenders]
 
 
-def live_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+def live_names(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, str]:
     """Each tensor of the folder → its name in the state dict of the model that was loaded from it, by the renamings
     that transformers itself loads with. Tensors that are stored in another form than they are held are left out."""
     from transformers.core_model_loading import rename_source_key
@@ -96,7 +104,7 @@ def live_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def plan_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+def plan_names(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, str]:
     """The path of each module with cores of its own → the name that its weight has in the plan."""
     settings, found = checkpoint.config["quantization_config"], {}
     for tensor, live in live_names(model, checkpoint).items():
@@ -105,7 +113,9 @@ def plan_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def new_tensors(model: nn.Module, checkpoint: Checkpoint, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def new_tensors(
+    model: "PreTrainedModel", checkpoint: Checkpoint, values: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """What the folder's tensors become: name on disk → numbers as they will be stored, from `values` (name in the state
     dict → numbers). Raises InputError where one of them has no place in the folder."""
     live = live_names(model, checkpoint)
@@ -124,7 +134,7 @@ def new_tensors(model: nn.Module, checkpoint: Checkpoint, values: dict[str, torc
 
 
 @torch.no_grad()
-def round_as_stored(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> None:
+def round_as_stored(model: "PreTrainedModel", checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> None:
     """Puts the numbers of `new_tensors` back into the model: what is measured then is what the folder will hold."""
     state, live = model.state_dict(), live_names(model, checkpoint)
     for tensor, value in tensors.items():

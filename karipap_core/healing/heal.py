@@ -11,6 +11,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from karipap_core.healing.settings import Settings
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace.files import read_json, settings_key, write_json
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEVICES = ("auto", "cpu", "cuda")
 WORK = ".healing"
@@ -116,7 +120,7 @@ class _Patient:
         if self.source is not None and settings.objective == "distill":
             self.teacher_fingerprint = open_checkpoint(self.source).fingerprint
 
-    def load(self, device: str | torch.device) -> tuple[torch.nn.Module, object | None]:
+    def load(self, device: str | torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
         """The compressed model and a tokenizer, the dense model's where the folder has none."""
         from karipap_core.models.load import load_model, load_tokenizer
 
@@ -125,13 +129,15 @@ class _Patient:
             tokenizer = load_tokenizer(self.source)
         return model, tokenizer
 
-    def load_dense(self, device: str | torch.device) -> torch.nn.Module | None:
+    def load_dense(self, device: str | torch.device) -> "PreTrainedModel | None":
         """The dense model that the folder was made from, None where it is not here."""
         from karipap_core.models.load import load_model
 
         if self.source is None:
             return None
-        return load_model(self.source, device=str(device))[0].requires_grad_(False)
+        model, _ = load_model(self.source, device=str(device))
+        model.requires_grad_(False)
+        return model
 
 
 def _finished(out: Path, key: str) -> dict | None:

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,9 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, losses
 from karipap_core.progress import Progress, silent
 from karipap_core.workspace.files import whole_file
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedModel
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 WARM_UP = 0.05  # of the steps
@@ -100,13 +104,13 @@ class Training:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: "PreTrainedModel",
         rows: Rows,
         validation: Sample,
         course: Course,
         accelerator,
         file: Path,
-        teacher: torch.nn.Module | None = None,
+        teacher: "PreTrainedModel | None" = None,
         stage: str = "heal",
         progress: Progress = silent,
     ) -> None:
@@ -226,7 +230,7 @@ class Training:
                 parameter.copy_(like(parameter, values[name]))
         self.optimizer.state.clear()
 
-    def whole_precision(self) -> torch.nn.Module:
+    def whole_precision(self) -> "PreTrainedModel":
         """The model itself, in eval mode, without the mixed precision that it was trained in."""
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
 

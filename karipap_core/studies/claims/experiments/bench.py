@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 
+from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.mpo import Mpo
@@ -16,6 +18,7 @@ from karipap_core.search import largest
 
 # Enough to tell effects of a few percent apart on the models that run on a desk, in well under a minute for the demo.
 SETTINGS = CalibrationSettings(tokens=6144, probe_windows=1, check_windows=8)
+Network = TypeVar("Network", bound=Spec)
 MPO_SITES = 3  # CompactifAI's only worked example: 216×216 as three sites of 6·6
 NO_LOSS = "An encoder has no next-token loss: damage is the relative squared error of its output."
 
@@ -88,17 +91,22 @@ def kept_chi(shape: Sequence[int], kept: float) -> int:
     return max(1, int(kept * n_out * n_in / (n_out + n_in)))
 
 
-def fitting(spec: Spec, limit: float, size: Callable[[Spec], float]) -> Spec:
+def fitting(spec: Network, limit: float, size: Callable[[Network], float]) -> Network:
     """The spec at the largest χ whose size stays within the limit; χ = 1 where none does."""
     return spec.with_chi(largest(lambda chi: size(spec.with_chi(chi)) <= limit, 1, spec.max_chi + 1))
 
 
 def published_mpo(
-    W: torch.Tensor, limit: float, size: Callable[[Spec], float], quantize=None, sites: int | None = MPO_SITES
+    W: torch.Tensor,
+    limit: float,
+    size: Callable[[Spec], float],
+    quantize: str | None = None,
+    sites: int | None = MPO_SITES,
 ) -> torch.Tensor:
     """Ŵ by sequential SVDs within a size, on three balanced sites as CompactifAI describes (`sites` None: on this
     tool's own two); cores rounded to nearest in 8 bits where `quantize` is "int8"."""
-    spec = fitting(Mpo.for_shape(*W.shape, 1, sites=sites, quantize=quantize), limit, size)
+    n_out, n_in = W.shape
+    spec = fitting(Mpo.for_shape(n_out, n_in, 1, sites=sites, quantize=quantize), limit, size)
     cores = spec.start(W)
     if quantize:
         rounded = [
@@ -113,7 +121,7 @@ def layers_of(study: Study) -> list[int]:
     return sorted({weight.layer for weight in study.weights if weight.layer is not None})
 
 
-def middle(study: Study) -> list:
+def middle(study: Study) -> list[Weight]:
     """The attention weights of the layer in the middle; all weights of that layer where none is attention's."""
     layers = layers_of(study)
     if not layers:
@@ -131,7 +139,10 @@ def factor(of: float, over: float) -> str:
     return f"{of / over:.3g} times" if over > 0 else "no damage to compare with"
 
 
-def lines(title: str, x: str, y: str, series: list[tuple[str, list, list]], log: bool = False, points=False) -> dict:
+Series = tuple[str, Iterable[float], Iterable[float]]  # name, x, y
+
+
+def lines(title: str, x: str, y: str, series: Sequence[Series], log: bool = False, points: bool = False) -> dict:
     """A chart: lines (or points) of (name, x, y)."""
     rows = [{"name": name, "x": list(xs), "y": [float(v) for v in ys]} for name, xs, ys in series]
     return {"kind": "points" if points else "lines", "title": title, "x": x, "y": y, "log": log, "series": rows}

@@ -23,8 +23,10 @@ from karipap_core.studies.claims.experiments.bench import (
     matrix_of,
     published_mpo,
 )
+from karipap_core.studies.claims.experiments.registry import experiment
 
 
+@experiment("sensitivity")
 def sensitivity(study: Study, progress: Progress) -> dict:
     """Each layer alone at 50 % and 10 %, each role alone at 50 %, and the whole model with and without down."""
     bench, weights, layers = Bench(study, progress), study.weights, layers_of(study)
@@ -130,6 +132,7 @@ def _excluded(study: Study, cut: Callable, last: str, kept: float = 0.7) -> dict
     }
 
 
+@experiment("bytes")
 def per_byte(study: Study, progress: Progress) -> dict:
     """The MPO as published and its rivals at the bytes of 8 and of 4 bits; the block weights only."""
     bench, weights = Bench(study, progress), study.weights
@@ -143,16 +146,18 @@ def per_byte(study: Study, progress: Progress) -> dict:
         for weight in weights:
             W = matrix_of(study, weight.name)
             if calibrated:
-                quantized = quantize_gptq(W, bits, group, study.moments.metric(weight.name, "functional").C)
+                C = study.moments.metric(weight.name, "functional").C
+                assert C is not None  # it is what the functional metric is made of
+                quantized = quantize_gptq(W, bits, group, C)
             else:
                 quantized = quantize_rtn(W, bits, group)
             sizes.setdefault(key, {})[weight.name] = quantized.bytes
             yield weight.name, quantized.dense()
 
-    def mpo(key: str, like: str, quantize=None, sites: int | None = MPO_SITES):
+    def mpo(key: str, like: str, quantize: str | None = None, sites: int | None = MPO_SITES):
         for weight in weights:
             W, limit = matrix_of(study, weight.name), sizes[like][weight.name]
-            spec = fitting(Mpo.for_shape(*W.shape, 1, sites=sites, quantize=quantize), limit, bytes16)
+            spec = fitting(Mpo.for_shape(*weight.shape, 1, sites=sites, quantize=quantize), limit, bytes16)
             sizes.setdefault(key, {})[weight.name] = bytes16(spec)
             yield weight.name, published_mpo(W, limit, bytes16, quantize, sites)
 
@@ -174,7 +179,8 @@ def per_byte(study: Study, progress: Progress) -> dict:
         "svd_half": ("whitened SVD", lambda key: svd(key, "int8")),
         "svd_quarter": ("whitened SVD", lambda key: svd(key, "int4")),
     }
-    dense, rows = 2 * sum(weight.parameters for weight in weights), {}
+    dense = 2 * sum(weight.parameters for weight in weights)
+    rows: dict[str, dict] = {}
     for number, (key, (label, make)) in enumerate(forms.items()):
         progress("forms", number, len(forms), label)
         found = bench.cut(make(key))
@@ -208,7 +214,7 @@ def per_byte(study: Study, progress: Progress) -> dict:
                 "Damage by bytes",
                 "Bytes kept of the block weights",
                 bench.unit,
-                [(name, *zip(*points, strict=True)) for name, points in series.items()],
+                [(name, [x for x, _ in points], [y for _, y in points]) for name, points in series.items()],
                 log=True,
                 points=True,
             )

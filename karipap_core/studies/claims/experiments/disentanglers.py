@@ -1,6 +1,7 @@
 """Disentanglers (arXiv:2410.17397): χ′ = 1 between circuits, with the circuits counted."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from karipap_core.networks.mpo import Mpo
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.studies.claims.experiments.bench import Bench, bars, fitting, grid, matrix_of, middle
+from karipap_core.studies.claims.experiments.registry import experiment
 
 LARGEST_FIT = 2**20  # numbers of a weight whose gates are fitted: some ten seconds
 
@@ -77,6 +79,7 @@ def _overlap(spectra: np.ndarray, target: np.ndarray) -> np.ndarray:
     return spectra @ target / np.linalg.norm(spectra, axis=1)
 
 
+@experiment("disentanglers")
 def disentanglers(study: Study, progress: Progress) -> dict:
     """χ′ = 1 between ideal circuits, χ = 1 without, an SVD with the circuits' parameters, and local gates that can be
     stored, on one weight."""
@@ -107,12 +110,16 @@ def disentanglers(study: Study, progress: Progress) -> dict:
         "without": ("χ = 1 without circuits", spec.parameters, plain),
         "svd": (f"SVD, χ = {low.chi[0]}", low.parameters, lambda: fitted(low)),
     }
-    half = {"local": NETWORKS["disentangled"], "local_mpo": NETWORKS["mpo"], "local_svd": LowRank}
+    half: dict[str, type[Spec]] = {
+        "local": NETWORKS["disentangled"],
+        "local_mpo": NETWORKS["mpo"],
+        "local_svd": LowRank,
+    }
     if weight.parameters <= LARGEST_FIT:
         for key, kind in half.items():
             form = fitting(kind.for_shape(n_out, n_in, 1), weight.parameters / 2, lambda s: s.parameters)
             label = f"{form.network}, χ = {max(form.chi)}, half the parameters"
-            forms[key] = (label, form.parameters, lambda form=form: fitted(form))
+            forms[key] = (label, form.parameters, partial(fitted, form))
     rows = {}
     for number, (key, (label, parameters, make)) in enumerate(forms.items()):
         progress("forms", number, len(forms), label)

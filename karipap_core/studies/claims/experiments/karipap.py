@@ -1,6 +1,7 @@
 """KARIPAP (arXiv:2510.21844): redundancy by depth, and its headline on one attention."""
 
 import numpy as np
+import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
@@ -23,8 +24,10 @@ from karipap_core.studies.claims.experiments.bench import (
     middle,
     published_mpo,
 )
+from karipap_core.studies.claims.experiments.registry import experiment
 
 
+@experiment("depth")
 def depth(study: Study, progress: Progress) -> dict:
     """Excess, and damage at half the parameters, of every weight alone; by layer against depth."""
     bench, weights = Bench(study, progress), [weight for weight in study.weights if weight.layer is not None]
@@ -37,7 +40,7 @@ def depth(study: Study, progress: Progress) -> dict:
         progress("weights, each alone at half", number, len(weights), weight.name)
         numbers = profile.weight(weight.name)["spectra"]["weight"]
         spec = LowRank.for_shape(*weight.shape, kept_chi(weight.shape, 0.5))
-        found = bench.cut([(weight.name, decompositions.matrix(weight.name, spec))], weight.layer)
+        harm = bench.cut([(weight.name, decompositions.matrix(weight.name, spec))], weight.layer)
         rows.append(
             {
                 "name": weight.name,
@@ -48,7 +51,7 @@ def depth(study: Study, progress: Progress) -> dict:
                 "normalized_entropy": numbers["normalized_entropy"],
                 "excess": numbers["excess"],
             }
-            | found
+            | harm
         )
     progress("weights, each alone at half", len(weights), len(weights))
     layers = layers_of(study)
@@ -108,6 +111,7 @@ def _depth_verdict(damage: tuple, excess: tuple, late: float, early: float) -> s
     return f"{says}; the deeper half of the layers loses {factor(late, early)} what the first half does.{spectra}"
 
 
+@experiment("headline")
 def headline(study: Study, progress: Progress) -> dict:
     """One layer's attention at 30 % of its parameters in four forms, not healed."""
     bench, weights, kept = Bench(study, progress), middle(study), 0.3
@@ -132,9 +136,11 @@ def headline(study: Study, progress: Progress) -> dict:
         "svd": ("SVD", svd("weight")),
         "whitened": ("whitened SVD", svd("functional")),
     }
-    rows, total = {}, len(forms) * len(weights)
+    rows: dict[str, dict] = {}
+    total = len(forms) * len(weights)
     for key, (label, make) in forms.items():
-        matrices, error = [], []
+        matrices: list[tuple[str, torch.Tensor]] = []
+        error: list[float] = []
         for weight in weights:
             progress("networks at 30 %", len(rows) * len(weights) + len(matrices), total, f"{label}: {weight.name}")
             W = matrix_of(study, weight.name)

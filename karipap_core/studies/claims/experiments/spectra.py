@@ -10,10 +10,12 @@ from karipap_core.progress import Progress
 from karipap_core.spectra.null import null_deviation, null_entropy
 from karipap_core.spectra.spectrum import entropy, singular_values, tail
 from karipap_core.studies.claims.experiments.bench import Bench, grid, kept_chi, lines
+from karipap_core.studies.claims.experiments.registry import experiment
 
 TWIN_SEED = 0
 
 
+@experiment("structure")
 def structure(study: Study, progress: Progress) -> dict:
     """Excess of the trained weights and of a freshly initialized twin's, and what half the parameters leave out."""
     from karipap_core.models.sites import sites
@@ -25,7 +27,7 @@ def structure(study: Study, progress: Progress) -> dict:
     rows = []
     for number, weight in enumerate(weights):
         progress("twin", number, len(weights), weight.name)
-        row = {"name": weight.name, "layer": weight.layer, "role": weight.role, "parameters": weight.parameters}
+        row: dict = {"name": weight.name, "layer": weight.layer, "role": weight.role, "parameters": weight.parameters}
         chi, null = kept_chi(weight.shape, 0.5), null_entropy(*weight.shape)
         row["deviation"] = null_deviation(*weight.shape)
         both = {"trained": profile.sigma(weight.name), "twin": singular_values(found[weight.name].get(), "cpu")}
@@ -101,9 +103,11 @@ def twin(study: Study):
         return auto.from_config(config, dtype=torch.float32)
 
 
+@experiment("whitening")
 def whitening(study: Study, progress: Progress) -> dict:
     """Plain and whitened SVD, uniform, at 80, 60 and 40 % of the block parameters."""
-    bench, rows, cases = Bench(study, progress), {}, [(m, k) for k in (80, 60, 40) for m in ("plain", "white")]
+    bench, cases = Bench(study, progress), [(m, k) for k in (80, 60, 40) for m in ("plain", "white")]
+    rows: dict[str, dict] = {}
     for method, kept in cases:
         progress("plans", len(rows), len(cases), f"{method}, kept {kept} %")
         decompositions = study.decompositions("weight" if method == "plain" else "functional")

@@ -12,8 +12,10 @@ from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
 from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.studies.claims.experiments.bench import Bench, fitting, grid, lines
+from karipap_core.studies.claims.experiments.registry import experiment
 
 
+@experiment("embedding")
 def embedding(study: Study, progress: Progress) -> dict:
     """The look-up table as one tensor train a token, at rank 1 and more, beside SVD and integers at equal bytes."""
     bench, model = Bench(study, progress), study.model[0]
@@ -21,7 +23,7 @@ def embedding(study: Study, progress: Progress) -> dict:
     rows_, width = table.shape
     legs = prime_factors(width)
     dense = 2 * table.numel()
-    trains = []
+    trains: list[TtEmbedding] = []
     for chi in range(1, 65):
         spec = TtEmbedding.for_shape(rows_, width, chi, in_=legs, form="token")
         if spec.parameters >= table.numel() or (trains and spec.chi == trains[-1].chi):
