@@ -356,7 +356,8 @@ class Spec:
         """Independent normal cores that keep the variance: x of unit variance gives y of unit variance.
 
         An entry of W is a sum over all settings of the bonds of a product of one entry a core, so with every core at
-        standard deviation s it has variance Π χ · s^(2·cores), and keeping the variance asks for 1 / n_in.
+        standard deviation s it has variance Π χ · s^(2·cores), and keeping the variance asks for 1 / n_in. A network
+        whose entries are other sums overrides it.
         """
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         spread = (self.n_in * math.prod(self.chi)) ** (-0.5 / len(self.core_shapes))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.networks.base import Spec
 from karipap_core.networks.refine import refine
 from karipap_core.quantization.formats import Format, Stored, StoredMatrix
@@ -40,7 +40,7 @@ def quantize_cores(
     Raises InputError for an unknown method or cores of other shapes than the spec's.
     """
     if method not in METHODS:
-        raise InputError(f"Method {method!r} is not one of {', '.join(METHODS)}.")
+        raise unknown("Method", method, METHODS)
     if [tuple(core.shape) for core in cores] != [tuple(shape) for shape in spec.core_shapes]:
         raise InputError(f"Cores are {[tuple(c.shape) for c in cores]}, the spec says {spec.core_shapes}.")
     metric, W = metric or Metric("weight"), W.detach().double()

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.networks.base import Spec, factorize, outside_in
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.mpo import Mpo, attainable, balance, estimated_error
@@ -121,7 +121,7 @@ class TtEmbedding(Spec):
 
     def validate(self) -> None:
         if self.form not in FORMS:
-            raise InputError(f"Field 'form' is {self.form!r}: it must be one of {', '.join(FORMS)}.")
+            raise unknown("Field 'form':", self.form, FORMS)
         padded = math.prod(self.out)
         if self.vocabulary is None:
             object.__setattr__(self, "vocabulary", padded)
@@ -158,7 +158,7 @@ class TtEmbedding(Spec):
         `padded` factors; or those given. Each bond is min(χ, the most that it can attain). `vocabulary` is V again.
         """
         if form not in FORMS:
-            raise InputError(f"Field 'form' is {form!r}: it must be one of {', '.join(FORMS)}.")
+            raise unknown("Field 'form':", form, FORMS)
         sites = sites or (2 if form == "token" or n_out * n_in <= TWO_SITES else 3)
         sites = len(in_ or ()) or (len(out) if out and form == "table" else sites)
         in_ = in_ or outside_in(factorize(n_in, sites), mirrored=True)

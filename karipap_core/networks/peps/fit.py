@@ -94,7 +94,7 @@ def _swept(
         for done in range(SWEEPS * len(starts)):
             progress("sweep", done, SWEEPS * len(starts))
             starts[done % len(starts)] = sweep(sites, starts[done % len(starts)], target)
-    return spec.shaped(min(starts, key=lambda cores: (target - sites.whole(cores)).square().sum().item()))
+    return spec.shaped(min(starts, key=lambda cores: (target - sites.contracted(cores)).square().sum().item()))
 
 
 def sweep(sites: Sites, cores: Sequence[torch.Tensor], target: torch.Tensor) -> list[torch.Tensor]:

@@ -139,7 +139,7 @@ class Sites:
             for core, used in zip(cores, self.used, strict=True)
         ]
 
-    def whole(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
+    def contracted(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         """The tensor (p_1, …, p_n) of the network."""
         return cores[0] if len(cores) == 1 else contract(cores, self.legs, self.physical)
 

@@ -168,8 +168,8 @@ def cut_bond(spec: Peps, cores: Sequence[torch.Tensor], bond: int, keep: int) ->
     one, two = back @ u[:, :keep] * some, back2 @ vt[:keep].T * some
     if exact:
         one, two = _settle(gamma, M, one, two)
-        off = M - one @ two.T
-        lost = torch.einsum("ab,abcd,cd", off, gamma, off) / torch.einsum("ab,abcd,cd", M, gamma, M)
+        difference = M - one @ two.T
+        lost = torch.einsum("ab,abcd,cd", difference, gamma, difference) / torch.einsum("ab,abcd,cd", M, gamma, M)
     for site, leg, factor in ((where.site, where.leg, one), (where.other, where.other_leg, two)):
         five[site] = torch.tensordot(five[site], factor, ([leg], [0])).movedim(-1, leg)
     chi = list(spec.chi)
@@ -177,8 +177,8 @@ def cut_bond(spec: Peps, cores: Sequence[torch.Tensor], bond: int, keep: int) ->
     smaller = replace(spec, chi=tuple(chi))
     cut = smaller.shaped(five)
     if not exact:
-        whole = spec.dense(cores)
-        lost = (whole - smaller.dense(cut)).square().sum() / whole.square().sum()
+        formed = spec.dense(cores)
+        lost = (formed - smaller.dense(cut)).square().sum() / formed.square().sum()
     return smaller, cut, lost.item()
 
 

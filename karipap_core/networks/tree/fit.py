@@ -275,7 +275,7 @@ def price(squares: Sequence[np.ndarray], owns: Sequence[int], chi: int, budget: 
     """
     ranks, steps, kept, left_over = [], [], 0.0, budget
     for member, (sigma, own) in enumerate(zip(squares, owns, strict=True)):
-        each, whole, every = own + chi, own * chi, min(own, chi)
+        each, whole, every = own + chi, own * chi, min(own, chi)  # of a rank, of the one core; ranks at most
         most = min(every, (whole - 1) // each)  # the largest rank at which two factors are smaller than one core
         first = 1 if most else every
         ranks.append(first)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from karipap_core.checkpoint.model import Weight
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.lowrank import LowRank
@@ -69,7 +69,7 @@ class Tree(Spec):
         if len(set(names)) != len(names):
             raise InputError("Field 'members' names a weight twice.")
         if self.share not in SHARES:
-            raise InputError(f"Field 'share' is {self.share!r}: it must be one of {', '.join(SHARES)}.")
+            raise unknown("Field 'share':", self.share, SHARES)
         if isinstance(self.at, bool) or not isinstance(self.at, int) or not 0 <= self.at < self.layers:
             raise InputError(f"Field 'at' is {self.at!r}: the group has members 0 to {self.layers - 1}.")
         self.check_single("out", "in_")
@@ -135,7 +135,7 @@ class Tree(Spec):
         return self.chi[1 + self.at]
 
     @property
-    def whole(self) -> bool:
+    def undivided(self) -> bool:
         """Whether this member's own branch is one core: two of rank r_l would hold no fewer numbers."""
         own, chi = self.sides[1], self.chi[0]
         return self.rank * (own + chi) >= own * chi
@@ -148,9 +148,9 @@ class Tree(Spec):
         if self.share == "all":
             return [(out, chi[0]), (chi[1], in_), (chi[2], chi[0], chi[1]), (chi[2],)]
         if self.share == "in":
-            own = [(out, chi[0])] if self.whole else [(out, self.rank), (self.rank, chi[0])]
+            own = [(out, chi[0])] if self.undivided else [(out, self.rank), (self.rank, chi[0])]
             return [(chi[0], in_), *own]
-        own = [(chi[0], in_)] if self.whole else [(chi[0], self.rank), (self.rank, in_)]
+        own = [(chi[0], in_)] if self.undivided else [(chi[0], self.rank), (self.rank, in_)]
         return [(out, chi[0]), *own]
 
     @property
@@ -199,7 +199,7 @@ class Tree(Spec):
         if self.share in ("both", "all"):
             settings = math.prod(self.chi)
         else:
-            settings = self.chi[0] if self.whole else self.chi[0] * self.rank
+            settings = self.chi[0] if self.undivided else self.chi[0] * self.rank
         shapes = self.core_shapes
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         spread = (self.n_in * settings) ** (-0.5 / len(shapes))

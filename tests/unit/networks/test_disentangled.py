@@ -69,7 +69,8 @@ def test_gates_are_rotations(sizes, seed):
     angles = random(sum(place.angles for place in places), seed=seed)
     for gate, size in zip(gates_of(places, angles), sizes, strict=True):
         assert gate.shape == (size, size)
-        assert np.asarray(gate @ gate.T) == pytest.approx(np.eye(size), abs=1e-12)
+        # torch.matrix_exp comes no nearer where angles are small.
+        assert np.asarray(gate @ gate.T) == pytest.approx(np.eye(size), abs=1e-11)
         assert np.linalg.det(np.asarray(gate)) == pytest.approx(1)
 
 

@@ -259,18 +259,18 @@ def test_sweeps_never_raise_the_error_and_each_core_is_at_its_least_squares_solu
     sites, target = spec.lattice, to_sites(W, spec.out, spec.in_)
     cores, errors = snake_start(spec, W, 0.1), []
     for _ in range(12):
-        errors.append(square(target - sites.whole(cores)))
+        errors.append(square(target - sites.contracted(cores)))
         cores = sweep(sites, cores, target)
     assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(errors))
     assert errors[-1] < 0.9 * errors[0]
     last = len(cores) - 1  # the one that was solved for last
     columns = []
     for unit in torch.eye(cores[last].numel(), dtype=torch.float64):
-        columns.append(sites.whole([*cores[:last], unit.reshape(cores[last].shape)]).flatten().numpy())
+        columns.append(sites.contracted([*cores[:last], unit.reshape(cores[last].shape)]).flatten().numpy())
     basis = np.stack(columns, 1)
     solved = basis @ np.linalg.lstsq(basis, target.flatten().numpy(), rcond=None)[0]
     best = ((target.flatten().numpy() - solved) ** 2).sum()
-    assert square(target - sites.whole(cores)) == pytest.approx(best, rel=1e-6)
+    assert square(target - sites.contracted(cores)) == pytest.approx(best, rel=1e-6)
 
 
 @pytest.mark.parametrize("which", METRICS)
