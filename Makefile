@@ -24,9 +24,10 @@ test-lowest:  ## a part of the tests with the lowest versions that pyproject.tom
 	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt
 	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS) $(ARGS)
 
-lint: test-environment  ## ruff, style and format
+lint: test-environment  ## ruff, its layout, and mypy over the core
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: test-environment  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
