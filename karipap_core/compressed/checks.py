@@ -47,7 +47,8 @@ def valid_plan(settings: dict, report: dict) -> tuple[Plan | None, str]:
         return None, str(error)
     identity = report.get("identity")
     if identity is None:
-        return plan, f"valid, {networks} weights changed; karipap.json, which would say that it is the one, is missing"
+        unknown = "karipap.json, which says what plan the folder was written for, is missing"
+        return plan, f"valid, {networks} weights changed; {unknown}"
     # The folder was written for this plan and for the checkpoint that was given, mostly the one that the plan pins.
     fingerprint = report.get("fingerprint") or pinned(settings)
     if settings_key({"plan": document, "fingerprint": fingerprint}) != identity:
@@ -64,7 +65,7 @@ def same_source(settings: dict, source: Source) -> tuple[bool, str]:
     if source.checkpoint.fingerprint != wanted:
         found = source.checkpoint.fingerprint
         return False, f"{source.name} is {found[:12]}…, the plan was made for {wanted[:12]}…"
-    return True, f"{wanted[:12]}… is pinned, and is that of {source.checkpoint.name}"
+    return True, f"{wanted[:12]}… is pinned, the fingerprint of {source.checkpoint.name}"
 
 
 def wrong_tensors(
@@ -99,7 +100,7 @@ def wrong_tensors(
     if dense is None:
         listed = (report.get("sums") or {}).get("tensors") or dict.fromkeys(others)
         wrong |= {name: f"{name} is missing" for name in listed.keys() - checkpoint.tensors.keys() - wrong.keys()}
-        wrong |= {name: f"{name} belongs to no plan" for name in others - listed.keys()}
+        wrong |= {name: f"{name} is in the folder, but not in the plan" for name in others - listed.keys()}
         total = (report.get("result") or {}).get("bytes")
     else:
         wrong |= _copied_wrong(checkpoint, plan, dense, others)
@@ -129,7 +130,10 @@ def _copied_wrong(checkpoint: Checkpoint, plan: Plan, dense: Checkpoint, others:
             info = dense.tensors[dense.weight(table).tensor]
             wanted |= {f"{head}.weight": (info.dtype, info.shape) for head in heads if table in changed}
     wrong = {tensor: f"{tensor} is missing" for tensor in wanted.keys() - others}
-    wrong |= {tensor: f"{tensor} belongs to no plan" for tensor in others - wanted.keys()}
+    wrong |= {
+        tensor: f"{tensor} is in the folder, but neither in the plan nor in the dense model"
+        for tensor in others - wanted.keys()
+    }
     for tensor in wanted.keys() & others:
         info = checkpoint.tensors[tensor]
         if (info.dtype, tuple(info.shape)) != (wanted[tensor][0], tuple(wanted[tensor][1])):

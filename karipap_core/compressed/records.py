@@ -2,7 +2,7 @@
 and fallback.json beside karipap.json.
 
 A record carries the state that it was made in: fingerprints of the folder's tensors and other files and of the dense
-model. Where one of them is another one now, the record is stale.
+model. Where one of them has changed since, the record is stale.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ REPORT = "karipap.json"
 
 @dataclass(frozen=True)
 class Source:
-    """The dense model of a folder: `checkpoint` (None where it is not here), what to call it, and, where what was found
-    is another model or nothing, `why`."""
+    """The dense model of a folder: `checkpoint` (None where it is not here), what to call it, and `why` it is not here
+    as the start of a sentence."""
 
     checkpoint: Checkpoint | None
     name: str

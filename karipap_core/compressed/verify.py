@@ -1,7 +1,7 @@
 """Verify: whether a compressed folder on disk is the model that its plan describes, and loads as that.
 
-Each fault turns one check red, the one that names it; what cannot be decided any more after it is not checked (`ok`
-None), and then the whole is not ok either.
+Each fault turns one check red, the one that names it. A check that cannot be made after such a fault has `ok` None,
+and a verdict with such a check is not ok either.
 """
 
 from collections.abc import Mapping

@@ -29,8 +29,11 @@ MOST_PROMPTS, MOST_LETTERS = 8, 200  # of an earlier shadow run that fit into a 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the items are decided on. wanted: the fingerprint that the plan pins; state: None where the folder's tensors
-    cannot be read; encoder: the model writes no text."""
+    """What the items are decided on.
+
+    settings: the folder's quantization_config. wanted: the fingerprint of the dense model that the plan pins. state:
+    fingerprints of the folder as it is now, None where its tensors cannot be read. encoder: the model writes no text.
+    """
 
     folder: Path
     settings: dict
@@ -115,9 +118,9 @@ def checklist(folder: str | Path, against: str | Path | None = None, progress: P
     """{"ok", "items": [{"name", "ok", "evidence", "fix"}], "folder"}: whether a compressed folder is fit to be served.
 
     Each item rests on the folder's files, on the dense model's (default: where the folder says that it was), and on the
-    records of `verify`, `evaluate`, `shadow` and the fallback's rehearsal in the folder (records.py). A record of
-    another state of either is red. `fix` is the command that makes a red item green, None for a green one. Raises
-    InputError where `folder` is no compressed folder.
+    records of `verify`, `evaluate`, `shadow` and the fallback's rehearsal in the folder (records.py). A record that was
+    made before the folder or the dense model changed is red. `fix` is the command that makes a red item green, None for
+    a green one. Raises InputError where `folder` is no compressed folder.
     """
     folder = Path(folder)
     settings = records.settings_of(folder)
@@ -152,14 +155,15 @@ def _fingerprint(facts: _Facts) -> tuple[bool, str, str | None]:
     if source.checkpoint is not None:
         found = source.checkpoint.fingerprint
         if found == wanted:
-            return True, f"config.json pins {wanted[:12]}…, and {source.name} is that", None
-        said = f"config.json pins {wanted[:12]}…, {source.name} is {found[:12]}…: it has changed, or is another one"
+            return True, f"config.json pins {wanted[:12]}…, the fingerprint of {source.name}", None
+        said = f"config.json pins {wanted[:12]}…, {source.name} is {found[:12]}…: it has changed, or is another model"
         return False, said, facts.planned_again()
     for kind in records.KINDS:
         document = records.read(facts.folder, kind)
         if document and document["of"].get("dense") == wanted:
-            return True, f"config.json pins {wanted[:12]}…, which {kind}.json has seen; the model itself is away", None
-    said = f"config.json pins {wanted[:12]}…, but {source.why}, and no record has seen it"
+            seen = f"config.json pins {wanted[:12]}…, beside which {kind}.json was made"
+            return True, f"{seen}; the dense model itself is not here", None
+    said = f"config.json pins {wanted[:12]}…, but {source.why}, and no record was made beside it"
     return False, said, facts.command("verify")
 
 
@@ -218,7 +222,7 @@ def _said_evaluation(result: dict) -> tuple[bool, str]:
         return True, f"{said}; loss {result['rise']:+.4f} nats a token"
     if result.get("fidelity"):
         return True, f"{said}; relative output error {result['fidelity']['relative_error']:.2g}"
-    return False, f"{said}; it was compared with nothing"
+    return False, f"{said}; it was not compared with the dense model"
 
 
 def _said_shadow(result: dict) -> tuple[bool, str]:

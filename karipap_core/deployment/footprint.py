@@ -152,7 +152,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     from transformers import AutoModel, AutoModelForCausalLM
 
     config = config_of(document, name)
-    cache_of(config)  # refuses what no cache can be told of, before anything is built
+    cache_of(config)  # refuses a config that does not say what its cache is, before anything is built
     names = config.architectures or ["CausalLM"]
     auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
     with _explained(name), torch.device("meta"):

@@ -75,7 +75,7 @@ class Cache:
 
 
 def cache_of(config) -> Cache:
-    """The cache of a transformers config (`footprint.config_of`). Raises InputError where it cannot be told.
+    """The cache of a transformers config (`footprint.config_of`). Raises InputError where it does not say enough.
 
     Which layers see a window or keep a state is what the config says (`layer_types`, `sliding_window`), read as
     transformers' own cache reads it.

@@ -176,7 +176,7 @@ def _healed(
     shared = any(module.cores.lenders for module in model.modules() if isinstance(module, CoresModule))
     if shared and str(accelerator.distributed_type) == "DistributedType.FSDP":
         raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
-    _fast(model, settings)
+    _form_matrices_where_faster(model, settings)
     if settings.gradient_checkpointing:
         new = hasattr(model, "activation_checkpointing_enable")  # its name from transformers 5.23 on
         enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
@@ -285,8 +285,9 @@ def _course(settings: Settings):
     )
 
 
-def _fast(model, settings: Settings) -> None:
-    """Layers whose cores take more multiply-adds than their matrix form it in each pass: the same numbers, sooner."""
+def _form_matrices_where_faster(model: torch.nn.Module, settings: Settings) -> None:
+    """Lets a layer form its matrix in each pass where its cores would take more multiply-adds than the matrix does: the
+    same numbers, sooner."""
     from karipap_core.layers.linear import TensorNetworkLinear
 
     tokens = settings.tokens // settings.accumulate

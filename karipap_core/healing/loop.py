@@ -236,7 +236,7 @@ class Training:
 
     def values(self) -> dict[str, torch.Tensor]:
         """The parameters now, whole, on the CPU."""
-        return {name: whole(parameter) for name, parameter in self.parameters.items()}
+        return {name: gathered(parameter) for name, parameter in self.parameters.items()}
 
     def _save(self) -> None:
         state, tensors = self.state, {}
@@ -244,11 +244,11 @@ class Training:
         state.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if state.step:
             for name, parameter in self.parameters.items():
-                tensors[f"now|{name}"] = whole(parameter)
+                tensors[f"now|{name}"] = gathered(parameter)
                 moments = self.optimizer.state.get(parameter, {})
-                tensors |= {f"{key}|{name}": whole(moment) for key, moment in moments.items()}
+                tensors |= {f"{key}|{name}": gathered(moment) for key, moment in moments.items()}
                 if self.best is not self.incoming:
-                    tensors[f"best|{name}"] = whole(self.best[name])
+                    tensors[f"best|{name}"] = gathered(self.best[name])
         if self.accelerator.is_main_process:
             with whole_file(self.file) as temporary:
                 save_file(tensors, temporary, metadata={"state": json.dumps(vars(state))})
@@ -290,8 +290,8 @@ def validation_loss(model: torch.nn.Module, sample: Sample, accelerator=None) ->
         return math.inf
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor, or the whole of one that is spread over several GPUs, on the CPU."""
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor on the CPU; one that is spread over several GPUs is gathered from them first."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return tensor.detach().cpu().contiguous().clone()
 

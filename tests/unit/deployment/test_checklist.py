@@ -153,7 +153,7 @@ def test_records_of_another_dense_model_have_not_seen_the_one_that_is_away(folde
         change(folder, kind, of={"dense": "0" * 64})
     document = checklist(folder)
     assert "fingerprint pinned" in red(document)
-    assert "no record has seen it" in item(document, "fingerprint pinned")["evidence"]
+    assert "no record was made beside it" in item(document, "fingerprint pinned")["evidence"]
 
 
 def test_a_model_of_the_plans_name_that_is_another_one_is_not_taken_for_it(folder, tmp_path):
@@ -166,7 +166,7 @@ def test_a_model_of_the_plans_name_that_is_another_one_is_not_taken_for_it(folde
     config["quantization_config"]["plan"]["model"]["name"] = str(make("llama", tmp_path / "other", seed=1))
     (folder / "config.json").write_text(json.dumps(config))
     found = item(checklist(folder), "fingerprint pinned")
-    assert found["ok"] and "the model itself is away" in found["evidence"]
+    assert found["ok"] and "the dense model itself is not here" in found["evidence"]
 
 
 def test_another_tensor_makes_every_record_stale(folder):
@@ -206,7 +206,7 @@ def test_a_dense_model_that_is_away_was_seen_by_the_records(folder):
     report = read_json(folder / "karipap.json")
     write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     document = checklist(folder)
-    assert red(document) == [] and "seen" in item(document, "fingerprint pinned")["evidence"]
+    assert red(document) == [] and "was made" in item(document, "fingerprint pinned")["evidence"]
     for kind in ("verify", "evaluation", "shadow", "fallback"):
         (folder / f"{kind}.json").unlink()
     assert "fingerprint pinned" in red(checklist(folder))
