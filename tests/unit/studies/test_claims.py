@@ -23,6 +23,7 @@ from karipap_core.studies.claims.check import check, listing, result_file, resul
 from karipap_core.studies.claims.experiments import CHECKS
 from karipap_core.studies.claims.experiments.bench import Bench, fitting, kept_chi, published_mpo, study_of
 from karipap_core.studies.claims.experiments.disentanglers import angles, padded_mpo, product_spectrum
+from karipap_core.studies.claims.experiments.registry import experiment
 from karipap_core.studies.claims.experiments.tensorgpt import lookup, prime_factors
 
 
@@ -452,3 +453,15 @@ def test_the_verb_lists_claims_and_checks_one(made, text, capsys):
     assert "published (arXiv:1810.01075)" in out and "measured here (llama_untied)" in out
     assert cli.main(["claims", folder, "--claim", "nothing"]) == 2
     assert "error: Claim 'nothing' is not one of" in capsys.readouterr().err
+
+
+def test_a_claim_has_one_experiment(monkeypatch):
+    """A function registers itself under the claim that it is of, and a second one for the same claim is refused."""
+
+    def measured(study, progress) -> dict:
+        return {}
+
+    with pytest.raises(ValueError, match="two experiments: depth and measured"):
+        experiment("depth")(measured)
+    monkeypatch.delitem(CHECKS, "depth")
+    assert experiment("depth")(measured) is measured and CHECKS["depth"] is measured
