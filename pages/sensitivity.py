@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from karipap_core.figures import sensitivity as figures
+from karipap_core.networks import listed
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity import foretell, store
 from karipap_core.studies.sensitivity import measure as core
@@ -65,22 +66,27 @@ def which(documents: dict[str, dict]) -> str | None:
     )
 
 
-def ask(view, running) -> None:
-    """A popover with the choices of a new measurement."""
+def shares_cores(network: str) -> bool:
+    """Whether weights share cores in this network. Imports torch."""
     from karipap_core.networks import NETWORKS
 
+    return NETWORKS[network].grouped
+
+
+def ask(view, running) -> None:
+    """A popover with the choices of a new measurement."""
     with st.popover("New measurement", icon=":material/science:", key="k-sensitivity"):
         network = common.choose(
             st.selectbox,
             "Network",
-            list(NETWORKS),
+            list(listed.NAMES),
             "sens_network",
             "lowrank",
             format_func=lambda name: LABELS.get(name, name),
             filter_mode=None,
         )
         by = "weight"
-        if NETWORKS[network].grouped:
+        if network != "lowrank" and shares_cores(network):
             st.caption("Weights that share a tree's cores are compressed together.")
         else:
             by = common.choose(

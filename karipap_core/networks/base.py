@@ -1,7 +1,7 @@
 """What every tensor network gives: a `Spec`, the sizes of one weight as one network.
 
-A network is one file with one subclass of `Spec`, a frozen dataclass under `@register`, and its import in
-`networks/__init__.py`. Seven things are its own: how a shape is factorized at a χ (`for_shape`), the shapes of its
+A network is one file with one subclass of `Spec`, a frozen dataclass under `@register`, and its line in
+`networks/listed.py`. Seven things are its own: how a shape is factorized at a χ (`for_shape`), the shapes of its
 cores (`core_shapes`), the largest χ of use (`max_chi`), the fit (`fit`), the two maps from cores to the weight
 (`apply`, `dense`), and what `apply` costs (`multiply_adds`). All else is here and may be overridden. Nothing here knows
 of checkpoints, plans or layers.

@@ -1,10 +1,10 @@
 """Every network by its name. Nothing here imports a network: each network's file registers its own class.
 
-Which files there are, and in which order they are listed, stands in `networks/__init__.py`, which Python runs before
-any other file of this package: whoever reads the registry finds it filled.
+Which files there are, and in which order, stands in `listed.py`; `all.py` loads them. Take the tables from
+`karipap_core.networks`, which fills them first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
 from karipap_core.errors import unknown
@@ -44,6 +44,14 @@ def register(
     if embedding:
         EMBEDDING_NETWORKS[name] = network
     return network
+
+
+def in_order(modules: Sequence[str]) -> None:
+    """Sorts both tables as their networks' modules are listed; others, registered by whoever, follow as they came."""
+    for table in (NETWORKS, EMBEDDING_NETWORKS):
+        listed = {name: network.__module__ for name, network in table.items() if network.__module__ in modules}
+        for name in [*sorted(listed, key=lambda name: modules.index(listed[name])), *(table.keys() - listed.keys())]:
+            table[name] = table.pop(name)
 
 
 def network_named(name: object, field: str = "Network") -> type[Spec]:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from karipap_core.errors import InputError, unknown
+from karipap_core.networks.listed import NAMES
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.terminal import value
 from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
@@ -43,10 +44,8 @@ def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None =
         if metric not in METRICS:
             raise unknown("Metric", metric, METRICS)
     if network is not None and network not in NETWORKS_WITH_BONDS:
-        from karipap_core.networks import NETWORKS  # torch, seconds: not for reopening a finished profile
-
-        if network not in NETWORKS:
-            raise unknown("Network", network, NETWORKS)
+        if network not in NAMES:
+            raise unknown("Network", network, NAMES)
         network = None  # its spectra are the matrix cut's: the same profile
     chosen = [metric for metric in METRICS if metric in wanted]
     settings = {"metrics": chosen, "network": network, "text": None, "sha256": None}

@@ -13,6 +13,7 @@ import numpy as np
 import streamlit as st
 
 from karipap_core.errors import InputError
+from karipap_core.networks.listed import NAMES
 from karipap_core.plan import allocate, kind
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
@@ -29,10 +30,8 @@ LIVE = ("calibrated", "loss", "functional", "entropy", "uniform")  # rules that 
 
 
 def networks() -> tuple[str, ...]:
-    """The networks that can be asked for: those of the registry, and the mix of all. Imports torch, once."""
-    from karipap_core.networks import NETWORKS
-
-    return *NETWORKS, "auto"
+    """The networks that can be asked for, and the mix of all of them."""
+    return *NAMES, "auto"
 
 
 @dataclass(frozen=True)

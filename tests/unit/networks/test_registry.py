@@ -1,6 +1,8 @@
 """The registry of networks: names, duplicates, the sentence for an unknown name, and that it imports no network."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,13 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.layers.linear import check_layer
-from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS, registry, spec_from_json
+from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS, listed, registry, spec_from_json
 from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import even_levels
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.registry import register
+from tests.helpers.paths import REPOSITORY
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_an_unknown_network_is_answered_with_the_nearest():
 
 
 def test_the_registry_imports_no_network_and_every_network_registers_itself():
-    """So no circle goes through it, and a new network is its file and its import in `networks/__init__.py`."""
+    """So no circle goes through it, and a new network is its file and its line in `networks/listed.py`."""
     imported = {
         node.module
         for node in ast.walk(ast.parse(Path(registry.__file__).read_text()))
@@ -79,3 +82,16 @@ def test_a_network_without_a_curve_of_its_own_is_fitted_at_even_levels():
     assert list(found.parameters) == [32 * chi for chi in found.chi]
     assert found.error == pytest.approx([exact.at(chi) for chi in found.chi], rel=1e-9)
     assert found.total == pytest.approx(exact.total)
+
+
+def test_names_are_known_without_loading_a_network_and_stand_in_the_order_of_the_registry():
+    assert tuple(name for name, kind in NETWORKS.items() if kind.__module__.startswith("karipap_core")) == listed.NAMES
+    code = "import sys; from karipap_core.networks.listed import NAMES; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+def test_a_network_imported_on_its_own_does_not_come_first(monkeypatch):
+    table = dict(reversed(NETWORKS.items()))
+    monkeypatch.setattr(registry, "NETWORKS", table)
+    registry.in_order([f"karipap_core.networks.{file}" for file in listed.FILES])
+    assert tuple(table)[: len(listed.NAMES)] == listed.NAMES
