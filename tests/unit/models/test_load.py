@@ -407,7 +407,6 @@ import sys
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 assert "karipap" not in AUTO_QUANTIZER_MAPPING
 import karipap_core
-from tests.helpers.paths import REPOSITORY
 print(AUTO_QUANTIZER_MAPPING["karipap"].__name__)
 """
 
