@@ -15,6 +15,8 @@ def quick_fits():
         patch.setattr(refine, "EVALUATIONS", 4)
         patch.setattr(curve, "LEVELS", 3)
         patch.setattr(disentangled, "GAIN", 0.2)
+        patch.setattr(qlr, "LADDER", (16, 4))
+        patch.setattr(qlr, "TURNS", 1)
         patch.setattr(qlr, "STORED_TURNS", 1)
         patch.setattr(qlr, "STORED_LADDER", (16, 4))
         patch.setattr(rounding, "SHRINKS", 5)

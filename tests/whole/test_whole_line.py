@@ -42,7 +42,7 @@ def test_profile_plan_compress_evaluate(architecture, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_sweep_puts_every_network_beside_the_baselines(architecture, tmp_path):
-    study = study_of(architecture, tmp_path)
+    study = study_of(architecture, tmp_path, num_hidden_layers=1)
     networks = [*NETWORKS, "auto"]
     document = sweep(study, HELD_OUT, ["all"], Grid([0.8, 0.5], ["calibrated"], scope="blocks"), out=tmp_path / "sweep")
     assert [run["method"] for run in document["runs"]] == [network for network in networks for _ in range(2)]

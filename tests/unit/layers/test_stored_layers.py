@@ -30,6 +30,7 @@ from karipap_core.networks.tree.network import fit_group, group_specs
 from karipap_core.plan.document import Plan, model_entry
 from tests.helpers.stored import compressed, stored_cores
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
 TOKENS = torch.arange(34).reshape(2, 17) * 7 % 256
 FORMATS = ("int8", "int4", "int3", "int2", "int4g24", "fp8")
 NETWORKS = {
