@@ -58,12 +58,13 @@ class Float8Format(Format):
         return quantize_fp8(W)
 
     def on_grid(self, W: torch.Tensor) -> Float8 | None:
-        """The largest code of a row lies in the upper octave, by how scales are chosen (`quantize_fp8`)."""
+        """The largest code of a row lies in the upper octave, by how scales are chosen (`quantize_fp8`), or the scale is
+        at an end of its range."""
         W = checked_matrix(W)
         largest = W.abs().amax(1, keepdim=True)
         scales, missing = torch.ones_like(largest), largest > 0
         for code in UPPER_OCTAVE:
-            scale = (largest / code).half().double()
+            scale = in_range(largest / code).double()
             values = W / scale
             fits = (values.float().to(torch.float8_e4m3fn).double() == values).all(1, keepdim=True) & missing
             scales, missing = torch.where(fits, scale, scales), missing & ~fits
@@ -78,6 +79,12 @@ class Float8Format(Format):
         return Float8(codes.reshape(-1, matrix[1]), scales.reshape(-1, 1))
 
 
+def in_range(scales: torch.Tensor) -> torch.Tensor:
+    """As float16, neither subnormal, which would lose digits, nor infinite."""
+    limits = torch.finfo(torch.float16)
+    return scales.clamp(limits.smallest_normal, limits.max).half()
+
+
 def quantize_fp8(W: torch.Tensor) -> Float8:
     """e4m3 with one 16-bit scale a row, W (out, in) of any float dtype.
 
@@ -85,11 +92,9 @@ def quantize_fp8(W: torch.Tensor) -> Float8:
     max|w| / 448 to twice that the one with the least squared error of the row is kept.
     """
     W = checked_matrix(W)
-    limits = torch.finfo(torch.float16)
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for step in range(SCALES):
-        scale = W.abs().amax(1, keepdim=True) / LARGEST * 2 ** (step / SCALES)
-        scale = scale.clamp(limits.smallest_normal, limits.max).half()
+        scale = in_range(W.abs().amax(1, keepdim=True) / LARGEST * 2 ** (step / SCALES))
         codes = (W / scale.double()).clamp(-LARGEST, LARGEST).float().to(torch.float8_e4m3fn)
         error = (scale.double() * codes.double() - W).square().sum(1, keepdim=True)
         if found is not None:

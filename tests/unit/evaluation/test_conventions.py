@@ -22,9 +22,10 @@ from karipap_core.cli.frame import main
 from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import measure_conventions, non_overlapping, rolling, sliding
 from karipap_core.evaluation.folder import evaluate_folder
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
 from karipap_core.text import Text, is_wikitext, joined_rows, read_text, wikitext_pages
-from karipap_core.tradeoffs.run import run
+from karipap_core.tradeoffs.run import Extras, run
 from tests.helpers import architectures
 from tests.helpers.paths import REPOSITORY, SHARED
 
@@ -374,10 +375,10 @@ def test_a_finished_run_gets_the_conventions_that_it_lacks(folder, tmp_path):
     from karipap_core import story as pipeline
 
     plan = pipeline.make_plan(folder, 0.8, rule="uniform", metric="weight")
-    how = {"text": STORIES, "max_tokens": 64, "out": tmp_path / "run", "window": 32}
-    first = run(folder, plan, conventions=["sliding"], **how)
+    how = {"text": STORIES, "scoring": Scoring(32, max_tokens=64), "out": tmp_path / "run"}
+    first = run(folder, plan, extras=Extras(conventions=["sliding"]), **how)
     assert list(first["conventions"]) == ["sliding"]
-    again = run(folder, plan, conventions=["non-overlapping", "sliding"], **how)
+    again = run(folder, plan, extras=Extras(conventions=["non-overlapping", "sliding"]), **how)
     assert again["created"] == first["created"] and set(again["conventions"]) == {"sliding", "non-overlapping"}
     assert again["conventions"]["sliding"] == first["conventions"]["sliding"]
     assert again["conventions"]["non-overlapping"]["rise"] is not None

@@ -320,6 +320,8 @@ def test_what_is_on_no_grid_is_told_from_what_is():
     assert fp8.on_grid(fp8.rounded(weight()).dense()) is not None and fp8.on_grid(weight()) is None
     dense[3, 7] += 1e-4
     assert int3.on_grid(dense) is None
+    tiny = fp8.rounded(torch.tensor([[4.4728e-06, 1e-7]])).dense()  # whose scale is the smallest that there is
+    assert tiny[0, 0] > 0 and torch.equal(fp8.on_grid(tiny).dense(), tiny)
 
 
 @pytest.mark.parametrize("largest", [208, 224, 240, 256, 288, 320, 352, 384, 416, 448])

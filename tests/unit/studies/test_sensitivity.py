@@ -161,7 +161,7 @@ def test_answers_in_words():
     st.sampled_from([None, "int8", "int4"]),
 )
 def test_the_spec_is_the_largest_that_keeps_no_more_than_asked(network, n_out, n_in, kept, quantize):
-    kind = core._checked(network, quantize, kept, None, "loss", "weight")
+    kind = core._checked(Choice(network, quantize), kept, None, "loss", "weight")
     spec = core.spec_at(kind, (n_out, n_in), kept, None)
     room = kept * n_out * n_in
     if spec is None:
@@ -261,7 +261,7 @@ def test_every_network_on_one_layer_without_a_tokenizer(studies, network):
     study = studies("llama", num_hidden_layers=1, hidden_size=24, intermediate_size=40)
     (study.checkpoint.path / "tokenizer.json").unlink(missing_ok=True)
     (study.checkpoint.path / "tokenizer_config.json").unlink(missing_ok=True)
-    found = core.sensitivity(study, network, kept=0.7, **CUT)
+    found = core.sensitivity(study, choice=network, kept=0.7, **CUT)
     assert len(found["weights"]) == 7 and {row["network"] for row in found["weights"]} == {network}
     assert all(0.2 < row["kept"] <= 0.7 and np.isfinite(row["rise"]) for row in found["weights"])
     assert all(one["within"] is None for one in found["spearman"].values())
@@ -269,15 +269,15 @@ def test_every_network_on_one_layer_without_a_tokenizer(studies, network):
 
 def test_the_members_of_a_tree_are_one_part(studies):
     study = studies("llama")
-    found = core.sensitivity(study, "tree", kept=0.6, **CUT)
+    found = core.sensitivity(study, choice="tree", kept=0.6, **CUT)
     names = [name for row in found["weights"] for name in row["members"]]
     assert sorted(names) == sorted(weight.name for weight in study.weights)
     shared = next(row for row in found["weights"] if len(row["members"]) == 2)
     assert shared["name"].endswith("and 1 more") and shared["layer"] is None and shared["kept"] <= 0.6
-    by_chi = core.sensitivity(study, "tree", chi=5, **CUT)
+    by_chi = core.sensitivity(study, choice="tree", chi=5, **CUT)
     assert all(row["chi"] <= 5 for row in by_chi["weights"])
     with pytest.raises(InputError, match="--by weight"):
-        core.sensitivity(study, "tree", by="layer", **CUT)
+        core.sensitivity(study, choice="tree", by="layer", **CUT)
 
 
 def test_a_killed_measurement_goes_on(studies, monkeypatch):
