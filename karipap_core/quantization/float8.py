@@ -58,8 +58,8 @@ class Float8Format(Format):
         return quantize_fp8(W)
 
     def on_grid(self, W: torch.Tensor) -> Float8 | None:
-        """The largest code of a row lies in the upper octave, by how scales are chosen (`quantize_fp8`), or the scale is
-        at an end of its range."""
+        """A row's largest code lies in the upper octave, by how scales are chosen (`quantize_fp8`), or its scale at
+        an end of the range."""
         W = checked_matrix(W)
         largest = W.abs().amax(1, keepdim=True)
         scales, missing = torch.ones_like(largest), largest > 0

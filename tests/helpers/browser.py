@@ -57,6 +57,9 @@ class Reader:
 
     def open(self, path: str = "/"):
         self.page.goto(self.address + path)
+        self.still()
+        if self.page.locator("[data-testid^=stTopNav]").count():  # on a busy machine the script may only begin now
+            self.page.wait_for_selector(".k-title")
         return self.still()
 
     def still(self):
