@@ -54,11 +54,6 @@ def verb(help: str, example: str, render: Callable[[dict], str], *options: Optio
     return register
 
 
-def values_of(verb: str, args: argparse.Namespace, without: tuple[str, ...] = ()) -> dict:
-    """The values of the verb's own options by name, those named in `without` left out."""
-    return {option.name: getattr(args, option.name) for option in VERBS[verb].options if option.name not in without}
-
-
 def typed(verb: str, args: argparse.Namespace, without: tuple[str, ...] = ()) -> list[str]:
     """The command line of parsed arguments: the verb and every option of its own that is not at its default."""
     words = [verb]

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from karipap_core.figures.style import BLUE, FAINT, GREEN, GREY, ORANGE
+from karipap_core.figures.style import BLUE, GREEN, GREY, ORANGE, quiet
 from karipap_core.studies.ising import CRITICAL, DIMENSIONS, exact
 
 NAMES = {"trg": "TRG", "hotrg": "HOTRG"}
@@ -74,7 +74,7 @@ def curve(points: Iterable[dict], chosen: dict, quantity: str = "free") -> go.Fi
         showarrow=False,
         font=dict(size=12, color=GREY),
     )
-    ising_frame(figure, 430)
+    quiet(figure, 430)
     figure.update_yaxes(title_text=QUANTITIES[quantity], row=1, col=1)
     decades(figure, [point["relative_error"] for point in [*points, chosen]], row=2, col=1)
     figure.update_yaxes(title_text="Relative error", row=2, col=1)
@@ -106,7 +106,7 @@ def convergence(documents: Sequence[dict], chosen: dict) -> go.Figure:
         name="chosen",
         marker=dict(symbol="circle-open", size=19, color=GREEN, line=dict(width=2.5)),
     )
-    ising_frame(figure, 430)
+    quiet(figure, 430)
     ticks = sorted({entry["chi"] for entry in documents})
     figure.update_xaxes(title_text="Bond dimension χ", type="log", tickvals=ticks, ticktext=[str(t) for t in ticks])
     decades(figure, [entry["relative_error"] for entry in documents])
@@ -130,7 +130,7 @@ def flow(document: dict) -> go.Figure:
             marker=dict(symbol=symbol, size=8),
             hovertemplate="block of %{x:.0f} × %{x:.0f}: %{y:.4f}<extra>" + name + "</extra>",
         )
-    ising_frame(figure, 360)
+    quiet(figure, 360)
     powers = range(max(1, int(math.log2(max(last, 2)))) + 1)
     ticks = [2**k for k in powers if k % (2 if len(powers) > 8 else 1) == 0]
     figure.update_xaxes(
@@ -176,18 +176,6 @@ def decades(figure: go.Figure, errors: Sequence[float], **where) -> None:
         ticktext=[f"10<sup>{k}</sup>".replace("-", "−") for k in ticks],
         **where,
     )
-
-
-def ising_frame(figure: go.Figure, height: int) -> None:
-    figure.update_layout(
-        height=height,
-        margin=dict(l=8, r=12, t=36, b=8),
-        hovermode="closest",
-        uirevision="keep",
-        legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
-    )
-    figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
-    figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)
 
 
 def array(values: Iterable[float]) -> np.ndarray:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.figures.ising import array, decades, ising_frame
-from karipap_core.figures.style import BLUE, FAINT, GREY, ORANGE
+from karipap_core.figures.ising import array, decades
+from karipap_core.figures.style import BLUE, FAINT, GREY, ORANGE, quiet
 
 THINNEST, THICKEST = 1.5, 14.0  # pixels of the bonds with the least and the most entropy
 FLOOR = 1e-12  # parts below this are drawn on it
@@ -40,7 +40,7 @@ def flow(rows: Sequence[dict], names: Sequence[str] = ()) -> go.Figure:
             hovertext=[text for _, text in shown],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    ising_frame(figure, 380)
+    quiet(figure, 380)
     decades(figure, [row["error"] for row in rows] + [row["discarded"] for row in rows[1:]])
     figure.update_yaxes(title_text="Part of the squared norm")
     figure.update_xaxes(title_text="Kept: parameters over the weight's", autorange="reversed", tickformat=".0%")
@@ -96,7 +96,7 @@ def lattice(rows: Sequence[dict], grid: Sequence[int], sites: Sequence[str] = ()
         text=list(sites) or [str(k + 1) for k in range(len(place))],
         hoverinfo="skip",
     )
-    ising_frame(figure, 120 + 130 * height)
+    quiet(figure, 120 + 130 * height)
     figure.update_xaxes(visible=False, range=[-0.7, width - 0.3])
     figure.update_yaxes(visible=False, range=[-height + 0.4, 0.6])
     return figure

@@ -47,14 +47,21 @@ def tick(value: float) -> str:
     return power if head == 1 else f"{head}·{power}"
 
 
-def frame(figure, x: str, y: str, height: int = 320) -> None:
-    """Quiet axes, the legend above the plot, one hover label for all lines."""
+def quiet(figure, height: int, hovermode: str = "closest") -> None:
+    """Quiet axes and the legend above the plot."""
     figure.update_layout(
         height=height,
         margin=dict(l=8, r=12, t=36, b=8),
-        hovermode="x unified",
+        hovermode=hovermode,
         uirevision="keep",
         legend=dict(orientation="h", x=0, y=1.02, xanchor="left", yanchor="bottom", title_text=""),
     )
-    figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False, automargin=True)
-    figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False, automargin=True)
+    figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)
+
+
+def frame(figure, x: str, y: str, height: int = 320) -> None:
+    """`quiet`, with one hover label for all lines, and titles on the axes."""
+    quiet(figure, height, "x unified")
+    figure.update_xaxes(title_text=x)
+    figure.update_yaxes(title_text=y)

@@ -26,7 +26,6 @@ from pages.parts import chi_board, measured, profiles
 FORMATS = ("none", "int8", "int4", "int3", "int2", "fp8", "auto")
 EMBEDDINGS = tuple(kind.EMBEDDINGS)
 PROPORTIONAL = ("uniform", "entropy")  # rules that scale every weight by one factor
-LIVE = ("calibrated", "loss", "functional", "entropy", "uniform")  # rules that only look up, the best first
 
 
 def networks() -> tuple[str, ...]:

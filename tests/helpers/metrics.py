@@ -32,3 +32,15 @@ def plain_error(metric: Metric, D: np.ndarray) -> float:
 
 def gaussian(out: int, n_in: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(out, n_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def metric_of(which, n_out, n_in, seed=0):
+    """Moments with a long tail, which mix the digits."""
+    X = random(4 * n_in, n_in, seed=seed) * torch.logspace(0, -1.5, n_in) @ random(n_in, n_in, seed=seed + 1)
+    g = random(4 * n_out, n_out, seed=seed + 2) * torch.logspace(0, -1, n_out) @ random(n_out, n_out, seed=seed + 3)
+    C, G = X.T @ X / len(X), 1e-6 * g.T @ g / len(g)
+    return Metric(which, C=None if which == "weight" else C, G=G if which == "loss" else None)

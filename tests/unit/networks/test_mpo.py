@@ -14,21 +14,10 @@ from karipap_core.networks import Metric, spec_from_json
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo, attainable, balance, contraction, from_sites, to_sites
 from karipap_core.networks.refine import refine
+from tests.helpers.metrics import metric_of, random
 
 METRICS = ["weight", "functional", "loss"]
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 30))
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def metric_of(which, n_out, n_in, seed=0):
-    """Moments with a long tail, which mix the digits."""
-    X = random(4 * n_in, n_in, seed=seed) * torch.logspace(0, -1.5, n_in) @ random(n_in, n_in, seed=seed + 1)
-    g = random(4 * n_out, n_out, seed=seed + 2) * torch.logspace(0, -1, n_out) @ random(n_out, n_out, seed=seed + 3)
-    C, G = X.T @ X / len(X), 1e-6 * g.T @ g / len(g)
-    return Metric(which, C=None if which == "weight" else C, G=G if which == "loss" else None)
 
 
 def reference(cores):
