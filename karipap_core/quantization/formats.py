@@ -135,11 +135,6 @@ def _parsed(name: str) -> Format | None:
     return None
 
 
-def stored_shapes(name: str, rows: int, columns: int) -> Shapes:
-    """{tensor: (shape, dtype)} of what a matrix (rows, columns) is stored as in the format `name`."""
-    return Format.parse(name).shapes(rows, columns)
-
-
 def from_tensors(name: str, rows: int, columns: int, tensors: Mapping[str, torch.Tensor]) -> StoredMatrix:
     """The matrix (rows, columns) of the format `name` that `tensors` were written from, on the tensors' device.
 

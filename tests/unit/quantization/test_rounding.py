@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from karipap_core.errors import InputError
 from karipap_core.quantization.float8 import quantize_fp8
-from karipap_core.quantization.formats import Format, from_tensors, stored_shapes
+from karipap_core.quantization.formats import Format, from_tensors
 from karipap_core.quantization.packing import Quantized, pack, unpack
 from karipap_core.quantization.rounding import (
     SHRINKS,
@@ -233,7 +233,7 @@ def test_a_format_knows_its_bytes_and_the_tensors_give_the_matrix_back(name, sha
     tensors = quantized.tensors()
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert stored == quantized.bytes == Format.parse(name).bytes(*shape)
-    assert {k: (tuple(t.shape), t.dtype) for k, t in tensors.items()} == stored_shapes(name, *shape)
+    assert {k: (tuple(t.shape), t.dtype) for k, t in tensors.items()} == Format.parse(name).shapes(*shape)
     assert torch.equal(from_tensors(name, *shape, tensors).dense(), quantized.dense())
 
 
