@@ -10,8 +10,8 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.figures import autopilot as figures_autopilot
 from karipap_core.plan.document import Plan
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from pages.parts import common, job, model, plan_jobs, runs, tables, texts
 
 AIMS = {"rise": "Rise in loss", "perplexity": "Rise of perplexity", "bytes": "Bytes kept"}

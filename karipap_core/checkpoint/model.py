@@ -11,9 +11,10 @@ from pathlib import Path
 from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
 from karipap_core.errors import InputError
+from karipap_core.reading import read_json
 from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}

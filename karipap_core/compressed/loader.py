@@ -35,6 +35,6 @@ def loader(folder: str | Path) -> str:
 
 
 def _config_of(folder: Path) -> dict:
-    from karipap_core.workspace.files import read_json
+    from karipap_core.reading import read_json
 
     return read_json(folder / "config.json")

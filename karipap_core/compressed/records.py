@@ -16,7 +16,8 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import chunks
 from karipap_core.compressed.folder import RECORDS
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import write_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")
 REPORT = "karipap.json"

@@ -11,8 +11,8 @@ import numpy as np
 
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import Profile
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
 
 AGGRESSIVE = 0.3  # of a weight's parameters: what CompactifAI leaves of LLaMA-2-7B (2401.14109)

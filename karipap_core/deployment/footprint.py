@@ -15,7 +15,7 @@ from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deployment.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PretrainedConfig

@@ -13,9 +13,9 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.speed import measure_memory, measure_speed
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library
-from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import environment
 
 DEFAULT_TOKENS = 32768

@@ -20,8 +20,9 @@ from karipap_core.compressed.records import REPORT
 from karipap_core.errors import InputError
 from karipap_core.healing.settings import Settings
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

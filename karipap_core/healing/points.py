@@ -8,9 +8,10 @@ from karipap_core.healing.heal import first_process, heal
 from karipap_core.healing.settings import Settings
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
 SHARED = 0.01  # of a text may have been learnt from: files that are empty or say next to nothing are alike everywhere

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import write_json
 
 ENDED = ("done", "failed", "cancelled")
 FRESH = {"state": "queued", "started": None, "finished": None, "exit": None, "reason": None, "pid": None}

@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from karipap_core.errors import InputError
 from karipap_core.jobs.job import LOST, STARTED, Job, environment, held, jobs_in, queue_lock, signal_group
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import write_json
 
 OPTIONS = ("--progress", "json", "--json")
 POLL = 0.2  # seconds between two looks of a keeper at its job

@@ -14,9 +14,10 @@ from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration, group_of_plan
 from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
+from karipap_core.reading import read_json
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 CURVE, ITSELF = "curve", "this plan on calibration text"
 

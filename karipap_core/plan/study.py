@@ -20,9 +20,10 @@ from karipap_core.plan.kind import Kind
 from karipap_core.profiles.build import build_profile
 from karipap_core.profiles.document import Profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the workspace needs none
     from karipap_core.plan.decompositions import Decompositions

@@ -21,9 +21,10 @@ from safetensors.numpy import load_file
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, profile_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.spectra.describe import describe
 from karipap_core.spectra.spectrum import pick_device, singular_values
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 
 LONG_SECONDS = 10.0  # a matrix expected to take longer than this is announced with its expected time
 FIRST_GUESS = 1e10  # floating-point operations a second, until the first weight has been timed

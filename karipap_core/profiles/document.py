@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
+from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.terminal import value
-from karipap_core.workspace.files import read_json, settings_key, whole_file, write_json
+from karipap_core.workspace.files import settings_key, whole_file, write_json
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")

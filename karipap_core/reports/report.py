@@ -13,12 +13,13 @@ from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.reports.rows import rows, table_csv, text_of
 from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.version import __version__
 from karipap_core.workspace import Workspace, documents
-from karipap_core.workspace.files import read_json, whole_file, write_json
+from karipap_core.workspace.files import whole_file, write_json
 from karipap_core.workspace.runs import read_runs
 
 FORMAT, VERSION = "karipap-run-report", 1

@@ -8,10 +8,10 @@ from karipap_core.checkpoint.roles import listing_key, place, role_of
 from karipap_core.evaluation import scores
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.document import Plan
+from karipap_core.reading import read_json
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known
 from karipap_core.tradeoffs.sides import Side, read
-from karipap_core.workspace.files import read_json
 
 FORMAT, VERSION = "karipap-comparison", 1
 

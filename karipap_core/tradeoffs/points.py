@@ -13,10 +13,11 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text
 from karipap_core.tradeoffs.baselines import Baseline, baselines, measure_baseline, plan_sizes
 from karipap_core.tradeoffs.point import Point, plan_settings
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 from karipap_core.workspace.runs import environment, read_runs
 
 if TYPE_CHECKING:

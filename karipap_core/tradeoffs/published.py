@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 
 FORMAT, VERSION = "karipap-anchors", 1
 FILE = Path(__file__).with_name("published.json")

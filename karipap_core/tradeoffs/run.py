@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.tradeoffs.point import Point, plan_settings
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.tasks.suite import Suite

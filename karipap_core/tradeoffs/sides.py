@@ -7,9 +7,9 @@ from pathlib import Path
 from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan, model_entry
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.documents import find
-from karipap_core.workspace.files import read_json
 
 
 @dataclass

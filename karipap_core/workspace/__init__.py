@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json, whole_file, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import whole_file, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

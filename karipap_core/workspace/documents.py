@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 from karipap_core.workspace.runs import read_runs
 
 FORMATS = (

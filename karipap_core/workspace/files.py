@@ -1,4 +1,4 @@
-"""Files written whole or not at all, JSON read with a sentence for what is wrong, and keys of settings."""
+"""Files written whole or not at all, and keys of settings."""
 
 import hashlib
 import json
@@ -6,8 +6,6 @@ import os
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
-
-from karipap_core.errors import InputError
 
 
 @contextmanager
@@ -33,19 +31,6 @@ def write_json(path: str | Path, document) -> None:
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     with whole_file(path) as temporary:
         temporary.write_text(text, "utf-8")
-
-
-def read_json(path: str | Path) -> dict:
-    """The JSON object in a file. Raises InputError that names the file when it is missing or no JSON object."""
-    try:
-        document = json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"File {path} does not exist.") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"File {path} is not valid JSON: {error}.") from None
-    if not isinstance(document, dict):
-        raise InputError(f"File {path} holds a JSON {type(document).__name__}, not an object.")
-    return document
 
 
 def settings_key(settings: dict) -> str:

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 
 RUN_FORMAT, RUN_VERSION = "karipap-run", 1
 

@@ -11,8 +11,9 @@ from karipap_core.errors import InputError
 from karipap_core.plan.document import DENSE, Plan, model_entry
 from karipap_core.plan.kind import packs_unasked
 from karipap_core.plan.predict import sizes_of
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace, new_id
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 from pages.parts.tables import What
 
 MOST_STEPS = 100  # of undo

@@ -8,7 +8,7 @@ import streamlit as st
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 from pages.parts import common, runs
 
 SIDES = {"told": "As predicted when planned", "now": "By today's calibration, each left out"}

@@ -7,8 +7,8 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
 from karipap_core.profiles.document import Profile
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from pages.parts import common, job, texts
 
 LARGE = 4_000_000_000  # bytes of a model above which a profile is not started unasked: it takes minutes

@@ -18,9 +18,9 @@ from karipap_core.plan import allocate, kind
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind
+from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from pages.parts import chi_board, measured, profiles
 
 FORMATS = ("none", "int8", "int4", "int3", "int2", "fp8", "auto")

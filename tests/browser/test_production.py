@@ -3,8 +3,8 @@
 import pytest
 
 from karipap_core.compressed.records import record
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from tests.helpers import browser as shared
 from tests.helpers.architectures import make
 from tests.helpers.folders import folder_of, plan_for

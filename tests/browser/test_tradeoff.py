@@ -7,11 +7,12 @@ import html5lib
 import numpy as np
 import pytest
 
+from karipap_core.reading import read_json
 from karipap_core.reports import html as report_html
 from karipap_core.reports.report import report
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers import browser as shared
 from tests.helpers.made_up import task

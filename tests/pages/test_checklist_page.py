@@ -8,8 +8,9 @@ from streamlit.testing.v1 import AppTest
 from karipap_core.deployment.checklist import ITEMS
 from karipap_core.deployment.fallback import rehearse
 from karipap_core.deployment.shadow import read_prompts, shadow
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
 from tests.helpers.app_page import words
 from tests.helpers.folders import folder_of, plan_for

@@ -13,8 +13,8 @@ from karipap_core.cli.frame import main
 from karipap_core.compressed.checks import unsafe_files
 from karipap_core.plan.document import Plan
 from karipap_core.profiles.document import Profile
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers.paths import REPOSITORY
 

@@ -15,8 +15,9 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.tasks import python as tasks_python
 from karipap_core.evaluation.tasks.files import read_folder, sandboxed
 from karipap_core.progress import Progress
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of one batch's logits in float32
 MAX_BATCH, MAX_LENGTH = 64, 2048

@@ -19,9 +19,10 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.tasks.harness import load_tasks, quiet, score, wrapped
 from karipap_core.evaluation.tasks.scores_of import group_hash, group_result, is_group, leaves_of, result_of, task_hash
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 TASK_FORMAT, TASK_VERSION = "karipap-task", 1
 INSTALL = "Benchmark tasks need EleutherAI's lm-eval: pip install lm-eval==0.4.13"

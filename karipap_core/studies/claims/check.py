@@ -11,9 +11,10 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.studies.claims.catalogue import CLAIMS, named
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 from karipap_core.workspace.runs import environment
 
 FORMAT, VERSION = "karipap-claim", 1

@@ -19,12 +19,12 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.choice import Choice
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
 from karipap_core.studies.sensitivity.store import UNITS, file_of, opened, save
 from karipap_core.text import Text
-from karipap_core.workspace.files import read_json
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.inplace import InPlace

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.plan.document import model_entry
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import settings_key, write_json
 from karipap_core.workspace.runs import environment
 
 FORMAT, VERSION = "karipap-sensitivity", 1

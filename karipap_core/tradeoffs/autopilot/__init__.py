@@ -14,6 +14,7 @@ from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import model_entry
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import read_json
 from karipap_core.text import Text
 from karipap_core.tradeoffs.autopilot.aim import Aim, Criterion
 from karipap_core.tradeoffs.autopilot.log import Log
@@ -22,7 +23,7 @@ from karipap_core.tradeoffs.autopilot.trail import Trails
 from karipap_core.tradeoffs.autopilot.verdict import Verdict
 from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, check_held_out, every
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 FORMAT, VERSION = "karipap-autopilot", 1
 LIMITS = Limits()

@@ -18,7 +18,7 @@ from karipap_core.compressed.verify import ORDER, verify
 from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import Plan
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 from tests.helpers.architectures import make
 from tests.helpers.folders import folder_of, plan_for
 

@@ -15,7 +15,8 @@ from karipap_core.cli import frame as cli  # noqa: F401  (verbs fills cli.VERBS)
 from karipap_core.cli.tables.checklist import table
 from karipap_core.deployment.checklist import ITEMS, checklist
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.reading import read_json
+from karipap_core.workspace.files import write_json
 from tests.helpers.folders import folder_of, plan_for
 
 FLOW = ("evaluation on file", "shadow run on file", "fallback tested")

@@ -15,7 +15,7 @@ from karipap_core.deployment.fallback import SWITCH, DenseFallback, rehearse
 from karipap_core.errors import InputError
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.load import load_model
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 from tests.helpers.folders import folder_of
 from tests.helpers.paths import REPOSITORY
 

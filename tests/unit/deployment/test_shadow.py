@@ -11,7 +11,7 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli
 from karipap_core.deployment.shadow import diverges_at, read_prompts, shadow
 from karipap_core.errors import InputError
-from karipap_core.workspace.files import read_json
+from karipap_core.reading import read_json
 from tests.helpers.folders import folder_of
 
 PROMPTS = ["def main():", "the square of seven is", "x"]

@@ -24,6 +24,7 @@ from karipap_core.models.load import load_model
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
+from karipap_core.reading import read_json
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.story import compress
 from karipap_core.text import Text
@@ -32,7 +33,7 @@ from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.run import Extras, run
 from karipap_core.tradeoffs.sweep import Grid, sweep
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, write_json
+from karipap_core.workspace.files import write_json
 from tests.helpers.architectures import make
 from tests.helpers.paths import REPOSITORY, SHARED
 

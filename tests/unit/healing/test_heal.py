@@ -27,9 +27,9 @@ from karipap_core.healing.settings import Settings
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import model_entry
+from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from tests.helpers.architectures import make
 
 TEXT = "<|endoftext|>".join(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300))

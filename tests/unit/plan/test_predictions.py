@@ -13,8 +13,9 @@ from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.checks import above_noise
 from karipap_core.plan.document import Plan
 from karipap_core.plan.predictions import Pair, as_predicted, figures, left_out, refit, unchecked
+from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json, settings_key, write_json
+from karipap_core.workspace.files import settings_key, write_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers.paths import REPOSITORY
 

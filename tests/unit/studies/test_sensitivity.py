@@ -22,12 +22,12 @@ from karipap_core.plan.choice import Choice
 from karipap_core.plan.kind import Kind
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
+from karipap_core.reading import read_json
 from karipap_core.statistics import spearman
 from karipap_core.studies.sensitivity import foretell, store
 from karipap_core.studies.sensitivity import measure as core
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from tests.helpers.architectures import make
 
 CALIBRATION = CalibrationSettings(tokens=512, window=32, probe_windows=3, check_windows=3)

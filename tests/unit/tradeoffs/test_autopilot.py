@@ -15,6 +15,7 @@ from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.study import Study
+from karipap_core.reading import read_json
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 from karipap_core.tradeoffs.autopilot import autopilot, halves
@@ -24,7 +25,6 @@ from karipap_core.tradeoffs.autopilot.search import MAX_EVALUATIONS, Limits
 from karipap_core.tradeoffs.autopilot.verdict import SAME_SIZE
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers.studies import CALIBRATION, SETTINGS, squares, study_of
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from karipap_core.reading import read_json
 from karipap_core.tradeoffs.point import Point
-from karipap_core.workspace.files import read_json
 from tests.helpers.paths import REPOSITORY
 
 RUNS = sorted((REPOSITORY / "assets" / "demo_model" / "karipap" / "runs").glob("*/run.json"))

@@ -13,11 +13,11 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
+from karipap_core.reading import read_json
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text
 from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.sweep import AUTO_RISES, Grid, auto_budgets, study_and_text, sweep
-from karipap_core.workspace.files import read_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers.studies import CALIBRATION, squares, study_of
 
