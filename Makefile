@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest lint format bench environment test-environment system-packages javascript-test clean
+.PHONY: help app test test-lowest bad-input lint format bench environment test-environment system-packages \
+	javascript-test clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -23,6 +24,9 @@ test: test-environment system-packages lint javascript-test  ## every check (ARG
 test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
 	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt
 	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS) $(ARGS)
+
+bad-input: test-environment  ## the catalogue of bad input: cases of each kind, and how many hold
+	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.bad_input
 
 lint: test-environment  ## ruff, its layout, and mypy over the core
 	$(BIN)/ruff check .

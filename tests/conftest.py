@@ -32,7 +32,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 
 
-TIERS = ("unit", "pages", "browser", "whole")
+TIERS = ("unit", "pages", "bad_input", "browser", "whole")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,31 @@
+"""Every case of the catalogue, in this process; a few of each kind again by the real command."""
+
+import pytest
+
+from tests import bad_input
+
+ALL = [pytest.param(case, id=f"{kind}: {case.name}") for kind, cases in bad_input.kinds().items() for case in cases]
+# Lowered limits do not reach another process.
+FEW = [case for case in ALL if not case.values[0].limits][::40]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What is imported but once is no case's time."""
+    import transformers  # noqa: F401  (imported for what it costs)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_one_sentence_and_nothing_left(case, tmp_path):
+    assert bad_input.run(case, tmp_path).wrong(case) is None
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_the_real_command_says_the_same(case, tmp_path):
+    assert bad_input.run(case, tmp_path, bad_input.real_command).wrong(case) is None
+
+
+def test_no_name_is_given_twice():
+    for kind, cases in bad_input.kinds().items():
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names), f"{kind}: {[name for name in names if names.count(name) > 1]}"
