@@ -1,36 +1,61 @@
-"""The dashboard: navigation and theme, nothing else. Start it with `make app`."""
+"""The dashboard: its server, navigation and theme, nothing else. Start it with `make app`.
+
+`streamlit run` and uvicorn import this file once, for the server that it names; Streamlit then runs it as a script,
+for each look of each session.
+"""
 
 import streamlit as st
 
-st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layout="wide")
+from pages.parts import server
 
-from pages.parts import common, model  # noqa: E402  (set_page_config comes before anything that draws)
+PAGES = {  # name of the file and of the address, title, icon
+    "": [
+        ("profile", "Profile", "grid_on"),
+        ("plan", "Plan", "tune"),
+        ("autopilot", "Autopilot", "flight_takeoff"),
+        ("run", "Run", "play_circle"),
+        ("heal", "Heal", "healing"),
+        ("tradeoff", "Trade-off", "show_chart"),
+        ("compare", "Compare", "compare_arrows"),
+        ("deploy", "Deploy", "rocket_launch"),
+        ("checklist", "Production", "checklist"),
+    ],
+    "Study": [
+        ("sensitivity", "Sensitivity", "science"),
+        ("networks", "Networks", "hub"),
+        ("claims", "Claims", "fact_check"),
+        ("physics", "Physics check", "experiment"),
+    ],
+}
 
-common.refuse_strangers()
-common.theme()
 
-page = st.navigation(
-    {
-        "": [
-            st.Page("pages/profile.py", title="Profile", icon=":material/grid_on:", url_path="profile", default=True),
-            st.Page("pages/plan.py", title="Plan", icon=":material/tune:", url_path="plan"),
-            st.Page("pages/autopilot.py", title="Autopilot", icon=":material/flight_takeoff:", url_path="autopilot"),
-            st.Page("pages/run.py", title="Run", icon=":material/play_circle:", url_path="run"),
-            st.Page("pages/heal.py", title="Heal", icon=":material/healing:", url_path="heal"),
-            st.Page("pages/tradeoff.py", title="Trade-off", icon=":material/show_chart:", url_path="tradeoff"),
-            st.Page("pages/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
-            st.Page("pages/deploy.py", title="Deploy", icon=":material/rocket_launch:", url_path="deploy"),
-            st.Page("pages/checklist.py", title="Production", icon=":material/checklist:", url_path="checklist"),
-        ],
-        "Study": [
-            st.Page("pages/sensitivity.py", title="Sensitivity", icon=":material/science:", url_path="sensitivity"),
-            st.Page("pages/networks.py", title="Networks", icon=":material/hub:", url_path="networks"),
-            st.Page("pages/claims.py", title="Claims", icon=":material/fact_check:", url_path="claims"),
-            st.Page("pages/physics.py", title="Physics check", icon=":material/experiment:", url_path="physics"),
-        ],
-    },
-    position="top",
-)
-st.set_page_config(page_title=f"{page.title} · Karipap")
-model.bar()
-page.run()
+def draw() -> None:
+    st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layout="wide")
+
+    from pages.parts import common, model  # they draw, which must not come before set_page_config
+
+    common.refuse_strangers()
+    common.theme()
+    sections = {
+        section: [
+            st.Page(
+                f"pages/{name}.py",
+                title=title,
+                icon=f":material/{icon}:",
+                url_path=name,
+                default=name == "profile",
+            )
+            for name, title, icon in pages
+        ]
+        for section, pages in PAGES.items()
+    }
+    page = st.navigation(sections, position="top")
+    st.set_page_config(page_title=f"{page.title} · Karipap")
+    model.bar()
+    page.run()
+
+
+if __name__ == "__main__":
+    draw()
+else:
+    app = st.App(__file__, middleware=server.middleware())

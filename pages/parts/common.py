@@ -3,7 +3,6 @@
 import html
 import io
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from karipap_core.errors import InputError
+from pages.parts import server
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -27,7 +27,7 @@ def refuse_strangers() -> None:
     KARIPAP_ALLOW_REMOTE=1 lets it listen elsewhere, behind something that does authenticate.
     """
     address = st.get_option("server.address")
-    if address in LOOPBACK or os.environ.get("KARIPAP_ALLOW_REMOTE") == "1":
+    if address in LOOPBACK or server.remote_allowed():
         return
     where = f"on {address}" if address else "on every network interface"
     st.error(

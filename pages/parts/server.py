@@ -1,0 +1,101 @@
+"""What the server refuses before Streamlit sees it, and what every answer says to the browser.
+
+Streamlit takes a websocket from any page of this machine, whatever its port, and lets its pages be framed. On a shared
+machine both are ways in: another user's page could drive this dashboard from within the victim's browser.
+"""
+
+import ipaddress
+import os
+import re
+
+import streamlit as st
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADERS = {
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",  # the same for browsers that do not know the line above
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # addresses name models and drafts
+}
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*?)\.?(?::\d{1,5})?")  # name, or address in brackets; port
+POLICY_VIOLATION = 1008  # RFC 6455; before a handshake is accepted the client sees status 403
+
+
+def remote_allowed() -> bool:
+    """Whether somebody said that something in front of this server checks who comes in."""
+    return os.environ.get("KARIPAP_ALLOW_REMOTE") == "1"
+
+
+def middleware() -> list[Middleware]:
+    """For `st.App`: runs before all that Streamlit does with a request."""
+    return [Middleware(Guard)]
+
+
+class Guard:
+    """ASGI middleware: requests from elsewhere end here with status 403; answers get `HEADERS`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        why = why_refused(scope) if scope["type"] in ("http", "websocket") else None
+        if why is None:
+            await self.app(scope, receive, with_headers(send) if scope["type"] == "http" else send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": why})
+        else:
+            await PlainTextResponse(why, status_code=403)(scope, receive, with_headers(send))
+
+
+def with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(HEADERS)
+        await send(message)
+
+    return sending
+
+
+def why_refused(scope: Scope) -> str | None:
+    """The sentence for a request that is refused, None for one that may pass."""
+    headers = Headers(scope=scope)
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not remote_allowed() and not local(scope.get("client")):
+        return "This dashboard has no authentication and answers this machine alone (see SECURITY.md)."
+    if not host_allowed(host):
+        return "This server does not go by that name: see server.allowedHosts in .streamlit/config.toml."
+    if origin is not None and not own(origin, host):
+        return "Another site's page may not use this dashboard."
+    return None
+
+
+def local(client: tuple[str, int] | None) -> bool:
+    """Whether a request comes from this machine. One that a proxy passed on comes from whom the proxy names."""
+    if client is None or not client[0]:  # a Unix socket
+        return True
+    try:
+        address = ipaddress.ip_address(client[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def host_allowed(host: str) -> bool:
+    """Whether the request names this server by one of `server.allowedHosts`: a name that somebody else's name server
+    points here (DNS rebinding) would make their page one of our own origin."""
+    allowed = [pattern.lower().rstrip(".") for pattern in st.get_option("server.allowedHosts")]
+    found = HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found[1].lower().strip("[]")
+    matches = (name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern for pattern in allowed)
+    return not allowed or "*" in allowed or any(matches)
+
+
+def own(origin: str, host: str) -> bool:
+    """Whether a page of this origin is one of ours: the host and port that it was asked for, or one that the
+    configuration names (`server.corsAllowedOrigins`)."""
+    return origin in (f"http://{host}", f"https://{host}") or origin in st.get_option("server.corsAllowedOrigins")

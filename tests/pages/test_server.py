@@ -1,0 +1,98 @@
+"""What the server lets in: asked with real requests over a real socket, as a browser or an attacker would."""
+
+import http.client
+import os
+
+import pytest
+from streamlit import config
+
+from pages.parts import server
+from tests.helpers.browser import dashboard
+from tests.helpers.paths import REPOSITORY
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with dashboard(REPOSITORY / "app.py", tmp_path_factory.mktemp("server")) as address:
+        yield address.removeprefix("http://")
+
+
+def ask(place: str, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection(place, timeout=20)
+    connection.request("GET", path, headers=headers)
+    return connection.getresponse()
+
+
+@pytest.mark.parametrize("path", ["/", "/plan", "/_stcore/health", "/static/nothing.js", "/media/nothing"])
+def test_no_answer_may_be_framed(place, path):
+    answer = ask(place, path, {})
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert answer.headers["X-Frame-Options"] == "DENY" and answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "http://127.0.0.1:1", "http://localhost:3000", "null", "file://", "http://[", "{own}.evil"],
+)
+def test_a_websocket_from_another_origin_is_refused(place, origin):
+    """Pages of other ports of this machine too: on a shared one they are other people's."""
+    foreign = {"Origin": origin.replace("{own}", f"http://{place}")}
+    assert ask(place, "/_stcore/stream", UPGRADE | foreign).status == 403
+    answer = ask(place, "/_stcore/health", foreign)
+    assert (answer.status, answer.read()) == (403, b"Another site's page may not use this dashboard.")
+
+
+def test_a_websocket_of_our_own_pages_is_let_in(place):
+    port = place.rpartition(":")[2]
+    for name in (place, f"localhost:{port}"):
+        own = {"Origin": f"http://{name}", "Host": name}
+        assert ask(place, "/_stcore/stream", UPGRADE | own).status == 101
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "[", "user@localhost"])
+def test_a_name_that_is_not_ours_is_refused(place, host):
+    """A name that somebody else's name server points here would make their page one of our origin."""
+    answer = ask(place, "/", {"Host": host})
+    assert answer.status in (400, 403)
+    assert ask(place, "/_stcore/stream", UPGRADE | {"Host": host, "Origin": f"http://{host}"}).status in (400, 403)
+
+
+def test_who_comes_through_a_proxy_is_refused_until_something_in_front_is_said_to_check(place, monkeypatch):
+    answer = ask(place, "/", {"X-Forwarded-For": "203.0.113.7"})
+    assert answer.status == 403
+    assert answer.read().decode() == (
+        "This dashboard has no authentication and answers this machine alone (see SECURITY.md)."
+    )
+    assert ask(place, "/", {"X-Forwarded-For": "127.0.0.1"}).status == 200
+    scope = {"type": "http", "client": ("203.0.113.7", 1), "headers": [(b"host", b"localhost")]}
+    assert server.why_refused(scope) is not None
+    monkeypatch.setitem(os.environ, "KARIPAP_ALLOW_REMOTE", "1")
+    assert server.why_refused(scope) is None
+
+
+@pytest.mark.parametrize(
+    ("client", "here"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True), ("", True)]
+    + [("10.0.0.2", False), ("0.0.0.0", False), ("::ffff:10.0.0.2", False), ("fe80::1", False), ("unknown", False)],
+)
+def test_who_is_local(client, here):
+    assert server.local((client, 1)) is here
+
+
+def test_an_origin_that_the_configuration_names_is_let_in(monkeypatch):
+    known = {"server.allowedHosts": ["*.example", "localhost"], "server.corsAllowedOrigins": ["https://front.example"]}
+    monkeypatch.setattr("streamlit.get_option", lambda name: known.get(name, config.get_option(name)))
+
+    def refused(host: str, origin: str) -> bool:
+        headers = [(b"host", host.encode()), (b"origin", origin.encode())]
+        return server.why_refused({"type": "websocket", "client": ("127.0.0.1", 1), "headers": headers}) is not None
+
+    assert not refused("a.example", "https://front.example") and refused("a.example", "https://other.example")
+    assert not refused("a.example:8501", "http://a.example:8501") and refused("example", "http://example")
