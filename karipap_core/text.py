@@ -6,19 +6,26 @@ of Python, although its text may differ. A model trained on the `train` side (th
 `calibration` nor `heldout`.
 """
 
+import difflib
 import hashlib
-import json
+import os
 import re
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
+from karipap_core.reading import decode, open_file, parse_json, read_bytes
 
 SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
 SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".parquet")
 HUB_NAMES = ("wikitext", "wikitext-2-raw-v1")
+MOST_BYTES = 256 << 20  # of a file, and of the documents in it: texts are held in memory whole
+MOST_CONTROLS = 0.1  # of a text's characters may be control characters; prose and programs have none
+CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")  # not white space, not ANSI's escape
+PARQUET, PARQUET_ROWS = b"PAR1", 1024  # how such a file begins; rows that are unpacked at once
 HEADING = re.compile(r"\s* = [^=\n]+ = *\n")
 # Tests are missing on many systems, pydoc_data is generated prose, _sysconfigdata is one machine's settings.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
@@ -34,10 +41,18 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the UTF-8 bytes of the documents, each preceded by its length (hex)."""
+        """SHA-256 of the UTF-8 bytes of the documents, each preceded by its length (hex).
+
+        Raises InputError for half of a surrogate pair, which a string of Python's can hold and UTF-8 cannot.
+        """
         digest = hashlib.sha256()
-        for document in self.documents:
-            data = document.encode()
+        for number, document in enumerate(self.documents, 1):
+            try:
+                data = document.encode()
+            except UnicodeEncodeError:
+                raise InputError(
+                    f"Document {number} of {self.name} holds half of a surrogate pair (\\ud800 to \\udfff alone)."
+                ) from None
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
 
@@ -76,56 +91,117 @@ def standard_library(split: str, root: Path | None = None) -> Text:
 
 def read_text(path: str | Path) -> Text:
     """A text as documents: plain UTF-8 cut at every `<|endoftext|>`, `.json` / `.jsonl` of strings or of objects with a
-    field `text`, or `.parquet` with a column `text`.
+    field `text`, or `.parquet` with a column `text`. Other fields and columns say nothing here.
 
     `path` is a file; a folder of splits, whose test split is read; or, where no such file is, `wikitext-2-raw-v1` or
     `wikitext` for the test split of WikiText-2 from the Hugging Face hub, which needs `datasets` and a network or its
-    cache. WikiText's rows are one document, the lines of `wiki.test.raw`, however they came. Raises InputError for a
-    file that is missing, empty, not UTF-8, or of another form, and where the hub gives nothing.
+    cache. WikiText's rows are one document, the lines of `wiki.test.raw`, however they came. A text is held in memory
+    whole: of a file larger than `MOST_BYTES` nothing is read. Raises InputError for a file that is missing, empty, too
+    large, not UTF-8, of another form or of control characters, and where the hub gives nothing.
     """
-    if str(path) in HUB_NAMES and not Path(path).exists():
+    if str(path) in HUB_NAMES and not os.path.exists(path):
         return Text("WikiText-2 raw, test", _row_documents(_hub_rows(str(path))), str(path))
-    path = _test_split(Path(path)) if Path(path).is_dir() else Path(path)
-    if not path.is_file():
-        raise InputError(f"Text file {path} does not exist.")
-    if path.suffix == ".parquet":
+    path = _test_split(Path(path)) if os.path.isdir(path) else Path(path)
+    _check_there(path)
+    if path.suffix.lower() == ".parquet":
         documents = _row_documents(_parquet_rows(path))
     else:
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"Text file {path} is not UTF-8 (byte {error.start}): convert it to UTF-8 first."
-            ) from None
-        parts = _json_documents(path, text) if path.suffix in (".json", ".jsonl") else text.split(END_OF_TEXT)
+        parts = _parts(path)
         documents = tuple(part.strip("\n") for part in parts if part.strip())
     if not documents:
         raise InputError(f"Text file {path} is empty: nothing to measure on.")
+    _check_characters(path, documents)
     return Text(path.name, documents, str(path.resolve()))
+
+
+def _check_there(path: Path) -> None:
+    """Raises InputError where no such file is, with the name on the hub that was perhaps meant, and for one that is
+    larger than `MOST_BYTES`."""
+    meant = [] if os.path.lexists(path) else difflib.get_close_matches(str(path).lower(), HUB_NAMES, n=1)
+    if meant:
+        raise InputError(f"Text file {path} does not exist. Did you mean {meant[0]!r}, from the hub?")
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > MOST_BYTES:
+        raise InputError(f"Text file {path} has {size:,} bytes, the most is {MOST_BYTES:,}: give a part of it.")
+
+
+def _parts(path: Path) -> list[str]:
+    """The documents of a file that is not Parquet, empty ones among them."""
+    data = read_bytes(path, MOST_BYTES)
+    if data.startswith(PARQUET):
+        raise InputError(f"Text file {path} is Parquet: let its name end with .parquet.")
+    kind = path.suffix.lower()
+    if kind == ".json":
+        return _json_documents(path, data)
+    text = decode(data, f"Text file {path}")
+    if kind == ".jsonl":
+        return _lines_documents(path, text)
+    return text.replace("\r\n", "\n").replace("\r", "\n").split(END_OF_TEXT)
+
+
+def _check_characters(path: Path, documents: tuple[str, ...]) -> None:
+    """Raises InputError where a file holds what no text does: NUL, or control characters for the most part."""
+    if any("\0" in document for document in documents):
+        raise InputError(
+            f"Text file {path} holds NUL characters, which no text does: is it a binary file, or UTF-16? Give it as "
+            "UTF-8."
+        )
+    controls = sum(len(CONTROLS.findall(document)) for document in documents)
+    if controls > MOST_CONTROLS * (total := sum(map(len, documents))):
+        raise InputError(
+            f"Text file {path} is no text: {controls:,} of its {total:,} characters are control characters or stand "
+            "for bytes that could not be read."
+        )
 
 
 def _test_split(folder: Path) -> Path:
     """The one file of a data set's test split."""
-    found = sorted(file for file in folder.iterdir() if "test" in file.name and file.suffix in SUFFIXES)
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"Folder {folder} cannot be read: {error.strerror}.") from None
+    found = [file for file in files if "test" in file.name and file.suffix.lower() in SUFFIXES]
     if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise InputError(f"Folder {folder} must hold one file of a test split, it holds {names}: name a file.")
+        names = ", ".join(file.name for file in found[:8]) + (f" and {len(found) - 8} more" if found[8:] else "")
+        raise InputError(
+            f"Folder {folder} must hold one file of a test split, it holds {names or 'none'}: name a file."
+        )
     return found[0]
 
 
 def _parquet_rows(path: Path) -> list[str]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        import pyarrow
+        from pyarrow import parquet, types
     except ImportError:
         raise InputError(f"Text file {path} is Parquet, which needs pyarrow: pip install pyarrow.") from None
+    texts: list[str] = []
     try:
-        table = parquet.read_table(path)
-    except (ArrowInvalid, OSError) as error:
-        raise InputError(f"Text file {path} is not valid Parquet: {str(error).splitlines()[0]}") from None
-    rows = table["text"].to_pylist() if "text" in table.column_names else [None]
-    texts = [row for row in rows if isinstance(row, str)]
-    if len(texts) < len(rows):
-        raise InputError(f"Text file {path} must have a column `text` of strings.")
+        with open_file(path) as handle:
+            file = parquet.ParquetFile(handle)
+            columns = file.schema_arrow
+            of_strings = (types.is_string, types.is_large_string, types.is_string_view)
+            kinds = [columns.field(index).type for index in columns.get_all_field_indices("text")]
+            kinds = [kind.value_type if types.is_dictionary(kind) else kind for kind in kinds]
+            if len(kinds) != 1 or not any(is_one(kinds[0]) for is_one in of_strings):
+                names = ", ".join(f"{one.name} ({str(one.type)[:40]})" for one in list(columns)[:8])
+                raise InputError(f"Text file {path} must have a column `text` of strings, it has {names or 'none'}.")
+            size = 0
+            for batch in file.iter_batches(PARQUET_ROWS, columns=["text"]):
+                size += batch.nbytes
+                if size > MOST_BYTES:
+                    raise InputError(f"Text file {path} unpacks to more than {MOST_BYTES:,} bytes: give a part of it.")
+                rows = batch.column(0).to_pylist()
+                if None in rows:
+                    number = len(texts) + rows.index(None) + 1
+                    raise InputError(f"Text file {path} has no text in row {number}: take the row out.")
+                texts += rows
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"Text file {path} is not valid Parquet: {why}") from None
     return texts
 
 
@@ -151,16 +227,53 @@ def _row_documents(rows: list[str]) -> tuple[str, ...]:
     return tuple(row.strip("\n") for row in rows if row.strip())
 
 
-def _json_documents(path: Path, text: str) -> list[str]:
+def _json_documents(path: Path, data: bytes) -> list[str]:
+    """The documents of a JSON list."""
+    source = f"Text file {path}"
     try:
-        rows = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
-    except json.JSONDecodeError as error:
-        raise InputError(f"Text file {path} is not valid JSON (line {error.lineno}: {error.msg}).") from None
-    documents = [row.get("text") if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else []
-    texts = [document for document in documents if isinstance(document, str)]
-    if not texts or len(texts) < len(documents):
-        raise InputError(f"Text file {path} must hold a list of strings or of objects with a field `text`.")
-    return texts
+        rows = parse_json(data, source, lenient=True)
+    except InputError:
+        if _is_json(data.partition(b"\n")[0], dict | str):
+            raise InputError(f"{source} is JSON Lines: let its name end with .jsonl.") from None
+        raise
+    if not isinstance(rows, list):
+        raise InputError(f"{source} must hold a list of strings or of objects with a field `text`.")
+    return [_row_text(row, f"{source}: item {number} of its list") for number, row in enumerate(rows, 1)]
+
+
+def _lines_documents(path: Path, text: str) -> list[str]:
+    """The documents of JSON Lines. A line ends with "\\n" alone: U+2028 and the like may stand within a string."""
+    return [_row_text(row, f"Text file {path}: line {number}") for number, row in _json_lines(path, text)]
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line, f"Text file {path}, line {number}", lenient=True)
+        except InputError:
+            if number == 1 and _is_json(text.encode(), dict | list):
+                raise InputError(f"Text file {path} is one JSON document: let its name end with .json.") from None
+            # The same sentence with the line as the file counts it, not as the parser did.
+            parse_json("\n" * (number - 1) + line, f"Text file {path}", lenient=True)
+            raise
+        yield number, row
+
+
+def _is_json(data: bytes, kinds) -> bool:
+    """Whether bytes are one JSON value of these kinds."""
+    try:
+        return isinstance(parse_json(data, "", lenient=True), kinds)
+    except InputError:
+        return False
+
+
+def _row_text(row: object, where: str) -> str:
+    text = row.get("text") if isinstance(row, dict) else row
+    if not isinstance(text, str):
+        raise InputError(f"{where} is no string and no object with a string in its field `text`.")
+    return text
 
 
 def is_wikitext(text: Text) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from karipap_core.compressed.records import record, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import decode, parse_json, read_bytes
 from karipap_core.terminal import shortened
 
 MAX_NEW_TOKENS = 64
@@ -14,21 +15,30 @@ MAX_NEW_TOKENS = 64
 
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts in a file: one a line, or (`.json`) a list of strings. Raises InputError that names the file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"Prompts {path} do not exist.")
-    try:
-        text = path.read_text("utf-8")
-        prompts = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise InputError(f"Prompts {path} are not UTF-8.") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"Prompts {path} are not valid JSON.") from None
-    if not isinstance(prompts, list) or not all(isinstance(each, str) and each.strip() for each in prompts):
-        raise InputError(f"Prompts {path} must be one prompt a line, or a JSON list of strings that are not empty.")
+    source = f"Prompts {path}"
+    data = read_bytes(path)
+    if Path(path).suffix.lower() == ".json":
+        prompts = parse_json(data, source)
+        if not isinstance(prompts, list) or not all(isinstance(each, str) and each.strip() for each in prompts):
+            raise InputError(f"{source} must be one prompt a line, or a JSON list of strings that are not empty.")
+    else:  # U+2028 and the like may stand within a prompt: a line ends with "\n" alone
+        prompts = [line.rstrip("\r") for line in decode(data, source).split("\n") if line.strip()]
     if not prompts:
-        raise InputError(f"Prompts {path} hold no prompt.")
+        raise InputError(f"{source} hold no prompt.")
+    _check_characters(prompts, source)
     return prompts
+
+
+def _check_characters(prompts: list[str], source: str) -> None:
+    """Raises InputError for what no prompt holds: NUL, and half a surrogate pair (a byte of the command line that is
+    no UTF-8 becomes one)."""
+    for number, prompt in enumerate(prompts, 1):
+        if "\0" in prompt:
+            raise InputError(f"{source}: number {number} holds a NUL character, which no text does.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{source}: number {number} is no text in UTF-8.") from None
 
 
 def shadow(
@@ -63,6 +73,7 @@ def shadow(
         raise InputError(f"{source.name} writes no text: an encoder is compared by `evaluate`.")
     if not prompts or max_new_tokens < 1:
         raise InputError("A shadow run needs a prompt (--prompts FILE or --prompt TEXT) and a token to write.")
+    _check_characters(prompts, "Prompts")
     progress("dense", 0, len(prompts), "loading")
     model, tokenizer = load_model(source.checkpoint, device=device)
     starts = [_ids(tokenizer, prompt, model.config, max_new_tokens).to(device) for prompt in prompts]

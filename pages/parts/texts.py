@@ -5,6 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from karipap_core.errors import InputError
 from karipap_core.text import read_text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import whole_file
@@ -43,7 +44,9 @@ def _keep(name: str, data: bytes) -> Path:
             temporary.write_bytes(data)
         try:
             read_text(path)
-        except ValueError:
-            path.unlink()
+        except BaseException as error:  # whatever it is, what cannot be read is not kept
+            path.unlink(missing_ok=True)
+            if isinstance(error, InputError):  # in the name that the reader knows
+                raise InputError(str(error).replace(str(path), name)) from None
             raise
     return path

@@ -1,5 +1,6 @@
 """Shadow: figures against plain transformers, what is written down, and prompts that are refused."""
 
+import gzip
 import json
 
 import pytest
@@ -105,8 +106,32 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match="Prompts"):
         read_prompts(tmp_path / name)
-    with pytest.raises(InputError, match="do not exist"):
+    with pytest.raises(InputError, match="none.txt does not exist"):
         read_prompts(tmp_path / "none.txt")
+
+
+def test_a_prompt_is_a_line_however_lines_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028still one\r\ntwo\r\n".encode())
+    assert read_prompts(tmp_path / "a.txt") == ["one\u2028still one", "two"]
+    (tmp_path / "b.JSON").write_text('["a\u2029b"]', "utf-8")
+    assert read_prompts(tmp_path / "b.JSON") == ["a\u2029b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("a.txt", gzip.compress(b"one\n"), "Prompts FILE is packed with gzip: unpack it first."),
+        ("a.txt", b"one\ntwo \xe9\n", "Prompts FILE is not text in UTF-8 (line 2): save it as UTF-8."),
+        ("a.txt", b"one\ntw\0o\n", "Prompts FILE: number 2 holds a NUL character, which no text does."),
+        ("a.json", b'["\\ud800"]', "Prompts FILE holds half of a surrogate pair (\\ud800 to \\udfff alone)."),
+        ("a.json", b"[\n1\n2]", "Prompts FILE is not valid JSON (line 3, column 1: Expecting ',' delimiter)."),
+    ],
+)
+def test_what_is_wrong_with_prompts_is_said(tmp_path, name, data, sentence):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError) as raised:
+        read_prompts(tmp_path / name)
+    assert str(raised.value) == sentence.replace("FILE", str(tmp_path / name))
 
 
 def test_what_cannot_be_compared_is_refused(world, made):
@@ -114,6 +139,8 @@ def test_what_cannot_be_compared_is_refused(world, made):
         shadow(world[1], ["x" * 250], device="cpu")
     with pytest.raises(InputError, match="needs a prompt"):
         shadow(world[1], [], device="cpu")
+    with pytest.raises(InputError, match="Prompts: number 1 is no text in UTF-8"):
+        shadow(world[1], ["a\udcff"], device="cpu")  # what Python makes of a byte 0xff on the command line
     with pytest.raises(InputError, match="not a model compressed"):
         shadow(world[0], PROMPTS)
     with pytest.raises(InputError, match="encoder"):
