@@ -1,9 +1,19 @@
 """Words and tables for a terminal: cells, columns, a page of facts, sizes. Knows no document."""
 
 import math
+import shlex
 from collections.abc import Iterable
 
 NOTHING = "–"
+
+
+def argument(name: str) -> str:
+    """A name from a document as one word of a shell's line, and never as an option of the command.
+
+    >>> argument("--out=x y")
+    "'./--out=x y'"
+    """
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def perplexity_rise(entry: dict) -> str | None:

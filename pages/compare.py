@@ -41,7 +41,7 @@ def choices(measured: list[dict], plans: dict) -> dict[str, str]:
     """Key (in the URL) → words of everything that can be chosen: the dense model, newest runs, plans."""
     found = {DENSE: "Dense model"}
     found |= {f"run:{run['id']}": f"Run: {run['label']}" for run in reversed(measured) if run.get("plan")}
-    found |= {f"plan:{name}": f"Plan: {name} ({runs.describe(plan)})" for name, plan in plans.items()}
+    found |= {f"plan:{name}": f"Plan: {runs.shown(name)} ({runs.describe(plan)})" for name, plan in plans.items()}
     return found
 
 

@@ -3,6 +3,7 @@
 import html
 import json
 import time
+from contextlib import suppress
 
 import pandas as pd
 import streamlit as st
@@ -74,13 +75,17 @@ def new_run(view, running) -> None:
         with upload:
             if import_plan(view):
                 found = runs.plans(view)
+        asked = st.query_params.get("plan", "")
+        if asked and asked not in found:
+            with suppress(InputError):
+                st.query_params["plan"] = Workspace().find_plan(asked).stem
         name = common.choose(
             choice.selectbox,
             "Plan",
             list(found),
             "plan",
             next(iter(found)),
-            format_func=lambda key: f"{key}: {runs.describe(found[key])}",
+            format_func=lambda key: f"{runs.shown(key)}: {runs.describe(found[key])}",
         )
         plan = found[name]
         promise(plan)
@@ -103,8 +108,6 @@ def new_run(view, running) -> None:
             "windows of 2,048 tokens that do not overlap (GPTQ, SVD-LLM), sliding (Hugging Face), rolling (lm-eval).",
         )
         busy = running is not None and running.status()["state"] not in job.ENDED
-        argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", str(tokens)]
-        argv += ["--conventions"] if papers else []
         pressed = st.button(
             "Compress & evaluate",
             type="primary",
@@ -116,7 +119,10 @@ def new_run(view, running) -> None:
         if busy:
             st.caption("One run at a time from this page; the running one is above.")
         if pressed:
-            job.start(argv + text, f"{name} on {view.checkpoint.name}", "job")
+            kept = Workspace().keep_plan(plan.to_json(), name)  # the file of an older name may yet be another plan
+            argv = ["run", view.source, "--plan", str(Workspace().plan_file(kept)), "--max-tokens", str(tokens)]
+            argv += ["--conventions"] if papers else []
+            job.start(argv + text, f"{runs.shown(kept)} on {view.checkpoint.name}", "job")
             st.rerun()
 
 
@@ -129,10 +135,10 @@ def import_plan(view) -> str | None:
         with common.plain_errors("reading the plan"), st.spinner("Checking the plan …"):
             plan = Plan.parse(file.getvalue(), file.name)
             draft.check(plan, view.checkpoint)
-            stem = runs.keep_plan(plan, file.name.removesuffix(".json"))
+            stem = Workspace().keep_plan(plan.to_json(), file.name.removesuffix(".json"))
         if st.session_state.get("imported") != file.file_id:
             st.session_state.imported, st.session_state.plan = file.file_id, stem
-        st.success(f"Imported as {common.plain(stem)}.")
+        st.success(f"Imported as {common.plain(runs.shown(stem))}.")
         return stem
 
 

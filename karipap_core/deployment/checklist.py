@@ -11,6 +11,7 @@ from karipap_core.compressed.verify import summary
 from karipap_core.errors import InputError
 from karipap_core.plan.document import RULES, Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.terminal import argument
 
 ITEMS = (
     "fingerprint pinned",
@@ -44,7 +45,7 @@ class _Facts:
 
     @property
     def model(self) -> str:
-        return shlex.quote(self.source.name)
+        return argument(self.source.name)
 
     def command(self, verb: str) -> str:
         """The command that makes the evidence of a verb anew."""
@@ -108,10 +109,10 @@ def _typed(healing: dict) -> str:
     usual = {field.name: field.default for field in fields(Settings)}
     words = ""
     for name, value in healing["settings"].items():
-        if value != usual.get(name):
-            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        if name in usual and value != usual[name]:
+            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {argument(str(value))}")
     path = healing["result"]["text"].get("path")
-    return words + (f" --text {shlex.quote(path)}" if path else "")
+    return words + (f" --text {argument(path)}" if path else "")
 
 
 def checklist(folder: str | Path, against: str | Path | None = None, progress: Progress = silent) -> dict:

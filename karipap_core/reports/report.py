@@ -17,8 +17,9 @@ from karipap_core.reading import read_json
 from karipap_core.reports.rows import rows, table_csv, text_of
 from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known, pareto
+from karipap_core.terminal import argument
 from karipap_core.version import __version__
-from karipap_core.workspace import Workspace, documents
+from karipap_core.workspace import Workspace, checked_name, documents
 from karipap_core.workspace.files import whole_file, write_json
 from karipap_core.workspace.runs import read_runs
 
@@ -49,7 +50,7 @@ def report(what: Sequence[str | Path], out: str | Path = "report.html", progress
     plans = out.with_name(f"{out.stem}-plans")
     for point in document["runs"]:
         if point.get("plan"):
-            write_json(plans / f"{point['id']}.json", point["plan"])
+            Plan.from_json(point["plan"], point["id"]).save(plans / f"{checked_name(point['id'])}.json")
     write_json(out.with_suffix(".json"), document)
     _write(out.with_suffix(".csv"), table_csv(rows(document)))
     _write(out, text)
@@ -83,8 +84,9 @@ def collect(what: Iterable[str | Path]) -> list[dict]:
         else:
             raise InputError(f"{path} is a {document.get('format')}: a report is made of runs and sweeps.")
         for point in points:
-            if not isinstance(point.get("id"), str) or not isinstance(point.get("model"), dict):
+            if "id" not in point or not isinstance(point.get("model"), dict):
                 raise InputError(f"{path}: a run lacks the field 'id' or 'model'.")
+            checked_name(point["id"], f"{path}, field id")
             found.setdefault(point["id"], point)
     if not found:
         raise InputError("A report needs at least one run.")
@@ -96,10 +98,9 @@ def collect(what: Iterable[str | Path]) -> list[dict]:
 
 def _of_workspace(name: str) -> Path:
     try:
-        Workspace().plan_file(name)  # a name, and no way out of the workspace
+        path = Workspace().runs_dir / checked_name(name) / "run.json"
     except InputError:
         raise InputError(f"{name} does not exist.") from None
-    path = Workspace().runs_dir / name / "run.json"
     if not path.is_file():
         raise InputError(f"{name} is no file or folder, and the workspace has no run of that name.")
     return path
@@ -280,7 +281,7 @@ def data(points: list[dict]) -> list[dict]:
 
 def commands(points: list[dict], stem: str = "report") -> list[dict]:
     """[{"what", "command"}]: lines of a shell that measure these points again, from the plans beside the report."""
-    model = shlex.quote(str(points[0]["model"].get("name") or "MODEL"))
+    model = argument(str(points[0]["model"].get("name") or "MODEL"))
     found = []
     for point in points:
         if point.get("kind") == "network" and point.get("plan"):
@@ -307,7 +308,7 @@ def _scoring(point: dict) -> str:
     """The options that cut the text as it was. So many tokens that as many windows fit: openers are not counted in
     `tokens`, and are fewer than a stride."""
     name = str(text_of(point).get("name") or "")
-    parts = [] if not name or name.startswith("Python standard library") else [f"--text {shlex.quote(name)}"]
+    parts = [] if not name or name.startswith("Python standard library") else [f"--text {argument(name)}"]
     parts += [f"--{key} {point[key]}" for key in ("window", "stride") if point.get(key)]
     if point.get("tokens"):
         parts.append(f"--max-tokens {point['tokens'] + (point.get('stride') or 1) - 1}")

@@ -8,7 +8,7 @@ from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace
+from karipap_core.workspace import Workspace, checked_name
 from karipap_core.workspace.documents import find
 
 
@@ -101,8 +101,10 @@ def _of_folder(path: Path) -> Side:
 def _of_workspace(name: str) -> Path:
     workspace = Workspace()
     places: list[Path] = []
-    with suppress(InputError):  # no name that a plan can have
-        places = [workspace.plan_file(name), workspace.runs_dir / name / "run.json"]
+    with suppress(InputError):  # no name that a run can have
+        places = [workspace.runs_dir / checked_name(name) / "run.json"]
+    with suppress(InputError):
+        places = [workspace.find_plan(name), *places]
     if (there := next((place for place in places if place.is_file()), None)) is not None:
         return there
     raise InputError(f"{name} is no file or folder, and the workspace has no plan or run of that name.")

@@ -5,7 +5,7 @@
                            curves/, moments/, calibration/, cores/   see plan/study.py
                            sensitivity/                 see studies/sensitivity
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
-      plans/<name>.json
+      plans/<name>-<key>.json                      key: of the plan's content
       runs/<id>/run.json                           one point of the trade-off page
       jobs/<id>/                                   see karipap_core/jobs
       tasks/                                       items and finished benchmark tasks, see evaluation/tasks
@@ -23,10 +23,24 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace.files import whole_file, write_json
+from karipap_core.workspace.files import settings_key, whole_file, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
+
+def checked_name(name: object, where: str = "") -> str:
+    """The name itself, which is one that stays in its folder as a file, and is no option on a command line.
+
+    Names and ids reach here from files and web pages; `where` they are from begins the sentence ("run.json, field id").
+    Raises InputError for anything else.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        said = f"{where}: " if where else ""
+        raise InputError(
+            f"{said}{str(name)[:60]!r} is not a name: letters, digits, '.', '_', '+' and '-', at most 128."
+        )
+    return name
 
 
 def new_id() -> str:
@@ -43,7 +57,7 @@ class Workspace:
     def _of_model(self, fingerprint: str, kind: str, name: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{8,64}", fingerprint):
             raise InputError(f"{fingerprint!r} is not a fingerprint (hexadecimal digits of SHA-256).")
-        return self.root / "models" / fingerprint[:32] / kind / _name(name)
+        return self.root / "models" / fingerprint[:32] / kind / checked_name(name)
 
     def profile_dir(self, fingerprint: str, key: str) -> Path:
         return self._of_model(fingerprint, "profiles", key)
@@ -68,14 +82,44 @@ class Workspace:
 
     def cache_file(self, kind: str, key: str) -> Path:
         """A place for what can be found again if it is lost, such as the fingerprint of files by size and time."""
-        return self.root / "cache" / _name(kind) / _name(f"{key}.json")
+        return self.root / "cache" / checked_name(kind) / checked_name(f"{key}.json")
 
     @property
     def plans(self) -> Path:
         return self.root / "plans"
 
     def plan_file(self, name: str) -> Path:
-        return self.plans / _name(f"{name}.json")
+        return self.plans / checked_name(f"{name}.json")
+
+    def find_plan(self, name: str) -> Path:
+        """The file of a stored plan by its name, or by what it was called before its content was put into the name
+        (see `keep_plan`): of several the newest. Raises InputError where there is none."""
+        file = self.plan_file(name)
+        if file.is_file():
+            return file
+        named = re.compile(re.escape(name) + r"-[0-9a-f]{16}\.json")
+        files = (path for path in self.plans.glob("*.json") if named.fullmatch(path.name) and path.is_file())
+        found = max(files, key=lambda path: path.stat().st_mtime, default=None)
+        if found is None:
+            raise InputError(f"The workspace has no plan {name!r}.")
+        return found
+
+    def keep_plan(self, plan: dict, name: str) -> str:
+        """Stores a plan's JSON under `name` and the first digits of its content's SHA-256, and returns that name.
+
+        So no plan takes the place of another one, and whoever was told a name finds the same plan under it later. What
+        a name cannot have becomes "-".
+        """
+        key = settings_key(plan)
+        stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", name.removesuffix(f"-{key}")).strip("-.+")[:100] or "plan"
+        found = f"{stem}-{key}"
+        try:
+            there = settings_key(read_json(self.plan_file(found))) == key
+        except InputError:  # there is none, or a damaged one
+            there = False
+        if not there:
+            write_json(self.plan_file(found), plan)
+        return found
 
     @property
     def jobs_dir(self) -> Path:
@@ -101,10 +145,3 @@ class Workspace:
         path = Path(folder or self.runs_dir) / name / "run.json"
         write_json(path, document | {"environment": environment()} | run)
         return path
-
-
-def _name(name: str) -> str:
-    """A file name that stays in its folder. Names reach here from web pages, so nothing else is let through."""
-    if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is not a name: letters, digits, '.', '_' and '-', at most 128.")
-    return name

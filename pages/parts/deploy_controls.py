@@ -175,6 +175,7 @@ def plan_of(view) -> tuple[str | None, object | None]:
         "deploy_plan",
         NO_PLAN,
         width=260,
+        format_func=runs.shown,
         help="The full pipeline with this plan: its bytes are counted exactly.",
     )
     return (None, None) if name == NO_PLAN else (name, plans[name])

@@ -6,8 +6,7 @@ import streamlit as st
 
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
-from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key
+from karipap_core.workspace import Workspace, new_id
 from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
 
 NETWORK_SAYS = {
@@ -55,10 +54,10 @@ def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None
     """Keeps the plan in the workspace, starts its run and leaves for the Run page."""
     with st.spinner("Writing the plan …"):
         plan = draft.to_plan(now, view.checkpoint, found, totals)
-        name = f"{now.network}-{plan.rule}-{totals['kept']:.3f}-{settings_key(plan.to_json())[:6]}"
-        name = runs.keep_plan(plan, name)
+        name = f"{now.network}-{plan.rule}-{totals['kept']:.3f}"
+        name = Workspace().keep_plan(plan.to_json(), name)
     argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", "16384"]
-    job.start(argv, f"{name} on {view.checkpoint.name}", "job")
+    job.start(argv, f"{runs.shown(name)} on {view.checkpoint.name}", "job")
     st.session_state.plan = name
     query = {"model": view.alias, "plan": name}
     if job_id := st.session_state.get("job"):
@@ -71,7 +70,8 @@ def plan_argv(view, what: tables.What, rule: str, budget: float, unit: str, scop
     size = ["--budget-bytes", f"{budget:.4g}"] if unit == "bytes" else ["--budget", f"{budget:.4g}", "--scope", scope]
     more = ["--quantize", what.quantize] if what.quantize else []
     more += ["--embedding", what.embedding] if what.embedding != "dense" else []
-    name = "-".join([what.network, what.metric, *more[1::2], rule, f"{budget:.4g}", unit, scope])
+    # A name that no other job has: what one of them writes stays as it is while others are queued.
+    name = "-".join([what.network, what.metric, *more[1::2], rule, f"{budget:.4g}", unit, scope, new_id()])
     argv = ["plan", view.source, *size, "--network", what.network, *more, "--metric", what.metric, "--rule", rule]
     return [*argv, "--out", str(Workspace().plan_file(name))]
 

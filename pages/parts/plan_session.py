@@ -29,7 +29,7 @@ def opened(view) -> draft.History | None:
     if asked and asked != mine.get("opened"):
         mine["opened"] = asked
         try:
-            open_plan(view, Plan.load(Workspace().plan_file(asked)), asked)
+            open_plan(view, Plan.load(Workspace().find_plan(asked)), asked)
         except InputError as error:
             mine["error"] = str(error)
     if "history" not in mine:

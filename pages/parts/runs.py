@@ -56,16 +56,14 @@ def plans(view) -> dict[str, Plan]:
     return found
 
 
-def keep_plan(plan: Plan, name: str) -> str:
-    """Saves a plan in the workspace under a name made of `name`; returns that name."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] or "plan"
-    plan.save(Workspace().plan_file(stem))
-    return stem
+def shown(name: str) -> str:
+    """The name of a stored plan as people read it: of its content's key (`Workspace.keep_plan`) six digits."""
+    return re.sub(r"(-[0-9a-f]{6})[0-9a-f]{10}$", r"\1", name)
 
 
 def open_on_board(run: dict) -> None:
     """Leaves for the Plan page with this run's plan."""
-    name = keep_plan(Plan.from_json(run["plan"], run["label"]), run["id"])
+    name = Workspace().keep_plan(Plan.from_json(run["plan"], run["label"]).to_json(), run["id"])
     st.session_state.pop("plan", None)
     st.switch_page("pages/plan.py", query_params={"model": st.session_state.model, "plan": name})
 

@@ -195,7 +195,7 @@ def test_a_plan_is_carried_away_and_back(reader, place):
         "input[type=file]", {"name": "come back.json", "mimeType": "application/json", "buffer": file.read_bytes()}
     )
     page.get_by_text("Imported as come-back").wait_for()
-    assert Plan.load(workspace.plan_file("come-back")).weights == Plan.from_json(exported).weights
+    assert Plan.load(workspace.find_plan("come-back")).weights == Plan.from_json(exported).weights
 
 
 def test_cancel_stops_a_job_and_says_so(reader, place):

@@ -187,8 +187,9 @@ def test_the_plan_goes_to_the_board(tiny_llama, started):
     keep(document(tiny_llama, "a" * 16))
     app = opened()
     app.button(key="autopilot_board").click().run()
-    saved = json.loads(Workspace().plan_file(f"autopilot-{'a' * 16}").read_text())
-    assert saved["rule"] == "hand" and app.query_params["plan"] == f"autopilot-{'a' * 16}"
+    file = Workspace().find_plan(f"autopilot-{'a' * 16}")
+    saved = json.loads(file.read_text())
+    assert saved["rule"] == "hand" and app.query_params["plan"] == file.stem
 
 
 def test_the_figure_draws_every_point_with_its_interval(tiny_llama):

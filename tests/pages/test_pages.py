@@ -14,10 +14,10 @@ from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
-from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.document import Entry, Plan, model_entry
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import write_json
-from pages.parts import common, model
+from karipap_core.workspace.files import settings_key, write_json
+from pages.parts import common, model, runs
 from tests.helpers import app_page, made_up
 from tests.helpers.opened import opened, sound, words
 
@@ -276,12 +276,13 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
     app = sound(opened(page="run"))
     assert "predicted rise 0.010" in app.selectbox(key="plan").options[0]
     sound(app.button(key="start").click().run())
-    file = str(Workspace().plan_file("halved"))
+    name = f"halved-{settings_key(plan.to_json())}"
+    file = str(Workspace().plan_file(name))
     assert started == [["run", str(tiny), "--plan", file, "--max-tokens", "16384"]]
     job_id = app.query_params["job"]
-    assert app.button(key="start").disabled and "halved on tiny" in words(app)
+    assert app.button(key="start").disabled and f"{runs.shown(name)} on tiny" in words(app)
     again = sound(opened(page="run", job=job_id))  # a reload, or another browser
-    assert "halved on tiny" in words(again)
+    assert f"{runs.shown(name)} on tiny" in words(again)
     sound(again.button(key="job_cancel").click().run())
     assert jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
 
@@ -352,7 +353,29 @@ def test_an_imported_plan_is_kept_under_a_name_that_is_no_path(plan):
     app = opened(page="run")
     good = ("../good plan.json", json.dumps(plan.to_json()).encode(), "application/json")
     sound(app.file_uploader(key="plan_file").upload(*good).run())
-    assert Workspace().plan_file("good-plan").is_file()
+    assert Workspace().find_plan("good-plan").stem == f"good-plan-{settings_key(plan.to_json())}"
+
+
+def test_an_imported_plan_takes_the_place_of_no_other_and_a_queued_run_keeps_its_own(plan, started):
+    """Two plans of one file name; the run of the first was started before the second came."""
+    app = opened(page="run")
+    for chi in (4, 2):
+        document = plan.to_json()
+        document["weights"]["model.layers.0.q_proj"] = document["weights"]["model.layers.0.q_proj"] | {"chi": [chi]}
+        sound(app.file_uploader(key="plan_file").upload("plan.json", json.dumps(document).encode(), "text/json").run())
+        if chi == 4:
+            sound(app.button(key="start").click().run())
+    file = started[0][started[0].index("--plan") + 1]
+    assert Plan.load(file).weights["model.layers.0.q_proj"]["chi"] == [4]
+    assert Plan.load(Workspace().plan_file(app.session_state.plan)).weights["model.layers.0.q_proj"]["chi"] == [2]
+
+
+def test_a_link_by_the_name_that_a_plan_once_had_still_opens_it(plan):
+    entry = plan.weights["model.layers.0.q_proj"]
+    plan.weights["model.layers.0.q_proj"] = Entry.of(entry | {"chi": [2]})
+    name = Workspace().keep_plan(plan.to_json(), "linked")
+    assert sound(opened(page="run", plan="linked")).selectbox(key="plan").value == name
+    assert sound(opened(page="run", plan="halved")).selectbox(key="plan").value == "halved"
 
 
 def test_a_plan_for_another_model_is_refused(plan, tiny):
@@ -422,7 +445,7 @@ def test_a_chosen_point_is_in_the_url_and_its_plan_goes_to_the_board(plan):
     app = sound(opened(page="tradeoff", point="net", y="kl", x="kept"))
     assert "run net" in words(app) and app.session_state.y == "kl"
     app.button(key="to_board").click().run()
-    assert Workspace().plan_file("net").is_file()
+    assert Workspace().find_plan("net").is_file()
     sound(opened(page="tradeoff", point="made-up"))
 
 

@@ -251,6 +251,14 @@ def run(fix: str, monkeypatch, folder: Path) -> None:
             subprocess.run(["sh", "-c", command.replace("python", sys.executable, 1)], check=True, timeout=60)
 
 
+def test_what_a_strangers_folder_says_of_its_healing_is_no_command(tmp_path):
+    from karipap_core.deployment.checklist import _typed
+
+    settings = {"steps": "1; touch x", "seed": "--out=/y", "rate; touch x": 1}
+    said = _typed({"settings": settings, "result": {"text": {"path": "-a b"}}})
+    assert said == " --steps '1; touch x' --seed ./--out=/y --text './-a b'"
+
+
 def test_a_healed_folder_is_written_and_healed_again(world, tmp_path, monkeypatch):
     from karipap_core.healing.heal import heal
     from karipap_core.healing.settings import Settings

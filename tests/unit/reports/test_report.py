@@ -87,6 +87,24 @@ def test_the_file_is_valid_html_that_fetches_nothing(folder, tmp_path):
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
+@pytest.mark.parametrize("name", ["../victim/settings", "/etc/x", "..", "-o", "a/b", "a\n", 3, None])
+def test_the_id_of_a_strangers_run_names_no_file(points, tmp_path, name):
+    victim = tmp_path / "out" / "victim" / "settings.json"
+    write_json(victim, {"mine": True})
+    write_json(tmp_path / "run.json", points[0] | {"id": name})
+    with pytest.raises(InputError, match="is not a name"):
+        report([tmp_path / "run.json"], tmp_path / "out" / "report.html")
+    assert json.loads(victim.read_text()) == {"mine": True}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["victim"], "nothing was written"
+
+
+def test_a_plan_in_a_run_is_read_before_it_is_written(points, tmp_path):
+    write_json(tmp_path / "run.json", points[0] | {"plan": {"#!/bin/sh": 1}})
+    with pytest.raises(InputError):
+        report([tmp_path / "run.json"], tmp_path / "out" / "report.html")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_profile_or_a_plan_there_is_still_a_report(points, tmp_path):
     document = describe([point | {"plan": None} for point in points])
     text = without_plotly(report_html.page(document))
@@ -136,6 +154,13 @@ def test_the_commands_are_commands_of_this_program(points):
         assert words[0] == "karipap"
         build_parser().parse_args(words[1:])  # exits where an option is unknown
     assert "'my text; rm -rf.txt'" in commands(points)[0]["command"]
+
+
+def test_a_model_whose_name_looks_like_an_option_is_a_model_in_the_commands(points):
+    for point in points:
+        point["model"] = point["model"] | {"name": "--workspace=/somewhere; $(x)"}
+    for entry in commands(points):
+        assert build_parser().parse_args(shlex.split(entry["command"])[1:]).model == "./--workspace=/somewhere; $(x)"
 
 
 def test_the_command_cuts_the_text_as_it_was(points):

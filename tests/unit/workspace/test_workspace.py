@@ -9,7 +9,7 @@ import pytest
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace, new_id
+from karipap_core.workspace import Workspace, checked_name, new_id
 from karipap_core.workspace.files import settings_key, whole_file, write_json
 
 FINGERPRINT = "ab" * 32
@@ -47,6 +47,37 @@ def test_no_name_leads_out_of_the_workspace(tmp_path, name):
         Workspace(tmp_path).profile_dir(FINGERPRINT, name or "/")
     with pytest.raises(InputError):
         Workspace(tmp_path).profile_dir(name, "key")
+
+
+def test_a_name_says_where_it_is_from():
+    assert checked_name("lowrank+qlr-01d8886f4b9dba1c") == "lowrank+qlr-01d8886f4b9dba1c"
+    for name in ("-o", "a b", "a\n", None, 3, ["a"]):
+        with pytest.raises(InputError) as refused:
+            checked_name(name, "run.json, field id")
+        said = "is not a name: letters, digits, '.', '_', '+' and '-', at most 128."
+        assert str(refused.value) == f"run.json, field id: {str(name)!r} {said}"
+
+
+def test_stored_plans_are_named_by_their_content(tmp_path):
+    workspace = Workspace(tmp_path)
+    first, second = ({"format": "karipap-plan", "n": n} for n in (1, 2))
+    names = [workspace.keep_plan(plan, "../my plan") for plan in (first, second, first)]
+    assert names[0] == names[2] != names[1] and all(name.startswith("my-plan-") for name in names)
+    assert workspace.keep_plan(first, names[0]) == names[0], "a name that has the key already gets no second one"
+    assert [read_json(workspace.plan_file(name)) for name in names] == [first, second, first]
+    workspace.plan_file(names[0]).write_text("{")
+    workspace.keep_plan(first, "my plan")
+    assert read_json(workspace.plan_file(names[0])) == first, "a damaged one is written again"
+
+
+def test_a_plan_is_found_by_the_name_it_once_had(tmp_path):
+    workspace = Workspace(tmp_path)
+    new = workspace.keep_plan({"n": 1}, "small")
+    assert workspace.find_plan("small") == workspace.find_plan(new) == workspace.plan_file(new)
+    write_json(workspace.plan_file("small"), {"n": 2})
+    assert workspace.find_plan("small") == workspace.plan_file("small")
+    with pytest.raises(InputError, match="The workspace has no plan 'other'."):
+        workspace.find_plan("other")
 
 
 def test_settings_key_depends_on_values_and_not_on_order():
