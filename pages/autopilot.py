@@ -9,7 +9,7 @@ import streamlit as st
 
 from karipap_core.errors import InputError
 from karipap_core.figures import autopilot as figures_autopilot
-from karipap_core.plan.document import Plan
+from karipap_core.plan.document import Plan, is_of
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, runs, tables, texts
@@ -61,8 +61,7 @@ def found(view) -> dict[str, dict]:
             document = read_json(file)
         except InputError:
             continue
-        entry = document.get("model")
-        mine = isinstance(entry, dict) and entry.get("fingerprint") == view.checkpoint.fingerprint
+        mine = is_of(document.get("model"), view.checkpoint)
         if document.get("format") == NAMED and mine and isinstance(document.get("key"), str):
             documents[document["key"]] = document | {"touched": file.stat().st_mtime}
     return documents

@@ -24,7 +24,7 @@ def page() -> None:
     )
     docs.style()
     with common.plain_errors("reading the results"):
-        found = results(view.checkpoint.fingerprint)
+        found = results(view.checkpoint.key)
     name = common.choose(
         st.segmented_control,
         "Claim",

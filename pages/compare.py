@@ -191,11 +191,12 @@ def report(view, measured: list[dict]) -> None:
     """The report of every run of this model, made when it is asked for."""
 
     def written() -> str:
+        from karipap_core.plan.document import measured_model
         from karipap_core.reports.html import page as whole
         from karipap_core.reports.report import describe, profile_of
 
         try:
-            return whole(describe(measured), profile_of(view.checkpoint.fingerprint))
+            return whole(describe(measured), profile_of(measured_model(view.checkpoint)))
         except InputError as error:
             return f"<!DOCTYPE html><title>No report</title><p>{html.escape(str(error))}</p>"
 

@@ -25,7 +25,7 @@ PLACES = ("KV cache", "Open", "On the GPU", "Outside", "A step, at least", "Why"
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
-def footprint_of(fingerprint: str, _checkpoint) -> Footprint:
+def footprint_of(identity: str, _checkpoint) -> Footprint:
     return of_checkpoint(_checkpoint)
 
 
@@ -41,7 +41,7 @@ def page() -> None:
     machine, fixed = deploy_controls.machine()
     instead, smaller = deploy_controls.other_models()
     with st.spinner("Counting …", show_time=False):
-        foot = instead or footprint_of(view.checkpoint.fingerprint, view.checkpoint)
+        foot = instead or footprint_of(view.checkpoint.identity, view.checkpoint)
         document = deploy(foot, load, machine, plan, Constraints(fixed, smaller))
     st.html(f'<p class="k-verdict"><b>{html.escape(foot.name)}</b>. {html.escape(document["verdict"])}</p>')
     figures(document)

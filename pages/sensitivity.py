@@ -46,7 +46,7 @@ def page() -> None:
 
 
 def folder(view) -> Path:
-    return Workspace().profile_dir(view.checkpoint.fingerprint, "x").parents[1]
+    return Workspace().model_dir(view.checkpoint.key)
 
 
 def which(documents: dict[str, dict]) -> str | None:

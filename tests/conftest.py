@@ -206,9 +206,9 @@ def profiled(tiny):
     from karipap_core.workspace import Workspace
     from tests.helpers import made_up
 
-    fingerprint = open_checkpoint(tiny).fingerprint
-    profile = made_up.profile(2, metrics=("weight", "loss"), bonds=True, fingerprint=fingerprint)
-    profile.save(Workspace().profile_dir(fingerprint, "made-up"))
+    checkpoint = open_checkpoint(tiny)
+    profile = made_up.profile(2, metrics=("weight", "loss"), bonds=True, fingerprint=checkpoint.fingerprint)
+    profile.save(Workspace().profile_dir(checkpoint.key, "made-up"))
     return profile
 
 

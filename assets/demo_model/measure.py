@@ -44,7 +44,8 @@ def main() -> None:
         shutil.copyfile(study.folder / name, HERE / "karipap" / name)
     for kind in MEASURED:
         shutil.copytree(study.folder / kind, HERE / "karipap" / kind)
-    write_json(HERE / "karipap" / "measured.json", {"fingerprint": study.checkpoint.fingerprint})
+    measured = {"fingerprint": study.checkpoint.fingerprint, "identity": study.checkpoint.identity}
+    write_json(HERE / "karipap" / "measured.json", measured)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
 from karipap_core.errors import InputError
-from karipap_core.reading import read_json
+from karipap_core.reading import open_file, read_json
 from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key, write_json
@@ -23,6 +23,10 @@ EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen
 RUNNABLE_STACK = re.compile(r"\.experts\.(?:gate_up_proj|up_proj|down_proj)$")
 UNLIKE_OTHERS = {"llama4", "llama4_text"}
 EXPERT_STACK = re.compile(r"(?:experts\.\w+(?:\.weight)?|block_sparse_moe\.(?:input|output)_linear\.weight)$")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+# What decides about a model's outputs besides its tensors.
+SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
+SETTINGS += ("added_tokens.json", "chat_template.jinja", "generation_config.json")
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
@@ -216,6 +220,34 @@ class Checkpoint:
         if file not in self._handles:
             self._handles[file] = safe_open(file, framework="pt")
         return self._handles[file]
+
+    @property
+    def home(self) -> Path:
+        """The folder that the model's tensors, config.json and tokenizer are in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def settings_files(self) -> list[Path]:
+        """The files beside the tensors that decide about what the model puts out, those that are there."""
+        return [file for name in SETTINGS if (file := self.home / name).is_file()]
+
+    @cached_property
+    def identity(self) -> str:
+        """16 hex digits that tell this model from all others: the `fingerprint`, and the SHA-256 of `settings_files`.
+
+        Everything measured goes by this and not by the fingerprint alone: the same tensors under another `rope_theta`
+        or another tokenizer are another model. Raises InputError for a file that cannot be read.
+        """
+        sums = {}
+        for path in self.settings_files:
+            with open_file(path) as file:
+                sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return settings_key({"tensors": self.fingerprint, "files": sums})
+
+    @property
+    def key(self) -> str:
+        """Names the model's folder in the workspace: the fingerprint's first 32 digits, then the identity."""
+        return f"{self.fingerprint[:32]}-{self.identity}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import PICKLES
 from karipap_core.checkpoint.tensorfile import word_of
-from karipap_core.compressed.records import Source, file_sums, pinned, tensor_sums
+from karipap_core.compressed.records import Source, file_sums, pinned, tensor_sums, written_for
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
-from karipap_core.workspace.files import settings_key
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -51,12 +50,12 @@ def valid_plan(settings: dict, report: dict) -> tuple[Plan | None, str]:
         return plan, f"valid, {networks} weights changed; {unknown}"
     # The folder was written for this plan and for the checkpoint that was given, mostly the one that the plan pins.
     fingerprint = report.get("fingerprint") or pinned(settings)
-    if settings_key({"plan": document, "fingerprint": fingerprint}) != identity:
+    if written_for(document, fingerprint, report.get("source_identity")) != identity:
         return None, "the plan in config.json is not the one that the folder was written for"
     return plan, f"valid, and the one that the folder was written for; {networks} weights changed"
 
 
-def same_source(settings: dict, source: Source) -> tuple[bool, str]:
+def same_source(settings: dict, report: dict, source: Source) -> tuple[bool, str]:
     wanted = pinned(settings)
     if len(wanted) != 64:
         return False, "the plan pins no fingerprint of a dense model"
@@ -65,6 +64,8 @@ def same_source(settings: dict, source: Source) -> tuple[bool, str]:
     if source.checkpoint.fingerprint != wanted:
         found = source.checkpoint.fingerprint
         return False, f"{source.name} is {found[:12]}…, the plan was made for {wanted[:12]}…"
+    if report.get("source_identity", source.checkpoint.identity) != source.checkpoint.identity:
+        return False, f"config.json or the tokenizer of {source.name} has changed since the folder was made from it"
     return True, f"{wanted[:12]}… is pinned, the fingerprint of {source.checkpoint.name}"
 
 

@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from karipap_core.checkpoint.model import Weight
-from karipap_core.compressed.records import REPORT, sums_of
+from karipap_core.compressed.records import REPORT, sums_of, written_for
 from karipap_core.compressed.verify import verify
 from karipap_core.errors import InputError
 from karipap_core.networks import Spec
 from karipap_core.networks.stored import values
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.workspace.files import settings_key, whole_file, write_json
+from karipap_core.workspace.files import whole_file, write_json
 
 
 def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:
@@ -39,7 +39,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     began, out, checkpoint = time.monotonic(), Path(out), study.checkpoint
     plan.check(checkpoint, force)
     document = plan.to_json()
-    identity = settings_key({"plan": document, "fingerprint": checkpoint.fingerprint})
+    identity = written_for(document, checkpoint.fingerprint, checkpoint.identity)
     if _finished(out, identity):
         shutil.rmtree(out / ".parts", ignore_errors=True)  # of a run killed while it tidied up
         return json.loads((out / REPORT).read_text())["result"] | {"seconds": 0.0}
@@ -68,11 +68,11 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     # What is there already is our own, from a run killed after the folder and before its report were written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
     report = {"format": "karipap-report", "version": 1, "identity": identity, "source": str(checkpoint.path.resolve())}
-    report |= {"fingerprint": checkpoint.fingerprint, "sums": sums_of(out)}
+    report |= {"fingerprint": checkpoint.fingerprint, "source_identity": checkpoint.identity, "sums": sums_of(out)}
     verdict = verify(out, checkpoint, report | {"result": result}, files, progress=progress)
     result["verify"] = {"ok": verdict["ok"], "checks": verdict["checks"]}
     write_json(out / REPORT, report | {"result": result})
-    shutil.rmtree(out / ".parts")
+    shutil.rmtree(out / ".parts", ignore_errors=True)  # a plan that changes nothing has none
     return result | {"seconds": round(time.monotonic() - began, 3)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 def loader(folder: str | Path) -> str:
     """Ten lines of Python that load the folder and use it, where `karipap_core` can be imported."""
-    from karipap_core.models.load import TOKENIZERS
+    from karipap_core.checkpoint.model import TOKENIZERS
 
     folder = Path(folder).absolute()
     config = _config_of(folder)

@@ -17,7 +17,7 @@ from karipap_core.checkpoint.tensorfile import chunks
 from karipap_core.compressed.folder import RECORDS
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.files import settings_key, write_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")
 REPORT = "karipap.json"
@@ -51,6 +51,13 @@ def report_of(folder: str | Path) -> dict:
     """karipap.json of a folder, {} where there is none."""
     file = Path(folder) / REPORT
     return read_json(file) if file.is_file() else {}
+
+
+def written_for(plan: dict, fingerprint: str, source_identity: str | None) -> str:
+    """Names what a folder is written for: a plan, and the dense checkpoint's fingerprint and identity (None in the
+    reports of folders written before 0.3)."""
+    what = {"plan": plan, "fingerprint": fingerprint}
+    return settings_key(what if source_identity is None else what | {"source_identity": source_identity})
 
 
 def pinned(settings: dict) -> str:

@@ -66,7 +66,7 @@ def verify(
     note("safetensors only", *safetensors_only(folder))
     plan, detail = valid_plan(settings, report)
     note("plan", plan is not None, detail)
-    same, detail = same_source(settings, source)
+    same, detail = same_source(settings, report, source)
     note("fingerprint", same, detail)
     checkpoint = None
     try:

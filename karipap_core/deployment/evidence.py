@@ -5,14 +5,14 @@ Nothing is computed here from weights or text; where nothing was measured, the a
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from karipap_core.errors import InputError
+from karipap_core.plan.document import is_of
 from karipap_core.profiles.document import Profile
 from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace
+from karipap_core.workspace import Workspace, shipped
 from karipap_core.workspace.runs import read_runs
 
 AGGRESSIVE = 0.3  # of a weight's parameters: what CompactifAI leaves of LLaMA-2-7B (2401.14109)
@@ -41,8 +41,8 @@ class Advice:
 def functional_profile(checkpoint, workspace: Workspace | None = None) -> Profile | None:
     """The newest profile of this checkpoint with functional spectra, the shipped one included; None where none is."""
     workspace = workspace or Workspace()
-    workspace.adopt(checkpoint.fingerprint, checkpoint.path)
-    folder = workspace.profile_dir(checkpoint.fingerprint, "any").parent
+    workspace.adopt(checkpoint)
+    folder = workspace.profile_dir(checkpoint.key, "any").parent
     for file in sorted(folder.glob("*/profile.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             document = read_json(file)
@@ -107,9 +107,10 @@ def runs_of(checkpoint, workspace: Workspace | None = None) -> list[dict]:
     """Measured runs of this very checkpoint, the workspace's and those that ship with the model, oldest first; of runs
     on different texts, those on the text that most were measured on."""
     workspace = workspace or Workspace()
-    found = {run["id"]: run for run in read_runs(Path(checkpoint.path) / "karipap" / "runs") if "id" in run}
+    beside = shipped(checkpoint)
+    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
     found |= {run["id"]: run for run in workspace.runs if "id" in run}
-    mine = [run for run in found.values() if (run.get("model") or {}).get("fingerprint") == checkpoint.fingerprint]
+    mine = [run for run in found.values() if is_of(run.get("model"), checkpoint)]
     groups: dict = {}
     for run in mine:
         how = ((run.get("text") or {}).get("sha256"), run.get("window"), run.get("stride"), run.get("tokens"))

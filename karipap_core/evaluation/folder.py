@@ -142,17 +142,22 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     plan = (config.get("quantization_config") or {}).get("plan")
     recorded = plan.get("model", {}) if isinstance(plan, dict) else {}
+    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
     if against is not None:
-        if recorded and open_checkpoint(against).fingerprint != recorded.get("fingerprint"):
+        dense = open_checkpoint(against)
+        if recorded and dense.fingerprint != recorded.get("fingerprint"):
             notes.append(f"{against} is not the checkpoint that {folder.name} was made from (fingerprints differ).")
+        elif report.get("source_identity", dense.identity) != dense.identity:
+            notes.append(f"config.json or the tokenizer of {against} has changed since {folder.name} was made from it.")
         return against
     if not recorded:
         notes.append("Nothing is compared: the folder names no dense model. Name one with --against.")
         return None
-    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
     for source in filter(None, (report.get("source"), recorded.get("name"))):
         try:
-            if open_checkpoint(source).fingerprint == recorded.get("fingerprint"):
+            dense = open_checkpoint(source)
+            same = report.get("source_identity", dense.identity) == dense.identity
+            if same and dense.fingerprint == recorded.get("fingerprint"):
                 return source
         except (InputError, OSError):
             continue

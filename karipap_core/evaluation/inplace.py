@@ -57,7 +57,7 @@ class InPlace:
         if suite is not None:
             from karipap_core.evaluation.tasks import suite as tasks
 
-            self._identity = tasks.identity(tasks.causal(checkpoint))
+            self._identity = tasks.causal(checkpoint).identity
             self.dense["tasks"] = self._tasks(suite, self._identity, progress)
 
     @property

@@ -64,9 +64,7 @@ def heal(
     progress = progress if accelerator.is_main_process else silent
     patient = _Patient(Path(folder), distill, settings)
     key = settings_key(
-        asdict(settings)
-        | {"folder": patient.checkpoint.fingerprint, "text": text.sha256}
-        | {"teacher": patient.teacher_fingerprint}
+        asdict(settings) | {"folder": patient.checkpoint.identity, "text": text.sha256} | {"teacher": patient.teacher}
     )
     out = Path(out).absolute()
     found = _finished(out, key)
@@ -117,9 +115,9 @@ class _Patient:
                 f"The dense model that {folder} was made from is not found here unchanged: name it with --distill, or "
                 "take --objective next-token."
             )
-        self.teacher_fingerprint: str | None = None
+        self.teacher: str | None = None  # its identity
         if self.source is not None and settings.objective == "distill":
-            self.teacher_fingerprint = open_checkpoint(self.source).fingerprint
+            self.teacher = open_checkpoint(self.source).identity
 
     def load(self, device: str | torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
         """The compressed model and a tokenizer, the dense model's where the folder has none."""

@@ -73,7 +73,7 @@ def measure(
         same = point.get("folder") and Path(point["folder"]).resolve() == folder.resolve()
         if same and point["text"]["sha256"] == text.sha256 and point["tokens"] == _scored(point, MAX_TOKENS):
             return point
-    what = {"folder": checkpoint.fingerprint, "sha256": text.sha256, "max_tokens": MAX_TOKENS, "plan": plan.to_json()}
+    what = {"folder": checkpoint.identity, "sha256": text.sha256, "max_tokens": MAX_TOKENS, "plan": plan.to_json()}
     name = f"{'heal' if healed else 'run'}-{settings_key(what)}"
     file = Workspace().runs_dir / name / "run.json"
     if file.is_file():

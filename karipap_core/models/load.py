@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.model import TOKENIZERS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.spectra.spectrum import pick_device
 
 if TYPE_CHECKING:  # transformers is imported where a model is loaded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def load_model(

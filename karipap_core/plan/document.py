@@ -299,6 +299,19 @@ def model_entry(checkpoint) -> dict:
     }
 
 
+def measured_model(checkpoint) -> dict:
+    """The `model` field of what was measured: `model_entry`, and the identity, by which measurements go."""
+    return model_entry(checkpoint) | {"identity": checkpoint.identity}
+
+
+def is_of(model: dict | None, checkpoint) -> bool:
+    """Whether a `model` field is about this very checkpoint. One without an identity (written before 0.3) is where the
+    tensors are the same."""
+    model = model or {}
+    same = model.get("fingerprint") == checkpoint.fingerprint
+    return same and model.get("identity", checkpoint.identity) == checkpoint.identity
+
+
 @lru_cache(maxsize=1)
 def schema() -> dict:
     """The JSON Schema of a plan (draft 2020-12)."""

@@ -126,16 +126,17 @@ def figures(pairs: Sequence[Pair]) -> dict | None:
 # The calibration that runs belong to, and the refit.
 
 
-def calibration_file(plan: Plan) -> Path | None:
+def calibration_file(plan: Plan, model: dict | None = None) -> Path | None:
     """Where the workspace keeps the calibration of a plan's model, metric and calibration text; None where it has
-    none."""
-    entry, fingerprint = plan.calibration or {}, plan.model.get("fingerprint") or ""
-    if "sha256" not in entry or not fingerprint:
+    none. model: the `model` field of a run, which tells models of the same tensors apart (default: the plan's)."""
+    entry, workspace = plan.calibration or {}, Workspace()
+    model_key = workspace.key_of(model or plan.model)
+    if "sha256" not in entry or model_key is None:
         return None
     settings = {key: value for key, value in entry.items() if key not in ("text", "path", "sha256")}
     key = settings_key({"text": entry["sha256"], "settings": settings})
     try:
-        file = Workspace().calibration_file(fingerprint, f"{plan.metric}-{key}")
+        file = workspace.calibration_file(model_key, f"{plan.metric}-{key}")
     except InputError:
         return None
     return file if file.is_file() else None
@@ -147,7 +148,7 @@ def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:
     for point in points:
         if not checkable(point):
             continue
-        file = calibration_file(_plan(point))
+        file = calibration_file(_plan(point), point.get("model"))
         if file is not None:
             found.setdefault(file, []).append(point)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))

@@ -66,7 +66,7 @@ class Study:
         self._text, self._settings = text, settings
         self.device_name, self.progress = device, progress
         self.workspace = workspace or Workspace()
-        self.workspace.adopt(self.checkpoint.fingerprint, self.checkpoint.path)
+        self.workspace.adopt(self.checkpoint)
         self._curves: dict[tuple[Kind, str, str], Curves] = {}
         self._probes: dict[str, Probe] = {}
         self._calibrations: dict[str, Calibration] = {}
@@ -103,7 +103,7 @@ class Study:
     @property
     def folder(self) -> Path:
         """This model's folder in the workspace."""
-        return self.workspace.profile_dir(self.checkpoint.fingerprint, "x").parents[1]
+        return self.workspace.model_dir(self.checkpoint.key)
 
     @property
     def key(self) -> str:
@@ -200,7 +200,7 @@ class Study:
         """The profile under these metrics, from the workspace where it is there."""
         wanted = self.moments if tuple(metrics) != ("weight",) else None
         settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
-        folder = self.workspace.profile_dir(self.checkpoint.fingerprint, profile_key(settings))
+        folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
 
     def curves(self, kind: Kind | str, metric: str, weights: list[Weight] | None = None) -> Curves:
@@ -254,7 +254,7 @@ class Study:
     # The calibration.
 
     def calibration_file(self, metric: str) -> Path:
-        return self.workspace.calibration_file(self.checkpoint.fingerprint, f"{metric}-{self.key}")
+        return self.workspace.calibration_file(self.checkpoint.key, f"{metric}-{self.key}")
 
     def has_calibration(self, metric: str) -> bool:
         return metric in self._calibrations or self.calibration_file(metric).exists()

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from karipap_core.errors import InputError
-from karipap_core.profiles.document import FORMAT, VERSION, Profile, profile_key, profile_settings, write_spectra
+from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
 from karipap_core.spectra.describe import describe
@@ -51,13 +51,13 @@ def build_profile(
     """
     text, calibration = (getattr(moments, name, None) for name in ("text", "settings"))
     settings = profile_settings(metrics, network, text, calibration)
-    key = f"{checkpoint.fingerprint}-{profile_key(settings)}"
+    key = file_key(checkpoint.fingerprint, checkpoint.identity, settings)
     folder = None if folder is None else Path(folder)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a profile needs a folder.")
     if folder is not None and (folder / "profile.json").exists():
         found = Profile.load(folder)
-        if found._file_key == key:
+        if found.file_key in (key, file_key(checkpoint.fingerprint, None, settings)):
             return found
     import torch
 
@@ -88,6 +88,7 @@ def build_profile(
         "version": VERSION,
         "model": checkpoint.name,
         "fingerprint": checkpoint.fingerprint,
+        "identity": checkpoint.identity,
         "parameters": checkpoint.parameters,
         "block_parameters": checkpoint.block_parameters,
         "bytes": checkpoint.bytes,

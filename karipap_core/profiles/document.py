@@ -62,6 +62,11 @@ def profile_key(settings: dict) -> str:
     return settings_key({"format": FORMAT, "version": VERSION, "settings": settings})
 
 
+def file_key(fingerprint: str, identity: str | None, settings: dict) -> str:
+    """Names the model and settings in each file of a profile; profiles written before 0.3 have no identity."""
+    return "-".join([fingerprint, *([identity] if identity else []), profile_key(settings)])
+
+
 class Profile:
     """What `build_profile` finds. `document` is profile.json as a dictionary; `weights` its rows, in model order.
 
@@ -89,13 +94,13 @@ class Profile:
             spectra = load_file(file)
         except (OSError, SafetensorError) as failure:
             raise InputError(f"{file} cannot be read ({failure}); profile the model again.") from failure
-        if key != self._file_key:
+        if key != self.file_key:
             raise InputError(f"{file} does not belong to the profile.json beside it; profile the model again.")
         return spectra
 
     @property
-    def _file_key(self) -> str:
-        return f"{self.fingerprint}-{profile_key(self.settings)}"
+    def file_key(self) -> str:
+        return file_key(self.fingerprint, self.document.get("identity"), self.settings)
 
     @property
     def weights(self) -> list[dict]:
@@ -189,7 +194,7 @@ class Profile:
         A folder with a profile.json is complete. Other files in it are left alone.
         """
         folder = Path(folder)
-        write_spectra(folder / "spectra.safetensors", self._spectra, {"key": self._file_key})
+        write_spectra(folder / "spectra.safetensors", self._spectra, {"key": self.file_key})
         write_json(folder / "profile.json", self.document)
         self.folder = folder
         return folder

@@ -43,7 +43,7 @@ def report(what: Sequence[str | Path], out: str | Path = "report.html", progress
         raise InputError(f"--out {out}: a report is written to a file that ends in .html.")
     progress("report", 0, 3, "reading")
     points = collect(what)
-    profile = profile_of(points[0]["model"].get("fingerprint", ""))
+    profile = profile_of(points[0]["model"])
     document = describe(points, out.stem)
     progress("report", 1, 3, "drawing")
     text = page(document, profile)
@@ -117,14 +117,12 @@ def _beside(path: Path) -> dict | None:
     return None
 
 
-def profile_of(fingerprint: str) -> Profile | None:
-    """The profile with most metrics that the workspace holds for a model."""
-    try:
-        folder = Workspace().profile_dir(fingerprint, "any").parent
-    except InputError:
-        return None
+def profile_of(model: dict) -> Profile | None:
+    """The profile with most metrics that the workspace holds for a run's `model`."""
+    workspace = Workspace()
+    key = workspace.key_of(model)
     found = []
-    for file in sorted(folder.glob("*/profile.json")):
+    for file in sorted((workspace.model_dir(key) / "profiles").glob("*/profile.json")) if key else ():
         try:
             found.append(Profile.load(file))
         except InputError:

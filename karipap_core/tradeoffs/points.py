@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.scoring import Scoring
-from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.document import Plan, is_of, measured_model
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
@@ -44,7 +44,7 @@ class Points:
     ) -> None:
         self.study, self.text, self.scoring, self.suite = study, text, scoring, suite
         self.folder, self.progress = out / "runs", progress
-        self.conditions = {"fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, **scoring.to_json()}
+        self.conditions = {"model": study.checkpoint.identity, "sha256": text.sha256, **scoring.to_json()}
         found = (Point.from_json(run) for run in read_runs(self.folder))
         self.known = {point.measurement: point for point in found if point.measurement is not None}
 
@@ -97,7 +97,7 @@ class Points:
     ) -> Point:
         """A point that nothing was measured of yet."""
         predicted = plan.predicted if plan else None
-        model, entries = model_entry(self.study.checkpoint), plan.to_json() if plan else None
+        model, entries = measured_model(self.study.checkpoint), plan.to_json() if plan else None
         return Point("", round(time.time(), 3), kind, method, label, settings, model, entries, predicted, {})
 
     def _point(self, draft: Point, identity: dict, figures: Callable[[], dict], seconds: float = 0.0) -> Point:
@@ -158,7 +158,7 @@ class Points:
         baseline: no plan is made. Raises InputError where it was measured on another model, text or cut, calibrated on
         another text, or is of a baseline that is not here."""
         what = f"{point.id} was"
-        if point.model["fingerprint"] != self.study.checkpoint.fingerprint:
+        if not is_of(point.model, self.study.checkpoint):
             raise InputError(f"{what} measured on another model than {self.study.checkpoint.name}.")
         if point.figures["text"]["sha256"] != self.text.sha256:
             raise InputError(f"{what} measured on another text than {self.text.name} is here.")

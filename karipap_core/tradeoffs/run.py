@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.evaluation.scoring import Scoring
-from karipap_core.plan.document import Plan
+from karipap_core.plan.document import Plan, measured_model
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
@@ -74,7 +74,7 @@ def run(
     if extras.suite is not None:
         causal(checkpoint)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")
-    what = {"plan": plan.to_json(), "fingerprint": checkpoint.fingerprint, "sha256": text.sha256}
+    what = {"plan": plan.to_json(), "model": checkpoint.identity, "sha256": text.sha256}
     name = f"run-{settings_key(what | scoring.to_json())}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
     if (folder / "run.json").is_file() and read_json(folder / "run.json").get("id") == name:
@@ -102,7 +102,7 @@ def run(
         network,
         f"{network}, {plan.rule}, kept {ledger.kept:.3g}",
         plan_settings(plan, network),
-        plan.model,
+        measured_model(checkpoint),
         plan.to_json(),
         plan.predicted,
         {key: value for key, value in figures.items() if key not in ("kind", "model", "environment")},

@@ -15,7 +15,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
-from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.document import Plan, measured_model
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
@@ -137,7 +137,7 @@ def sweep(
     document = {
         "format": SWEEP_FORMAT,
         "version": SWEEP_VERSION,
-        "model": model_entry(study.checkpoint),
+        "model": measured_model(study.checkpoint),
         "text": {"name": text.name, "sha256": text.sha256},
         "quality": quality,
         "runs": [point.to_json() for point in runs],
@@ -182,7 +182,7 @@ def auto_budgets(planner: Planner, scope: str) -> list[float]:
 def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
     """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
     wanted = {"network": planner.choice.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
-    wanted |= {"scope": budget.scope, "fingerprint": study.checkpoint.fingerprint, "study": study.key}
+    wanted |= {"scope": budget.scope, "model": study.checkpoint.identity, "study": study.key}
     if planner.choice.quantize or planner.tables:
         wanted |= {"quantize": planner.choice.quantize, "embedding": planner.choice.embedding}
     wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}

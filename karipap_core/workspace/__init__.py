@@ -1,9 +1,9 @@
 """Where profiles, measurements, plans, runs and jobs live on disk.
 
     workspace/
-      models/<fingerprint>/profiles/<key>/         profile.json, spectra.safetensors
-                           curves/, moments/, calibration/, cores/   see plan/study.py
-                           sensitivity/                 see studies/sensitivity
+      models/<fingerprint>-<identity>/profiles/<key>/   profile.json, spectra.safetensors
+                                       curves/, moments/, calibration/, cores/   see plan/study.py
+                                       sensitivity/   see studies/sensitivity
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>-<key>.json                      key: of the plan's content
       runs/<id>/run.json                           one point of the trade-off page
@@ -19,7 +19,9 @@ import re
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
@@ -27,6 +29,8 @@ from karipap_core.workspace.files import settings_key, whole_file, write_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+MODEL_KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
+MANIFEST = "measured.json"
 
 
 def checked_name(name: object, where: str = "") -> str:
@@ -43,6 +47,28 @@ def checked_name(name: object, where: str = "") -> str:
     return name
 
 
+class Identified(Protocol):
+    """What the workspace asks of a model: see `Checkpoint`."""
+
+    @property
+    def home(self) -> Path: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def settings_files(self) -> list[Path]: ...
+
+
+def shipped(model: Identified) -> Path | None:
+    """The folder `karipap/` beside a model's tensors, with profiles, curves, calibration, sensitivity and runs, where
+    its measured.json says that they were measured on this very model (`identity`); None where there is none."""
+    manifest = model.home / "karipap" / MANIFEST
+    if not manifest.is_file() or read_json(manifest).get("identity") != model.identity:
+        return None
+    return manifest.parent
+
+
 def new_id() -> str:
     """A name that sorts by time, such as 20260918-142233-5f0c1a."""
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
@@ -54,31 +80,50 @@ class Workspace:
     def __init__(self, root: str | Path | None = None):
         self.root = Path(root or os.environ.get("KARIPAP_WORKSPACE") or "workspace").absolute()
 
-    def _of_model(self, fingerprint: str, kind: str, name: str) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{8,64}", fingerprint):
-            raise InputError(f"{fingerprint!r} is not a fingerprint (hexadecimal digits of SHA-256).")
-        return self.root / "models" / fingerprint[:32] / kind / checked_name(name)
+    def model_dir(self, key: str) -> Path:
+        """The folder of what was measured on a model, by the model's `Checkpoint.key`."""
+        if not MODEL_KEY.fullmatch(key):
+            raise InputError(f"{key!r} is not the key of a model: 32 hexadecimal digits, '-' and 16 more.")
+        return self.root / "models" / key
 
-    def profile_dir(self, fingerprint: str, key: str) -> Path:
-        return self._of_model(fingerprint, "profiles", key)
+    def profile_dir(self, key: str, name: str) -> Path:
+        return self.model_dir(key) / "profiles" / checked_name(name)
 
-    def calibration_file(self, fingerprint: str, key: str) -> Path:
-        return self._of_model(fingerprint, "calibration", f"{key}.json")
+    def calibration_file(self, key: str, name: str) -> Path:
+        return self.model_dir(key) / "calibration" / checked_name(f"{name}.json")
 
-    def adopt(self, fingerprint: str, model: Path) -> None:
-        """Take over what was measured on a model and ships in its folder as `karipap/` (profiles, curves, calibration,
-        sensitivity, runs), so that nobody measures it again. Its `measured.json` names the model's fingerprint; another
-        one is ignored."""
-        shipped = Path(model) / "karipap"
-        manifest = shipped / "measured.json"
-        if not manifest.is_file() or read_json(manifest).get("fingerprint") != fingerprint:
-            return
-        home = self._of_model(fingerprint, "profiles", "any").parents[1]
-        for source in sorted(path for path in shipped.rglob("*") if path.is_file() and path != manifest):
-            target = home / source.relative_to(shipped)
-            if not target.exists():
+    def key_of(self, model: dict) -> str | None:
+        """The key that a run's `model` field names. One written before runs held an identity: that of the only model
+        here with these tensors; None where there is none, or several."""
+        start = str(model.get("fingerprint") or "")[:32]
+        if identity := model.get("identity"):
+            return f"{start}-{identity}" if MODEL_KEY.fullmatch(f"{start}-{identity}") else None
+        folders = (self.root / "models").glob(f"{start}-*") if re.fullmatch(r"[0-9a-f]{32}", start) else ()
+        keys = [folder.name for folder in folders if MODEL_KEY.fullmatch(folder.name)]
+        return keys[0] if len(keys) == 1 else None
+
+    def adopt(self, model: Identified) -> None:
+        """Take over what was measured on a model before, so that nobody measures it again: what ships in its folder
+        (`shipped`), and what an earlier version of Karipap kept in the workspace."""
+        self._adopt_earlier(model)
+        source = shipped(model)
+        for file in sorted(path for path in source.rglob("*") if path.is_file()) if source else ():
+            target = self.model_dir(model.key) / file.relative_to(source)
+            if file.name != MANIFEST and not target.exists():
                 with whole_file(target) as temporary:
-                    shutil.copyfile(source, temporary)
+                    shutil.copyfile(file, temporary)
+
+    def _adopt_earlier(self, model: Identified) -> None:
+        """Versions before 0.3 named a model's folder by the fingerprint alone. It is this model's where nothing that
+        decides about the outputs (config.json, the tokenizer) has changed since the first file was written there."""
+        earlier, now = self.root / "models" / model.key[:32], self.model_dir(model.key)
+        if not earlier.is_dir() or now.exists():
+            return
+        measured = [path.stat().st_mtime for path in earlier.rglob("*") if path.is_file()]
+        settled = max((file.stat().st_mtime for file in model.settings_files), default=0.0)
+        if measured and settled <= min(measured):
+            with suppress(OSError):  # read-only, or another process was first: then it is measured anew
+                earlier.rename(now)
 
     def cache_file(self, kind: str, key: str) -> Path:
         """A place for what can be found again if it is lost, such as the fingerprint of files by size and time."""

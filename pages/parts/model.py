@@ -113,9 +113,7 @@ def opened(folder: str, name: str, stamp: tuple) -> Checkpoint:
     """
     checkpoint = open_checkpoint(folder)
     checkpoint.name = name
-    checkpoint.fingerprint  # noqa: B018  (reads a model it has not met before to its end: here, under the spinner)
-    if (Path(folder) / "karipap").is_dir():
-        Workspace().adopt(checkpoint.fingerprint, checkpoint.path)
+    Workspace().adopt(checkpoint)  # reads a model that it has not met before to its end: here, under the spinner
     return checkpoint
 
 

@@ -6,6 +6,7 @@ import streamlit as st
 
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.document import is_of
 from karipap_core.profiles.document import Profile
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
@@ -34,8 +35,7 @@ def _load(folder: Path) -> Profile:
 
 def folders(view) -> list[Path]:
     """The workspace's finished profiles of a model."""
-    fingerprint = view.checkpoint.fingerprint
-    own = Workspace().profile_dir(fingerprint, "any").parent
+    own = Workspace().profile_dir(view.checkpoint.key, "any").parent
     candidates = [folder.parent for folder in own.glob("*/profile.json")]
     found = []
     for folder in candidates:
@@ -43,7 +43,7 @@ def folders(view) -> list[Path]:
             profile = _load(folder)
             first = profile.weights[0]
             profile.sigma(first["name"], next(iter(first["spectra"])))  # the spectra must be readable too
-            if profile.fingerprint == fingerprint:
+            if is_of(profile.document, view.checkpoint):
                 found.append(folder)
         except (InputError, LookupError):
             continue
@@ -171,7 +171,7 @@ def made(profile: Profile) -> str:
 
 def calibration(view) -> Calibration | None:
     """The newest calibration of a model in the workspace, or None."""
-    folder = Workspace().calibration_file(view.checkpoint.fingerprint, "any").parent
+    folder = Workspace().calibration_file(view.checkpoint.key, "any").parent
     files = sorted(
         set(folder.glob("*.json")) - set(folder.glob("*.partial.json")), key=lambda file: file.stat().st_mtime
     )

@@ -3,7 +3,6 @@
 import html
 import math
 import re
-from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -11,9 +10,9 @@ import streamlit as st
 from karipap_core import terminal as show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
-from karipap_core.plan.document import Plan
+from karipap_core.plan.document import Plan, is_of
 from karipap_core.statistics import bootstrap as uncertainty
-from karipap_core.workspace import Workspace
+from karipap_core.workspace import Workspace, shipped
 from karipap_core.workspace.runs import read_runs
 from pages.parts import common
 
@@ -23,10 +22,10 @@ STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most
 def of_model(view) -> list[dict]:
     """Runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and what ships with the
     model as `karipap/runs` (see Workspace.adopt)."""
-    fingerprint = view.checkpoint.fingerprint
-    found = {run["id"]: run for run in read_runs(Path(view.source) / "karipap" / "runs") if "id" in run}
+    beside = shipped(view.checkpoint)
+    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
     found |= {run["id"]: run for run in Workspace().runs if "id" in run}
-    mine = [run for run in found.values() if run.get("model", {}).get("fingerprint") == fingerprint]
+    mine = [run for run in found.values() if is_of(run.get("model"), view.checkpoint)]
     return sorted(mine, key=lambda run: run.get("created", 0))
 
 

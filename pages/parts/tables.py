@@ -130,7 +130,7 @@ class Sources:
 
 def home(view) -> Path:
     """The model's folder in the workspace."""
-    return Workspace().profile_dir(view.checkpoint.fingerprint, "any").parents[1]
+    return Workspace().model_dir(view.checkpoint.key)
 
 
 def _profile(folder: Path):
@@ -188,8 +188,8 @@ def tables(view, what: What, rule: str | None, special: dict[str, dict], unit: s
     sizes = ("chi", "parameters", "bytes", "multiply_adds")
     pinned = tuple(sorted((name, *(e.get(key) for key in sizes), str(e.get("entry"))) for name, e in special.items()))
     if what.listed:
-        return _listed(view.checkpoint.fingerprint, what, rule, unit, found.stamp, pinned, view, found, special)
-    return _tables(view.checkpoint.fingerprint, what, rule, found.stamp, pinned, view, found)
+        return _listed(view.checkpoint.key, what, rule, unit, found.stamp, pinned, view, found, special)
+    return _tables(view.checkpoint.key, what, rule, found.stamp, pinned, view, found)
 
 
 def of(view, now) -> Tables | None:
@@ -220,7 +220,7 @@ def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
+def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
     network, metric = what.network, what.metric
     profile = _profile(_found.profile.parent) if _found.profile else None
     weights = _weights(_view, _found.reachable)
@@ -253,7 +253,7 @@ def _tables(fingerprint, what, rule, stamp, pinned, _view, _found: Sources) -> T
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _listed(fingerprint, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
+def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
     """The tables of several kinds, as the core lists them."""
     from karipap_core.plan.choice import Choice
     from karipap_core.plan.options import Candidates, OptionTables

@@ -79,7 +79,7 @@ def test_one_press_checks_a_claim_and_the_figure_stays(browser, place):
         page.wait_for_selector(".k-job.k-done", timeout=240_000)
         reader.still()
         assert page.locator("td.k-measured").count() == 4 and "nats" in reader.text()
-        document = results(open_checkpoint(model).fingerprint, workspace)["structure"]
+        document = results(open_checkpoint(model).key, workspace)["structure"]
         assert document["measured"]["trained"] in reader.text() and document["verdict"] in reader.text()
         reader.go("Networks")
         reader.go("Claims")

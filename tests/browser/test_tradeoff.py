@@ -39,7 +39,8 @@ def place(tmp_path_factory):
         write_json(runs / run["id"] / "run.json", {key: value for key, value in run.items() if key != "path"})
     # The calibration as it was before any run was held against it: there is something to refit.
     shipped = next((shared.REPOSITORY / "assets" / "demo_model" / "karipap" / "calibration").glob("loss-*.json"))
-    home = Workspace(root / "workspace").calibration_file(run["model"]["fingerprint"], shipped.stem)
+    workspace = Workspace(root / "workspace")
+    home = workspace.calibration_file(workspace.key_of(run["model"]), shipped.stem)
     write_json(home, read_json(shipped) | {"checks": [], "history": []})
     with shared.dashboard(shared.REPOSITORY / "app.py", root) as address:
         yield address, root

@@ -49,12 +49,12 @@ class Study:
 
     def save(self) -> None:
         """Into the workspace, where the page looks."""
-        fingerprint = self.checkpoint.fingerprint
-        home = Workspace().profile_dir(fingerprint, "made-up")
+        key = self.checkpoint.key
+        home = Workspace().profile_dir(key, "made-up")
         self.kept.save(home)
         for metric in ("functional", "loss"):
             save_curves(
                 home.parents[1] / "curves" / f"lowrank-{metric}-abc.safetensors", self.curves("lowrank", metric)
             )
         if self.found:
-            write_json(Workspace().calibration_file(fingerprint, "loss-abc"), self.found.to_json())
+            write_json(Workspace().calibration_file(key, "loss-abc"), self.found.to_json())

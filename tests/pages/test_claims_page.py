@@ -57,7 +57,7 @@ def result(claim: str, **more) -> dict:
 
 
 def keep(folder, claim: str, document) -> None:
-    write_json(result_file(open_checkpoint(folder).fingerprint, claim), document)
+    write_json(result_file(open_checkpoint(folder).key, claim), document)
 
 
 def opened(**query) -> AppTest:
@@ -113,7 +113,7 @@ def test_another_models_result_is_not_shown(tiny_llama, made):
 
 
 def test_a_damaged_result_is_passed_over(tiny_llama):
-    file = result_file(open_checkpoint(tiny_llama).fingerprint, "depth")
+    file = result_file(open_checkpoint(tiny_llama).key, "depth")
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"format": "karipap-claim", "version": 99}))
     assert "not checked yet" in words(opened(claim="depth"))

@@ -36,9 +36,9 @@ def test_the_profile_opens_on_the_weight_with_most_structure(profiled):
 
 
 def test_what_ships_in_a_models_folder_is_shown_at_once(tiny, started):
-    fingerprint = open_checkpoint(tiny).fingerprint
-    made_up.profile(2, fingerprint=fingerprint).save(tiny / "karipap" / "profiles" / "shipped")
-    (tiny / "karipap" / "measured.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    checkpoint = open_checkpoint(tiny)
+    made_up.profile(2, fingerprint=checkpoint.fingerprint).save(tiny / "karipap" / "profiles" / "shipped")
+    (tiny / "karipap" / "measured.json").write_text(json.dumps({"identity": checkpoint.identity}))
     app = sound(opened())
     assert len(app.get("plotly_chart")) == 2 and started == []
 
@@ -76,8 +76,9 @@ def test_what_a_url_makes_up_is_dropped(profiled, query):
 
 
 def test_experts_fold_into_a_cell_that_opens(tiny):
-    fingerprint = open_checkpoint(tiny).fingerprint
-    made_up.profile(2, experts=4, fingerprint=fingerprint).save(Workspace().profile_dir(fingerprint, "experts"))
+    checkpoint = open_checkpoint(tiny)
+    experts = made_up.profile(2, experts=4, fingerprint=checkpoint.fingerprint)
+    experts.save(Workspace().profile_dir(checkpoint.key, "experts"))
     app = sound(opened(weight="model.layers.1.experts.2.up_proj"))
     assert app.selectbox(key="cell").value == "model.layers.1.experts.0.up_proj"
     assert app.selectbox(key="expert").value == "model.layers.1.experts.2.up_proj"
@@ -85,12 +86,12 @@ def test_experts_fold_into_a_cell_that_opens(tiny):
     assert app.session_state.weight == "model.layers.1.experts.3.up_proj"
 
 
-def test_measured_sensitivities_are_a_quantity_once_they_are_measured(profiled):
+def test_measured_sensitivities_are_a_quantity_once_they_are_measured(profiled, tiny):
     assert "sensitivity" not in opened().selectbox(key="quantity").options
     names = [row["name"] for row in profiled.weights if row["compressible"]]
     levels = {name: [[3, 0.1, 0.02], [6, 0.05, 0.01]] for name in names}
     known = Calibration("loss", "kl", {"text": "a text"}, 2.0, levels, tokens=123)
-    write_json(Workspace().calibration_file(profiled.fingerprint, "loss-x"), known.to_json())
+    write_json(Workspace().calibration_file(open_checkpoint(tiny).key, "loss-x"), known.to_json())
     app = sound(opened(quantity="sensitivity", level="0.2"))
     assert app.session_state.quantity == "sensitivity"
     assert "cut to 20% of its break-even χ under the metric loss, on a text, 123 tokens" in words(app)

@@ -77,7 +77,7 @@ def measured(llama_roots, quality: str = "rise", network: str = "lowrank", of: i
         "skipped": [],
         "environment": {},
     }
-    folder = Workspace().profile_dir(checkpoint.fingerprint, "x").parents[1]
+    folder = Workspace().model_dir(checkpoint.key)
     write_json(store.file_of(folder, kept), document)
     return document
 

@@ -85,7 +85,7 @@ def test_a_new_measurement_is_seen_at_once(view, checkpoint):
     before = tables.tables(view, tables.What("lowrank", "loss"), None, {})
     document = Study(checkpoint).found.to_json()
     document["plans"] = document["plans"][:1]
-    write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
+    write_json(Workspace().calibration_file(checkpoint.key, "loss-abc"), document)
     after = tables.tables(view, tables.What("lowrank", "loss"), None, {})
     assert len(after.model["points"]) == 1 < len(before.model["points"])
     assert after.table["id"] != before.table["id"]
@@ -94,7 +94,7 @@ def test_a_new_measurement_is_seen_at_once(view, checkpoint):
 def test_half_a_calibration_is_none(view, checkpoint):
     document = Study(checkpoint).found.to_json()
     document["levels"].popitem()
-    write_json(Workspace().calibration_file(checkpoint.fingerprint, "loss-abc"), document)
+    write_json(Workspace().calibration_file(checkpoint.key, "loss-abc"), document)
     assert "calibrated" not in tables.tables(view, tables.What("lowrank", "loss"), None, {}).rules
 
 
@@ -186,7 +186,7 @@ class Mixed(Study):
         from karipap_core.plan.kind import kinds_of
 
         super().save()
-        home = Workspace().profile_dir(self.checkpoint.fingerprint, "made-up").parents[1]
+        home = Workspace().model_dir(self.checkpoint.key)
         for kind in {*kinds_of("auto", None), *kinds_of("lowrank", "auto"), *kinds_of("tree", "int4")}:
             if kind not in (Kind("dense"), Kind("lowrank")):
                 for metric in ("loss", "functional"):

@@ -165,9 +165,9 @@ def measure_folders(
 
         def load():
             live, tokenizer = load_model(checkpoint, dtype=getattr(torch, dtype), device=device)
-            return live, tokenizer or (spare and load_tokenizer(home(spare)))
+            return live, tokenizer or (spare and load_tokenizer(spare.home))
 
-        return suite.measure(load, identity(checkpoint), dtype, progress)
+        return suite.measure(load, checkpoint.identity, dtype, progress)
 
     if dense is None:
         return one(folder), None
@@ -190,21 +190,6 @@ def causal(model):
     if checkpoint.kind != "causal":
         raise InputError(f"{checkpoint.name} does not predict the next token: no benchmark task can be scored on it.")
     return checkpoint
-
-
-def home(checkpoint) -> Path:
-    """The folder that a checkpoint and its tokenizer are in."""
-    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-
-
-def identity(checkpoint) -> str:
-    """What tells a model from others: its tensors, its config and its tokenizer."""
-    from karipap_core.models.load import TOKENIZERS
-
-    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
-    files = [home(checkpoint) / name for name in names]
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-    return settings_key({"tensors": checkpoint.fingerprint, "files": sums})
 
 
 def weights_hash(model) -> str:

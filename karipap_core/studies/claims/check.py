@@ -31,7 +31,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
     library's calibration modules). InputError for a claim that is not there and a model that cannot run.
     """
     claim = named(claim).name
-    from karipap_core.plan.document import model_entry
+    from karipap_core.plan.document import measured_model
     from karipap_core.studies.claims import experiments as claim_checks
 
     began = time.monotonic()
@@ -43,27 +43,26 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
         "format": FORMAT,
         "version": VERSION,
         "claim": claim,
-        "model": model_entry(study.checkpoint),
+        "model": measured_model(study.checkpoint),
         "seconds": round(time.monotonic() - began, 1),
         "created": round(time.time(), 3),
         "environment": environment(),
     } | found
-    write_json(result_file(study.checkpoint.fingerprint, claim), document)
+    write_json(result_file(study.checkpoint.key, claim), document)
     return document
 
 
-def result_file(fingerprint: str, claim: str, workspace: Workspace | None = None) -> Path:
-    """Where the newest result of a claim on a model is kept."""
-    folder = (workspace or Workspace()).profile_dir(fingerprint, "any").parents[1]
-    return folder / "claims" / f"{named(claim).name}.json"
+def result_file(model_key: str, claim: str, workspace: Workspace | None = None) -> Path:
+    """Where the newest result of a claim on a model (`Checkpoint.key`) is kept."""
+    return (workspace or Workspace()).model_dir(model_key) / "claims" / f"{named(claim).name}.json"
 
 
-def results(fingerprint: str, workspace: Workspace | None = None) -> dict[str, dict]:
+def results(model_key: str, workspace: Workspace | None = None) -> dict[str, dict]:
     """Name → document of every claim that has been checked on a model; a damaged file counts as not there."""
     found = {}
     for name in CLAIMS:
         try:
-            document = read_json(result_file(fingerprint, name, workspace))
+            document = read_json(result_file(model_key, name, workspace))
         except InputError:
             continue
         if document.get("format") == FORMAT and document.get("version") == VERSION:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.plan.document import model_entry
+from karipap_core.plan.document import measured_model
 from karipap_core.reading import read_json
 from karipap_core.workspace.files import settings_key, write_json
 from karipap_core.workspace.runs import environment
@@ -28,7 +28,7 @@ def opened(file: Path, study, settings: dict) -> dict:
         "format": FORMAT,
         "version": VERSION,
         "created": round(time.time(), 3),
-        "model": model_entry(study.checkpoint),
+        "model": measured_model(study.checkpoint),
         "settings": settings,
         "quality": "rise" if study.checkpoint.kind == "causal" else "relative_error",
         "total": {},

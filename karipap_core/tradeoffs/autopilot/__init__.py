@@ -11,7 +11,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
-from karipap_core.plan.document import model_entry
+from karipap_core.plan.document import measured_model
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
@@ -55,7 +55,7 @@ def autopilot(
     settings = _settings(every(choices), aim, limits, scoring)
     networks = {choice.network: choice for choice in every(choices)}
     wanted = {"max_rise": aim.max_rise} if aim.max_rise is not None else {"budget": aim.budget}
-    identity = {"study": study.key, "fingerprint": study.checkpoint.fingerprint, "sha256": text.sha256, "version": 1}
+    identity = {"study": study.key, "model": study.checkpoint.identity, "sha256": text.sha256, "version": 1}
     key = settings_key(settings | wanted | identity)
     home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
     known = read_json(home / "autopilot.json") if (home / "autopilot.json").is_file() else {}
@@ -128,7 +128,7 @@ def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: t
         "version": VERSION,
         "key": key,
         "state": "running",
-        "model": model_entry(study.checkpoint),
+        "model": measured_model(study.checkpoint),
         "line": criterion.line_entry(),
         "settings": settings,
         "quality": criterion.quality,

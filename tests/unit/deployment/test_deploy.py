@@ -391,7 +391,7 @@ def test_without_spectra_node_one_says_what_to_run(tiny):
 def test_layers_are_advised_by_the_error_of_their_outputs(tiny):
     checkpoint = open_checkpoint(tiny)
     profile = made_up.profile(2, metrics=("weight", "functional"), fingerprint=checkpoint.fingerprint)
-    profile.save(Workspace().profile_dir(checkpoint.fingerprint, "made-up"))
+    profile.save(Workspace().profile_dir(checkpoint.key, "made-up"))
     found = evidence.functional_profile(checkpoint)
     rows = {row.name: row for row in evidence.advise(found, tolerance=0.2)}
     assert set(rows) == {row["name"] for row in profile.weights if row["compressible"]}

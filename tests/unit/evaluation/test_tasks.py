@@ -19,7 +19,7 @@ from karipap_core.evaluation.tasks import python as tasks_python
 from karipap_core.evaluation.tasks import suite as tasks
 from karipap_core.evaluation.tasks.files import read_folder
 from karipap_core.evaluation.tasks.harness import rows
-from karipap_core.evaluation.tasks.suite import Suite, causal, evaluate_tasks, identity, measure_folders, weights_hash
+from karipap_core.evaluation.tasks.suite import Suite, causal, evaluate_tasks, measure_folders, weights_hash
 from karipap_core.models.load import load_model
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
@@ -504,10 +504,10 @@ def test_the_tokenizer_is_part_of_what_a_model_is(model, tmp_path):
     import shutil
 
     shutil.copytree(model, tmp_path / "copy")
-    assert identity(causal(tmp_path / "copy")) == identity(causal(model))
+    assert causal(tmp_path / "copy").identity == causal(model).identity
     settings = tmp_path / "copy" / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("</s>", "<pad>"))
-    assert identity(causal(tmp_path / "copy")) != identity(causal(model))
+    assert causal(tmp_path / "copy").identity != causal(model).identity
 
 
 # The tasks that ship as examples, on the files they are for.

@@ -68,7 +68,7 @@ def runs() -> list[dict]:
 @pytest.fixture
 def file() -> object:
     key = settings_key({"text": SHA, "settings": SETTINGS})
-    path = Workspace().calibration_file(MODEL["fingerprint"], f"loss-{key}")
+    path = Workspace().calibration_file(f"{MODEL['fingerprint'][:32]}-{'1' * 16}", f"loss-{key}")
     write_json(
         path,
         {"format": "karipap-calibration", "version": 1}

@@ -370,7 +370,7 @@ def test_every_figure_that_is_shown_has_a_place_and_is_json(claim, made, text):
     assert all(len(row) == len(document["table"]["columns"]) for row in document["table"]["rows"])
     for chart in document["charts"]:
         assert chart["series"] and all(len(series["x"]) == len(series["y"]) for series in chart["series"])
-    assert results(open_checkpoint(folder).fingerprint)[claim] == json.loads(json.dumps(document))
+    assert results(open_checkpoint(folder).key)[claim] == json.loads(json.dumps(document))
     assert CLAIMS[claim].title in table(document) and document["verdict"] in table(document)
 
 
@@ -434,12 +434,12 @@ def test_bad_input_is_told_in_a_sentence(made, tmp_path, text):
 
 
 def test_a_damaged_result_counts_as_not_there(workspace_folder):
-    fingerprint = "ab" * 32
+    key = f"{'ab' * 16}-{'cd' * 8}"
     for content in ("{", "[]", '{"format": "karipap-claim", "version": 99}', '{"format": "other"}'):
-        file = result_file(fingerprint, "depth")
+        file = result_file(key, "depth")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-        assert results(fingerprint) == {}
+        assert results(key) == {}
     assert file.is_relative_to(workspace_folder)
 
 

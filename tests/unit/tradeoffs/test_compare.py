@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli
 from karipap_core.cli.tables.compare import table
 from karipap_core.compressed import records
@@ -117,7 +118,6 @@ def test_sides_are_read_from_files_names_and_folders(tmp_path, noise):
 
 
 def test_a_compressed_folder_brings_its_records(tmp_path):
-    from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.compressed.compress import compress
     from karipap_core.plan.document import model_entry
     from karipap_core.plan.study import Study
@@ -139,7 +139,7 @@ def test_damage_is_read_from_the_workspace_where_it_was_measured(demo_model):
     run_file = next((demo_model / "karipap" / "runs").glob("lowrank-*/run.json"))
     made = Plan.from_json(json.loads(run_file.read_text())["plan"])
     assert damages(made) == {}
-    Workspace().adopt(made.model["fingerprint"], demo_model)
+    Workspace().adopt(open_checkpoint(demo_model))
     found = damages(made)
     # The plan's own sum, up to the interpolation between levels.
     assert found.keys() == made.weights.keys() and sum(found.values()) == pytest.approx(made.predicted["sum"], rel=0.05)

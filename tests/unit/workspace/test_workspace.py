@@ -4,15 +4,33 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace, checked_name, new_id
+from karipap_core.workspace import Workspace, checked_name, new_id, shipped
 from karipap_core.workspace.files import settings_key, whole_file, write_json
 
-FINGERPRINT = "ab" * 32
+KEY, OTHER = f"{'ab' * 16}-{'0' * 16}", f"{'ab' * 16}-{'1' * 16}"
+
+
+@dataclass
+class Model:
+    """What the workspace asks of a checkpoint."""
+
+    home: Path
+    identity: str = "0" * 16
+
+    @property
+    def key(self) -> str:
+        return f"{'ab' * 16}-{self.identity}"
+
+    @property
+    def settings_files(self) -> list[Path]:
+        return [self.home / "config.json"]
 
 
 def test_root_is_the_argument_then_the_variable_then_the_folder_workspace(tmp_path, monkeypatch):
@@ -28,10 +46,10 @@ def test_root_is_the_argument_then_the_variable_then_the_folder_workspace(tmp_pa
 def test_places_differ_by_model_kind_and_key(tmp_path):
     workspace = Workspace(tmp_path)
     places = {
-        workspace.profile_dir(FINGERPRINT, "k1"),
-        workspace.profile_dir(FINGERPRINT, "k2"),
-        workspace.profile_dir("cd" * 32, "k1"),
-        workspace.calibration_file(FINGERPRINT, "k1"),
+        workspace.profile_dir(KEY, "k1"),
+        workspace.profile_dir(KEY, "k2"),
+        workspace.profile_dir(OTHER, "k1"),
+        workspace.calibration_file(KEY, "k1"),
         workspace.cache_file("fingerprints", "k1"),
         workspace.plan_file("k1"),
     }
@@ -44,7 +62,7 @@ def test_no_name_leads_out_of_the_workspace(tmp_path, name):
     with pytest.raises(InputError):
         Workspace(tmp_path).plan_file(name)
     with pytest.raises(InputError):
-        Workspace(tmp_path).profile_dir(FINGERPRINT, name or "/")
+        Workspace(tmp_path).profile_dir(KEY, name or "/")
     with pytest.raises(InputError):
         Workspace(tmp_path).profile_dir(name, "key")
 
@@ -140,16 +158,51 @@ def test_ids_are_names_and_do_not_repeat():
     assert Workspace("/w").plan_file(ids.pop()).parent == Workspace("/w").plans
 
 
-def test_what_ships_with_a_model_is_taken_over_once_and_only_for_that_model(tmp_path):
-    workspace, model = Workspace(tmp_path / "workspace"), tmp_path / "model"
-    write_json(model / "karipap" / "measured.json", {"fingerprint": FINGERPRINT})
-    write_json(model / "karipap" / "calibration" / "loss-k.json", {"from": "the model"})
-    workspace.adopt("f" * 64, model)
+@pytest.fixture
+def model(tmp_path):
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llama"})
+    return Model(tmp_path / "model")
+
+
+def test_what_ships_with_a_model_is_taken_over_once_and_only_for_that_model(tmp_path, model):
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.adopt(model)
+    write_json(model.home / "karipap" / "measured.json", {"identity": model.identity})
+    write_json(model.home / "karipap" / "calibration" / "loss-k.json", {"from": "the model"})
+    other = replace(model, identity="1" * 16)
+    assert shipped(other) is None and shipped(model) == model.home / "karipap"
+    workspace.adopt(other)  # the same tensors with another config or tokenizer
     assert not (workspace.root / "models").exists()
-    workspace.adopt(FINGERPRINT, model)
-    file = workspace.calibration_file(FINGERPRINT, "loss-k")
+    workspace.adopt(model)
+    file = workspace.calibration_file(KEY, "loss-k")
     assert read_json(file) == {"from": "the model"}
     write_json(file, {"from": "measured here"})
-    workspace.adopt(FINGERPRINT, model)
+    workspace.adopt(model)
     assert read_json(file) == {"from": "measured here"}
-    workspace.adopt(FINGERPRINT, tmp_path / "nothing there")
+
+
+@pytest.mark.parametrize("changed_since", [False, True])
+def test_an_earlier_workspace_is_the_models_unless_its_settings_changed_since(tmp_path, model, changed_since):
+    """Before 0.3 the folder's name was the fingerprint alone."""
+    workspace = Workspace(tmp_path / "workspace")
+    earlier = workspace.root / "models" / KEY[:32] / "calibration" / "loss-k.json"
+    write_json(earlier, {"from": "an earlier version"})
+    (config,) = model.settings_files
+    written = earlier.stat().st_mtime + (60 if changed_since else -60)
+    os.utime(config, (written, written))
+    workspace.adopt(model)
+    assert workspace.calibration_file(KEY, "loss-k").is_file() != changed_since
+    assert earlier.is_file() == changed_since
+
+
+def test_a_runs_model_field_names_its_key(tmp_path):
+    workspace = Workspace(tmp_path)
+    old, new = {"fingerprint": "ab" * 32}, {"fingerprint": "ab" * 32, "identity": "1" * 16}
+    assert workspace.key_of(new) == OTHER and workspace.key_of(old) is None
+    workspace.model_dir(KEY).mkdir(parents=True)
+    assert workspace.key_of(old) == KEY, "there is but one model of these tensors"
+    workspace.model_dir(OTHER).mkdir(parents=True)
+    assert workspace.key_of(old) is None, "there are two"
+    assert workspace.key_of({"fingerprint": "../" * 20, "identity": "1" * 16}) is None and workspace.key_of({}) is None
+    for wrong in (None, 5, ["x"], {"a": 1}):
+        assert workspace.key_of({"fingerprint": wrong, "identity": wrong}) is None
