@@ -437,6 +437,7 @@ def test_runs_that_ship_with_a_model_are_on_its_chart(plan, tiny):
     (Workspace().runs_dir / "shipped").rename(tiny / "karipap-run")
     (tiny / "karipap" / "runs").mkdir(parents=True)
     (tiny / "karipap-run").rename(tiny / "karipap" / "runs" / "shipped")
+    write_json(tiny / "karipap" / "measured.json", {"identity": open_checkpoint(tiny).identity})
     app = sound(opened(page="tradeoff"))
     assert list(app.dataframe[0].value["label"]) == ["run shipped"]
 

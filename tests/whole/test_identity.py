@@ -112,7 +112,7 @@ def test_a_compressed_folder_is_written_anew_under_other_settings(model, tmp_pat
     with pytest.raises(InputError, match="holds no model of this plan"):
         story.compress(model, plan, tmp_path / "out", device="cpu")
     verdict = story.verify(tmp_path / "out", model).to_json()
-    (check,) = (check for check in verdict["checks"] if check["check"] == "fingerprint")
+    (check,) = (check for check in verdict["checks"] if check["name"] == "fingerprint")
     assert not check["ok"]
     assert check["detail"] == (f"config.json or the tokenizer of {model} has changed since the folder was made from it")
 
