@@ -10,8 +10,9 @@ import json
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from karipap_core.errors import InputError
 
@@ -34,7 +35,7 @@ KINDS = (
 )
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """A regular file, opened for reading bytes; the caller closes it.
 
     Raises InputError where there is none: it is missing, a link that leads nowhere or round in a circle, a folder, a

@@ -25,8 +25,10 @@ UNLIKE_OTHERS = {"llama4", "llama4_text"}
 EXPERT_STACK = re.compile(r"(?:experts\.\w+(?:\.weight)?|block_sparse_moe\.(?:input|output)_linear\.weight)$")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 # What decides about a model's outputs besides its tensors.
-SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt", *TOKENIZERS)
-SETTINGS += ("added_tokens.json", "chat_template.jinja", "generation_config.json")
+SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "merges.txt", *TOKENIZERS),
+)
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 

@@ -107,7 +107,9 @@ class Workspace:
         (`shipped`), and what an earlier version of Karipap kept in the workspace."""
         self._adopt_earlier(model)
         source = shipped(model)
-        for file in sorted(path for path in source.rglob("*") if path.is_file()) if source else ():
+        if source is None:
+            return
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
             target = self.model_dir(model.key) / file.relative_to(source)
             if file.name != MANIFEST and not target.exists():
                 with whole_file(target) as temporary:
