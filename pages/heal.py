@@ -101,6 +101,7 @@ def pair(view, points: list[dict]) -> None:
     st.markdown("**Before and after, on text that nothing learnt from**")
     alt = f"Rise in loss {both[0]['rise']:.4f} before healing and {both[1]['rise']:.4f} after"
     common.figure(figures_heal.moved(*both, alike), "moved", alt, "karipap-heal-points")
+    runs.warn_of_text(both[1])
     st.html(f'<p class="k-note">{html.escape(runs.say_conditions(both[1]))}.</p>')
     st.page_link(
         "pages/tradeoff.py",

@@ -111,7 +111,7 @@ def chart(points: list[dict]) -> None:
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
         published = with_published(x, y)
     st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
-    runs.warn_of_text(points[0])
+    runs.warn_of_text(*points)
     log = {"auto": None, "linear": False, "log": True}[scale]
     picture(points, x, y, log, published)
     equal_bytes(points)

@@ -12,6 +12,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, check_window, losses_of, scored_logits
 from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import tokenize
+from karipap_core.evaluation.wrong_text import check_known, short_text, text_warning
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
@@ -46,13 +47,17 @@ def keep_logits(model, sample: Sample, progress: Progress = silent) -> list[torc
     return kept
 
 
-def measure(model, sample: Sample, dense=None, progress: Progress = silent, stage: str = "evaluate") -> dict:
+def measure(
+    model, sample: Sample, dense=None, progress: Progress = silent, stage: str = "evaluate", healed: bool = False
+) -> dict:
     """Loss of `model` on `sample`, and what it lost against `dense`.
 
-    dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. Returns the keys of
-    `Sample.summary`, and with `dense` also "dense" (the same keys), "rise" (loss − dense loss, nats a token),
-    "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token),
-    "top1_agreement" (share of tokens both put first), and the interval of the rise (`bootstrap.figures`).
+    dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. healed: whether `model` was
+    trained after it was compressed. Returns the keys of `Sample.summary`, "text_warning" (one sentence where these
+    figures do not say what was lost, see `wrong_text`, else None), and with `dense` also "dense" (the same keys),
+    "rise" (loss − dense loss, nats a token), "rise_error" (its standard error over windows, paired), "kl" (mean
+    KL(dense ‖ model), nats a token), "top1_agreement" (share of tokens both put first), and the interval of the rise
+    (`bootstrap.figures`).
     """
     positions = sample.positions
     targets = sample.tokens.ids[positions]
@@ -70,8 +75,10 @@ def measure(model, sample: Sample, dense=None, progress: Progress = silent, stag
         done += len(logits)
         progress(stage, done, total)
     result = sample.summary(ours)
+    vocabulary = model.config.get_text_config().vocab_size
+    short = short_text(sample.text.name, len(sample.tokens.ids), sample.window)
     if dense is None:
-        return result
+        return result | {"text_warning": text_warning(result, vocabulary) or short}
     counted = sample.tokens.scored[positions]
     result["dense"] = sample.summary(theirs)
     result["rise"] = result["loss"] - result["dense"]["loss"]
@@ -80,7 +87,7 @@ def measure(model, sample: Sample, dense=None, progress: Progress = silent, stag
     result |= uncertainty.figures(rises, sample.tokens.documents[positions][counted], sample.stride)
     result["kl"] = kl[counted].mean().item()
     result["top1_agreement"] = same[counted].double().mean().item()
-    return result
+    return result | {"text_warning": text_warning(result, vocabulary, healed) or short}
 
 
 def _reference(dense, sample: Sample) -> Iterator[torch.Tensor | None] | Iterable[torch.Tensor]:
@@ -111,6 +118,7 @@ class EncoderSample:
         config = model.config.get_text_config()
         window, max_tokens = check_window(config, scoring.window), scoring.max_tokens
         ids = tokenize(tokenizer, text, config.vocab_size, opened=False).ids
+        check_known(tokenizer, ids, text.name)
         opener = [getattr(tokenizer, "cls_token_id", None)]
         closer = [getattr(tokenizer, "sep_token_id", None)]
         opener, closer = ([i for i in special if i is not None] for special in (opener, closer))

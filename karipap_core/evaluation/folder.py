@@ -41,11 +41,12 @@ def evaluate_folder(
     of `conventions.CONVENTIONS`, measured besides on the whole text whatever `scoring.max_tokens` is.
 
     Returns {"loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense": {the same} | None, "rise",
-    "rise_error", "kl", "top1_agreement", "speed": {"compressed", "dense"} | None, "memory": {"compressed", "dense"},
-    "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes", "environment"}, and "conventions", as
-    `conventions.measure_conventions` has it, where some were asked for. Nats a token; see
-    `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys are None
-    and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do not fit.
+    "rise_error", "kl", "top1_agreement", "text_warning", "speed": {"compressed", "dense"} | None, "memory":
+    {"compressed", "dense"}, "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes",
+    "environment"}, and "conventions", as `conventions.measure_conventions` has it, where some were asked for. Nats a
+    token; see `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys
+    are None and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do
+    not fit.
     """
     from karipap_core.models.load import load_model
 
@@ -67,7 +68,7 @@ def evaluate_folder(
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, is_causal(model))
-    result = _quality(model, dense, tokenizer, text, scoring, progress, notes)
+    result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
         args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)
@@ -108,15 +109,25 @@ def folder_conventions(
     return measure_conventions(model, tokenizer or other, text, dense, names, window, stride, progress)
 
 
-def _quality(model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str]) -> dict:
+def _is_healed(folder: Path) -> bool:
+    """Whether the model in a folder is one that healing made better."""
+    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
+    healing = report.get("healing")
+    result = healing.get("result") if isinstance(healing, dict) else None
+    return isinstance(result, dict) and bool(result.get("improved"))
+
+
+def _quality(
+    model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str], healed: bool
+) -> dict:
     """The part of the result that says how good the model is; every key is there for causal models and encoders."""
     empty = dict.fromkeys(
         ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl")
-        + ("top1_agreement", "fidelity")
+        + ("top1_agreement", "text_warning", "fidelity")
     )
     if is_causal(model):
         sample = Sample.of(model, tokenizer, text, scoring)
-        measured = measure(model, sample, dense, progress)
+        measured = measure(model, sample, dense, progress, healed=healed)
         return {**empty, **measured, "kind": "causal", "window": sample.window, "stride": sample.stride}
     if dense is None:
         raise InputError("An encoder is measured by its output against the dense model's: name that with --against.")

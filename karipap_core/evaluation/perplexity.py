@@ -10,6 +10,7 @@ from torch.nn import functional
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import Tokens, tokenize
+from karipap_core.evaluation.wrong_text import check_known
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 
@@ -41,8 +42,8 @@ class Sample:
     def of(cls, model, tokenizer, text: Text, scoring: Scoring = WHOLE_TEXT) -> "Sample":
         """Cut `text` for `model`: see `check_window` and `cut`.
 
-        Raises InputError for a window that the model has no positions for, a text of fewer than two tokens, and a
-        tokenizer that is not this model's.
+        Raises InputError for a window that the model has no positions for, a text of fewer than two tokens or of tokens
+        that the tokenizer nearly all does not know, and a tokenizer that is not this model's.
         """
         config = model.config.get_text_config()
         window = check_window(config, scoring.window)
@@ -50,6 +51,7 @@ class Sample:
         tokens = tokenize(tokenizer, text, config.vocab_size)
         if len(tokens.ids) < 2:
             raise InputError(f"Text {text.name} has {len(tokens.ids)} token: at least 2 are needed to predict one.")
+        check_known(tokenizer, tokens.ids[tokens.scored], text.name)
         rows = model.get_input_embeddings().weight.shape[0]
         if int(tokens.ids.max()) >= rows:
             raise InputError(f"The tokenizer gives id {int(tokens.ids.max())} but the model has {rows} embeddings.")

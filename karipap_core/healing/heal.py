@@ -150,6 +150,7 @@ def _finished(out: Path, key: str) -> dict | None:
 def _healed(
     patient: _Patient, text: Text, settings: Settings, key: str, out: Path, accelerator, progress: Progress
 ) -> dict:
+    from karipap_core.evaluation.wrong_text import text_warning
     from karipap_core.healing import folder as store
     from karipap_core.healing.data import rows_and_sample
     from karipap_core.healing.loop import Training, validation_loss
@@ -197,6 +198,10 @@ def _healed(
     notes = [*patient.notes, *filter(None, [state.stopped])]
     if not improved:
         notes.append("Healing did not lower the loss on the validation text: the folder holds the incoming model.")
+    if dense_loss is not None:
+        losses = {"loss": after, "dense": {"loss": dense_loss}}
+        vocabulary = bare.config.get_text_config().vocab_size
+        notes += filter(None, [text_warning(losses, vocabulary, healed=True)])
     total = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
     result = {
         "loss_before": before,

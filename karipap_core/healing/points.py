@@ -32,8 +32,8 @@ def heal_and_measure(
 
     measured_on: default the standard library's held-out modules; as many tokens of it as `run` takes by default. The
     folder that comes in is not measured again where `run` measured it on the same text and cut (its run.json lies
-    beside it). Returns heal's result with "points": [{"id", "label", "loss", "rise", "text"}, the same after]. Raises
-    InputError, before anything is trained, where the text measured on is the one learnt from.
+    beside it). Returns heal's result with "points": [{"id", "label", "loss", "rise", "text_warning", "text"}, the same
+    after]. Raises InputError, before anything is trained, where the text measured on is the one learnt from.
     """
     measured_on = measured_on if isinstance(measured_on, Text) else read_text(measured_on) if measured_on else None
     measured_on = measured_on or standard_library("heldout")
@@ -49,7 +49,7 @@ def heal_and_measure(
         measure(path, measured_on, distill, device, healed, progress)
         for path, healed in ((Path(folder), None), (Path(out), found))
     ]
-    points = [{key: point[key] for key in ("id", "label", "loss", "rise")} for point in pair]
+    points = [{key: point.get(key) for key in ("id", "label", "loss", "rise", "text_warning")} for point in pair]
     return found | {"points": [point | {"text": measured_on.name} for point in points]}
 
 

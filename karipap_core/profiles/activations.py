@@ -59,8 +59,10 @@ def calibration_windows(tokenizer, text: Text, settings: CalibrationSettings, vo
     Raises InputError when the text is shorter than three windows.
     """
     from karipap_core.evaluation.tokens import encode
+    from karipap_core.evaluation.wrong_text import check_known
 
     ids = encode(tokenizer, text, vocabulary)
+    check_known(tokenizer, ids, text.name)
     if len(ids) and int(ids.max()) >= vocabulary:
         raise InputError(f"The tokenizer gives id {int(ids.max())}, the model knows {vocabulary}: wrong tokenizer.")
     count = len(ids) // settings.window

@@ -63,6 +63,8 @@ def compare(a: str | Path | Side, b: str | Path | Side) -> dict:
     for side, key in (("a", one), ("b", two)):
         damages = [row[side]["damage"] for row in layers if row[side]]
         totals[side]["damage"] = sum(damages) if damages and None not in damages else None
+        if warning := key.point.get("text_warning"):
+            notes.append(f"{key.name}: {warning}")
         if key.kind == "plan" and not any(known(key.point, name) for name in ("loss", "rise")):
             notes.append(f"{key.name} is a plan: what it loses is predicted, not measured.")
     return {

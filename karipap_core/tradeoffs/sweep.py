@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
@@ -133,6 +134,7 @@ def sweep(
         progress("baselines", number, len(rivals), rival.label)
         compared.append(points.of_baseline(rival))
     quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
+    notes[:0] = warnings_of(point.figures | {"label": point.label} for point in (*runs, *compared))
     rows = [point.figures | {"id": point.id} for point in (*runs, *compared)]
     document = {
         "format": SWEEP_FORMAT,

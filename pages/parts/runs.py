@@ -10,6 +10,7 @@ import streamlit as st
 from karipap_core import terminal as show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
+from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.document import Plan, is_of
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.workspace import Workspace, shipped
@@ -87,9 +88,13 @@ def describe(plan: Plan) -> str:
 # ---- one run in words -------------------------------------------------------------------------------------------
 
 
-def warn_of_text(run: dict) -> None:
-    """A warning where the dense model itself predicts the text badly: then no figure measured on it means much."""
-    dense = (run.get("dense") or {}).get("bits_per_byte")
+def warn_of_text(*points: dict) -> None:
+    """A warning where figures of points on one text do not say what was lost, or the dense model itself predicts the
+    text badly: then no figure measured on it means much."""
+    if said := warnings_of(points):
+        st.warning(common.plain(said[0]))
+        return
+    dense = (points[0].get("dense") or {}).get("bits_per_byte")
     if dense is not None and dense > STRANGE_TEXT:
         st.warning(
             f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not trained for it, "

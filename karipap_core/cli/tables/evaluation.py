@@ -22,7 +22,8 @@ def table(document: dict) -> str:
         "KL to dense": document.get("kl"),
         "top-1 agreement": document.get("top1_agreement"),
     }
-    parts = [page(facts, grid(["", "this model", "dense"], rows), document.get("notes", ()))]
+    notes = [*filter(None, [ours.get("text_warning")]), *document.get("notes", ())]
+    parts = [page(facts, grid(["", "this model", "dense"], rows), notes)]
     parts += conventions(document.get("conventions") or {})
     return "\n\n".join([*parts, *task_table(document.get("tasks") or {}, dense.get("tasks") or {})])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.planner import Planner
@@ -147,11 +148,13 @@ class Verdict:
         return found | {"verdict": self._sentences(final)}
 
     def _sentences(self, final: Tried) -> list[str]:
-        """The verdict in words: what is better than the plan comes first."""
+        """The verdict in words: that the text is wrong for the model comes first, then what is better than the plan."""
         criterion, point = self.criterion, final.point
         plain = [rival for rival in self.log.rivals if rival.point.method in PLAIN_QUANTIZATION]
         others = [rival for rival in self.log.rivals if rival.point.method not in PLAIN_QUANTIZATION]
-        said = [self._better(point, rival) for rival in plain if self._is_better(rival, point)]
+        measured = (point, *(rival.point for rival in self.log.rivals))
+        said = warnings_of(each.figures | {"label": each.label} for each in measured)
+        said += [self._better(point, rival) for rival in plain if self._is_better(rival, point)]
         said.append(self._about_the_aim(final))
         for rival in others:
             size, lost = criterion.size(rival.point), criterion.lost(rival.point)

@@ -155,6 +155,7 @@ def test_budgets_that_cannot_be_met_are_said_and_left_out(study, tmp_path):
     grid = Grid([0.5, 1e-4], ["uniform"], scope="blocks", baselines=False)
     found = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
     assert len(found["runs"]) == 1 and "kept 0.0001: left out" in found["notes"][-1]
+    assert found["notes"][0] == found["runs"][0]["text_warning"]  # an untrained model does worse than guessing blindly
     with pytest.raises(InputError, match="No budget can be met"):
         sweep(study, HELD_OUT, ["lowrank"], replace(grid, budgets=[1e-4]), CUT, out=tmp_path / "other")
 
