@@ -34,7 +34,7 @@ def page() -> None:
         state = running.status()["state"]
         busy = state not in job.ENDED
         if state != "done":
-            st.fragment(live, run_every=3.0 if busy else None)(view, running)
+            model.fragment(live, run_every=3.0 if busy else None)(view, running)
         elif st.session_state.get("autopilot_shown") != running.id:
             st.session_state.autopilot_shown = running.id
             remember(running)
@@ -198,19 +198,20 @@ def past(view) -> None:
     documents = {key: document for key, document in found(view).items() if document["state"] == "done"}
     if not documents:
         return
-    if st.session_state.get("autopilot") not in documents:
-        st.session_state.pop("autopilot", None)
     first = next(iter(documents))
     key = first
-    if len(documents) > 1:
-        key = common.choose(
+    if len(documents) > 1 or common.missing("autopilot", documents):
+        key, gone = common.asked(
             st.selectbox,
             "Found before",
             list(documents),
             "autopilot",
             first,
+            "autopilot's result",
             format_func=lambda each: describe(documents[each]),
         )
+        if gone:
+            return
     with common.plain_errors("drawing the autopilot's result"):
         show(view, documents[key])
 

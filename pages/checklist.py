@@ -32,17 +32,22 @@ def page() -> None:
     )
     found = folders(view)
     if not found:
+        if gone := common.missing("folder", found):
+            common.say_gone("compressed folder", gone)
         st.html('<p class="k-note">No compressed folder of this model yet: compress a plan first.</p>')
         st.page_link("pages/run.py", label="Compress & evaluate", icon=":material/play_circle:")
         return
-    name = common.choose(
+    name, gone = common.asked(
         st.selectbox,
         "Compressed folder",
         list(found),
         "folder",
         next(iter(found)),
+        "compressed folder",
         format_func=lambda key: found[key]["label"],
     )
+    if gone:
+        return
     folder = Path(found[name]["folder"])
     running = job.followed("production_job")
     if running is not None:
@@ -58,11 +63,7 @@ def page() -> None:
 
 def folders(view) -> dict[str, dict]:
     """Runs of the model in view whose folder is there, newest first, by id."""
-    return {
-        run["id"]: run
-        for run in reversed(runs.of_model(view))
-        if run.get("folder") and (Path(run["folder"]) / "config.json").is_file()
-    }
+    return {run["id"]: run for run in runs.with_folder(view)}
 
 
 def verdict(document: dict) -> None:

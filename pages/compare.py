@@ -22,13 +22,18 @@ def page() -> None:
     measured, plans = runs.of_model(view), runs.plans(view)
     options = choices(measured, plans)
     if len(options) < 2:
+        for gone in filter(None, (common.missing(name, options) for name in "ab")):
+            common.say_gone("plan or run", gone)
         st.info("Nothing to compare yet. Save a plan on the Plan page, or measure one on the Run page.")
         return
     left, right = st.columns(2, gap="large")
     names = list(options)
-    a = common.choose(left.selectbox, "A", names, "a", names[1], format_func=options.get)
-    b = common.choose(right.selectbox, "B", names, "b", names[min(2, len(names) - 1)], format_func=options.get)
-    if a == b:
+    third = names[min(2, len(names) - 1)]
+    a, gone_a = common.asked(left.selectbox, "A", names, "a", names[1], "plan or run", format_func=options.get)
+    b, gone_b = common.asked(right.selectbox, "B", names, "b", third, "plan or run", format_func=options.get)
+    if gone_a or gone_b:
+        pass  # said above
+    elif a == b:
         st.info("A and B are the same: choose two.")
     else:
         with common.plain_errors("comparing"):

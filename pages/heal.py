@@ -12,6 +12,7 @@ from karipap_core.healing.launch import launch_commands
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from pages.parts import common, job, model, runs, texts
+from pages.parts.roots import confine, roots
 
 STEPS = [20, 50, 100, 200, 500, 1000, 2000, 5000]
 OBJECTIVES = {"distill": "The dense model's probabilities", "next-token": "The text's own tokens"}
@@ -111,14 +112,24 @@ def pair(view, points: list[dict]) -> None:
     )
 
 
-def folders(view) -> dict[str, str]:
-    """Folder → label of the compressed folders of this model in the workspace, newest first, healed ones last."""
-    found, newest = {}, list(reversed(runs.of_model(view)))
-    for run in sorted(newest, key=lambda run: "healing" in (run.get("settings") or {})):
-        folder = run.get("folder")
-        if folder and (Path(folder) / "config.json").is_file():
-            found.setdefault(folder, run["label"])
-    return found
+def folders(view) -> dict[str, dict]:
+    """Run by its id, one for each compressed folder of this model that is there: newest first, healed ones last."""
+    found = {}
+    for run in sorted(runs.with_folder(view), key=lambda run: "healing" in (run.get("settings") or {})):
+        found.setdefault(run["folder"], run)
+    return {run["id"]: run for run in found.values()}
+
+
+def typed() -> str:
+    """A folder by its path: the workspace's, or one under KARIPAP_MODEL_ROOTS; "" where it is none of these."""
+    path = st.text_input("Folder", key="heal_folder", persist_state="session").strip()
+    if not path:
+        return ""
+    try:
+        return str(confine(path, [*roots(), Workspace().root]))
+    except InputError as error:
+        st.error(common.plain(error))
+        return ""
 
 
 def new(view, running) -> None:
@@ -128,16 +139,16 @@ def new(view, running) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         options = [*found, OTHER]
-        folder = common.choose(
+        chosen, gone = common.asked(
             st.selectbox,
             "Compressed folder",
             options,
-            "folder",
+            "heal_from",
             options[0],
-            format_func=lambda key: key if key == OTHER else found[key],
+            "compressed folder",
+            format_func=lambda key: key if key == OTHER else found[key]["label"],
         )
-        if folder == OTHER:
-            folder = st.text_input("Folder", key="heal_folder", persist_state="session").strip()
+        folder = typed() if chosen == OTHER else "" if gone else found[chosen]["folder"]
         text = texts.choose("heal", "train")
         objective = common.choose(
             st.segmented_control,
@@ -187,12 +198,13 @@ def new(view, running) -> None:
             persist_state="session",
             help="On the standard library's held-out modules.",
         )
-    argv = command(folder, text or [], steps, objective, rate, norms, again, beside, points)
+    argv = command(folder or "FOLDER", text or [], steps, objective, rate, norms, again, beside, points)
     busy = running is not None and running.status()["state"] not in job.ENDED
     if st.button(
         "Heal", type="primary", key="heal", icon=":material/healing:", disabled=not folder or text is None or busy
     ):
-        job.start(argv, f"Heal {found.get(folder, Path(folder).name)}", "heal_job")
+        label = Path(folder).name if chosen == OTHER else found[chosen]["label"]
+        job.start(argv, f"Heal {label}", "heal_job")
         st.rerun()
     if busy:
         st.caption("One healing at a time from this page; the running one is above.")

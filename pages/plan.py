@@ -13,6 +13,10 @@ def page() -> None:
     common.title("Plan", "What every weight becomes. Drag a cell, a heading or the budget; all the figures follow.")
     plan_jobs.follow_search(view)
     history = plan_session.opened(view)
+    if gone := plan_session.state().get("gone"):
+        st.error(common.plain(gone))
+        st.button("Go on without it", key="without", on_click=plan_session.without)
+        return
     if history is None:
         plan_jobs.nothing_yet(view)
         return
@@ -20,7 +24,7 @@ def page() -> None:
     workbench(view)
 
 
-@st.fragment
+@model.fragment
 def workbench(view) -> None:
     """Controls, board, table, spectrum. A release of the board, or an edit, re-runs only this."""
     with common.plain_errors("drawing the plan"):

@@ -112,7 +112,7 @@ def kept_at(_profile: Profile, metric: str, folder: str, error: float = 0.01) ->
     return after / max(sum(row["parameters"] for row in rows), 1)
 
 
-@st.fragment
+@model.fragment
 def explore(profile: Profile, view, quantity: str, metric: str, error: float, fixed: bool) -> None:
     """The map, and the weight it opens. A click re-runs only this."""
     with common.plain_errors("drawing the profile"):

@@ -41,7 +41,8 @@ def show_result_of(view, running) -> None:
         return
     if not {"id", "kept", "label"} <= run.keys():
         return
-    if st.session_state.get("shown_job") != running.id:
+    mine = (run.get("model") or {}).get("fingerprint") == view.checkpoint.fingerprint
+    if mine and st.session_state.get("shown_job") != running.id:
         st.session_state.shown_job, st.session_state.run = running.id, run["id"]
     said = f"{run['kept']:.1%} of the parameters and {run['bytes_kept']:.1%} of the bytes are kept"
     if run.get("rise") is not None:
@@ -64,6 +65,8 @@ def new_run(view, running) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         if not found:
+            if gone := common.missing("plan", found):
+                common.say_gone("plan", gone)
             st.html('<p class="k-note">No plan for this model yet.</p>')
             with st.container(horizontal=True, vertical_alignment="center"):
                 if st.button("Make one on the χ board", key="to_plan", type="primary", icon=":material/tune:"):
@@ -79,16 +82,17 @@ def new_run(view, running) -> None:
         if asked and asked not in found:
             with suppress(InputError):
                 st.query_params["plan"] = Workspace().find_plan(asked).stem
-        name = common.choose(
+        name, gone = common.asked(
             choice.selectbox,
             "Plan",
             list(found),
             "plan",
             next(iter(found)),
+            "plan",
             format_func=lambda key: f"{runs.shown(key)}: {runs.describe(found[key])}",
         )
-        plan = found[name]
-        promise(plan)
+        if not gone:
+            promise(found[name])
     with right:
         text = texts.choose("run", "held-out")
         tokens = common.choose(
@@ -113,13 +117,14 @@ def new_run(view, running) -> None:
             type="primary",
             key="start",
             icon=":material/play_arrow:",
-            disabled=text is None or busy,
+            disabled=text is None or busy or gone,
             width="stretch",
         )
         if busy:
             st.caption("One run at a time from this page; the running one is above.")
         if pressed:
-            kept = Workspace().keep_plan(plan.to_json(), name)  # the file of an older name may yet be another plan
+            # The file of an older name may yet be another plan.
+            kept = Workspace().keep_plan(found[name].to_json(), name)
             argv = ["run", view.source, "--plan", str(Workspace().plan_file(kept)), "--max-tokens", str(tokens)]
             argv += ["--conventions"] if papers else []
             job.start(argv + text, f"{runs.shown(kept)} on {view.checkpoint.name}", "job")
@@ -212,6 +217,9 @@ def past(view) -> None:
     picked = event["selection"]["rows"]
     if picked and found[picked[0]]["id"] != st.session_state.get("run_row"):
         st.session_state.run_row = st.session_state.run = found[picked[0]]["id"]
+    if gone := common.missing("run", [run["id"] for run in found]):
+        common.say_gone("run", gone)
+        return
     wanted = st.session_state.get("run") or st.query_params.get("run")
     run = next((run for run in found if run["id"] == wanted), found[0])
     st.query_params["run"] = run["id"]

@@ -33,33 +33,36 @@ def page() -> None:
     running = job.followed("sensitivity_job")
     documents = {Path(document["path"]).stem: document for document in store.read_all(folder(view))}
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
-        chosen = which(documents)
+        chosen, gone = which(documents)
         ask(view, running)
     if running is not None:
         job.panel(running, "sensitivity_job")
-    if chosen is None:
-        if running is None:
+    if chosen is None or gone:
+        if running is None and not gone:
             st.info("Nothing measured on this model yet: choose a network and a size under New measurement.")
         return
     busy = running is not None and running.status()["state"] == "running"
-    st.fragment(results, run_every=3.0 if busy else None)(view, chosen)
+    model.fragment(results, run_every=3.0 if busy else None)(view, chosen)
 
 
 def folder(view) -> Path:
     return Workspace().model_dir(view.checkpoint.key)
 
 
-def which(documents: dict[str, dict]) -> str | None:
-    """The name of the measurement in view: the newest to begin with."""
+def which(documents: dict[str, dict]) -> tuple[str | None, bool]:
+    """The name of the measurement in view, the newest to begin with; and whether it is gone."""
     if not documents:
-        return None
+        if gone := common.missing("measurement", ()):
+            common.say_gone("measurement", gone)
+        return None, bool(gone)
     names = list(documents)
-    return common.choose(
+    return common.asked(
         st.selectbox,
         "Measured",
         names,
         "measurement",
         names[0],
+        "measurement",
         width=520,
         filter_mode=None,
         format_func=lambda name: foretell.say_settings(documents[name]) if name in documents else name,

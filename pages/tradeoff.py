@@ -67,7 +67,7 @@ def page() -> None:
         if shown == "predictions":
             predicted.page(view)
         else:
-            chart(same_conditions(points))
+            chart(view, same_conditions(points))
     sweep_form(view, sweep_job, first=not points)
 
 
@@ -84,7 +84,7 @@ def same_conditions(points: list[dict]) -> list[dict]:
     return ranked[int(chosen) - 1]
 
 
-def chart(points: list[dict]) -> None:
+def chart(view, points: list[dict]) -> None:
     qualities = [key for key in figures_runs.QUALITIES if any(point.get(key) is not None for point in points)]
     qualities += list(scores.keys(points))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
@@ -113,7 +113,7 @@ def chart(points: list[dict]) -> None:
     st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
     runs.warn_of_text(*points)
     log = {"auto": None, "linear": False, "log": True}[scale]
-    picture(points, x, y, log, published)
+    picture(view, points, x, y, log, published)
     equal_bytes(points)
 
 
@@ -182,8 +182,8 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
     return f'<tr><th scope="row">{mark}{html.escape(row.method)}</th>{"".join(cells)}</tr>'
 
 
-@st.fragment
-def picture(points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
+@model.fragment
+def picture(view, points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     """Chart, chosen point and table; a click re-runs only this."""
     with common.plain_errors("drawing the trade-off"):
         _picture(points, x, y, log, published)
@@ -275,6 +275,8 @@ def selected(points: list[dict]) -> dict | None:
     known = {point["id"]: point for point in points}
     chosen = known.get(st.session_state.get("point") or st.query_params.get("point"))
     if chosen is None:
+        if gone := common.missing("point", known):
+            st.warning(common.plain(f"The point {common.showable(gone)} is not on this chart: choose another."))
         st.query_params.pop("point", None)
     elif st.query_params.get("point") != chosen["id"]:
         st.query_params["point"] = chosen["id"]

@@ -110,6 +110,8 @@ class Workspace:
         if source is None:
             return
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            if not file.resolve().is_relative_to(source.resolve()):
+                continue  # a link in a stranger's folder could bring any file that this user may read
             target = self.model_dir(model.key) / file.relative_to(source)
             if file.name != MANIFEST and not target.exists():
                 with whole_file(target) as temporary:

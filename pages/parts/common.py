@@ -15,8 +15,10 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from karipap_core.errors import InputError
 from pages.parts import server
+from pages.parts.roots import showable
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST_ASKED = 200  # signs of what a URL asks for
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 log = logging.getLogger("karipap.pages")
 
@@ -87,6 +89,37 @@ def choose(draw: Callable, label: str, options: Sequence, name: str, default, **
     value = draw(label, options, key=name, persist_state="session", **more)
     share(name, default)
     return value
+
+
+def asked(draw: Callable, label: str, options: Sequence, name: str, default, what: str, **more) -> tuple:
+    """As `choose`, for things that are looked for on disk: one that was asked for and is not there keeps its name in
+    the box, and a sentence says that it is gone. Returns its value, and whether it is gone: then nothing may start."""
+    gone = missing(name, options)
+    if not gone:
+        return choose(draw, label, options, name, default, **more), False
+    form = more.pop("format_func", str)
+    value = choose(
+        draw,
+        label,
+        [*options, gone],
+        name,
+        default,
+        format_func=lambda each: f"{showable(each)} (gone)" if each == gone else form(each),
+        **more,
+    )
+    if value == gone:
+        say_gone(what, gone)
+    return value, value == gone
+
+
+def missing(name: str, options: Iterable) -> str:
+    """What this session or the URL asks for as `name` where it is not among `options`, else ""."""
+    wanted = str(st.session_state.get(name) or st.query_params.get(name) or "")[:LONGEST_ASKED]
+    return "" if wanted in map(str, options) else wanted
+
+
+def say_gone(what: str, name: str) -> None:
+    st.error(plain(f"The {what} {showable(name)} is gone: choose another."))
 
 
 # ---- numbers as words -----------------------------------------------------------------------------------------

@@ -47,7 +47,8 @@ def number(label: str, name: str, default: int, largest: int, **more) -> int:
 
 def positions(view) -> int:
     """The tokens that the model in view was made for."""
-    config = view.checkpoint.config.get("text_config") or view.checkpoint.config
+    inner = view.checkpoint.config.get("text_config")
+    config = inner if isinstance(inner, dict) else view.checkpoint.config
     found = config.get("max_position_embeddings") or config.get("n_positions")
     return found if isinstance(found, int) and found > 0 else 4096
 
@@ -168,14 +169,17 @@ def upload(label: str, key: str) -> Footprint | None:
 def plan_of(view) -> tuple[str | None, object | None]:
     """(name, plan) of the workspace's plan that is chosen; (None, None) for none, or for another model's config."""
     plans = {} if st.session_state.get("config_instead") else runs.plans(view)
-    name = common.choose(
+    name, gone = common.asked(
         st.selectbox,
         "Plan",
         [NO_PLAN, *plans],
         "deploy_plan",
         NO_PLAN,
+        "plan",
         width=260,
         format_func=runs.shown,
         help="The full pipeline with this plan: its bytes are counted exactly.",
     )
+    if gone:
+        st.stop()
     return (None, None) if name == NO_PLAN else (name, plans[name])

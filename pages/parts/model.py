@@ -5,23 +5,33 @@ already in the hub's cache: a link from a stranger can neither read elsewhere no
 """
 
 import html
-import json
+import inspect
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import wraps
+from itertools import islice
 from pathlib import Path
 
 import streamlit as st
 
-from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.model import SETTINGS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.workspace import Workspace
 from pages.parts import common, job
+from pages.parts.roots import DEMO, MOST_ENTRIES, MOST_FOLDERS, MOST_IN_ONE, Listing, confine, roots, scan, showable
 
-DEMO = "demo"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-SCAN_DEPTH, SCAN_LIMIT = 2, 2000
+LONGEST = 200  # signs of an alias
+MOST_SAID = 5  # folders that the box leaves out, by name
+# What is chosen of one model: keys of widgets and of the URL.
+OF_MODEL = (
+    *("weight", "profile", "plan", "folder", "heal_from", "a", "b", "deploy_plan", "measurement"),
+    *("run", "point", "autopilot", "draft"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,66 +43,22 @@ class Model:
     checkpoint: Checkpoint
 
 
-def roots() -> list[Path]:
-    """The folders whose models may be opened: KARIPAP_MODEL_ROOTS, separated as PATH is."""
-    return [Path(part).expanduser() for part in os.environ.get("KARIPAP_MODEL_ROOTS", "").split(os.pathsep) if part]
-
-
-def confine(path: str, allowed: list[Path]) -> Path:
-    """`path` as a real path inside one of `allowed`; InputError otherwise, the same whether it exists or not.
-
-    Checked as text before the disk is touched (a UNC path would make Windows call a server), then once more with
-    every link followed.
-    """
-    refusal = InputError("This path is not inside the folders of KARIPAP_MODEL_ROOTS.")
-    if "\0" in path or path.startswith(("\\\\", "//")):
-        raise refusal
-    lexical = Path(os.path.abspath(os.path.expanduser(path)))
-    if not any(lexical.is_relative_to(os.path.abspath(root)) for root in allowed):
-        raise refusal
-    real = Path(os.path.realpath(lexical))
-    if not any(real.is_relative_to(os.path.realpath(root)) for root in allowed) or not real.exists():
-        raise refusal
-    return real
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds safetensors weights and is not one that Karipap has compressed."""
-    if not any(folder.glob("*.safetensors")):
-        return False
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return True
-    quantized = config.get("quantization_config") if isinstance(config, dict) else None
-    return not (isinstance(quantized, dict) and quantized.get("quant_method") == "karipap")
+class Gone(InputError):
+    """A model that was asked for is not there."""
 
 
 @st.cache_data(ttl=30, show_spinner=False)
-def found(where: tuple[str, ...]) -> dict[str, str]:
-    """Alias → folder of every model: the demo first, then those under `where`, two levels deep."""
-    models = {}
+def found(where: tuple[str, ...]) -> Listing:
+    """The models that can be chosen: the demo first, then those under `where` (see `roots.scan`)."""
     demo = common.ROOT / "assets" / "demo_model"
-    if is_model(demo):
-        models[DEMO] = str(demo)
-    for root in map(Path, where):
-        level, seen = [root], 0
-        for _ in range(SCAN_DEPTH + 1):
-            below = []
-            for folder in level:
-                seen += 1
-                outside = not os.path.realpath(folder).startswith(os.path.realpath(root))
-                if seen > SCAN_LIMIT or not folder.is_dir() or outside:  # a link that leads elsewhere is not followed
-                    continue
-                if is_model(folder):
-                    alias, number = folder.name, 2
-                    while alias in models:
-                        alias, number = f"{folder.name}-{number}", number + 1
-                    models[alias] = str(confine(str(folder), [root]))
-                else:
-                    below += sorted(child for child in folder.iterdir() if child.is_dir() and child.name[0] != ".")
-            level = below
-    return models
+    listing = scan(where)
+    if (demo / "model.safetensors").is_file():
+        listing.models = {DEMO: str(demo)} | listing.models
+    return listing
+
+
+def listing() -> Listing:
+    return found(tuple(map(str, roots())))
 
 
 def cached_hub(hub_id: str) -> str | None:
@@ -113,7 +79,11 @@ def opened(folder: str, name: str, stamp: tuple) -> Checkpoint:
     """
     checkpoint = open_checkpoint(folder)
     checkpoint.name = name
-    Workspace().adopt(checkpoint)  # reads a model that it has not met before to its end: here, under the spinner
+    checkpoint.identity  # noqa: B018  (reads a model it has not met before to its end: here, under the spinner)
+    try:
+        Workspace().adopt(checkpoint)
+    except (InputError, OSError):  # the model is as good without
+        common.log.exception("taking over what was measured on %s", name)
     return checkpoint
 
 
@@ -129,15 +99,76 @@ def current() -> Model:
 
 
 def find(alias: str | None) -> Model | None:
-    """The model of an alias, or None where it is not on this machine. Raises InputError where it cannot be opened."""
-    models = found(tuple(map(str, roots())))
-    folder = models.get(alias) or cached_hub(alias or "")
-    if folder is None:
+    """The model of an alias. None where none is asked for, or a hub id that is not on this machine. Raises InputError
+    where it is gone or cannot be opened: nothing else ever comes in its place."""
+    if not alias:
         return None
-    files = sorted(Path(folder).glob("*.safetensors")) + sorted(Path(folder).glob("*.json"))
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    name = Path(folder).name if alias in models else alias
+    known = listing()
+    alias = known.long.get(alias, alias)
+    folder = known.models.get(alias)
+    if folder is None:
+        folder = cached_hub(alias)
+        if folder is None and HUB_ID.fullmatch(alias):
+            return None
+    elif alias != DEMO:
+        try:
+            folder = str(confine(folder, roots()))
+        except InputError:  # gone since the list was made, or now a link that leads elsewhere
+            folder = None
+    stamp = stamped(folder) if folder else ()
+    if folder is None or not stamp:
+        there = alias in known.left_out or alias in known.twins
+        raise (InputError if there else Gone)(why_gone(alias, known))
+    name = Path(known.models[alias]).name if alias in known.models else alias
     return Model(alias, folder, opened(folder, name, stamp))
+
+
+def stamped(folder: str) -> tuple:
+    """Sizes and times of the files that make up a model; () where its weights are not there."""
+    found = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in islice(entries, MOST_IN_ONE):
+            if entry.name.endswith((".safetensors", ".json", *SETTINGS)):
+                with suppress(OSError):
+                    status = entry.stat()
+                    found.append((os.fsencode(entry.name), status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found)) if any(name.endswith(b".safetensors") for name, *_ in found) else ()
+
+
+def why_gone(alias: str, known: Listing) -> str:
+    """The sentence for a model that was asked for and cannot be had."""
+    what = "demo model" if alias == DEMO else f"model {showable(alias)}"
+    if alias in known.twins:
+        return f"{len(known.twins[alias])} folders are called {alias}: choose one of {', '.join(known.twins[alias])}."
+    if alias in known.left_out and alias != DEMO:
+        return f"The {what} cannot be opened: {known.left_out[alias]} Choose another model above."
+    where = "it does not lie in this installation" if alias == DEMO else "no folder of KARIPAP_MODEL_ROOTS has it"
+    return f"The {what} is gone: {where}. Choose another model above."
+
+
+def fragment(draw: Callable | None = None, **more) -> Callable:
+    """`st.fragment` for what draws a model (an argument `view`) and has buttons: where that model is gone or changed
+    since, the whole page is drawn anew, and says so."""
+    if draw is None:
+        return lambda draw: fragment(draw, **more)
+
+    @wraps(draw)
+    def drawn(*args, **named):
+        view = inspect.signature(draw).bind(*args, **named).arguments["view"]
+        if not still(view):
+            st.rerun()
+        draw(*args, **named)
+
+    return st.fragment(drawn, **more)
+
+
+def still(view: Model) -> bool:
+    """Whether a model is there as it was when `view` was made."""
+    try:
+        now = find(view.alias)
+    except Exception:  # the page, drawn anew, says which
+        return False
+    return now is not None and (now.source, now.checkpoint.identity) == (view.source, view.checkpoint.identity)
 
 
 def offer_fetch(alias: str | None) -> None:
@@ -162,25 +193,34 @@ def _choose_hub() -> None:
     typed = st.session_state.get("hub", "").strip()
     if HUB_ID.fullmatch(typed):
         st.session_state.model = typed
-        st.session_state.pop("weight", None)
+        chosen_another()
     elif typed:
         st.session_state.hub_wrong = typed
 
 
+def chosen_another() -> None:
+    """After another model was chosen: what was chosen of the one before is not asked of this one."""
+    for key in OF_MODEL:
+        st.session_state.pop(key, None)
+        st.query_params.pop(key, None)
+
+
 def bar() -> None:
     """The line at the top of every page: which model, its size, and how to choose another."""
-    models = found(tuple(map(str, roots())))
-    asked = st.session_state.get("model") or st.query_params.get("model", "")
-    options = list(models)
-    if asked not in models and HUB_ID.fullmatch(asked):
-        options.append(asked)
-    if not options:
-        st.session_state.pop("model", None)
+    known = listing()
+    asked = str(st.session_state.get("model") or st.query_params.get("model", ""))[:LONGEST]
+    asked = known.long.get(asked, asked)
+    options = list(known.models)
+    if asked and asked not in options:
+        options.append(asked)  # it keeps its name, wherever it is: no other model comes in its place
+    if options:
+        st.session_state.model = asked or options[0]
     else:
-        common.setting("model", options, options[0])
+        st.session_state.pop("model", None)
+    chosen = st.session_state.get("model")
+    view, state = look(chosen)
     with st.container(key="k-bar", horizontal=True, vertical_alignment="center", gap="medium"):
-        chosen = st.session_state.get("model")
-        label = common.plain("demo model" if chosen == DEMO else chosen or "No model")
+        label = common.plain(named(chosen) + (f" ({state})" if state else ""))
         with st.popover(label, icon=":material/deployed_code:", key="k-model"):
             if options:
                 st.selectbox(
@@ -188,9 +228,10 @@ def bar() -> None:
                     options,
                     key="model",
                     persist_state="session",
-                    format_func=lambda alias: "demo model (Python source)" if alias == DEMO else alias,
-                    on_change=lambda: st.session_state.pop("weight", None),
+                    format_func=lambda alias: named(alias, " (Python source)"),
+                    on_change=chosen_another,
                 )
+                say_left_out(known)
             st.text_input("Hub id", key="hub", placeholder="owner/name", on_change=_choose_hub)
             if wrong := st.session_state.pop("hub_wrong", None):
                 st.error(f"{common.plain(wrong[:80])} is no hub id: it looks like owner/name.")
@@ -198,17 +239,41 @@ def bar() -> None:
             common.choose(st.segmented_control, "Figures are saved as", ["svg", "png"], "figures", "svg", required=True)
         if options:
             common.share("model")  # also the first one: whoever opens the link may have others
-            summary()
+        if view is not None:
+            summary(view)
 
 
-def summary() -> None:
-    """Family, layers, parameters and bytes of the model in one line; nothing where it cannot be opened."""
+def look(alias: str | None) -> tuple[Model | None, str]:
+    """The model of an alias, and in a word why there is none; the page below has the sentence (see `current`)."""
     try:
-        view = find(st.session_state.get("model"))
-    except (InputError, OSError):
-        return
-    if view is None:
-        return
+        return find(alias), ""
+    except Gone:
+        return None, "gone"
+    except Exception:
+        return None, "cannot be opened"
+
+
+def named(alias: str | None, of_demo: str = "") -> str:
+    """What the box calls a model."""
+    return f"demo model{of_demo}" if alias == DEMO else showable(alias or "No model")
+
+
+def say_left_out(known: Listing) -> None:
+    """How many folders the box leaves out, and why."""
+    if known.left_out:
+        some = list(known.left_out.items())[:MOST_SAID]
+        more = f" … and {len(known.left_out) - MOST_SAID} more." if len(known.left_out) > MOST_SAID else ""
+        said = " ".join(f"{name}: {why}" for name, why in some)
+        st.caption(common.plain(f"{len(known.left_out)} left out. {said}{more}"))
+    if known.cut:
+        st.caption(
+            f"There is more under KARIPAP_MODEL_ROOTS than is looked at ({MOST_FOLDERS:,} folders, {MOST_ENTRIES:,} "
+            "entries): name a folder nearer to the models."
+        )
+
+
+def summary(view: Model) -> None:
+    """Family, layers, parameters and bytes of the model in one line."""
     checkpoint = view.checkpoint
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})

@@ -8,6 +8,7 @@ from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft, tables
+from pages.parts.roots import showable
 
 START_AT = (0.7, 0.8, 0.9, 0.95, 1.0)  # kept fractions to begin with: the first that this model can meet
 
@@ -25,23 +26,40 @@ def opened(view) -> draft.History | None:
     if mine.get("fingerprint") != fingerprint:
         mine.clear()
         mine["fingerprint"] = fingerprint
+    mine.pop("gone", None)
     asked = st.query_params.get("plan")
     if asked and asked != mine.get("opened"):
+        try:
+            plan = Plan.load(Workspace().find_plan(asked))
+        except InputError as error:
+            mine["gone"] = f"The plan {showable(asked)} cannot be had: {error}"
+            return None
         mine["opened"] = asked
         try:
-            open_plan(view, Plan.load(Workspace().find_plan(asked)), asked)
+            open_plan(view, plan, asked)
         except InputError as error:
             mine["error"] = str(error)
     if "history" not in mine:
-        begun = draft.kept(st.query_params.get("draft", ""), fingerprint)
+        asked = st.query_params.get("draft", "")
+        begun = draft.kept(asked, fingerprint)
+        if asked and begun is None:
+            mine["gone"] = f"The draft {showable(asked)} is gone, or is of another model."
+            return None
         if begun is None or tables.of(view, begun) is None:
             begun = begin(view)
-        else:
-            mine["draft_id"] = st.query_params["draft"]
+        else:  # shown under its address until the first change: then it is this session's own
+            mine["draft_id"], mine["kept"], mine["lent"] = asked, begun, True
         if begun is None:
             return None
         mine["history"] = draft.History([begun])
     return mine["history"]
+
+
+def without() -> None:
+    """Goes on without the plan or the draft that the URL asks for and that is not there."""
+    state().pop("gone", None)
+    for name in ("plan", "draft"):
+        st.query_params.pop(name, None)
 
 
 def begin(view) -> draft.Draft | None:
@@ -171,7 +189,8 @@ def remember(view, now: draft.Draft) -> None:
     wanted |= {"weight": st.session_state.weight}
     by_hand = now.hand or now.locked or now.special or now.origin
     if by_hand and mine.get("kept") is not now:
-        mine["draft_id"] = draft.keep(now, view.checkpoint.fingerprint, mine.get("draft_id"))
+        own = None if mine.pop("lent", False) else mine.get("draft_id")
+        mine["draft_id"] = draft.keep(now, view.checkpoint.fingerprint, own)
         mine["kept"] = now
     if by_hand:
         wanted["draft"] = mine["draft_id"]

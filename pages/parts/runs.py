@@ -3,6 +3,8 @@
 import html
 import math
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -16,6 +18,7 @@ from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.workspace import Workspace, shipped
 from karipap_core.workspace.runs import read_runs
 from pages.parts import common
+from pages.parts.roots import inside, roots
 
 STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text
 
@@ -23,11 +26,27 @@ STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most
 def of_model(view) -> list[dict]:
     """Runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and what ships with the
     model as `karipap/runs` (see Workspace.adopt)."""
-    beside = shipped(view.checkpoint)
+    beside = None
+    with suppress(InputError):  # a measured.json that cannot be read says nothing
+        beside = shipped(view.checkpoint)
     found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
     found |= {run["id"]: run for run in Workspace().runs if "id" in run}
     mine = [run for run in found.values() if is_of(run.get("model"), view.checkpoint)]
     return sorted(mine, key=lambda run: run.get("created", 0))
+
+
+def with_folder(view) -> list[dict]:
+    """Those whose compressed folder is there, newest first. The workspace's own runs say where theirs are; what ships
+    with a model is a stranger's, and names none outside KARIPAP_MODEL_ROOTS."""
+    own = {run["id"] for run in Workspace().runs if "id" in run}
+    found = []
+    for run in reversed(of_model(view)):
+        folder = run.get("folder")
+        if not isinstance(folder, str) or not (Path(folder) / "config.json").is_file():
+            continue
+        if run["id"] in own or inside(folder, roots()):
+            found.append(run)
+    return found
 
 
 def conditions(run: dict) -> tuple:

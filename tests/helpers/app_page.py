@@ -32,14 +32,19 @@ def alone_with(monkeypatch, roots) -> None:
 
 def opened_on_tiny(page: str, timeout: int, query: dict) -> AppTest:
     """A page on the model `tiny` with these query parameters; nothing on it may have failed."""
+    app = at(page, timeout, query)
+    assert not app.exception and not app.error, [error.value for error in app.error]
+    return app
+
+
+def at(page: str, timeout: int, query: dict) -> AppTest:
+    """A page on the model `tiny` with these query parameters."""
     app = AppTest.from_file(APP, default_timeout=timeout)
     app.query_params["model"] = "tiny"
     app.run().switch_page(page)
     for name, value in ({"model": "tiny"} | query).items():
         app.query_params[name] = value
-    app.run()
-    assert not app.exception and not app.error, [error.value for error in app.error]
-    return app
+    return app.run()
 
 
 def words(app: AppTest, kinds: tuple[str, ...] = ("markdown",)) -> str:

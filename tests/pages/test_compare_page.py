@@ -48,5 +48,8 @@ def test_two_runs_a_plan_and_the_dense_model(llama_roots):
 def test_the_url_is_not_trusted(llama_roots):
     checkpoint = open_checkpoint(llama_roots / "tiny")
     Plan(model_entry(checkpoint), "weight", {}).save(Workspace().plan_file("whole"))
-    app = opened(a="run:../../etc/passwd", b="plan:<script>")
-    assert app.selectbox(key="a").value == "plan:whole"
+    app = app_page.at("pages/compare.py", 60, {"a": "run:../../etc/passwd", "b": "plan:<script>"})
+    assert not app.exception and [error.value.replace("\\", "") for error in app.error] == [
+        "The plan or run run:../../etc/passwd is gone: choose another.",
+        "The plan or run plan:<script> is gone: choose another.",
+    ]

@@ -110,7 +110,7 @@ def test_a_model_without_runs_asks_for_a_folder(tiny, started):
     shutil.rmtree(Workspace().runs_dir)
     app = opened()
     assert app.button(key="heal").disabled
-    app.text_input(key="heal_folder").input("/somewhere/small").run()
+    app.text_input(key="heal_folder").input(str(tiny)).run()
     assert not app.button(key="heal").disabled
 
 

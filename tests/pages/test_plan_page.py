@@ -91,7 +91,6 @@ def test_settings_in_the_url_make_the_plan(measured):
         {"metric": "y"},
         {"unit": "z"},
         {"scope": "🙂"},
-        {"draft": "../../etc/passwd"},
         {"weight": "nobody"},
     ],
 )
