@@ -42,6 +42,11 @@ class Job:
         """The command as a person would type it."""
         return shlex.join(["karipap", *self.document()["argv"]])
 
+    @property
+    def owner(self) -> str | None:
+        """What `start` was given as its owner."""
+        return self.document().get("owner")
+
     def status(self) -> dict:
         """Where the job stands, from a few small reads.
 

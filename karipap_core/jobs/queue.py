@@ -16,17 +16,25 @@ PROGRAM = (sys.executable, "-m", "karipap_core")
 GRACE = 10.0  # seconds between asking a command to stop and killing it
 
 
-def start(argv: list[str], title: str, *, workspace: Workspace | None = None, program: Sequence[str] = PROGRAM) -> Job:
+def start(
+    argv: list[str],
+    title: str,
+    *,
+    workspace: Workspace | None = None,
+    program: Sequence[str] = PROGRAM,
+    owner: str | None = None,
+) -> Job:
     """Queue the command `karipap ARGV --progress json --json`; it runs as soon as no other job does.
 
     argv : begins with the verb. title : what people see of it. program : what is run in place of `karipap`, found by
     this very Python, so that it works without the script on PATH. The command sees this process's working folder,
-    environment and workspace.
+    environment and workspace. owner : what tells who asked for it, for `Job.owner`.
     """
     workspace = workspace or Workspace()
     job = Job(workspace.jobs_dir / new_id())
     job.folder.mkdir(parents=True)
-    document = {"title": title, "argv": [*map(str, argv)], "program": [*program], "cwd": os.getcwd(), "grace": GRACE}
+    document: dict = {"owner": owner} if owner else {}
+    document |= {"title": title, "argv": [*map(str, argv)], "program": [*program], "cwd": os.getcwd(), "grace": GRACE}
     write_json(job.file, document | {"workspace": str(workspace.root), "queued": time.time()} | FRESH)
     job.keep()
     return job

@@ -1,7 +1,9 @@
 """Long work as the pages see it: start a command, follow it, cancel it, resume it. The job's id lives in the URL."""
 
+import hashlib
 import html
 import re
+import secrets
 import time
 
 import streamlit as st
@@ -21,10 +23,17 @@ WORDS = {
 }
 
 
+def me() -> str:
+    """What tells this session from others on the jobs that it starts. The hash alone is written down: who reads a job's
+    document cannot act as its starter."""
+    name = st.session_state.setdefault("session_name", secrets.token_urlsafe(32))
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def start(argv: list[str], title: str, name: str) -> None:
     """Starts a command as a job and puts its id in the URL as `name`; the job outlives this browser and this server."""
     try:
-        job = jobs.start(argv, title)
+        job = jobs.start(argv, title, owner=me())
     except InputError as error:
         st.error(common.plain(error))
         return
@@ -81,14 +90,7 @@ def _draw(job, name: str, drawn_as: str) -> None:
         head.html(_headline(status))
         with buttons.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if state not in ENDED:
-                if st.button(
-                    "Cancelling …" if status["cancelling"] else "Cancel",
-                    key=f"{name}_cancel",
-                    icon=":material/stop_circle:",
-                    disabled=status["cancelling"],
-                ):
-                    job.cancel()
-                    st.rerun()
+                _cancel_button(job, name, status["cancelling"])
             else:
                 if state != "done" and st.button(
                     "Resume",
@@ -118,6 +120,30 @@ def _draw(job, name: str, drawn_as: str) -> None:
             with st.container(height=230, border=False, autoscroll=True):
                 st.code(status["log_tail"] or "Nothing yet.", language=None)
             st.caption("The job runs in a process of its own: reloading or closing this page does not stop it.")
+
+
+def _cancel_button(job, name: str, cancelling: bool) -> None:
+    """Cancels at once for who started the job, after a question for others: they may be looking at somebody's work."""
+    asking = st.session_state.get(f"{name}_asking") == job.id and not cancelling
+    if asking:
+        st.markdown("Started by another session. Cancel it all the same?")
+        if st.button("Cancel it", key=f"{name}_cancel_sure", icon=":material/stop_circle:"):
+            job.cancel()
+            st.rerun()
+        if st.button("Let it go on", key=f"{name}_cancel_not", type="tertiary"):
+            del st.session_state[f"{name}_asking"]
+            st.rerun()
+    elif st.button(
+        "Cancelling …" if cancelling else "Cancel",
+        key=f"{name}_cancel",
+        icon=":material/stop_circle:",
+        disabled=cancelling,
+    ):
+        if job.owner == me():
+            job.cancel()
+            st.rerun()
+        st.session_state[f"{name}_asking"] = job.id
+        st.rerun()
 
 
 def _headline(status: dict) -> str:

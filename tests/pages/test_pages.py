@@ -279,8 +279,30 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
     assert app.button(key="start").disabled and f"{runs.shown(name)} on tiny" in words(app)
     again = sound(opened(page="run", job=job_id))  # a reload, or another browser
     assert f"{runs.shown(name)} on tiny" in words(again)
+
+    def stopping() -> bool:
+        return jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
+
+    sound(again.button(key="job_cancel").click().run())  # another session's: it is asked first
+    assert "Started by another session. Cancel it all the same?" in words(again) and not stopping()
+    sound(again.button(key="job_cancel_not").click().run())
+    assert "Started by another session" not in words(again) and not stopping()
     sound(again.button(key="job_cancel").click().run())
-    assert jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
+    sound(again.button(key="job_cancel_sure").click().run())
+    assert stopping()
+
+
+def test_who_started_a_job_cancels_it_at_once_and_its_document_does_not_tell_who(plan):
+    app = sound(opened(page="run"))
+    sound(app.button(key="start").click().run())
+    job = jobs.get(app.query_params["job"])
+    name = app.session_state.session_name
+    assert len(name) >= 32 and all(name not in file.read_text() for file in job.folder.rglob("*") if file.is_file())
+    other = sound(opened(page="run", job=job.id))
+    sound(other.button(key="job_cancel").click().run())
+    assert other.session_state.session_name != name and not job.status()["cancelling"]
+    sound(app.button(key="job_cancel").click().run())
+    assert job.status()["cancelling"] or job.status()["state"] == "cancelled"
 
 
 def test_perplexity_as_papers_give_it_is_asked_for_and_shown(plan, tiny, started):
