@@ -28,10 +28,11 @@ test-lowest:  ## a part of the tests with the lowest versions that pyproject.tom
 bad-input: test-environment  ## the catalogue of bad input: cases of each kind, and how many hold
 	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.bad_input
 
-lint: test-environment  ## ruff, its layout, and mypy over the core
+lint: test-environment  ## ruff, its layout, mypy over the core, and known vulnerabilities of what is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m reliability.audit
 
 format: test-environment  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
