@@ -2,20 +2,22 @@
 
 The harness would import Python for a `!function`, fetch a metric's code from the hub for a name that it does not know,
 and render templates that can reach Python's internals. The first two are refused here; templates run in Jinja's
-sandbox (`sandboxed`).
+sandbox (`templates.sandboxed`).
 """
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import yaml
-
 from karipap_core.errors import InputError
+from karipap_core.evaluation.tasks.fields import FILES, check_task
+from karipap_core.evaluation.tasks.plain_yaml import read_yaml
+from karipap_core.reading import open_file
 
-FILES = ("json", "csv", "parquet", "text")  # what a task's items may be read from; other names are the hub's
-FORBIDDEN = ("trust_remote_code", "class", "custom_dataset", "unsafe_code", "hf_evaluate")
+MOST_FILES = 20_000  # of YAML under a folder; the harness itself has 14,000
+MOST_INCLUDED = 100  # files that a task is put together from
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class TaskFile:
     def members(self) -> set[str]:
         """Names of the tasks of a group that are defined elsewhere."""
         tasks = self.settings["task"] if "group" in self.settings else []
-        return {one for one in tasks if isinstance(one, str)} if isinstance(tasks, list) else {tasks}
+        return {one for one in tasks if isinstance(one, str)}
 
     @property
     def local(self) -> bool:
@@ -38,10 +40,14 @@ class TaskFile:
         return self.settings.get("dataset_path", FILES[0]) in FILES
 
     def check_files(self) -> None:
-        """Raises InputError where a data file is missing."""
+        """Raises InputError where a data file is missing, is no regular file or may not be read."""
         for file in _data_files(self.settings):
-            if not _is_there(Path(file)):
+            if not _is_there(file):
                 raise InputError(f"{self.path}: data file {file} does not exist (nor in {Path.cwd()}).")
+            for one in [file] if os.path.exists(file) else Path(file).parent.glob(Path(file).name):
+                with open_file(one) as data:
+                    if not os.fstat(data.fileno()).st_size:
+                        raise InputError(f"{self.path}: data file {one} is empty: a task needs an item.")
 
     def entry(self):
         """For the harness's index. It holds the settings themselves, so that the harness reads no file again."""
@@ -54,62 +60,62 @@ def read_folder(folder: str | Path) -> dict[str, TaskFile]:
     """{name: TaskFile} of every `*.yaml` under a folder that names a task or a group.
 
     Relative paths in `data_files` are looked for beside the YAML that has them, then where we run. Raises InputError,
-    naming the file, for YAML that cannot be read or that would run code; for a name that is there twice; and for a
-    folder without tasks. Whether the data files are there says `TaskFile.check_files`.
+    naming the file, for YAML that cannot be read, that is no task's (see `fields.check_task`) or that would run code;
+    for a name that is there twice; and for a folder without tasks. Whether the data files are there says
+    `TaskFile.check_files`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"Task folder {folder} does not exist.")
+    files = list(islice(folder.rglob("*.yaml"), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise InputError(f"Task folder {folder} holds more than {MOST_FILES:,} YAML files: name a smaller one.")
     found: dict[str, TaskFile] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        settings = _merged(path, ())
+    for path in sorted(files):
+        settings = _Merging(folder.resolve()).merged(path.absolute(), ())
         name = settings.get("group") or settings.get("task")
-        if not isinstance(name, str):
+        if name is None:
             continue  # settings that others include
+        if not isinstance(name, str):
+            raise InputError(f"{path}: the name of a task or group must be a string, it is {name!r}.")
         if name in found:
             raise InputError(f"Task {name} is both in {found[name].path} and in {path}: rename one.")
-        _check(settings, path)
+        settings = {key: value for key, value in settings.items() if value is not None}
+        check_task(settings, path)
+        if isinstance(settings.get("task"), str) and "group" in settings:
+            settings["task"] = [settings["task"]]  # the harness takes a group of one name as one of none
         found[name] = TaskFile(name, settings, path)
     if not found:
         raise InputError(f"Folder {folder} holds no task of lm-eval: *.yaml with a field `task` or `group`.")
     return found
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: every tag of its own is an error."""
+class _Merging:
+    """One task's settings with those that it includes, all of them within `root`."""
 
+    def __init__(self, root: Path) -> None:
+        self.root, self.read = root, 0
 
-def _function(loader, node):
-    raise yaml.constructor.ConstructorError(None, None, "!function", node.start_mark)
-
-
-_Loader.add_constructor("!function", _function)
-
-
-def _merged(path: Path, within: tuple[Path, ...]) -> dict:
-    path = path.resolve()
-    if path in within:
-        raise InputError(f"{path} includes itself.")
-    try:
-        settings = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Task file {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f"{path}, line {line + 1}" if line is not None else str(path)
-        if getattr(error, "problem", None) == "!function":
-            raise InputError(f"{where}: !function would run Python from that folder. Write it as a template.") from None
-        raise InputError(f"{where}: not plain YAML ({getattr(error, 'problem', error)}).") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} holds no YAML mapping: a task is one.")
-    _find_files(settings, path)
-    included = settings.pop("include", [])
-    merged: dict = {}
-    for other in included if isinstance(included, list) else [included]:
-        more = _merged(path.parent / str(other), (*within, path))
-        more.pop("task_list", None)
-        merged |= more
-    return merged | settings
+    def merged(self, path: Path, within: tuple[Path, ...]) -> dict:
+        self.read += 1
+        if self.read > MOST_INCLUDED:
+            raise InputError(f"{within[0]} is put together from more than {MOST_INCLUDED} files: include fewer.")
+        settings = read_yaml(path)
+        _find_files(settings, path)
+        included = settings.pop("include", None) or []
+        merged: dict = {}
+        for other in included if isinstance(included, list) else [included]:
+            if not isinstance(other, str):
+                raise InputError(f"{path}: field include must be a file or a list of files, it is {other!r}.")
+            there = Path(os.path.realpath(path.parent / other))
+            if not there.is_relative_to(self.root):
+                raise InputError(f"{path} includes {other}, which is not in {self.root}: put it there.")
+            if there in (*within, path.resolve()):
+                raise InputError(f"{path} includes itself.")
+            more = self.merged(there, (*within, path.resolve()))
+            more.pop("task_list", None)
+            merged |= more
+        return merged | settings
 
 
 def _find_files(value, path: Path) -> None:
@@ -130,12 +136,17 @@ def _absolute(files, path: Path):
         return {split: _absolute(one, path) for split, one in files.items()}
     if isinstance(files, list):
         return [_absolute(one, path) for one in files]
-    places = [root / Path(str(files)).expanduser() for root in (path.parent, Path.cwd())]
-    return str(next((place for place in places if _is_there(place)), places[0]).absolute())
+    if not isinstance(files, str):
+        return files  # `check_task` says that it is none
+    places = [os.path.join(root, os.path.expanduser(files)) for root in (path.parent, Path.cwd())]
+    return os.path.abspath(next((place for place in places if _is_there(place)), places[0]))
 
 
-def _is_there(file: Path) -> bool:
-    return file.is_file() or (any(sign in file.name for sign in "*?[") and any(file.parent.glob(file.name)))
+def _is_there(file: str) -> bool:
+    if os.path.exists(file):
+        return True
+    parent, name = os.path.split(file)
+    return any(sign in name for sign in "*?[") and os.path.isdir(parent) and any(Path(parent).glob(name))
 
 
 def _files(value) -> Iterator[str]:
@@ -151,43 +162,3 @@ def _data_files(settings) -> Iterator[str]:
     if isinstance(settings, list | dict):
         for key, one in settings.items() if isinstance(settings, dict) else enumerate(settings):
             yield from _files(one) if key == "data_files" else _data_files(one)
-
-
-def _check(value, path: Path) -> None:
-    """Refuses what would run code that is not the harness's own."""
-    from lm_eval.api import metrics  # noqa: F401  (fills the registry)
-    from lm_eval.api.registry import METRIC_REGISTRY
-
-    if isinstance(value, list):
-        for one in value:
-            _check(one, path)
-        return
-    if not isinstance(value, dict):
-        return
-    for key in FORBIDDEN:
-        if value.get(key):
-            raise InputError(f"{path}: field {key} would run code that is not lm-eval's own. Take it out.")
-    metric = value.get("metric")
-    if isinstance(metric, str) and metric not in METRIC_REGISTRY:
-        raise InputError(f"{path}: metric {metric} is none of lm-eval's own, and others' code is not fetched.")
-    dataset = value.get("dataset_path")
-    if isinstance(dataset, str) and Path(dataset).suffix == ".py":
-        raise InputError(f"{path}: dataset_path {dataset} is a program. Give its items as one of {', '.join(FILES)}.")
-    for one in value.values():
-        _check(one, path)
-
-
-@contextmanager
-def sandboxed() -> Iterator[None]:
-    """The harness renders templates in Jinja's sandbox, with its own settings and filters."""
-    from jinja2.sandbox import SandboxedEnvironment
-    from lm_eval import utils
-
-    plain = utils.env
-    safe = SandboxedEnvironment(undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline)
-    safe.filters.update(plain.filters)
-    utils.env = safe
-    try:
-        yield
-    finally:
-        utils.env = plain

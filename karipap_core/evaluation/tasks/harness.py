@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from karipap_core.errors import InputError
+from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.tasks import python as tasks_python
-from karipap_core.evaluation.tasks.files import read_folder, sandboxed
+from karipap_core.evaluation.tasks.files import TaskFile, read_folder
+from karipap_core.evaluation.tasks.items import reason
+from karipap_core.evaluation.tasks.templates import sandboxed
 from karipap_core.progress import Progress
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
@@ -21,6 +23,7 @@ from karipap_core.workspace.files import settings_key, write_json
 
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of one batch's logits in float32
 MAX_BATCH, MAX_LENGTH = 64, 2048
+MOST_TASKS = 10_000  # of one group
 RESAMPLES = 1000  # for the standard error of a metric that is no mean, such as a perplexity; means need none
 SEEDS = (0, 1234, 1234, 1234)  # of random, NumPy, torch and the few-shot sampler: the harness's own defaults
 
@@ -39,11 +42,14 @@ def load_tasks(names: list[str], task_dir: str | Path | None, keep: Path) -> dic
     if not set(names).union(*(one.members for one in given.values())) <= given.keys():
         manager.task_index.update(_known_to_the_harness())
     manager.task_index.update({name: one.entry() for name, one in given.items()})
+    _check_groups(given)
     found = {}
     for name in names:
         for one in (name, *(given[name].members if name in given else ())):
             if one in given:
                 given[one].check_files()
+            elif one not in manager.task_index and name in given:
+                raise InputError(f"{given[name].path}: {one} is neither in {task_dir} nor in lm-eval.")
         if name not in manager.task_index:
             where = f"neither in {task_dir} nor in lm-eval" if task_dir is not None else "not in lm-eval"
             raise InputError(f"Task {name} is {where}: `lm_eval ls tasks` lists what there is.")
@@ -54,6 +60,25 @@ def load_tasks(names: list[str], task_dir: str | Path | None, keep: Path) -> dic
         else:
             found |= built["tasks"]
     return found
+
+
+def _check_groups(given: dict[str, TaskFile]) -> None:
+    """Raises InputError where a group is within itself, or stands for more than `MOST_TASKS` tasks: the harness builds
+    one for each time that it is named."""
+    sizes: dict[str, int] = {}
+
+    def size(name: str, within: tuple[str, ...]) -> int:
+        if name in within:
+            raise InputError(f"{given[name].path}: the group {name} is within itself.")
+        if name not in sizes:
+            members = given[name].members if name in given else ()
+            sizes[name] = sum(size(one, (*within, name)) for one in members) if members else 1
+            if sizes[name] > MOST_TASKS:
+                raise InputError(f"{given[name].path}: the group {name} stands for more than {MOST_TASKS:,} tasks.")
+        return sizes[name]
+
+    for name in given:
+        size(name, ())
 
 
 def _known_to_the_harness() -> dict:
@@ -85,11 +110,11 @@ def _explained(name: str, local: bool) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if local:
-            raise InputError(f"Task {name} cannot be made from its files: {reason}") from error
+            raise InputError(f"Task {name} cannot be made from its files: {reason(error)}") from error
+        why = reason(error).rstrip(".")
         raise InputError(
-            f"Task {name} needs its items from the Hugging Face hub, and they cannot be had from here ({reason}): run "
+            f"Task {name} needs its items from the Hugging Face hub, and they cannot be had from here ({why}): run "
             "it once where there is network, or name local files with --task-dir."
         ) from error
 
@@ -136,9 +161,10 @@ def score(lm, task, limit: int | None, progress: Progress) -> tuple[dict, list[d
         with quiet(), sandboxed():
             asked = {"tasks": {name: task}, "groups": {}}
             found = evaluate(lm=lm, task_dict=asked, limit=limit, bootstrap_iters=RESAMPLES, log_samples=True)
-    except (AssertionError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"Task {name} cannot be run on this model: {reason}") from error
+    except (InputError, Cancelled):
+        raise
+    except Exception as error:  # the harness uses what a task says in a hundred places
+        raise InputError(f"Task {name} cannot be run on this model: {reason(error)}") from error
     progress("tasks", items, items, name)
     raw = {key: value for key, value in found["results"][name].items() if isinstance(value, int | float)}
     return raw, found["samples"][name]

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from karipap_core.errors import InputError
+from karipap_core.evaluation.tasks.fields import FILES
 from karipap_core.evaluation.tasks.harness import load_tasks, quiet, score, wrapped
+from karipap_core.evaluation.tasks.items import check_items
 from karipap_core.evaluation.tasks.scores_of import group_hash, group_result, is_group, leaves_of, result_of, task_hash
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
@@ -72,6 +74,8 @@ class Suite:
                 # As `lm_eval.simple_evaluate` does it: a task that says 0 stays at 0.
                 said = leaf.get_config("num_fewshot")
                 leaf.set_config(key="num_fewshot", value=said or 0 if shots is None or said == 0 else shots)
+                if leaf.get_config("dataset_path") in FILES:
+                    check_items(leaf, limit)
             self.hashes = {leaf.task_name: task_hash(leaf, limit) for leaf in leaves}
 
     def measure(self, load: Callable[[], tuple], model: str, dtype: str, progress: Progress = silent) -> dict:

@@ -427,9 +427,9 @@ def test_generation_longer_than_the_model_is_said(model, task_dir, tmp_path):
         ("metric_list", "[{metric: someones/metric}]", "none of lm-eval's own"),
         ("metric_list", "[{metric: acc, hf_evaluate: true}]", "hf_evaluate would run code"),
         ("dataset_path", "items.py", "is a program"),
-        ("doc_to_choice", "!!python/object/apply:os.getcwd []", "not plain YAML"),
+        ("doc_to_choice", "!!python/object/apply:os.getcwd []", "is not plain YAML"),
         ("doc_to_text", "'{{ question.__class__.__mro__ }}'", "cannot be made from its files"),
-        ("output_type", "riddle", "cannot be made from its files"),
+        ("output_type", "riddle", "field output_type must be one of"),
         ("doc_to_target", "[", "not plain YAML"),
     ],
 )
