@@ -41,7 +41,7 @@ class BoundedEnvironment(SandboxedEnvironment):
 
     def _parse(self, source, name, filename):
         tree = super()._parse(source, name, filename)
-        blocks = (*tree.find_all(nodes.For), *tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock))
+        blocks: list[Any] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro), *tree.find_all(nodes.CallBlock)]
         for block in blocks:
             call = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
             block.body.insert(0, nodes.ExprStmt(call).set_lineno(block.lineno))
