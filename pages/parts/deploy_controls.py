@@ -37,7 +37,8 @@ def number(label: str, name: str, default: int, largest: int, **more) -> int:
     """A whole number kept in the URL; what a URL says is taken only where it is one in range."""
     if name not in st.session_state:
         asked = st.query_params.get(name, "")
-        st.session_state[name] = int(asked) if asked.isdecimal() and 1 <= int(asked) <= largest else default
+        digits = asked.isdecimal() and len(asked) <= len(str(largest))  # int() refuses thousands of them
+        st.session_state[name] = int(asked) if digits and 1 <= int(asked) <= largest else default
     value = st.number_input(
         label, min_value=1, max_value=largest, step=1, key=name, persist_state="session", width=150, **more
     )
