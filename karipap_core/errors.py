@@ -1,10 +1,15 @@
-"""The two ways a command ends other than well."""
+"""The ways in which a command ends other than well."""
 
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
     """Something the user gave is wrong: one sentence that names the file, field or weight and says what to do."""
+
+
+class StorageError(Exception):
+    """The machine cannot keep what is to be written (the disk is full, a limit is met): one sentence that names the
+    file. What was finished before is on disk, and the same command goes on from there."""
 
 
 class Cancelled(Exception):

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
-from karipap_core.errors import InputError
-from karipap_core.reading import open_file, read_json
+from karipap_core.errors import InputError, StorageError
+from karipap_core.reading import open_file
 from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
@@ -259,17 +260,16 @@ class Checkpoint:
         """
         files = sorted({info.file for info in self.tensors.values()})
         facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        kept = Workspace().cache_file("fingerprints", settings_key({"files": facts}))
-        try:
-            return str(read_json(kept)["fingerprint"])
-        except (InputError, OSError, KeyError):
-            pass
+        file = Workspace().cache_file("fingerprints", settings_key({"files": facts}))
+        known = kept_json(file)
+        if known is not None and "fingerprint" in known:
+            return str(known["fingerprint"])
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(json.dumps([name, info.dtype, list(info.shape)]).encode())
             for data in chunks(info):
                 digest.update(data)
-        with suppress(OSError):  # a workspace that cannot be written to only costs the time to hash again
-            write_json(kept, {"fingerprint": digest.hexdigest(), "model": self.name})
+        with suppress(InputError, StorageError):  # a workspace that cannot be written only costs the time to hash again
+            keep_json(file, {"fingerprint": digest.hexdigest(), "model": self.name})
         return digest.hexdigest()

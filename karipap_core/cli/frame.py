@@ -1,7 +1,8 @@
 """`karipap VERB` (or `python -m karipap_core VERB`): the frame around the verbs.
 
-Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), or a verdict of not ok (`verify`,
-`checklist`: the document is printed all the same); 2 bad input; 130 cancelled.
+Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), a machine that cannot keep a file
+(the disk is full: one sentence that names it), or a verdict of not ok (`verify`, `checklist`: the document is printed
+all the same); 2 bad input, which a place that may not be written is too; 130 cancelled.
 Only the result goes to stdout: a table, or with --json exactly one JSON document. All else, that of libraries
 included, goes to stderr. Nothing here imports torch: `--help` is instant.
 """
@@ -21,12 +22,20 @@ from pathlib import Path
 
 from karipap_core.cli import registry, verbs
 from karipap_core.cli.registry import option
-from karipap_core.errors import Cancelled, InputError
+from karipap_core.errors import Cancelled, InputError, StorageError
+from karipap_core.jobs.job import hold_work
 from karipap_core.progress import Progress, json_lines, silent
 from karipap_core.version import __version__
 
 PROGRAM = "karipap"
 EXTRAS = {"plotly": "app", "lm_eval": "tasks", "torchao": "peers"}  # what may be missing, and what brings it
+NO_MEMORY = (  # how libraries say it; the last two where even they, or a thread, found no place
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+)
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
@@ -73,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and returns the exit status (argparse itself exits, with 0 for --help and 2 for bad options)."""
+    hold_work()
     args = build_parser().parse_args(argv)
     entry = registry.VERBS[args.verb]
     try:
@@ -83,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         _print(text, stdout)
     except InputError as error:
         return _fail(args, str(error), BAD_INPUT)
+    except StorageError as error:
+        return _fail(args, str(error), FAILED)
     except (KeyboardInterrupt, Cancelled):
         return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
     except Exception as error:
@@ -165,7 +177,7 @@ def _fail(args: argparse.Namespace, message: str, status: int) -> int:
 def _in_a_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in message.lower() or "can't allocate memory" in message:
+    if isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY):
         return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."

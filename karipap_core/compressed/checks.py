@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.open import PICKLES
+from karipap_core.checkpoint.open import PICKLES, open_checkpoint
 from karipap_core.checkpoint.tensorfile import word_of
-from karipap_core.compressed.records import Source, file_sums, pinned, tensor_sums, written_for
+from karipap_core.compressed.records import Source, file_sums, pinned, settings_of, tensor_sums, written_for
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
@@ -176,6 +176,39 @@ def unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[st
         return False, f"{', '.join(changed[:SHOWN])}{more}: not what was written (SHA-256 differs)"
     tensors, files = len(sums["tensors"]), len(sums["files"])
     return True, f"{tensors} tensors and {files} files have the SHA-256 that they were written with"
+
+
+def as_written(folder: Path, report: dict) -> bool:
+    """Whether a folder holds the very model that its report tells of: plan, tensors and files have the sums that were
+    written down. Of a folder from before there were sums, plan, shapes and sizes are what is asked for.
+
+    Costs a reading of all tensors, about a second for each GB.
+    """
+    try:
+        settings = settings_of(folder)
+        plan, _ = valid_plan(settings, report)
+        checkpoint = open_checkpoint(folder, compressed=True)
+        if plan is None or wrong_tensors(checkpoint, plan, settings, None, report):
+            return False
+        if "sums" not in report:
+            return True
+        return _marked(checkpoint) and unchanged(folder, checkpoint, report, set())[0]
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _marked(checkpoint: Checkpoint) -> bool:
+    """Whether each file has the mark that transformers asks for: it stands in the header, outside all tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for file in {info.file for info in checkpoint.tensors.values()}:
+            with safe_open(file, framework="numpy") as handle:
+                if handle.metadata() != {"format": "pt"}:
+                    return False
+    except SafetensorError:  # a type of numbers that there is not
+        return False
+    return True
 
 
 # The logits.

@@ -10,18 +10,18 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from karipap_core.checkpoint.model import Weight
-from karipap_core.compressed.records import REPORT, sums_of, written_for
+from karipap_core.compressed.checks import as_written
+from karipap_core.compressed.records import REPORT, read, report_of, sums_of, written_for
 from karipap_core.compressed.verify import verify
 from karipap_core.errors import InputError
 from karipap_core.networks import Spec
 from karipap_core.networks.stored import values
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.workspace.files import whole_file, write_json
+from karipap_core.workspace.kept import keep_json, keep_tensors, kept_note
+from karipap_core.workspace.locks import only_writer
 
 
 def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: Progress = silent) -> dict:
@@ -34,17 +34,28 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     the verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
     this checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
+    out = Path(out)
+    plan.check(study.checkpoint, force)
+    with only_writer(out, "compress"):
+        return _written(study, plan, out, progress)
+
+
+def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
+    """What `compress` returns: found in `out` where that holds this very model, or made."""
     from karipap_core.compressed.folder import write_compressed
 
-    began, out, checkpoint = time.monotonic(), Path(out), study.checkpoint
-    plan.check(checkpoint, force)
+    began, checkpoint = time.monotonic(), study.checkpoint
     document = plan.to_json()
     identity = written_for(document, checkpoint.fingerprint, checkpoint.identity)
-    if _finished(out, identity):
+    report = report_of(out)
+    ours = report.get("identity") == identity and "healing" not in report  # a healed folder is another model
+    if ours and as_written(out, report):
         shutil.rmtree(out / ".parts", ignore_errors=True)  # of a run killed while it tidied up
-        return json.loads((out / REPORT).read_text())["result"] | {"seconds": 0.0}
+        if read(out, "verify") is None:
+            verify(out, checkpoint, progress=progress)
+        return report["result"] | {"seconds": 0.0}
     parts = out / ".parts" / identity
-    if out.exists() and not parts.exists() and any(path.name != ".parts" for path in out.iterdir()):
+    if out.exists() and not ours and not parts.exists() and any(path.name[0] != "." for path in _entries(out)):
         raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
     todo = [(weight, spec) for weight in checkpoint.weights if (spec := plan.spec(weight.name)) is not None]
     files: dict[str, Path] = {}
@@ -52,10 +63,9 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     for index, (weight, spec) in enumerate(todo):
         progress("compress", index, len(todo), weight.name)
         file = files[weight.name] = parts / f"{index:05d}.safetensors"
-        if not file.exists():
-            _decompose(study, plan, weight, spec, file)
-        with safe_open(file, framework="pt") as handle:
-            rows.append(json.loads(handle.metadata()["row"]))
+        if (note := kept_note(file)) is None:
+            note = _decompose(study, plan, weight, spec, file)
+        rows.append(json.loads(note["row"]))
     ledger = plan.ledger(checkpoint)
     result = {
         "kept": ledger.kept,
@@ -65,26 +75,28 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
         "kept_blocks": ledger.kept_blocks,
         "weights": rows,
     }
-    # What is there already is our own, from a run killed after the folder and before its report were written.
-    write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress)
+    # What is there already is our own: damaged since, or from a run killed before its report was written.
+    write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress, mend=True)
+    sums = sums_of(out)
+    if ours and "sums" in report:  # somebody may have put files of their own beside ours
+        sums["files"] = {name: each for name, each in sums["files"].items() if name in report["sums"]["files"]}
     report = {"format": "karipap-report", "version": 1, "identity": identity, "source": str(checkpoint.path.resolve())}
-    report |= {"fingerprint": checkpoint.fingerprint, "source_identity": checkpoint.identity, "sums": sums_of(out)}
+    report |= {"fingerprint": checkpoint.fingerprint, "source_identity": checkpoint.identity, "sums": sums}
     verdict = verify(out, checkpoint, report | {"result": result}, files, progress=progress)
     result["verify"] = {"ok": verdict["ok"], "checks": verdict["checks"]}
-    write_json(out / REPORT, report | {"result": result})
+    keep_json(out / REPORT, report | {"result": result})
     shutil.rmtree(out / ".parts", ignore_errors=True)  # a plan that changes nothing has none
     return result | {"seconds": round(time.monotonic() - began, 3)}
 
 
-def _finished(out: Path, identity: str) -> bool:
-    """Whether `out` already holds this very plan's model: the report is the last file written."""
-    report = out / REPORT
-    found = json.loads(report.read_text()) if report.is_file() else {}
-    return found.get("identity") == identity and "healing" not in found  # a healed folder is another model
+def _entries(out: Path) -> list[Path]:
+    if not out.is_dir():
+        raise InputError(f"{out} is a file: name a folder.")
+    return list(out.iterdir())
 
 
-def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> None:
-    """The cores of one weight as they are stored, with what they lose, as one file."""
+def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> dict[str, str]:
+    """The cores of one weight as they are stored, as one file; returns what it says of them: what they lose."""
     cores = study.decompositions(plan.metric).stored(weight.name, spec)
     dense = study.checkpoint.read(weight.name).double()
     stored = spec.dense(values(spec, cores)).double()
@@ -105,8 +117,9 @@ def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> Non
             tensors[f"cores.{index}"] = core.contiguous()
         elif own:
             tensors |= {f"cores.{index}.{key}": tensor.contiguous() for key, tensor in core.tensors().items()}
-    with whole_file(file) as temporary:
-        save_file(tensors, temporary, metadata={"row": json.dumps(row)})
+    note = {"row": json.dumps(row)}
+    keep_tensors(file, tensors, note)
+    return note
 
 
 def _relative(difference: torch.Tensor, whole: torch.Tensor) -> float:

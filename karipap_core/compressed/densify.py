@@ -19,6 +19,7 @@ from karipap_core.compressed.folder import (
 )
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -60,7 +61,7 @@ def densify(
         pieces[stack] = _stack_piece(checkpoint, stack, names, settings, disk)
     added = {"quantization_config", *original.get("config", ())}
     config = {key: value for key, value in checkpoint.config.items() if key not in added}
-    with new_folder(out, checkpoint.path, overwrite) as target:
+    with only_writer(out, "densify"), new_folder(out, checkpoint.path, overwrite) as target:
         fill_folder(
             target, checkpoint.path, config, with_progress(list(pieces.values()), progress, "densify"), shard_bytes
         )

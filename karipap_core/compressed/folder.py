@@ -21,6 +21,7 @@ from karipap_core.checkpoint.roles import TABLES
 from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, word_of, write_model
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.workspace.files import flush, writing
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -42,6 +43,7 @@ def write_compressed(
     overwrite: bool = False,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
+    mend: bool = False,
 ) -> Path:
     """Writes the folder of `checkpoint` compressed by `plan` and returns it.
 
@@ -50,8 +52,9 @@ def write_compressed(
     "cores.1" …, "cores.0.codes" …), in the shapes that the plan's entry states. Plain cores are stored as
     `cores_dtype` ("bfloat16" …), by default as the weight was; packed ones and indices as they are. Everything is
     written beside `out` under another name, then renamed. The head of an embedding that the model ties to it is
-    contracted with the same cores; with `plan["embedding"] = {"tied": "untie"}` it stays dense and is stored. Raises
-    InputError where plan, cores and checkpoint do not fit, or `out` exists (unless `overwrite`).
+    contracted with the same cores; with `plan["embedding"] = {"tied": "untie"}` it stays dense and is stored. `mend`:
+    of what an `out` to be overwritten holds only the model's own files are replaced. Raises InputError where plan,
+    cores and checkpoint do not fit, or `out` exists (unless `overwrite`).
     """
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
@@ -89,7 +92,7 @@ def write_compressed(
         original |= {"config": ["dtype"]}
     settings = {"quant_method": "karipap", "plan": plan, "original": original}
     source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    with new_folder(out, source, overwrite) as folder:
+    with new_folder(out, source, overwrite, mend) as folder:
         fill_folder(
             folder,
             source,
@@ -242,25 +245,44 @@ def fill_folder(folder: Path, source: Path, config: dict, pieces: list[Piece], s
 
 
 @contextmanager
-def new_folder(out: str | Path, source: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields an empty folder beside `out` that becomes `out` when the block ends well.
+def new_folder(out: str | Path, source: Path, overwrite: bool, mend: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `out` that becomes `out` when the block ends well, and is removed when it does not.
 
-    Hidden entries of an existing `out` (work in progress) are no model: they do not stand in the way, and stay.
+    Hidden entries of an existing `out` (work in progress) are no model: they do not stand in the way, and stay. With
+    `mend` all else that is there stays too, but tensors that the new folder does not have. Raises InputError or
+    StorageError where the folder cannot be written.
     """
     out = Path(out).absolute()
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the model itself: name another folder.")
     if out.exists() and not overwrite and not (out.is_dir() and all(file.name[0] == "." for file in out.iterdir())):
         raise InputError(f"{out} already exists: name another folder, or allow it to be replaced (--force).")
-    partial, former = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.former")
-    for leftover in (partial, former):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if out.is_dir():
-        for hidden in [file for file in out.iterdir() if file.name[0] == "."]:
-            hidden.rename(partial / hidden.name)
-    if out.exists():
-        out.rename(former)
-    partial.rename(out)
-    shutil.rmtree(former, ignore_errors=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    with writing(out):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in partial.iterdir():
+                flush(file)
+            if out.exists():
+                _move_into(out, partial, mend)
+            else:
+                partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into(out: Path, partial: Path, mend: bool) -> None:
+    """Puts the files of `partial` in the place of what `out` holds. Whoever is killed here leaves a folder that its
+    report, which is first, does not confirm, or that has no config.json, which is last."""
+    new = {file.name for file in partial.iterdir()}
+    if not mend:
+        (out / "config.json").unlink(missing_ok=True)
+    for old in [file for file in out.iterdir() if file.name[0] != "." and file.name not in new]:
+        if old.is_dir() and not old.is_symlink() and not mend:
+            shutil.rmtree(old)
+        elif not mend or old.name.endswith((".safetensors", ".safetensors.index.json")):
+            old.unlink()
+    for name in sorted(new, key=lambda name: (name == "config.json") - (name == "karipap.json")):
+        (partial / name).replace(out / name)

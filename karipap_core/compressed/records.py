@@ -7,6 +7,7 @@ model. Where one of them has changed since, the record is stale.
 
 import hashlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from karipap_core.checkpoint.tensorfile import chunks
 from karipap_core.compressed.folder import RECORDS
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 
 KINDS = ("verify", "evaluation", "shadow", "fallback")
 REPORT = "karipap.json"
@@ -48,9 +50,8 @@ def settings_of(folder: str | Path) -> dict:
 
 
 def report_of(folder: str | Path) -> dict:
-    """karipap.json of a folder, {} where there is none."""
-    file = Path(folder) / REPORT
-    return read_json(file) if file.is_file() else {}
+    """karipap.json of a folder, {} where there is none or it is damaged."""
+    return kept_json(Path(folder) / REPORT) or {}
 
 
 def written_for(plan: dict, fingerprint: str, source_identity: str | None) -> str:
@@ -150,7 +151,10 @@ def record(folder: str | Path, kind: str, result: dict, dense: str | None, dated
     if dated:
         document["created"] = round(time.time(), 3)
     file = Path(folder) / f"{kind}.json"
-    write_json(file, document | {"result": result})
+    try:
+        keep_json(file, document | {"result": result})
+    except InputError as error:  # a folder that this user may only read is looked at all the same
+        logging.getLogger("karipap").warning("%s The result is not kept.", error)
     return file
 
 
@@ -166,9 +170,8 @@ def keep_evaluation(folder: str | Path, found: dict) -> None:
 
 def read(folder: str | Path, kind: str) -> dict | None:
     """The record of that kind in a folder, None where there is none or it is damaged."""
-    try:
-        document = read_json(Path(folder) / f"{kind}.json")
-    except InputError:
+    document = kept_json(Path(folder) / f"{kind}.json")
+    if document is None:
         return None
     fine = document.get("format") == f"karipap-{kind}" and isinstance(document.get("of"), dict)
     return document if fine and isinstance(document.get("result"), dict) else None

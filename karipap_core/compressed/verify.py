@@ -5,6 +5,7 @@ and a verdict with such a check is not ok either.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint
@@ -96,7 +97,8 @@ def verify(
         # What is not in the file: the folder's own path, so that equal folders have equal records.
         record(folder, "verify", verdict, source.checkpoint.fingerprint if same and source.checkpoint else None, False)
     else:
-        (folder / "verify.json").unlink(missing_ok=True)
+        with suppress(OSError):
+            (folder / "verify.json").unlink(missing_ok=True)
     return verdict | {"folder": str(folder), "loader": loader(folder)}
 
 

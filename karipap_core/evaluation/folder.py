@@ -16,6 +16,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library
+from karipap_core.workspace.kept import kept_json
 from karipap_core.workspace.runs import environment
 
 DEFAULT_TOKENS = 32768
@@ -111,7 +112,7 @@ def folder_conventions(
 
 def _is_healed(folder: Path) -> bool:
     """Whether the model in a folder is one that healing made better."""
-    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
+    report = kept_json(folder / "karipap.json") or {}
     healing = report.get("healing")
     result = healing.get("result") if isinstance(healing, dict) else None
     return isinstance(result, dict) and bool(result.get("improved"))
@@ -153,7 +154,7 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     plan = (config.get("quantization_config") or {}).get("plan")
     recorded = plan.get("model", {}) if isinstance(plan, dict) else {}
-    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
+    report = kept_json(folder / "karipap.json") or {}
     if against is not None:
         dense = open_checkpoint(against)
         if recorded and dense.fingerprint != recorded.get("fingerprint"):

@@ -17,7 +17,7 @@ from karipap_core.errors import InputError
 from karipap_core.healing.loop import like
 from karipap_core.layers.cores import Cores, CoresModule, Packed
 from karipap_core.models.sites import Names
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel
@@ -144,13 +144,13 @@ def round_as_stored(model: "PreTrainedModel", checkpoint: Checkpoint, tensors: d
 def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: Path, report: dict) -> None:
     """The folder of `checkpoint` at `out` with `tensors` (name on disk → values) in place of its own, all else byte for
     byte, and `report` with the new checksums as its karipap.json. What was found out about the incoming folder is not
-    taken along. Hidden entries of `out` (work in progress) stay."""
+    taken along. What else is in `out` stays."""
     pieces = [_piece(name, info, tensors.get(name)) for name, info in checkpoint.tensors.items()]
-    with new_folder(out, checkpoint.path, overwrite=True) as folder:
+    with new_folder(out, checkpoint.path, overwrite=True, mend=True) as folder:
         fill_folder(folder, checkpoint.path, checkpoint.config, pieces, SHARD_BYTES)
         for kind in KINDS:
             (folder / f"{kind}.json").unlink(missing_ok=True)
-        write_json(folder / REPORT, report | {"sums": sums_of(folder)})
+        keep_json(folder / REPORT, report | {"sums": sums_of(folder)})
 
 
 def _piece(name: str, info: TensorInfo, tensor: torch.Tensor | None) -> Piece:

@@ -9,6 +9,7 @@ last checkpoint in `<out>/.healing` and takes the very steps that it would have 
 import math
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.compressed.records import REPORT
+from karipap_core.compressed.checks import as_written
+from karipap_core.compressed.records import REPORT, read, report_of
 from karipap_core.errors import InputError
 from karipap_core.healing.settings import Settings
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json
+from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,8 +60,6 @@ def heal(
     "improved" False. Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be
     trained.
     """
-    from karipap_core.compressed.verify import verify
-
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
     accelerator = _accelerator(settings, device)
     progress = progress if accelerator.is_main_process else silent
@@ -67,24 +68,44 @@ def heal(
         asdict(settings) | {"folder": patient.checkpoint.identity, "text": text.sha256} | {"teacher": patient.teacher}
     )
     out = Path(out).absolute()
-    found = _finished(out, key)
+    with only_writer(out, "heal") if accelerator.is_main_process else nullcontext():
+        return _kept_or_healed(patient, text, settings, key, out, compare_dense, accelerator, progress)
+
+
+def _kept_or_healed(
+    patient: "_Patient",
+    text: Text,
+    settings: Settings,
+    key: str,
+    out: Path,
+    compare_dense: bool,
+    accelerator,
+    progress: Progress,
+) -> dict:
+    """What `heal` returns: found in `out` where that holds this very healing, or made."""
+    from karipap_core.compressed.verify import verify
+
+    report = report_of(out)
+    healing = report.get("healing") or {}
+    ours = healing.get("identity") == key
+    found = healing["result"] if ours and as_written(out, report) else None
     if found is None:
-        if out.exists() and (not out.is_dir() or any(file.name[0] != "." for file in out.iterdir())):
+        if not ours and out.exists() and (not out.is_dir() or any(file.name[0] != "." for file in out.iterdir())):
             raise InputError(f"Folder {out} is not empty and holds no model healed like this: name another one.")
         found = _healed(patient, text, settings, key, out, accelerator, progress)
     if compare_dense and found["dense_trained"] is None:
         file = out / WORK / f"{key}-dense.safetensors"
         found |= {"dense_trained": _train_dense(patient, text, settings, file, accelerator, progress)}
         if accelerator.is_main_process:
-            report = read_json(out / REPORT)
-            write_json(out / REPORT, report | {"healing": report["healing"] | {"result": found}})
+            report = report_of(out)
+            keep_json(out / REPORT, report | {"healing": report["healing"] | {"result": found}})
     if accelerator.is_main_process:
-        if not (out / "verify.json").is_file():
+        if read(out, "verify") is None or "verify" not in (report_of(out).get("result") or {}):
             verdict = verify(out, patient.source, progress=progress)
-            report = read_json(out / REPORT)
+            report = report_of(out)
             result = (report.get("result") or {}) | {"verify": {key: verdict[key] for key in ("ok", "checks")}}
-            write_json(out / REPORT, report | {"result": result})
-        found = found | {"verify": read_json(out / REPORT)["result"]["verify"]}
+            keep_json(out / REPORT, report | {"result": result})
+        found = found | {"verify": report_of(out)["result"]["verify"]}
         shutil.rmtree(out / WORK, ignore_errors=True)
     accelerator.wait_for_everyone()
     return found
@@ -137,14 +158,6 @@ class _Patient:
         model, _ = load_model(self.source, device=str(device))
         model.requires_grad_(False)
         return model
-
-
-def _finished(out: Path, key: str) -> dict | None:
-    """The result of this very healing where `out` already holds it: the report is part of the folder."""
-    if not (out / REPORT).is_file():
-        return None
-    healing = read_json(out / REPORT).get("healing") or {}
-    return healing["result"] if healing.get("identity") == key else None
 
 
 def _healed(
@@ -227,8 +240,7 @@ def _healed(
         "notes": notes,
         "dense_trained": None,
     }
-    incoming = read_json(patient.folder / REPORT) if (patient.folder / REPORT).is_file() else {}
-    report = {"format": "karipap-report", "version": 1} | incoming
+    report = {"format": "karipap-report", "version": 1} | report_of(patient.folder)
     if patient.source is not None and "source" not in report:
         report["source"] = str(patient.source)
     healing = {

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, losses
 from karipap_core.progress import Progress, silent
-from karipap_core.workspace.files import whole_file
+from karipap_core.workspace.kept import keep_tensors, kept_tensors
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedModel
@@ -250,32 +248,26 @@ class Training:
                 if self.best is not self.incoming:
                     tensors[f"best|{name}"] = gathered(self.best[name])
         if self.accelerator.is_main_process:
-            with whole_file(self.file) as temporary:
-                save_file(tensors, temporary, metadata={"state": json.dumps(vars(state))})
+            keep_tensors(self.file, tensors, {"state": json.dumps(vars(state))})
         self.accelerator.wait_for_everyone()
 
     def _load(self) -> None:
-        if not self.file.is_file():
+        if (kept := kept_tensors(self.file)) is None:
             return
-        with safe_open(self.file, framework="pt") as handle:
-            state = self.state = State(**json.loads(handle.metadata()["state"]))
-            names = set(handle.keys())
-            if not names:
-                return
-            values = {name: handle.get_tensor(f"now|{name}") for name in self.parameters}
-            self.put(values)
-            for name, parameter in self.parameters.items():
-                stored = {key: f"{key}|{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-                found = {key: handle.get_tensor(place) for key, place in stored.items() if place in names}
-                if found:  # AdamW keeps its step count on the CPU
-                    self.optimizer.state[parameter] = {
-                        key: each if key == "step" else like(parameter, each) for key, each in found.items()
-                    }
-            if state.best_step:
-                self.best = {
-                    name: like(parameter, handle.get_tensor(f"best|{name}"))
-                    for name, parameter in self.parameters.items()
+        tensors, note = kept
+        state = self.state = State(**json.loads(note["state"]))
+        if not tensors:
+            return
+        self.put({name: tensors[f"now|{name}"] for name in self.parameters})
+        for name, parameter in self.parameters.items():
+            stored = {key: f"{key}|{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            found = {key: tensors[place] for key, place in stored.items() if place in tensors}
+            if found:  # AdamW keeps its step count on the CPU
+                self.optimizer.state[parameter] = {
+                    key: each if key == "step" else like(parameter, each) for key, each in found.items()
                 }
+        if state.best_step:
+            self.best = {name: like(parameter, tensors[f"best|{name}"]) for name, parameter in self.parameters.items()}
         if self.accelerator.scaler and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
 

@@ -8,10 +8,10 @@ from karipap_core.healing.heal import first_process, heal
 from karipap_core.healing.settings import Settings
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
 SHARED = 0.01  # of a text may have been learnt from: files that are empty or say next to nothing are alike everywhere
@@ -58,6 +58,7 @@ def measure(
 ) -> dict:
     """The point of a compressed folder, as `run` writes it; `healed` is the result of the healing that made it."""
     from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.compressed.records import report_of
     from karipap_core.evaluation.folder import dense_model_of, evaluate_folder
     from karipap_core.evaluation.scoring import Scoring
     from karipap_core.tradeoffs.baselines import plan_sizes
@@ -68,16 +69,15 @@ def measure(
     checkpoint = open_checkpoint(folder, compressed=True)
     plan = Plan.from_json(checkpoint.config["quantization_config"]["plan"], str(folder))
     beside = folder.resolve().parent / "run.json"
-    if healed is None and beside.is_file():
-        point = read_json(beside)
+    if healed is None and (point := kept_json(beside)) is not None:
         same = point.get("folder") and Path(point["folder"]).resolve() == folder.resolve()
         if same and point["text"]["sha256"] == text.sha256 and point["tokens"] == _scored(point, MAX_TOKENS):
             return point
     what = {"folder": checkpoint.identity, "sha256": text.sha256, "max_tokens": MAX_TOKENS, "plan": plan.to_json()}
     name = f"{'heal' if healed else 'run'}-{settings_key(what)}"
     file = Workspace().runs_dir / name / "run.json"
-    if file.is_file():
-        return read_json(file)
+    if (known := kept_json(file)) is not None:
+        return known
     notes: list[str] = []
     source = dense_model_of(folder, against, notes)
     if source is None:
@@ -94,7 +94,7 @@ def measure(
         settings["healing"] = {key: healed[key] for key in ("steps", "objective", "learning_rate", "improved")}
         settings["healing"]["sha256"] = healed["text"]["sha256"]
         label += f", healed {healed['steps']} steps"
-    report = read_json(folder / "karipap.json") if (folder / "karipap.json").is_file() else {}
+    report = report_of(folder)
     compressed = report.get("result") or {}
     point = found | plan_sizes(dense, ledger)
     point |= {
@@ -114,7 +114,7 @@ def measure(
         "disk": {key: compressed.get(key) for key in ("kept", "bytes_kept")},
         "seconds": {"heal": healed["seconds"] if healed else None, "measure": round(time.monotonic() - began, 3)},
     }
-    write_json(file, point)
+    keep_json(file, point)
     return point
 
 

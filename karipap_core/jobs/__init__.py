@@ -7,7 +7,7 @@ A job is a folder, `workspace/jobs/<id>/`:
     result.json   what it wrote on stdout: one JSON document
     cancel        present once somebody asked to stop
     keeper.lock   held by the job's keeper while it lives
-    work.lock     held by the keeper and by the command while the command runs
+    work.lock     held by the command itself while it runs
 
 Three roles, one file each. A **job** (`job.py`) is that folder, read by any process and asked to stop or to go on.
 The **queue** (`queue.py`) is all jobs of a workspace: one runs at a time, in the order of asking, however many servers

@@ -1,6 +1,5 @@
 """One job: a folder that any process may read, ask to stop, or start again."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -13,6 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
 from karipap_core.workspace.files import write_json
@@ -24,7 +25,13 @@ ETA_LINES = 20  # progress lines behind a time estimate: two or three layers, so
 STARTED = "--- started "  # a line in the log at each start: progress before it belongs to an earlier attempt
 LOST = "The process was lost (killed, or the machine was restarted). Resume goes on from what is on disk."
 
-keepers: list[subprocess.Popen] = []  # those that this process started
+GLANCE = 0.02  # seconds for which a lock is tried before it counts as held
+LONGEST_WAIT = 2.0  # seconds for which a new holder waits for one that ends
+STARTING = 10.0  # seconds that a keeper may take to start on a busy machine
+WORK_LOCK = "KARIPAP_WORK_LOCK"  # tells a command which lock to hold
+
+keepers: list[tuple[Path, subprocess.Popen]] = []  # those that this process started, with their jobs' folders
+held_for_life: list[FileLock] = []
 
 
 @dataclass(frozen=True)
@@ -191,27 +198,27 @@ class Job:
         return max(0.0, pace * (stage[-1]["total"] - stage[-1]["done"]) - since)
 
     def keep(self) -> None:
-        """Start the job's keeper unless it has one. The lock is taken here and handed over: at no moment is it free."""
-        with self.keeper_lock.open("ab") as lock:
-            for _ in range(100):  # those who only look hold it for microseconds, a keeper that ends for milliseconds
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.01)
-            else:
-                return
-            with self.log_file.open("ab") as log:
-                keeper = subprocess.Popen(
-                    [sys.executable, "-m", "karipap_core.jobs.keeper", str(self.folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    env=environment(),
-                    pass_fds=[lock.fileno()],
-                    start_new_session=True,
-                )
-        keepers[:] = [keeper, *(old for old in keepers if old.poll() is None)]  # polled so that none stays a zombie
+        """Start a keeper. Where the job has one that lives, the new one finds its lock taken and ends."""
+        self.keeper_lock.touch()  # see `kept`
+        with self.log_file.open("ab") as log:
+            keeper = subprocess.Popen(
+                [sys.executable, "-m", "karipap_core.jobs.keeper", str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment(),
+                start_new_session=True,
+            )
+        alive = [(folder, old) for folder, old in keepers if old.poll() is None]  # polled so that none stays a zombie
+        keepers[:] = [(self.folder, keeper), *alive]
+
+    def kept(self) -> bool:
+        """Whether the job has a keeper, or had one started so lately that it may not have taken its lock yet."""
+        if held(self.keeper_lock):
+            return True
+        with suppress(FileNotFoundError):
+            return abs(time.time() - self.keeper_lock.stat().st_mtime) < STARTING
+        return False
 
 
 def jobs_in(jobs_dir: Path) -> Iterator[Job]:
@@ -221,22 +228,36 @@ def jobs_in(jobs_dir: Path) -> Iterator[Job]:
 
 
 def held(path: Path) -> bool:
-    """Whether some process holds this lock. A shared lock is tried, so that those who look do not see one another."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
+    """Whether some process holds this lock. It is tried for some milliseconds: those who only look hold it for less."""
+    if not path.exists():
         return False
-    except BlockingIOError:
+    try:
+        with FileLock(path, timeout=GLANCE, poll_interval=GLANCE / 5):
+            return False
+    except Timeout:
         return True
+    except OSError:  # the folder was removed meanwhile, or is one to read alone, in which nothing can run
+        return False
+
+
+def starting(job: Job) -> bool:
+    """Whether this process has started a keeper of the job that still lives."""
+    return any(folder == job.folder and keeper.poll() is None for folder, keeper in keepers)
+
+
+def hold_work() -> None:
+    """For a command: where it was started by a keeper, hold the job's work lock for as long as this process lives."""
+    if place := os.environ.pop(WORK_LOCK, None):
+        lock = FileLock(place, thread_local=False)
+        with suppress(Timeout):  # its keeper was killed, and another start was quicker
+            lock.acquire(timeout=LONGEST_WAIT)
+        held_for_life.append(lock)
 
 
 @contextmanager
 def queue_lock(jobs_dir: Path) -> Iterator[None]:
     """For changes of the queue: one process at a time."""
-    with (jobs_dir / "queue.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(jobs_dir / "queue.lock"):
         yield
 
 

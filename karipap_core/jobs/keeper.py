@@ -1,6 +1,5 @@
 """The process beside a job: `python -m karipap_core.jobs.keeper FOLDER` waits for its turn and runs its command."""
 
-import fcntl
 import re
 import signal
 import subprocess
@@ -8,10 +7,22 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from karipap_core.errors import InputError
-from karipap_core.jobs.job import LOST, STARTED, Job, environment, held, jobs_in, queue_lock, signal_group
+from karipap_core.jobs.job import (
+    LONGEST_WAIT,
+    LOST,
+    STARTED,
+    WORK_LOCK,
+    Job,
+    environment,
+    held,
+    jobs_in,
+    queue_lock,
+    signal_group,
+)
 from karipap_core.reading import read_json
 from karipap_core.workspace.files import write_json
 
@@ -20,14 +31,16 @@ POLL = 0.2  # seconds between two looks of a keeper at its job
 
 
 def main(folder: Path) -> None:
-    """The keeper's life. Its lock came with the process and goes with it."""
+    """The keeper's life. Its lock goes with it; where another keeper has that, there is nothing to do."""
     stopping: list[bool] = []  # not empty once the keeper itself was asked to end
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     job = Job(folder)
-    with job.work_lock.open("ab") as work:
+    with suppress(Timeout), FileLock(job.keeper_lock, timeout=LONGEST_WAIT, poll_interval=0.01):
+        if job.document()["state"] != "queued" or held(job.work_lock):
+            return  # another keeper was quicker, and is done
         while not job.cancel_file.exists():
-            if take_turn(job, work):
-                run(job, work, stopping)
+            if take_turn(job):
+                run(job, stopping)
                 return
             time.sleep(POLL)
             if stopping:  # stays queued, and gets a new keeper from whoever looks next
@@ -35,27 +48,28 @@ def main(folder: Path) -> None:
         finish(job, "cancelled", None, None)
 
 
-def take_turn(job: Job, work: BinaryIO) -> bool:
+def take_turn(job: Job) -> bool:
     """Whether this job, kept by the caller, is the one to run now; if so, it counts as started from here on."""
     with queue_lock(job.folder.parent):
         document = job.document()
         for other in jobs_in(job.folder.parent):
             if other.folder == job.folder:
                 continue
-            if held(other.work_lock):
-                return False
             with suppress(InputError):  # its folder was removed meanwhile
                 theirs = other.document()
-                earlier = (theirs["queued"], other.id) < (document["queued"], job.id)
-                if earlier and theirs["state"] == "queued" and held(other.keeper_lock):
+                # The keeper first: one that was killed a moment ago has left a command that has its lock by now.
+                if theirs["state"] == "running" and held(other.keeper_lock) or held(other.work_lock):
                     return False
-        fcntl.flock(work, fcntl.LOCK_EX)
+                earlier = (theirs["queued"], other.id) < (document["queued"], job.id)
+                if earlier and theirs["state"] == "queued" and other.kept():
+                    return False
         write_json(job.file, document | {"state": "running", "started": time.time()})
         return True
 
 
-def run(job: Job, work: BinaryIO, stopping: list[bool]) -> None:
-    """Run the command to its end, whatever that is, and write it down. The caller holds both locks."""
+def run(job: Job, stopping: list[bool]) -> None:
+    """Run the command to its end, whatever that is, and write it down. The caller holds the keeper's lock, the command
+    will take that of the work."""
     document = job.document()
     with job.log_file.open("ab") as log, job.result_file.open("wb") as result:
         log.write(f"{STARTED}{time.strftime('%Y-%m-%d %H:%M:%S')}: {job.command}\n".encode())
@@ -67,8 +81,7 @@ def run(job: Job, work: BinaryIO, stopping: list[bool]) -> None:
                 stdout=result,
                 stderr=log,
                 cwd=document["cwd"],
-                env=environment() | {"KARIPAP_WORKSPACE": document["workspace"]},
-                pass_fds=[work.fileno()],
+                env=environment() | {"KARIPAP_WORKSPACE": document["workspace"], WORK_LOCK: str(job.work_lock)},
                 start_new_session=True,
             )
         except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from karipap_core.errors import InputError
-from karipap_core.jobs.job import FRESH, Job, held, jobs_in
+from karipap_core.jobs.job import FRESH, Job, held, jobs_in, starting
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import write_json
 
@@ -55,7 +55,7 @@ def list_jobs(workspace: Workspace | None = None) -> list[Job]:
         with suppress(InputError):  # its folder was removed meanwhile
             document, state, _ = job.look()
             found.append((document["queued"], job.id, job))
-            if state == "queued" and not held(job.keeper_lock):
+            if state == "queued" and not held(job.keeper_lock) and not starting(job):
                 job.keep()
     return [job for *_, job in sorted(found, reverse=True, key=lambda entry: entry[:2])]
 

@@ -16,6 +16,7 @@ from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.plan.kind import Kind
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
+from karipap_core.workspace.kept import keep_tensors, kept_tensors
 
 if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured needs none
     import torch
@@ -229,13 +230,9 @@ def _from_spectrum(weight: Weight, sigma: np.ndarray) -> WeightCurve:
 
 def save_curves(file: Path, curves: Curves) -> None:
     """Writes curves whole or not at all, for `load_curves`."""
-    from safetensors.numpy import save_file
-
-    from karipap_core.workspace.files import whole_file
-
-    arrays, metadata = {}, None
+    arrays, note = {}, None
     if isinstance(curves, list):
-        metadata = {"groups": json.dumps([[group.members, group.entries] for group in curves])}
+        note = {"groups": json.dumps([[group.members, group.entries] for group in curves])}
         for index, group in enumerate(curves):
             arrays[f"{index}|parameters"] = group.parameters.astype(np.int64)
             arrays[f"{index}|error"] = np.vstack([group.error, group.total])
@@ -246,8 +243,7 @@ def save_curves(file: Path, curves: Curves) -> None:
             arrays[f"{name}|parameters"] = curve.parameters.astype(np.int64)
             arrays[f"{name}|error"] = np.append(curve.error, curve.total)
             arrays |= _stored_arrays(name, curve)
-    with whole_file(file) as temporary:
-        save_file(arrays, temporary, metadata=metadata)
+    keep_tensors(file, arrays, note)
 
 
 def _stored_arrays(name: str, curve: Stored) -> dict[str, np.ndarray]:
@@ -256,13 +252,13 @@ def _stored_arrays(name: str, curve: Stored) -> dict[str, np.ndarray]:
     return {f"{name}|stored": np.stack([curve.plain, curve.packed]).astype(np.int64)}
 
 
-def load_curves(file: Path) -> Curves:
-    """The curves of a file that `save_curves` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="numpy") as handle:
-        arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
-        groups = json.loads((handle.metadata() or {}).get("groups", "null"))
+def load_curves(file: Path) -> Curves | None:
+    """The curves of a file that `save_curves` wrote; None where there is none or it is damaged."""
+    found = kept_tensors(file, "numpy")
+    if found is None:
+        return None
+    arrays, note = found
+    groups = json.loads(note.get("groups", "null"))
     if groups is not None:
         return [
             GroupCurve(

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.networks import Spec
@@ -25,7 +23,7 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Stored
 from karipap_core.spectra.metric import Metric
-from karipap_core.workspace.files import whole_file
+from karipap_core.workspace.kept import has_tensors, keep_tensors, kept_tensors
 
 if TYPE_CHECKING:
     from karipap_core.profiles.activations import Moments
@@ -144,20 +142,18 @@ class Decompositions:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def _has(self, key: str) -> bool:
-        return key in self._memory or self._file(key).exists()
+        return key in self._memory or has_tensors(self._file(key))
 
     def _kept_tensors(self, key: str, make: Callable[[], Tensors]) -> Tensors:
         if key in self._memory:
             self._memory.move_to_end(key)
             return self._memory[key]
         file = self._file(key)
-        if file.exists():
-            with safe_open(file, framework="pt") as handle:
-                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (no mapping)
+        if (found := kept_tensors(file)) is not None:
+            tensors = found[0]
         else:
             tensors = make()
-            with whole_file(file) as temporary:
-                save_file(tensors, temporary, metadata={"weight": key.partition("|")[0]})
+            keep_tensors(file, tensors, {"weight": key.partition("|")[0]})
         self._memory[key] = tensors
         while len(self._memory) > 1 and sum(map(_size, self._memory.values())) > self.memory_bytes:
             self._memory.popitem(last=False)

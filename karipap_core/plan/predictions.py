@@ -14,10 +14,10 @@ from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration, group_of_plan
 from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
-from karipap_core.reading import read_json
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 
 CURVE, ITSELF = "curve", "this plan on calibration text"
 
@@ -199,12 +199,14 @@ def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> b
 def refit(file: Path, points: Sequence[dict]) -> Calibration:
     """Add these measured runs to the checks of a calibration and write it, its fit with a new version where there was
     anything new. Returns the calibration."""
-    calibration = Calibration.from_json(read_json(file))
+    if (measured := kept_json(file)) is None:
+        raise InputError(f"There is no calibration in {file} that can be read: make a plan of this model first.")
+    calibration = Calibration.from_json(measured)
     if new := unchecked(calibration, points):
         for point in new:
             add_check(calibration, _plan(point), point, point["text"]["name"])
         calibration.note(f"refitted from {len(new)} measured {'run' if len(new) == 1 else 'runs'}")
-        write_json(file, calibration.to_json())
+        keep_json(file, calibration.to_json())
     return calibration
 
 

@@ -4,6 +4,7 @@ A `Study` opens the checkpoint and gives, when first asked and from the workspac
 decompositions, the calibration, and probes on the dense model in memory. Verbs and pages work through it.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -20,10 +21,11 @@ from karipap_core.plan.kind import Kind
 from karipap_core.profiles.build import build_profile
 from karipap_core.profiles.document import Profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
+from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the workspace needs none
     from karipap_core.plan.decompositions import Decompositions
@@ -41,12 +43,12 @@ class _KeptOnDisk(dict):
     """A dictionary that is written to a JSON file whenever an item is set."""
 
     def __init__(self, file: Path) -> None:
-        super().__init__(read_json(file) if file.exists() else {})
+        super().__init__(kept_json(file) or {})
         self.file = file
 
     def __setitem__(self, key, value) -> None:
         super().__setitem__(key, value)
-        write_json(self.file, dict(self))
+        keep_json(self.file, dict(self))
 
 
 class Study:
@@ -126,23 +128,23 @@ class Study:
     def weights(self) -> list[Weight]:
         """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
         file = self.folder / "reachable.json"
-        if not file.exists():
+        if (found := kept_json(file)) is None:
             from karipap_core.models.sites import reachable  # transformers, seconds
 
-            write_json(file, {"weights": sorted(reachable(self.checkpoint))})
-        names = set(read_json(file)["weights"])
+            keep_json(file, found := {"weights": sorted(reachable(self.checkpoint))})
+        names = set(found["weights"])
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
     @cached_property
     def tables(self) -> list[Weight]:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
         file = self.folder / "tables.json"
-        if not file.exists():
+        if (found := kept_json(file)) is None:
             from karipap_core.models.sites import reachable
 
-            found = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
-            write_json(file, {"weights": sorted(found)})
-        names = set(read_json(file)["weights"])
+            tables = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
+            keep_json(file, found := {"weights": sorted(tables)})
+        names = set(found["weights"])
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
     def table_metric(self, name: str) -> "Metric":
@@ -222,11 +224,11 @@ class Study:
             source = "none" if metric == "weight" else self.key
             name = f"{kind.label.replace(' ', '-')}{which}-{metric}-{source}.safetensors"
             file = self.folder / "curves" / name
-            if file.exists():
-                self._curves[key] = load_curves(file)
-            else:
-                self._curves[key] = self._new_curves(kind, metric, weights)
-                save_curves(file, self._curves[key])
+            found = load_curves(file)
+            if found is None:
+                found = self._new_curves(kind, metric, weights)
+                save_curves(file, found)
+            self._curves[key] = found
         return self._curves[key]
 
     def _new_curves(self, kind: Kind, metric: str, weights: list[Weight]) -> Curves:
@@ -264,9 +266,10 @@ class Study:
         the fit through whole plans."""
         if metric not in self._calibrations:
             file = self.calibration_file(metric)
-            if not file.exists():
-                self._calibrate(metric, file)
-            self._calibrations[metric] = Calibration.from_json(read_json(file))
+            if (measured := kept_json(file)) is None:
+                with only_writer(file, "calibration", waiting=self.progress):
+                    measured = kept_json(file) or self._calibrate(metric, file)
+            self._calibrations[metric] = Calibration.from_json(measured)
         found = self._calibrations[metric]
         kind = kind or Kind("lowrank")
         mark = "" if kind.network == "lowrank" else f"|{kind.network}"
@@ -276,10 +279,10 @@ class Study:
 
             levels = measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress, kind)
             found.levels |= {name + mark: rows for name, rows in levels.items()}
-            write_json(self.calibration_file(metric), found.to_json())
+            keep_json(self.calibration_file(metric), found.to_json())
         return found
 
-    def _calibrate(self, metric: str, file: Path) -> None:
+    def _calibrate(self, metric: str, file: Path) -> dict:
         from karipap_core.plan.damage import measure_levels
         from karipap_core.plan.planner import Planner
 
@@ -301,8 +304,10 @@ class Study:
             self.progress("whole plans", number, len(plans))
             planner.measure(weights, learn=True)
         self.progress("whole plans", len(plans), len(plans))
-        write_json(file, calibration.to_json())
+        measured = calibration.to_json()
+        keep_json(file, measured)
         partial.file.unlink(missing_ok=True)
+        return json.loads(json.dumps(measured))  # as it will be found
 
     def _plans_to_fit(self, planner: "Planner") -> list[dict]:
         """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
@@ -329,7 +334,7 @@ class Study:
         label = measured.get("label") or "a plan"
         if add_check(calibration, plan, measured, text):
             calibration.note(f"checked on {text}: {label}")
-            write_json(self.calibration_file(plan.metric), calibration.to_json())
+            keep_json(self.calibration_file(plan.metric), calibration.to_json())
 
     def learn(self, metric: str, measured: dict) -> None:
         """Add a measured whole plan to the calibration's fit, which gets a new version, and keep it."""
@@ -339,12 +344,12 @@ class Study:
         calibration.plans.append(cast(WholePlan, kept))
         if file.exists():
             calibration.note(f"learned: {measured['network']}, {measured['kept_blocks']:.0%} of the blocks kept")
-            write_json(file, calibration.to_json())
+            keep_json(file, calibration.to_json())
 
     def _latest(self, metric: str) -> Calibration:
         """The calibration as it is on disk, where another process may have added to it."""
-        file = self.calibration_file(metric)
-        return Calibration.from_json(read_json(file)) if file.exists() else self.calibration(metric)
+        measured = kept_json(self.calibration_file(metric))
+        return self.calibration(metric) if measured is None else Calibration.from_json(measured)
 
 
 def _log(value: float) -> float:

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
-from karipap_core.workspace.files import settings_key, whole_file
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_tensors, kept_tensors
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,11 @@ class Moments:
             return
         self._tensors, self._loaded = {}, None
         file = self.folder / f"moments-{index:04d}.safetensors"
-        if not file.exists():
+        if (found := kept_tensors(file)) is None:
             tensors, keys = _collect(self, self.groups[index])
-            with whole_file(file) as temporary:
-                save_file(tensors, temporary, metadata={"keys": json.dumps(keys)})
-        with safe_open(file, framework="pt") as handle:
-            self._tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (no mapping)
-            self._keys = json.loads(handle.metadata()["keys"])
+            found = tensors, {"keys": json.dumps(keys)}
+            keep_tensors(file, *found)
+        self._tensors, self._keys = found[0], json.loads(found[1]["keys"])
         self._loaded = index
 
 

@@ -15,16 +15,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.spectra.describe import describe
 from karipap_core.spectra.spectrum import pick_device, singular_values
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import has_tensors, keep_json, kept_json, kept_tensors
+from karipap_core.workspace.locks import only_writer
 
 LONG_SECONDS = 10.0  # a matrix expected to take longer than this is announced with its expected time
 FIRST_GUESS = 1e10  # floating-point operations a second, until the first weight has been timed
@@ -55,13 +53,23 @@ def build_profile(
     folder = None if folder is None else Path(folder)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a profile needs a folder.")
-    if folder is not None and (folder / "profile.json").exists():
-        found = Profile.load(folder)
-        if found.file_key in (key, file_key(checkpoint.fingerprint, None, settings)):
-            return found
+    keys = (key, file_key(checkpoint.fingerprint, None, settings))  # the second of before there were identities
+    if folder is not None and (found := _finished(folder, *keys)) is not None:
+        return found
+    if folder is None:
+        return _built(checkpoint, settings, key, moments, pick_device(device), None, progress)
+    with only_writer(folder, "profile", waiting=progress):
+        found = _finished(folder, *keys)  # by the one who was waited for
+        return found or _built(checkpoint, settings, key, moments, pick_device(device), folder, progress)
+
+
+def _built(
+    checkpoint, settings: dict, key: str, moments, device: str, folder: Path | None, progress: Progress
+) -> Profile:
+    """The profile, made from the parts that are in `folder` and from the checkpoint."""
     import torch
 
-    began, device = time.monotonic(), pick_device(device)
+    began = time.monotonic()
     rows: list[dict] = []
     spectra: dict[str, np.ndarray] = {}
     work = seconds = 0.0
@@ -107,6 +115,14 @@ def build_profile(
         with contextlib.suppress(OSError):
             (folder / "partial").rmdir()
     return profile
+
+
+def _finished(folder: Path, *keys: str) -> Profile | None:
+    """The profile of one of these keys that a folder holds, whole."""
+    if kept_json(folder / "profile.json") is None:
+        return None
+    found = Profile.load(folder)
+    return found if found.file_key in keys and has_tensors(folder / "spectra.safetensors") else None
 
 
 def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -175,17 +191,17 @@ def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, 
     for number, members in enumerate(groups):
         progress("entropy of trees", number, len(groups), ", ".join(members))
         part = None if folder is None else folder / "partial" / f"tree-{number:05d}.json"
-        kept = read_json(part) if part is not None and part.exists() else {}
-        if kept.get("key") != key:
+        found_part = (part and kept_json(part)) or {}
+        if found_part.get("key") != key:
             matrices = [checkpoint.read(name) for name in members]
             edges = {}
             for name in settings["metrics"]:
                 of = [Metric() if name == "weight" else moments.metric(member, name) for member in members]
                 edges[name] = group_profile(members, matrices, of)
-            kept = json.loads(json.dumps({"key": key, "members": members, "edges": edges}))
+            found_part = json.loads(json.dumps({"key": key, "members": members, "edges": edges}))
             if part is not None:
-                write_json(part, kept)
-        found.append({"members": kept["members"], "edges": kept["edges"]})
+                keep_json(part, found_part)
+        found.append({"members": found_part["members"], "edges": found_part["edges"]})
     progress("entropy of trees", len(groups), len(groups))
     return found
 
@@ -241,12 +257,8 @@ def _flops(shape: tuple[int, int]) -> float:
 
 def _read_part(file: Path | None, key: str, name: str) -> tuple[dict | None, dict[str, np.ndarray]]:
     """A weight finished by an earlier run of the same model and settings; (None, {}) where there is none."""
-    if file is None or not file.exists():
+    if file is None or (found := kept_tensors(file, "numpy")) is None:
         return None, {}
-    try:
-        with safe_open(file, framework="numpy") as handle:
-            metadata = handle.metadata()
-        row = json.loads(metadata["row"])
-        return (row, load_file(file)) if metadata["key"] == key and row["name"] == name else (None, {})
-    except SafetensorError:  # cut off by a power failure: as good as absent
-        return None, {}
+    arrays, note = found
+    row = json.loads(note["row"])
+    return (row, arrays) if note["key"] == key and row["name"] == name else (None, {})

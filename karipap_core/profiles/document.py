@@ -7,15 +7,14 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
 from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
 from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.terminal import value
-from karipap_core.workspace.files import settings_key, whole_file, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import SEAL, intact, keep_json, keep_tensors, kept_tensors
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")
@@ -88,15 +87,11 @@ class Profile:
         if self.folder is None:
             raise InputError("This profile has neither spectra nor a folder to read them from.")
         file = self.folder / "spectra.safetensors"
-        try:
-            with safe_open(file, framework="numpy") as handle:
-                key = (handle.metadata() or {}).get("key")
-            spectra = load_file(file)
-        except (OSError, SafetensorError) as failure:
-            raise InputError(f"{file} cannot be read ({failure}); profile the model again.") from failure
-        if key != self.file_key:
+        if (found := kept_tensors(file, "numpy")) is None:
+            raise InputError(f"{file} is missing or damaged; profile the model again.")
+        if found[1].get("key") != self.file_key:
             raise InputError(f"{file} does not belong to the profile.json beside it; profile the model again.")
-        return spectra
+        return found[0]
 
     @property
     def file_key(self) -> str:
@@ -195,7 +190,7 @@ class Profile:
         """
         folder = Path(folder)
         write_spectra(folder / "spectra.safetensors", self._spectra, {"key": self.file_key})
-        write_json(folder / "profile.json", self.document)
+        keep_json(folder / "profile.json", self.document)
         self.folder = folder
         return folder
 
@@ -216,9 +211,11 @@ class Profile:
         missing = sorted({"model", "fingerprint", "settings", "weights"} - document.keys())
         if missing:
             raise InputError(f"{file} lacks the field '{missing[0]}'; profile the model again.")
+        if not intact(document):
+            raise InputError(f"{file} is damaged (its SHA-256 differs); profile the model again.")
+        document.pop(SEAL, None)
         return cls(document, folder=file.parent)
 
 
 def write_spectra(file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    with whole_file(file) as temporary:
-        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, temporary, metadata)
+    keep_tensors(file, {key: np.ascontiguousarray(array) for key, array in arrays.items()}, metadata)

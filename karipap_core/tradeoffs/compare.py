@@ -8,10 +8,10 @@ from karipap_core.checkpoint.roles import listing_key, place, role_of
 from karipap_core.evaluation import scores
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.document import Plan
-from karipap_core.reading import read_json
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.statistics.pareto import known
 from karipap_core.tradeoffs.sides import Side, read
+from karipap_core.workspace.kept import kept_json
 
 FORMAT, VERSION = "karipap-comparison", 1
 
@@ -154,7 +154,9 @@ def damages(plan: Plan) -> dict[str, float]:
     if (file := calibration_file(plan)) is None:
         return {}
     key = file.stem.removeprefix(f"{plan.metric}-")
-    calibration, tables, found = Calibration.from_json(read_json(file)), {}, {}
+    if (measured := kept_json(file)) is None:
+        return {}
+    calibration, tables, found = Calibration.from_json(measured), {}, {}
     for name in plan.weights:
         spec = plan.spec(name)
         if spec is None or name not in calibration.levels:
@@ -163,7 +165,7 @@ def damages(plan: Plan) -> dict[str, float]:
         what = f"{kind.label.replace(' ', '-')}-{plan.metric}-{'none' if plan.metric == 'weight' else key}"
         if what not in tables:
             curves = file.parents[1] / "curves" / f"{what}.safetensors"
-            tables[what] = load_curves(curves) if curves.is_file() else {}
+            tables[what] = load_curves(curves) or {}
         table = tables[what]
         curve = table.get(name) if isinstance(table, dict) else None
         if curve is not None:

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from karipap_core.plan.document import Plan
+from karipap_core.workspace.kept import SEAL
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
 _NAMED = ("id", "created", "kind", "method", "label", "settings", "model", "plan", "predicted")
 _LAST = ("measurement", "environment", "seconds")
-_NEVER = ("format", "version", "path")  # `path` is added by `read_runs` and not in the file
+_NEVER = ("format", "version", "path", SEAL)  # `path` is added by `read_runs` and not in the file
 
 
 @dataclass(frozen=True)

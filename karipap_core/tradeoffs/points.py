@@ -13,11 +13,11 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, is_of, measured_model
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text
 from karipap_core.tradeoffs.baselines import Baseline, baselines, measure_baseline, plan_sizes
 from karipap_core.tradeoffs.point import Point, plan_settings
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.runs import environment, read_runs
 
 if TYPE_CHECKING:
@@ -109,11 +109,11 @@ class Points:
         key = settings_key({"label": draft.label, "settings": draft.settings, "measurement": measurement})
         name = f"{draft.method}-{key}"
         file = self.folder / name / "run.json"
-        if file.exists():
-            return self._with_all(Point.from_json(read_json(file)), figures)
+        if (known := kept_json(file)) is not None:
+            return self._with_all(Point.from_json(known), figures)
         began = time.monotonic()
-        known = self.known.get(measurement)
-        measured = dict(known.figures) if known and not self.lacks(known) else figures() | self.bench.settings
+        equal = self.known.get(measurement)
+        measured = dict(equal.figures) if equal and not self.lacks(equal) else figures() | self.bench.settings
         point = replace(
             draft,
             id=name,
@@ -126,7 +126,7 @@ class Points:
         return self._kept(point)
 
     def _kept(self, point: Point) -> Point:
-        write_json(self.folder / point.id / "run.json", point.to_json())
+        keep_json(self.folder / point.id / "run.json", point.to_json())
         if point.measurement is not None:
             self.known[point.measurement] = point
         return point

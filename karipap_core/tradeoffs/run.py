@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, measured_model
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.tradeoffs.point import Point, plan_settings
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
+from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.tasks.suite import Suite
@@ -58,6 +59,8 @@ def run(
     """
     from karipap_core import story
     from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.compressed.checks import as_written
+    from karipap_core.compressed.records import report_of
     from karipap_core.evaluation.conventions import check_names
     from karipap_core.evaluation.tasks.suite import causal
     from karipap_core.tradeoffs.baselines import plan_sizes
@@ -77,41 +80,46 @@ def run(
     what = {"plan": plan.to_json(), "model": checkpoint.identity, "sha256": text.sha256}
     name = f"run-{settings_key(what | scoring.to_json())}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
-    if (folder / "run.json").is_file() and read_json(folder / "run.json").get("id") == name:
+    if (kept_json(folder / "run.json") or {}).get("id") == name:
+        if (folder / "model").exists() and not as_written(folder / "model", report_of(folder / "model")):
+            story.compress(model, plan, folder / "model", force, device, progress)
         return _with_extras(folder, model, text, scoring, extras, device, progress)
-    report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
-    compressed = time.monotonic()
-    found = story.evaluate(
-        folder / "model",
-        model,
-        text,
-        **scoring.to_json(),
-        conventions=extras.conventions,
-        tasks=extras.suite,
-        device=device,
-        progress=progress,
-    ).to_json()
-    network = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
-    ledger = plan.ledger(checkpoint)
-    figures = found | plan_sizes(checkpoint, ledger) | {"weights": report["weights"], "folder": str(folder / "model")}
-    figures["disk"] = {key: report[key] for key in ("kept", "bytes_kept")}
-    point = Point(
-        name,
-        round(time.time(), 3),
-        "network",
-        network,
-        f"{network}, {plan.rule}, kept {ledger.kept:.3g}",
-        plan_settings(plan, network),
-        measured_model(checkpoint),
-        plan.to_json(),
-        plan.predicted,
-        {key: value for key, value in figures.items() if key not in ("kind", "model", "environment")},
-        environment=found["environment"],
-        seconds={"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
-    ).to_json()
-    write_json(folder / "run.json", point)
-    story.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
-    return point
+    with only_writer(folder, "run"):
+        report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
+        compressed = time.monotonic()
+        found = story.evaluate(
+            folder / "model",
+            model,
+            text,
+            **scoring.to_json(),
+            conventions=extras.conventions,
+            tasks=extras.suite,
+            device=device,
+            progress=progress,
+        ).to_json()
+        network = " + ".join(sorted({plan_label(entry) for entry in plan.weights.values()} - {"dense"}) or ["dense"])
+        ledger = plan.ledger(checkpoint)
+        figures = found | plan_sizes(checkpoint, ledger)
+        figures |= {"weights": report["weights"], "folder": str(folder / "model")}
+        figures["disk"] = {key: report[key] for key in ("kept", "bytes_kept")}
+        point = Point(
+            name,
+            round(time.time(), 3),
+            "network",
+            network,
+            f"{network}, {plan.rule}, kept {ledger.kept:.3g}",
+            plan_settings(plan, network),
+            measured_model(checkpoint),
+            plan.to_json(),
+            plan.predicted,
+            {key: value for key, value in figures.items() if key not in ("kind", "model", "environment")},
+            environment=found["environment"],
+            seconds={"compress": round(compressed - began, 3), "measure": round(time.monotonic() - compressed, 3)},
+        ).to_json()
+        # Before the point, which says that all is done: what is checked twice counts once.
+        story.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
+        keep_json(folder / "run.json", point)
+        return point
 
 
 def _with_extras(
@@ -121,15 +129,15 @@ def _with_extras(
     from karipap_core.evaluation.folder import folder_conventions
     from karipap_core.evaluation.tasks.suite import add_tasks
 
-    point = read_json(folder / "run.json")
+    point = kept_json(folder / "run.json") or {}
     if extras.suite is not None and extras.suite.missing(point):
         point = add_tasks(point, extras.suite, folder / "model", device, progress)
-        write_json(folder / "run.json", point)
+        keep_json(folder / "run.json", point)
     had = {name: entry for name, entry in point.get("conventions", {}).items() if "missing" not in entry}
     if lacking := [each for each in extras.conventions if each not in had]:
         args = (folder / "model", model, text, lacking, scoring.window, scoring.stride, device, progress)
         point["conventions"] = had | folder_conventions(*args)
-        write_json(folder / "run.json", point)
+        keep_json(folder / "run.json", point)
     return point
 
 

@@ -7,6 +7,7 @@ stopped. `bytes_kept` counts 16 bits for each number that is not quantized (base
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,7 @@ from karipap_core.tradeoffs.baselines import baselines
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:
     from karipap_core.evaluation.tasks.suite import Suite
@@ -105,6 +107,21 @@ def sweep(
     """
     check_held_out(study, text)
     out = Path(out) if out is not None else study.workspace.root
+    with only_writer(out / "sweep.json", "sweep"):
+        return _swept(study, text, choices, grid, scoring, suite, out, write, progress)
+
+
+def _swept(  # noqa: PLR0913 (those of `sweep`)
+    study: Study,
+    text: Text,
+    choices: Sequence[Choice | str],
+    grid: Grid,
+    scoring: Scoring,
+    suite: "Suite | None",
+    out: Path,
+    write: bool,
+    progress: Progress,
+) -> dict:
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
     points = Points(study, text, out, scoring, suite, progress)
     planners = [Planner(study, choice, grid.metric, progress=progress) for choice in every(choices)]
@@ -190,7 +207,8 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}
     file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
     if file.exists():
-        return Plan.load(file), 0.0
+        with suppress(InputError):  # it was damaged, and is made again
+            return Plan.load(file), 0.0
     began = time.monotonic()
     plan = planner.make(budget, rule, progress)
     plan.save(file)

@@ -26,6 +26,7 @@ from typing import Protocol
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
 from karipap_core.workspace.files import settings_key, whole_file, write_json
+from karipap_core.workspace.kept import keep_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
@@ -192,5 +193,5 @@ class Workspace:
         name = new_id()
         document = {"format": RUN_FORMAT, "version": RUN_VERSION, "id": name, "created": round(time.time(), 3)}
         path = Path(folder or self.runs_dir) / name / "run.json"
-        write_json(path, document | {"environment": environment()} | run)
+        keep_json(path, document | {"environment": environment()} | run)
         return path

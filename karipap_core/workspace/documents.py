@@ -4,6 +4,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
+from karipap_core.workspace.kept import SEAL, intact
 from karipap_core.workspace.runs import read_runs
 
 FORMATS = (
@@ -25,6 +26,9 @@ def find(path: str | Path) -> dict:
     path = Path(path)
     if path.is_file():
         document = read_json(path)
+        if not intact(document):
+            raise InputError(f"File {path} is damaged (its SHA-256 differs): make it again.")
+        document.pop(SEAL, None)
         if document.get("format") in FORMATS:
             return document
         raise InputError(f"File {path} is no profile, plan, run or report of Karipap (field 'format').")

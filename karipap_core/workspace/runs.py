@@ -7,6 +7,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
+from karipap_core.workspace.kept import SEAL, intact
 
 RUN_FORMAT, RUN_VERSION = "karipap-run", 1
 
@@ -40,6 +41,7 @@ def read_runs(folder: str | Path) -> list[dict]:
             run = read_json(path)
         except InputError:
             continue
-        if run.get("format") == RUN_FORMAT:
+        if run.get("format") == RUN_FORMAT and intact(run):
+            run.pop(SEAL, None)
             runs.append(run | {"path": str(path)})
     return sorted(runs, key=lambda run: (run.get("created", 0), run["path"]))

@@ -21,10 +21,10 @@ from karipap_core.evaluation.tasks.harness import load_tasks, quiet, score, wrap
 from karipap_core.evaluation.tasks.items import check_items
 from karipap_core.evaluation.tasks.scores_of import group_hash, group_result, is_group, leaves_of, result_of, task_hash
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.statistics.bootstrap import paired_bootstrap
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 
 TASK_FORMAT, TASK_VERSION = "karipap-task", 1
 INSTALL = "Benchmark tasks need EleutherAI's lm-eval: pip install lm-eval==0.4.13"
@@ -133,8 +133,8 @@ class Suite:
             "harness": metadata.version("lm-eval"),
         }
         file = self.keep / f"{_file_name(name)}-{settings_key(asked)}.json"
-        if file.is_file():
-            return read_json(file)
+        if (known := kept_json(file)) is not None:
+            return known
         lm = harness()
         raw, samples = score(lm, task, self.limit, progress)
         result = result_of(task, raw, samples) | {
@@ -144,7 +144,7 @@ class Suite:
             "task_hash": asked["task_hash"],
         }
         document = {"format": TASK_FORMAT, "version": TASK_VERSION, "asked": asked, "raw": raw, "result": result}
-        write_json(file, document)
+        keep_json(file, document)
         return document
 
 

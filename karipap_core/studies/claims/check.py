@@ -11,10 +11,9 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.studies.claims.catalogue import CLAIMS, named
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.runs import environment
 
 FORMAT, VERSION = "karipap-claim", 1
@@ -48,7 +47,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
         "created": round(time.time(), 3),
         "environment": environment(),
     } | found
-    write_json(result_file(study.checkpoint.key, claim), document)
+    keep_json(result_file(study.checkpoint.key, claim), document)
     return document
 
 
@@ -61,10 +60,7 @@ def results(model_key: str, workspace: Workspace | None = None) -> dict[str, dic
     """Name → document of every claim that has been checked on a model; a damaged file counts as not there."""
     found = {}
     for name in CLAIMS:
-        try:
-            document = read_json(result_file(model_key, name, workspace))
-        except InputError:
-            continue
+        document = kept_json(result_file(model_key, name, workspace)) or {}
         if document.get("format") == FORMAT and document.get("version") == VERSION:
             found[name] = document
     return found

@@ -19,7 +19,6 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.choice import Choice
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
@@ -110,7 +109,7 @@ def sensitivity(
         save(kept_file, document, by)
     progress("layer sensitivity", len(parts), len(parts))
     save(kept_file, document, by)
-    return described(read_json(kept_file), by)
+    return described(opened(kept_file, study, settings), by)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 import time
 from pathlib import Path
 
-from karipap_core.errors import InputError
 from karipap_core.plan.document import measured_model
-from karipap_core.reading import read_json
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.runs import environment
 
 FORMAT, VERSION = "karipap-sensitivity", 1
@@ -22,8 +21,8 @@ def file_of(folder: Path, settings: dict) -> Path:
 
 
 def opened(file: Path, study, settings: dict) -> dict:
-    if file.exists():
-        return read_json(file)
+    if (known := kept_json(file)) is not None:
+        return known
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -40,21 +39,17 @@ def opened(file: Path, study, settings: dict) -> dict:
 
 def save(file: Path, document: dict, by: str) -> None:
     """Writes the file; what another process measured of the other unit meanwhile stays."""
-    if file.exists():
+    if (now := kept_json(file)) is not None:
         other = next(unit for unit in UNITS if unit != by)
-        now = read_json(file)
         document[f"{other}s"], document["total"] = now[f"{other}s"], now["total"] | document["total"]
-    write_json(file, document)
+    keep_json(file, document)
 
 
 def read_all(folder: Path) -> list[dict]:
     """The readable measurements in a model's folder of the workspace, newest first, unfinished ones among them."""
     found = []
     for file in (Path(folder) / "sensitivity").glob("*.json"):
-        try:
-            document = read_json(file)
-        except InputError:
-            continue
+        document = kept_json(file) or {}
         if document.get("format") == FORMAT and document.get("version") == VERSION and rows_of(document):
             found.append(document | {"path": str(file)})
     return sorted(found, key=lambda document: (-document["created"], document["path"]))

@@ -11,10 +11,9 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
-from karipap_core.plan.document import measured_model
+from karipap_core.plan.document import Plan, measured_model
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.text import Text
 from karipap_core.tradeoffs.autopilot.aim import Aim, Criterion
 from karipap_core.tradeoffs.autopilot.log import Log
@@ -23,7 +22,9 @@ from karipap_core.tradeoffs.autopilot.trail import Trails
 from karipap_core.tradeoffs.autopilot.verdict import Verdict
 from karipap_core.tradeoffs.points import Points
 from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, check_held_out, every
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
+from karipap_core.workspace.locks import only_writer
 
 FORMAT, VERSION = "karipap-autopilot", 1
 LIMITS = Limits()
@@ -58,24 +59,27 @@ def autopilot(
     identity = {"study": study.key, "model": study.checkpoint.identity, "sha256": text.sha256, "version": 1}
     key = settings_key(settings | wanted | identity)
     home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
-    known = read_json(home / "autopilot.json") if (home / "autopilot.json").is_file() else {}
+    known = kept_json(home / "autopilot.json") or {}
     if known.get("key") == key and known.get("state") == "done":
+        if not (home / "plan.json").is_file():
+            Plan.from_json(known["plan"]).save(home / "plan.json")
         return known
 
-    criterion = Criterion(aim, study.checkpoint.kind == "causal")
-    texts = halves(text)
-    log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
-    points_in = Path(out) if out is not None else study.workspace.root
-    searching, judging = (Points(study, half, points_in, scoring, progress=progress) for half in texts)
-    trails = Trails(study, networks, aim.scope, _frozen_calibration(study, home, key), progress)
-    log.write("running")
-    refined_file = home / "plans" / f"refined-{key}.json"
-    found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
-    searching.release()  # its logits of the dense model make room for the verdict's
-    verdict = Verdict(study, judging, criterion, log, progress)
-    final = verdict.judge(found)
-    final.plan.save(home / "plan.json")
-    return log.write("done", verdict.document(final, str(home / "plan.json")))
+    with only_writer(home / "autopilot.json", "autopilot"):
+        criterion = Criterion(aim, study.checkpoint.kind == "causal")
+        texts = halves(text)
+        log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
+        points_in = Path(out) if out is not None else study.workspace.root
+        searching, judging = (Points(study, half, points_in, scoring, progress=progress) for half in texts)
+        trails = Trails(study, networks, aim.scope, _frozen_calibration(study, home, key), progress)
+        log.write("running")
+        refined_file = home / "plans" / f"refined-{key}.json"
+        found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
+        searching.release()  # its logits of the dense model make room for the verdict's
+        verdict = Verdict(study, judging, criterion, log, progress)
+        final = verdict.judge(found)
+        final.plan.save(home / "plan.json")
+        return log.write("done", verdict.document(final, str(home / "plan.json")))
 
 
 def halves(text: Text) -> tuple[Text, Text]:
@@ -113,11 +117,11 @@ def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:
     """What plans were predicted from when this search began: predictions learn from every point that is measured, and a
     search that goes on must decide as it did before."""
     file = home / "calibration.json"
-    kept = read_json(file) if file.is_file() else {}
-    if kept.get("key") != key:
-        kept = {"key": key, "calibration": study.calibration("loss").to_json()}
-        write_json(file, kept)
-    return Calibration.from_json(kept["calibration"])
+    frozen = kept_json(file) or {}
+    if frozen.get("key") != key:
+        frozen = {"key": key, "calibration": study.calibration("loss").to_json()}
+        keep_json(file, frozen)
+    return Calibration.from_json(frozen["calibration"])
 
 
 def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: tuple[Text, Text]) -> dict:

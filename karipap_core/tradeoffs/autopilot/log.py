@@ -8,7 +8,7 @@ from karipap_core.statistics.bootstrap import Interval
 from karipap_core.tradeoffs.autopilot.aim import Criterion, figure
 from karipap_core.tradeoffs.autopilot.trail import Tried
 from karipap_core.tradeoffs.point import Point
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json
 
 StepKind = Literal["screened", "network chosen", "ends left", "measured", "looked up", "stopped", "judged", "rival"]
 
@@ -162,7 +162,7 @@ class Log:
         }
         if found is not None:
             document |= found | {"seconds": round(self.seconds, 3)}
-        write_json(self.file, document)
+        keep_json(self.file, document)
         return document
 
     def _tried_rows(self) -> list[dict]:

@@ -19,6 +19,7 @@ from karipap_core.errors import InputError
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import Plan
 from karipap_core.reading import read_json
+from karipap_core.workspace.kept import keep_json
 from tests.helpers.architectures import make
 from tests.helpers.folders import folder_of, plan_for
 
@@ -63,7 +64,7 @@ def test_compress_verifies_what_it_wrote_and_keeps_the_verdict_in_the_folder(wor
 
 def test_without_the_dense_model_the_formed_weights_stand_in_for_it(folder, monkeypatch):
     report = read_json(folder / "karipap.json")
-    (folder / "karipap.json").write_text(json.dumps(report | {"source": "/nowhere/at/all"}))
+    keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     verdict = verify(folder)
     assert verdict["ok"] and "its own weights, formed" in detail(verdict, "logits")
     assert "not here" in detail(verdict, "fingerprint")
@@ -102,7 +103,7 @@ def test_nan_and_infinity_are_found_in_any_tensor(folder, name, value):
 def test_a_missing_tensor_is_named(world, folder, name, here):
     if not here:
         report = read_json(folder / "karipap.json")
-        (folder / "karipap.json").write_text(json.dumps(report | {"source": "/nowhere/at/all"}))
+        keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     rewrite(folder, lambda tensors: tensors.pop(name))
     verdict = verify(folder)
     assert red(verdict) == ["tensors"] and f"{name} is missing" in detail(verdict, "tensors")
@@ -164,10 +165,10 @@ def test_bytes_on_disk_that_are_not_the_plans_figures(folder, monkeypatch):
         verdict = verify(folder)
         assert red(verdict) == ["tensors"] and "the plan says" in detail(verdict, "tensors")
     report = read_json(folder / "karipap.json") | {"source": "/nowhere/at/all"}
-    (folder / "karipap.json").write_text(json.dumps(report))
+    keep_json(folder / "karipap.json", report)
     assert verify(folder)["ok"]
     report["result"]["bytes"] += 2
-    (folder / "karipap.json").write_text(json.dumps(report))
+    keep_json(folder / "karipap.json", report)
     verdict = verify(folder)
     assert red(verdict) == ["tensors"] and f"the plan says {report['result']['bytes']:,}" in detail(verdict, "tensors")
 
@@ -176,7 +177,7 @@ def test_bytes_on_disk_that_are_not_the_plans_figures(folder, monkeypatch):
 def test_a_plan_that_pins_no_fingerprint(folder, wrong):
     """Whatever the report says, without the dense model too."""
     report = read_json(folder / "karipap.json")
-    (folder / "karipap.json").write_text(json.dumps(report | {"source": "/nowhere/at/all"}))
+    keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     change_plan(folder, lambda plan: plan["model"].update(fingerprint=wrong, name="/nowhere/at/all"))
     verdict = verify(folder)
     assert "fingerprint" in red(verdict) and "pins no fingerprint" in detail(verdict, "fingerprint")

@@ -16,7 +16,7 @@ from karipap_core.cli.tables.checklist import table
 from karipap_core.deployment.checklist import ITEMS, checklist
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json
 from tests.helpers.folders import folder_of, plan_for
 
 FLOW = ("evaluation on file", "shadow run on file", "fallback tested")
@@ -110,24 +110,24 @@ def test_records_that_report_a_failure_are_red(folder):
         ("fallback", {"ok": False}),
     ):
         kept = read_json(folder / f"{kind}.json")
-        write_json(folder / f"{kind}.json", kept | {"result": kept["result"] | change})
+        keep_json(folder / f"{kind}.json", kept | {"result": kept["result"] | change})
         assert len(red(checklist(folder))) == 1
-        write_json(folder / f"{kind}.json", kept)
+        keep_json(folder / f"{kind}.json", kept)
 
 
 def test_a_record_that_no_dense_model_stood_beside_is_red(folder):
     for kind, name in (("evaluation", FLOW[0]), ("shadow", FLOW[1]), ("fallback", FLOW[2])):
         kept = read_json(folder / f"{kind}.json")
-        write_json(folder / f"{kind}.json", kept | {"of": kept["of"] | {"dense": None}})
+        keep_json(folder / f"{kind}.json", kept | {"of": kept["of"] | {"dense": None}})
         document = checklist(folder)
         assert red(document) == [name] and "without the dense model" in item(document, name)["evidence"]
-        write_json(folder / f"{kind}.json", kept)
+        keep_json(folder / f"{kind}.json", kept)
 
 
 def change(folder: Path, kind: str, **more) -> None:
     """A record with other facts in `of` or in its `result`."""
     document = read_json(folder / f"{kind}.json")
-    write_json(folder / f"{kind}.json", document | {part: document[part] | more[part] for part in more})
+    keep_json(folder / f"{kind}.json", document | {part: document[part] | more[part] for part in more})
 
 
 @pytest.mark.parametrize("missing", [{"window": None}, {"text": {"name": "x"}}])
@@ -149,7 +149,7 @@ def test_a_record_made_beside_another_dense_model_is_stale(folder, kind, name):
 
 def test_records_of_another_dense_model_have_not_seen_the_one_that_is_away(folder):
     report = read_json(folder / "karipap.json")
-    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     for kind in ("verify", "evaluation", "shadow", "fallback"):
         change(folder, kind, of={"dense": "0" * 64})
     document = checklist(folder)
@@ -162,7 +162,7 @@ def test_a_model_of_the_plans_name_that_is_another_one_is_not_taken_for_it(folde
     from tests.helpers.architectures import make
 
     report = read_json(folder / "karipap.json")
-    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     config = read_json(folder / "config.json")
     config["quantization_config"]["plan"]["model"]["name"] = str(make("llama", tmp_path / "other", seed=1))
     (folder / "config.json").write_text(json.dumps(config))
@@ -205,7 +205,7 @@ def test_a_dense_model_that_has_changed_is_another_one(world, folder, tmp_path):
 
 def test_a_dense_model_that_is_away_was_seen_by_the_records(folder):
     report = read_json(folder / "karipap.json")
-    write_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
+    keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
     document = checklist(folder)
     assert red(document) == [] and "was made" in item(document, "fingerprint pinned")["evidence"]
     for kind in ("verify", "evaluation", "shadow", "fallback"):
@@ -233,7 +233,7 @@ def test_a_plan_that_does_not_fit(folder):
 def test_writing_the_folder_again_works_as_the_fix_says(world, folder, tmp_path, monkeypatch):
     kept = read_json(folder / "verify.json")
     wrong = {"ok": False, "checks": [{"name": "unchanged", "ok": False, "detail": ""}]}
-    write_json(folder / "verify.json", kept | {"result": wrong})
+    keep_json(folder / "verify.json", kept | {"result": wrong})
     fix = item(checklist(folder), "verify passed")["fix"]
     run(fix, monkeypatch, tmp_path)
     again = Path(f"{folder}-again")

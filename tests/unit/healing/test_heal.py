@@ -100,6 +100,32 @@ def test_only_cores_move_and_the_folder_is_a_normal_one(world):
     assert [point["step"] for point in result["curve"]] == list(range(1, 13))
 
 
+def test_a_damaged_healed_folder_is_healed_again(world, tmp_path):
+    """Tensors cut to half or a bit flipped: the same heal gives the same folder; of others' folders it keeps off."""
+
+    def again():
+        settings = quick(3, objective="next-token", rate=1e-2)
+        return heal(world / "small", tmp_path / "out", settings, world / "text.txt", device="cpu")
+
+    def contents():
+        return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.name != "karipap.json"}
+
+    first = again()
+    before, report = contents(), (tmp_path / "out" / "karipap.json").read_bytes()
+    assert again() == first
+    for data in (before["model.safetensors"][:-1000], before["model.safetensors"][:-1] + b"x"):
+        (tmp_path / "out" / "model.safetensors").write_bytes(data)
+        mended = again()
+        assert contents() == before
+        assert mended | {"seconds": 0} == first | {"seconds": 0}
+    (tmp_path / "out" / "verify.json").unlink()
+    again()
+    assert contents() == before
+    (tmp_path / "out" / "karipap.json").write_bytes(report[: len(report) // 2])
+    with pytest.raises(InputError, match="is not empty and holds no model healed like this"):
+        again()
+
+
 def command(world, out, steps, every):
     line = [sys.executable, "-m", "karipap_core", "heal", str(world / "small"), "--text", str(world / "text.txt")]
     line += ["--steps", str(steps), "--every", str(every), "--tokens", "64", "--window", "32", "--device", "cpu"]

@@ -21,6 +21,8 @@ from tests.helpers.paths import REPOSITORY
 # argv: what to do. Writes its process id to the file `pids`, one a line, so that tests can kill it and count starts.
 PROGRAM = """
 import json, os, signal, subprocess, sys, time
+from karipap_core.jobs.job import hold_work
+hold_work()
 def line(done, seconds):
     entry = {"stage": "work", "done": done, "total": 100, "item": f"w{done}", "seconds": seconds, "message": ""}
     print(json.dumps(entry), file=sys.stderr, flush=True)
@@ -102,7 +104,7 @@ def alive(pid: int) -> bool:
 
 
 def keeper_of(job: jobs.Job) -> int:
-    return next(keeper.pid for keeper in job_module.keepers if str(job.folder) in keeper.args)
+    return next(keeper.pid for folder, keeper in job_module.keepers if folder == job.folder)
 
 
 def test_a_job_keeps_its_result_its_log_and_its_command(work, workspace_folder):

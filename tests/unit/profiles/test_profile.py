@@ -21,6 +21,7 @@ from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.null import null_entropy
 from karipap_core.spectra.spectrum import entropy
 from karipap_core.text import Text
+from karipap_core.workspace.kept import keep_json
 
 HIDDEN, WIDE, VOCABULARY = 12, 20, 30
 SHAPES = {"self_attn.q_proj": (12, 12), "self_attn.v_proj": (6, 12), "mlp.up_proj": (20, 12), "mlp.down_proj": (12, 20)}
@@ -276,11 +277,11 @@ def test_loading_says_what_is_wrong(checkpoint, tmp_path):
     (folder / "profile.json").write_text(json.dumps({k: v for k, v in document.items() if k != "weights"}))
     with pytest.raises(InputError, match="'weights'"):
         Profile.load(folder)
-    (folder / "profile.json").write_text(json.dumps(document | {"fingerprint": "another"}))
+    keep_json(folder / "profile.json", document | {"fingerprint": "another"})
     with pytest.raises(InputError, match="does not belong"):
         Profile.load(folder).sigma("model.embed_tokens")
     (folder / "spectra.safetensors").write_bytes(b"half")
-    with pytest.raises(InputError, match=r"spectra\.safetensors cannot be read"):
+    with pytest.raises(InputError, match=r"spectra\.safetensors is missing or damaged"):
         Profile.load(folder).sigma("model.embed_tokens")
 
 

@@ -25,6 +25,7 @@ from karipap_core.tradeoffs.autopilot.search import MAX_EVALUATIONS, Limits
 from karipap_core.tradeoffs.autopilot.verdict import SAME_SIZE
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace import Workspace
+from karipap_core.workspace.kept import kept_json
 from karipap_core.workspace.runs import read_runs
 from tests.helpers.studies import CALIBRATION, SETTINGS, squares, study_of
 
@@ -140,7 +141,7 @@ def test_the_line_is_met_by_the_upper_end_with_few_bytes_to_spare(study, tmp_pat
     assert plan.ledger(study.checkpoint).bytes_kept_blocks == pytest.approx(found["bytes_kept_blocks"])
     on_disk = {run["id"] for run in read_runs(tmp_path / "runs")}
     assert {row["id"] for row in found["tried"]} | {row["id"] for row in found["rivals"]} == on_disk
-    assert read_json(tmp_path / "autopilot.json") == found
+    assert kept_json(tmp_path / "autopilot.json") == found
     searched, judged = (found["texts"][role]["sha256"] for role in ("search", "verdict"))
     sides = {run["id"]: run["text"]["sha256"] for run in read_runs(tmp_path / "runs")}
     assert all(sides[row["id"]] == (judged if row["text"] == "verdict" else searched) for row in found["tried"])

@@ -65,6 +65,17 @@ def test_a_run_is_what_its_folder_measures_and_a_point_of_the_workspace(model, p
     assert kept == json.loads(json.dumps(found)) | {"path": kept["path"]}
 
 
+def test_a_damaged_model_or_point_of_a_run_is_made_again(model, plan):
+    found = measured(model, plan)
+    folder, file = Path(found["folder"]), Path(found["folder"]).parent / "run.json"
+    tensors, point = (folder / "model.safetensors").read_bytes(), file.read_bytes()
+    (folder / "model.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    assert measured(model, plan) == json.loads(json.dumps(found))
+    assert (folder / "model.safetensors").read_bytes() == tensors and file.read_bytes() == point
+    file.write_bytes(point.replace(b'"loss": ', b'"loss": 1', 1))
+    assert measured(model, plan)["loss"] == found["loss"] and read_runs(file.parents[1])[0]["loss"] == found["loss"]
+
+
 def test_a_finished_run_is_not_done_again(model, plan, monkeypatch):
     found = measured(model, plan)
     monkeypatch.setattr(pipeline, "compress", lambda *args, **more: pytest.fail("compressed again"))

@@ -125,7 +125,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"items": []})
-    code = "import sys\nfrom karipap_core.workspace import write_json\nn = 0\nwhile True:\n n += 1\n"
+    code = "import sys\nfrom karipap_core.workspace.files import write_json\nn = 0\nwhile True:\n n += 1\n"
     code += " write_json(sys.argv[1], {'items': list(range(20000)), 'n': n})"
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
     deadline = time.monotonic() + 20
