@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest bad-input lint format bench environment test-environment system-packages \
+.PHONY: help app test test-lowest bad-input load lint format bench environment test-environment system-packages \
 	javascript-test clean
 
 help:  ## this list
@@ -27,6 +27,9 @@ test-lowest:  ## a part of the tests with the lowest versions that pyproject.tom
 
 bad-input: test-environment  ## the catalogue of bad input: cases of each kind, and how many hold
 	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.bad_input
+
+load: test-environment system-packages  ## 20 browsers at one dashboard, 500 reruns, a job running: what holds, in figures
+	$(TEST_ENVIRONMENT) $(BIN)/python -m reliability.load
 
 lint: test-environment  ## ruff, its layout, mypy over the core, and known vulnerabilities of what is installed
 	$(BIN)/ruff check .

@@ -1,12 +1,14 @@
 """What the server refuses before Streamlit sees it, and what every answer says to the browser.
 
-Streamlit takes a websocket from any page of this machine, whatever its port, and lets its pages be framed. On a shared
-machine both are ways in: another user's page could drive this dashboard from within the victim's browser.
+Streamlit answers every account of this machine, takes a websocket from any page of it, whatever its port, and lets its
+pages be framed. On a shared machine all three are ways in: what the dashboard starts runs as its owner.
 """
 
 import ipaddress
 import os
 import re
+import sys
+from pathlib import Path
 
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +23,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",  # addresses name models and drafts
 }
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*?)\.?(?::\d{1,5})?")  # name, or address in brackets; port
+ESTABLISHED = "01"  # of the kernel's states of a connection
 POLICY_VIOLATION = 1008  # RFC 6455; before a handshake is accepted the client sees status 403
 
 
@@ -63,8 +66,11 @@ def why_refused(scope: Scope) -> str | None:
     """The sentence for a request that is refused, None for one that may pass."""
     headers = Headers(scope=scope)
     host, origin = headers.get("host", ""), headers.get("origin")
-    if not remote_allowed() and not local(scope.get("client")):
-        return "This dashboard has no authentication and answers this machine alone (see SECURITY.md)."
+    if not remote_allowed():
+        if "x-forwarded-for" in headers or not local(scope.get("client")):
+            return "This dashboard has no authentication and answers this machine alone (see SECURITY.md)."
+        if not of_owner(scope.get("client"), scope.get("server")):
+            return "This dashboard belongs to another account of this machine (see SECURITY.md)."
     if not host_allowed(host):
         return "This server does not go by that name: see server.allowedHosts in .streamlit/config.toml."
     if origin is not None and not own(origin, host):
@@ -73,7 +79,7 @@ def why_refused(scope: Scope) -> str | None:
 
 
 def local(client: tuple[str, int] | None) -> bool:
-    """Whether a request comes from this machine. One that a proxy passed on comes from whom the proxy names."""
+    """Whether a request comes from this machine."""
     if client is None or not client[0]:  # a Unix socket
         return True
     try:
@@ -81,6 +87,37 @@ def local(client: tuple[str, int] | None) -> bool:
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def of_owner(client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> bool:
+    """Whether the account at the other end of a connection within this machine is ours, or root.
+
+    The kernel lists each end of a connection with the account that opened it. Where there is no such list (it is
+    Linux's) nothing is known, and everybody on this machine passes. A connection that is on its way down has no account
+    any more, and does not pass.
+    """
+    if client is None or not client[0] or server is None:
+        return True
+    ends = f"{in_kernel(client[0])}:{client[1]:04X}", f":{server[1]:04X}"
+    rows = [row for table in ("/proc/net/tcp", "/proc/net/tcp6") for row in connections(table)]
+    accounts = {int(row[7]) for row in rows if row[1] == ends[0] and row[2].endswith(ends[1]) and row[3] == ESTABLISHED}
+    return not rows or bool(accounts) and accounts <= {0, os.getuid()}
+
+
+def connections(table: str) -> list[list[str]]:
+    """Rows of the kernel's list: number, this end, other end, state, two of queues, timer, account …"""
+    try:
+        lines = Path(table).read_text("ascii").splitlines()[1:]
+    except OSError:
+        return []
+    return [row for line in lines if len(row := line.split()) > 7]
+
+
+def in_kernel(address: str) -> str:
+    """An address as the kernel writes it: words of 32 bits, each in the machine's order of bytes."""
+    packed = ipaddress.ip_address(address).packed
+    words = [packed[at : at + 4][:: -1 if sys.byteorder == "little" else 1] for at in range(0, len(packed), 4)]
+    return b"".join(words).hex().upper()
 
 
 def host_allowed(host: str) -> bool:

@@ -1,7 +1,11 @@
 """What the server lets in: asked with real requests over a real socket, as a browser or an attacker would."""
 
 import http.client
+import json
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from streamlit import config
@@ -16,6 +20,11 @@ UPGRADE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
+
+
+def python_of_all() -> str:
+    """A Python that every account of this machine may run."""
+    return next(path for path in ("/usr/bin/python3", shutil.which("python3")) if path and Path(path).exists())
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +79,50 @@ def test_who_comes_through_a_proxy_is_refused_until_something_in_front_is_said_t
     assert answer.read().decode() == (
         "This dashboard has no authentication and answers this machine alone (see SECURITY.md)."
     )
-    assert ask(place, "/", {"X-Forwarded-For": "127.0.0.1"}).status == 200
+    assert ask(place, "/", {"X-Forwarded-For": "127.0.0.1"}).status == 403  # anybody can write that
     scope = {"type": "http", "client": ("203.0.113.7", 1), "headers": [(b"host", b"localhost")]}
     assert server.why_refused(scope) is not None
     monkeypatch.setitem(os.environ, "KARIPAP_ALLOW_REMOTE", "1")
     assert server.why_refused(scope) is None
+
+
+@pytest.mark.skipif(
+    not Path("/proc/net/tcp").is_file() or os.getuid() != 0, reason="needs Linux, and root to be others"
+)
+def test_another_account_of_this_machine_is_refused(place):
+    code = (
+        "import http.client, json, sys; c = http.client.HTTPConnection(sys.argv[1], timeout=20); "
+        "c.request('GET', '/', headers=json.loads(sys.argv[2])); "
+        "a = c.getresponse(); print(a.status, a.read().decode()[:100])"
+    )
+
+    def answered(user: int, headers: dict) -> str:
+        command = [python_of_all(), "-c", code, place, json.dumps(headers)]
+        return subprocess.run(command, user=user, capture_output=True, text=True, cwd="/").stdout
+
+    said = "403 This dashboard belongs to another account of this machine (see SECURITY.md)."
+    assert answered(65534, {}).strip() == said
+    assert answered(65534, {"X-Forwarded-For": "127.0.0.1"}).startswith("403 This dashboard has no authentication")
+    assert answered(0, {}).startswith("200")
+
+
+def test_an_end_of_a_connection_has_the_account_that_opened_it(monkeypatch):
+    def row(mine: str, other: str, state: str, account: int) -> list[str]:
+        return ["0:", mine, other, state, "0:0", "0:0", "0", str(account), "0"]
+
+    ours, theirs = os.getuid(), os.getuid() + 1
+    table = [row("0100007F:1388", "0100007F:2135", "01", ours), row("0200007F:1388", "0100007F:2135", "01", theirs)]
+    table += [row("0100007F:1389", "0100007F:2135", "05", 0), row("0100007F:2135", "0100007F:138A", "01", ours)]
+    monkeypatch.setattr(server, "connections", lambda name: table if name == "/proc/net/tcp" else [])
+
+    def passes(host: str, port: int) -> bool:
+        return server.of_owner((host, port), ("127.0.0.1", 8501))
+
+    assert passes("127.0.0.1", 5000) and not passes("127.0.0.2", 5000)  # the same ports, another address
+    assert not passes("127.0.0.1", 5001)  # on its way down: the kernel says root
+    assert not passes("127.0.0.1", 5002)  # the server's own end of a connection is not the client's
+    table.clear()
+    assert passes("127.0.0.1", 5000)  # no list: not known
 
 
 @pytest.mark.parametrize(
