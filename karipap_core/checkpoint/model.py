@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
@@ -31,6 +33,7 @@ SETTINGS = (
     *("chat_template.jinja", "merges.txt", *TOKENIZERS),
 )
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
+BUFFER = "a buffer, not a parameter"
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
 
@@ -74,7 +77,7 @@ class Checkpoint:
         self.name, self.path, self.config, self.tensors = name, path, config, tensors
         self.weights: list[Weight] = []
         self.skipped: list[dict[str, str]] = []
-        self._handles: dict[Path, object] = {}
+        self._handles: dict[Path, Any] = {}
         self._sort_out()
         self._by_name = {weight.name: weight for weight in self.weights}
 
@@ -99,7 +102,7 @@ class Checkpoint:
                 continue
             # Old GPT-2 files keep the causal mask under a bias's name: what tells it is that it is no vector.
             if BUFFERS.search(tensor) or (CAUSAL_MASK.search(tensor) and len(info.shape) > 1):
-                self.skipped.append({"name": tensor, "why": "a buffer, not a parameter"})
+                self.skipped.append({"name": tensor, "why": BUFFER})
                 continue
             self.parameters += info.items if "F" in info.dtype else 0
             self.bytes += info.size
@@ -186,6 +189,17 @@ class Checkpoint:
         return "causal" if names[0].endswith(("CausalLM", "LMHeadModel")) else "encoder"
 
     @property
+    def buffers(self) -> set[str]:
+        """Tensors that are no parameters, which a model makes anew: masks, positions."""
+        return {entry["name"] for entry in self.skipped if entry["why"] == BUFFER}
+
+    @property
+    def quantized(self) -> str | None:
+        """The method by which the model's weights are stored in fewer bits, as config.json names it."""
+        settings = self.config.get("quantization_config")
+        return None if settings is None else settings.get("quant_method") or "by a method that is not named"
+
+    @property
     def _has_head(self) -> bool:
         return bool(self.tied) or any(weight.role == "head" for weight in self.weights)
 
@@ -206,23 +220,35 @@ class Checkpoint:
         if weight.index is None:
             matrix = self.read_tensor(weight.tensor)
         else:
-            matrix = self._handle(self.tensors[weight.tensor].file).get_slice(weight.tensor)[weight.index]
+            with self._readable(weight.tensor) as file:
+                matrix = file.get_slice(weight.tensor)[weight.index]
         if not torch.isfinite(matrix).all():
-            raise InputError(f"Weight {name} of {self.name} holds NaN or infinity: the checkpoint is damaged.")
+            raise self.damaged(name)
         return matrix.T if weight.transposed else matrix
 
+    def damaged(self, name: str) -> InputError:
+        """The error for a tensor that holds what is no number."""
+        return InputError(f"Weight {name} of {self.name} holds NaN or infinity: the checkpoint is damaged.")
+
     def read_tensor(self, tensor: str):
-        """Any tensor as stored, by its name on disk. Raises InputError where there is none."""
+        """Any tensor as stored, by its name on disk. Raises InputError where there is none, or it cannot be read."""
         if tensor not in self.tensors:
             raise InputError(f"{self.name} has no tensor named {tensor}.")
-        return self._handle(self.tensors[tensor].file).get_tensor(tensor)
+        with self._readable(tensor) as file:
+            return file.get_tensor(tensor)
 
-    def _handle(self, file: Path):
-        from safetensors import safe_open
+    @contextmanager
+    def _readable(self, tensor: str) -> Iterator[Any]:
+        """The open file that a tensor is in; what safetensors raises becomes one sentence."""
+        from safetensors import SafetensorError, safe_open
 
-        if file not in self._handles:
-            self._handles[file] = safe_open(file, framework="pt")
-        return self._handles[file]
+        file = self.tensors[tensor].file
+        try:
+            if file not in self._handles:
+                self._handles[file] = safe_open(file, framework="pt")
+            yield self._handles[file]
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} cannot be read by safetensors ({error}): fetch it again.") from None
 
     @property
     def home(self) -> Path:

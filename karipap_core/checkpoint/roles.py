@@ -2,9 +2,9 @@
 
 import re
 
-# Containers whose numbered children are the model's blocks.
-LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers|\w+_blocks)\.(\d+)\.")
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+# Containers whose numbered children are the model's blocks. No block has a number of more digits: some code counts.
+LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers|\w+_blocks)\.([0-9]{1,4})\.")
+EXPERT = re.compile(r"\.experts\.([0-9]{1,4})\.")
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
 ORDER: tuple[str, ...] = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o")
@@ -76,7 +76,7 @@ def compressible(layer: int | None, role: str) -> bool:
 
 def listing_key(name: str, layer: int | None, expert: int | None, role: str) -> tuple:
     """Sort key: tables before the blocks, then layer by layer in the order of `ORDER`, experts by number, the rest."""
-    number = [int(part) if part.isdigit() else part for part in name.split(".")]
+    number = [int(part) if part.isdecimal() else part for part in name.split(".")]
     natural = [(0, part, "") if isinstance(part, int) else (1, 0, part) for part in number]
     group = 1 if layer is not None else 0 if role in ("embed", "position", "token_type") else 2
     rank = ORDER.index(role) if role in ORDER else len(ORDER)

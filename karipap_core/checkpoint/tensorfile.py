@@ -6,14 +6,17 @@ Format: 8 bytes little-endian length, a JSON object of that length, then the ten
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from karipap_core.errors import InputError
+from karipap_core.reading import open_file, parse_json
 
 HEADER_CAP = 100_000_000
+LONGEST_NAME = 512  # characters of a tensor's name
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 ITEM_BYTES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4}
 ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
@@ -49,8 +52,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises InputError where the file is cut short, is no safetensors file, or its header claims bytes that are
     outside the file, overlap, leave gaps, or do not fit the shape.
     """
-    total = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
+        total = os.fstat(file.fileno()).st_size
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > total - 8:
@@ -58,12 +61,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if length > HEADER_CAP:
             raise InputError(f"{path} claims a header of {length:,} bytes; more than {HEADER_CAP:,} is not read.")
         try:
-            header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+            text = file.read(length).decode()
+        except UnicodeDecodeError:
             raise InputError(f"{path} has no readable safetensors header: fetch it again.") from None
+    header = parse_json(text, f"The header of {path}")
     if not isinstance(header, dict):
         raise InputError(f"{path} has a safetensors header that is not a table of tensors: fetch it again.")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise InputError(f"{path}: __metadata__ of its header is not a table of strings: save the model again.")
     tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)))
     end = 8 + length
@@ -78,6 +84,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
     """One checked entry of a header whose data begin at byte `base`."""
+    if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME:
+        what = "unprintable characters" if not name.isprintable() else f"{len(name):,} characters"
+        raise InputError(f"{path}: the name of tensor {name[:40]!r} has {what}: rename it.")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -93,7 +102,7 @@ def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
 
 def chunks(info: TensorInfo) -> Iterator[bytes]:
     """A tensor's bytes, at most a megabyte at a time. Raises InputError where the file has become shorter."""
-    with info.file.open("rb") as file:
+    with open_file(info.file) as file:
         file.seek(info.start)
         left = info.size
         while left:

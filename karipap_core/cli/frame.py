@@ -1,8 +1,8 @@
 """`karipap VERB` (or `python -m karipap_core VERB`): the frame around the verbs.
 
-Exit status: 0 done; 1 an unexpected failure (one line; the traceback with --debug), a machine that cannot keep a file
-(the disk is full: one sentence that names it), or a verdict of not ok (`verify`, `checklist`: the document is printed
-all the same); 2 bad input, which a place that may not be written is too; 130 cancelled.
+Exit status: 0 done; 1 an unexpected failure (one line that names a log with the traceback), a machine that cannot keep
+a file (the disk is full: one sentence that names it), or a verdict of not ok (`verify`, `checklist`: the document is
+printed all the same); 2 bad input, which a place that may not be written is too; 130 cancelled.
 Only the result goes to stdout: a table, or with --json exactly one JSON document. All else, that of libraries
 included, goes to stderr. Nothing here imports torch: `--help` is instant.
 """
@@ -25,7 +25,9 @@ from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError, StorageError
 from karipap_core.jobs.job import hold_work
 from karipap_core.progress import Progress, json_lines, silent
+from karipap_core.terminal import value
 from karipap_core.version import __version__
+from karipap_core.workspace.logs import keep_log
 
 PROGRAM = "karipap"
 EXTRAS = {"plotly": "app", "lm_eval": "tasks", "torchao": "peers"}  # what may be missing, and what brings it
@@ -98,14 +100,14 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled):
         return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
     except Exception as error:
-        return _fail(args, _in_a_line(error), FAILED)
+        return _fail(args, _in_a_line(error, sys.argv[1:] if argv is None else argv), FAILED)
     return FAILED if document.get("ok") is False else DONE  # so that a pipeline stops at a verdict of not ok
 
 
 def _prepare(args: argparse.Namespace) -> None:
     """Settings that libraries read from the environment; before any of them is imported."""
-    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
-        os.environ.setdefault(name, value)
+    for name, setting in (("TRANSFORMERS_VERBOSITY", "error"), ("TOKENIZERS_PARALLELISM", "false")):
+        os.environ.setdefault(name, setting)
     for name in ("torchao", "torch.utils._pytree"):  # where torchao is installed, transformers imports it, and it talks
         logging.getLogger(name).setLevel(logging.ERROR)
     if args.progress != "auto" or not sys.stderr.isatty():
@@ -170,18 +172,20 @@ def _print(text: str, stdout) -> None:
 def _fail(args: argparse.Namespace, message: str, status: int) -> int:
     if args.debug and status != CANCELLED:
         traceback.print_exc()
-    print(f"error: {message}" if status != CANCELLED else message, file=sys.stderr, flush=True)
+    line = value(message)  # what could steer a terminal, or begin another line, may come from a file
+    print(f"error: {line}" if status != CANCELLED else line, file=sys.stderr, flush=True)
     return status
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: Exception, argv: list[str]) -> str:
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY):
         return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."
-    return f"{message} (run again with --debug for the traceback)"
+    log = keep_log(error, [PROGRAM, *argv])
+    return f"{message} (unforeseen: please report it{f' with the log {log}' if log else ''})"
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
 def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
     """What `compress` returns: found in `out` where that holds this very model, or made."""
     from karipap_core.compressed.folder import write_compressed
+    from karipap_core.models.load import check
 
     began, checkpoint = time.monotonic(), study.checkpoint
     document = plan.to_json()
@@ -54,6 +55,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
         if read(out, "verify") is None:
             verify(out, checkpoint, progress=progress)
         return report["result"] | {"seconds": 0.0}
+    check(checkpoint)  # before anything is written that would not load
     parts = out / ".parts" / identity
     if out.exists() and not ours and not parts.exists() and any(path.name[0] != "." for path in _entries(out)):
         raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")

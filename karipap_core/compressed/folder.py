@@ -214,7 +214,7 @@ def in_natural_order(tensors: dict[str, TensorInfo]) -> list[tuple[str, TensorIn
     """Tensors by name, numbers in names as numbers."""
 
     def key(name: str) -> list[tuple[int, int, str]]:
-        return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in name.split(".")]
 
     return sorted(tensors.items(), key=lambda item: key(item[0]))
 

@@ -37,4 +37,4 @@ def loader(folder: str | Path) -> str:
 def _config_of(folder: Path) -> dict:
     from karipap_core.reading import read_json
 
-    return read_json(folder / "config.json")
+    return read_json(folder / "config.json", lenient=True)

@@ -40,7 +40,7 @@ def settings_of(folder: str | Path) -> dict:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: name one that `compress` wrote.")
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json", lenient=True) if (folder / "config.json").is_file() else {}
     settings = config.get("quantization_config")
     if not isinstance(settings, dict) or settings.get("quant_method") != "karipap":
         raise InputError(f"{folder} is not a model compressed by Karipap.")

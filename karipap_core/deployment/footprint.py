@@ -5,23 +5,24 @@ count is the one that transformers would load, tied tables once.
 """
 
 import math
+import os
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.open import check_types, open_checkpoint
 from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deployment.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.errors import InputError
+from karipap_core.models.empty import check_config, config_explained, empty_model
 from karipap_core.reading import read_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PretrainedConfig
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
-LARGEST = 1024  # layers of a config that are believed
 PREFILL = 2048  # tokens that an engine passes through the model at once while it reads a prompt (vLLM's default)
 
 
@@ -131,19 +132,17 @@ def footprint(model: str | Path) -> Footprint:
     the config is fetched. Raises InputError where there is none or transformers does not know the architecture."""
     path = Path(model).expanduser()
     if path.is_dir() and any(path.glob("*.safetensors")) or path.suffix == ".safetensors":
-        from karipap_core.checkpoint.open import open_checkpoint
-
         return of_checkpoint(open_checkpoint(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not os.path.lexists(path / "config.json"):
             raise InputError(f"Folder {path} holds neither a model (.safetensors) nor a config.json.")
-        return of_config(read_json(path / "config.json"), path.resolve().name)
-    if path.is_file():
+        return of_config(read_json(path / "config.json", lenient=True), path.resolve().name)
+    if os.path.lexists(path):
         if path.suffix != ".json":
             raise InputError(f"{path} is neither a model folder, a .safetensors file nor a config.json.")
-        name = path.resolve().parent.name if path.name == "config.json" else path.stem
-        return of_config(read_json(path), name)
-    return of_config(read_json(_hub_config(str(model))), str(model))
+        name = path.absolute().parent.name if path.name == "config.json" else path.stem
+        return of_config(read_json(path, lenient=True), name)
+    return of_config(read_json(_hub_config(str(model)), lenient=True), str(model))
 
 
 def of_config(document: dict, name: str = "model") -> Footprint:
@@ -155,7 +154,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     cache_of(config)  # refuses a config that does not say what its cache is, before anything is built
     names = config.architectures or ["CausalLM"]
     auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
-    with _explained(name), torch.device("meta"):
+    with config_explained(name), torch.device("meta"):
         live = auto.from_config(config)
     given = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     dtype = str(given).removeprefix("torch.") if given is not None else "bfloat16"
@@ -183,24 +182,21 @@ def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
     from transformers import AutoConfig
 
     fields = {key: value for key, value in document.items() if key not in ("auto_map", "quantization_config")}
-    kind = fields.pop("model_type", None)
-    if not isinstance(kind, str):
-        raise InputError(f"The config of {name} does not say model_type: is it a model's config.json?")
-    for key in ("num_hidden_layers", "n_layer", "hidden_size", "vocab_size", "num_attention_heads"):
-        value = fields.get(key)
-        limit = LARGEST if "layer" in key else 1 << 24
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit):
-            raise InputError(f"The config of {name}: {key} is {value!r}, not a whole number from 1 to {limit:,}.")
-    with _explained(name):
-        return AutoConfig.for_model(kind, **fields)
+    check_types(document, f"The config of {name}")
+    check_config(document, name)
+    with config_explained(name):
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Footprint:
-    """The footprint of an open checkpoint, counted from its headers. Raises InputError where it has no config.json."""
+    """The footprint of an open checkpoint, counted from its headers. Raises InputError where it has no config.json, or
+    one that does not fit its tensors."""
     if not checkpoint.config:
         raise InputError(f"{checkpoint.name} has no config.json: nothing says how large its KV cache is.")
     config = config_of(checkpoint.config, checkpoint.name)
     cache_of(config)
+    if checkpoint.quantized is None:
+        empty_model(checkpoint)
     dtypes = [weight.dtype for weight in checkpoint.weights]
     matrices = tuple(
         Matrix(weight.shape[0], weight.shape[1], expert=weight.expert is not None)
@@ -225,15 +221,3 @@ def _hub_config(model: str) -> Path:
         raise InputError(
             f"The config.json of {model} is neither in the hub's cache nor to be had from the hub: name a local file."
         ) from None
-
-
-@contextmanager
-def _explained(name: str):
-    """One sentence for a config that transformers cannot use."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # validators of configs raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"The config of {name} is of no model that transformers can build: {reason}") from error

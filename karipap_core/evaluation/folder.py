@@ -13,7 +13,6 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.speed import measure_memory, measure_speed
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library
 from karipap_core.workspace.kept import kept_json
@@ -151,12 +150,12 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     """
     from karipap_core.checkpoint.open import open_checkpoint
 
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = open_checkpoint(folder, compressed=True).config
     plan = (config.get("quantization_config") or {}).get("plan")
     recorded = plan.get("model", {}) if isinstance(plan, dict) else {}
     report = kept_json(folder / "karipap.json") or {}
     if against is not None:
-        dense = open_checkpoint(against)
+        dense = open_checkpoint(against, compressed=True)
         if recorded and dense.fingerprint != recorded.get("fingerprint"):
             notes.append(f"{against} is not the checkpoint that {folder.name} was made from (fingerprints differ).")
         elif report.get("source_identity", dense.identity) != dense.identity:

@@ -1,19 +1,38 @@
 """Models and tokenizers through transformers, dense or compressed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from karipap_core.checkpoint.model import TOKENIZERS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.roles import place
+from karipap_core.checkpoint.tensorfile import FLOATS
 from karipap_core.errors import InputError
+from karipap_core.models.empty import empty_model, explained, quiet
+from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import pick_device
 
 if TYPE_CHECKING:  # transformers is imported where a model is loaded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRIED = 4  # tokens that a model is tried on when it is loaded
+# Small files that transformers reads beside the model, where they are there.
+BESIDE = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raises InputError for what loading the model of a checkpoint, or reading its tokenizer, would end with."""
+    empty_model(checkpoint)
+    load_tokenizer(checkpoint.home)
+    for tensor, info in checkpoint.tensors.items():
+        read_later = len(info.shape) > 1 and place(tensor)[0] is not None  # weights of the blocks, one at a time
+        if info.dtype not in FLOATS or read_later or tensor in checkpoint.buffers:
+            continue
+        if not checkpoint.read_tensor(tensor).isfinite().all():
+            raise checkpoint.damaged(tensor)
 
 
 def load_model(
@@ -23,38 +42,59 @@ def load_model(
 
     Causal models with their head (`AutoModelForCausalLM`), others without (`AutoModel`). Nothing is executed from the
     folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one. Raises InputError where
-    transformers cannot load it, or the files lack parameters of the model.
+    config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
+    holds NaN or infinity.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, compressed=True)
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    if not checkpoint.config:
-        raise InputError(f"{checkpoint.name} has no config.json, so no model can be made of it: add the file.")
-    device = pick_device(device)
-    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with quiet(), explained(checkpoint.name):
+    folder, device = checkpoint.home, pick_device(device)
+    architecture = type(empty_model(checkpoint))
+    tokenizer = load_tokenizer(folder)
+    with quiet(), explained(f"{checkpoint.name} cannot be loaded by transformers"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if checkpoint.path.is_file():
-            config.transformers_weights = checkpoint.path.name
+        config.return_dict = True  # whatever the file says: outputs are asked for by name
+        config.transformers_weights = _weights_file(checkpoint)
         if _unaligned_experts(checkpoint, dtype):
             config._experts_implementation = "eager"
-        loaded = auto.from_pretrained(
+        live = architecture.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            output_loading_info=True,
         )
-        live, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)  # a pair, since it was asked for
-    # A checkpoint of a model with a head often has no pooler; nothing here looks at what comes out of it.
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise InputError(f"{checkpoint.name} lacks parameter {missing[0]} of a {type(live).__name__}: fetch it again.")
+    for name, parameter in live.named_parameters():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise checkpoint.damaged(name)
     live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
-    return live.eval(), load_tokenizer(folder)
+    _try(live.eval(), checkpoint.name)
+    return live, tokenizer
+
+
+def _try(model: "PreTrainedModel", name: str) -> None:
+    """Runs a model on a few tokens. Raises InputError where its config lets it be built but not run."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or TRIED
+    ids = torch.zeros(1, min(TRIED, positions), dtype=torch.long, device=model.device)
+    with quiet(), torch.no_grad(), explained(f"{name} is built by its config.json and cannot be run by it"):
+        outputs = model(input_ids=ids)[0]
+    check_outputs(outputs, name)
+
+
+def check_outputs(outputs: torch.Tensor, name: str) -> None:
+    """Raises InputError where what a model puts out are no numbers, although its parameters are; −∞ may be meant."""
+    if outputs.isnan().any() or outputs.isposinf().any():
+        raise InputError(
+            f"The outputs of {name} are NaN or infinite, although its weights are numbers: its config.json (rope, eps, "
+            "dtype) does not fit them, or they are damaged."
+        )
+
+
+def _weights_file(checkpoint: Checkpoint) -> str:
+    """The file that transformers is to begin with: the one that was opened, whatever the config says."""
+    files = {info.file.name for info in checkpoint.tensors.values()}
+    return files.pop() if len(files) == 1 else "model.safetensors.index.json"
 
 
 def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
@@ -68,35 +108,10 @@ def load_tokenizer(folder: str | Path):
     from transformers import AutoTokenizer
 
     folder = Path(folder)
+    for name in BESIDE:
+        if os.path.lexists(folder / name):
+            read_json(folder / name, lenient=True)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
-    with explained(f"The tokenizer in {folder}"):
+    with quiet(), explained(f"The tokenizer in {folder} cannot be read by transformers"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-@contextmanager
-def explained(name: str) -> Iterator[None]:
-    """Turns what transformers raises for a model that it cannot load into one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, KeyError, OSError, ImportError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{name} cannot be loaded by transformers: {reason}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no report of unused parameters: standard error belongs to our own progress."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

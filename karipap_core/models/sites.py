@@ -25,8 +25,8 @@ from karipap_core.errors import InputError
 from karipap_core.layers.cores import Cores, CoresModule
 from karipap_core.layers.embedding import TensorNetworkEmbedding, is_table
 from karipap_core.layers.linear import TensorNetworkLinear
+from karipap_core.models.empty import empty_model
 from karipap_core.models.experts import stacked_experts, unstack
-from karipap_core.models.load import explained, quiet
 from karipap_core.networks import Spec
 
 
@@ -38,14 +38,14 @@ def reachable(checkpoint: Checkpoint, tables: bool = False) -> set[str]:
         return {
             weight.name for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)
         }
-    return set(sites(_empty_model(checkpoint), checkpoint, tables))
+    return set(sites(empty_model(checkpoint), checkpoint, tables))
 
 
 def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
     """What the model ties to each stored embedding or head: name → names of the weights that are not stored."""
     if checkpoint.kind is None:
         return {}
-    model = _empty_model(checkpoint)
+    model = empty_model(checkpoint)
     names = Names(model)
     stored = {weight.name for weight in checkpoint.weights}
     return {
@@ -53,16 +53,6 @@ def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
         for weight in checkpoint.weights
         if weight.role in TABLES
     }
-
-
-def _empty_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    folder = checkpoint.path.parent if checkpoint.path.is_file() else checkpoint.path
-    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with quiet(), explained(checkpoint.name), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return auto.from_config(config)
 
 
 def part_of(pattern: str) -> str:

@@ -87,7 +87,7 @@ class Moments:
     """C and G of every compressible weight, by groups of layers: in memory the last group, on disk those seen before.
 
     `metric(name, which)` gives the Metric of a weight. Memory: `memory_bytes` bounds a group (float64, 8 bytes an
-    entry). Raises InputError for a weight that the model does not have.
+    entry). Raises InputError for a weight that the model does not have, and for a checkpoint that cannot be run.
     """
 
     def __init__(
@@ -104,6 +104,10 @@ class Moments:
         self.device, self.progress = device, progress
         key = {"fingerprint": checkpoint.fingerprint, "text": text.sha256, "settings": asdict(settings)}
         self.folder = Path(folder) / settings_key(key)
+        if not self.folder.exists():  # before anything is measured that a model which cannot run would leave half done
+            from karipap_core.models.load import check
+
+            check(checkpoint)
         self.groups = _groups(checkpoint, memory_bytes)
         self._group_of = {weight.name: index for index, group in enumerate(self.groups) for weight in group}
         self._loaded: int | None = None
@@ -221,12 +225,16 @@ def _collect(moments: Moments, group: list[Weight]) -> tuple[dict[str, torch.Ten
 def sampled_loss(model, kind: str | None, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The scalar whose gradients give the true Fisher: −Σ ln p(label) with labels drawn from p (causal), or the
     Gaussian counterpart Σ hᵀv / E‖h‖·√(2) of the last hidden state (encoder)."""
+    from karipap_core.models.load import check_outputs
+
     if kind == "causal":
         logits = model(input_ids=rows, use_cache=False).logits.float()
+        check_outputs(logits, type(model).__name__)
         probabilities = logits.detach().softmax(-1).flatten(0, 1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
     hidden = model(input_ids=rows).last_hidden_state.float()
+    check_outputs(hidden, type(model).__name__)
     noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
     # ½ vᵀ G v must be the relative squared error ‖Δh‖²/E‖h‖², so g carries √2.
     return (hidden * noise).sum() * (2.0 / hidden.detach().square().sum(-1).mean()).sqrt()

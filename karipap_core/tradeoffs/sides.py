@@ -80,7 +80,7 @@ def _of_folder(path: Path) -> Side:
     """A compressed folder with its records, or a dense model."""
     from karipap_core.checkpoint.open import open_checkpoint
 
-    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    config = read_json(path / "config.json", lenient=True) if (path / "config.json").is_file() else {}
     if (config.get("quantization_config") or {}).get("quant_method") != "karipap":
         return of_checkpoint(open_checkpoint(path))
     plan = Plan.from_json(records.settings_of(path)["plan"], str(path / "config.json"))

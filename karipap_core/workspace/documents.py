@@ -38,7 +38,7 @@ def find(path: str | Path) -> dict:
         if (path / name).is_file():
             return find(path / name)
     if (path / "config.json").is_file():
-        method = read_json(path / "config.json").get("quantization_config") or {}
+        method = read_json(path / "config.json", lenient=True).get("quantization_config") or {}
         if method.get("quant_method") == "karipap":
             return find(path / "karipap.json") if (path / "karipap.json").is_file() else method["plan"]
         raise InputError(f"Folder {path} holds an ordinary model: see it with the verb `profile`.")

@@ -21,5 +21,6 @@ CASES = [
     Case("empty folder", lambda folder: (folder / "model").mkdir(), "profile model",
          "model holds no .safetensors file: name a folder or file with a model in it."),
     Case("config that is no JSON", text("config.json", "{"), "profile model",
-         "model/config.json is not valid JSON: fetch it again."),
+         "File model/config.json is not valid JSON (line 1, column 2: Expecting property name enclosed in double "
+         "quotes)."),
 ]  # fmt: skip

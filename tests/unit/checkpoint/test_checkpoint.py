@@ -308,7 +308,7 @@ def header_file(path: Path, header: dict | bytes, data: bytes = b"", length: int
         ({"a": {"dtype": "F32", "shape": [2]}}, b"1" * 8, "no dtype, shape and data_offsets"),
         ({"a": 7}, b"", "no dtype, shape and data_offsets"),
         (b"[]", b"", "not a table"),
-        (b"{" * 9, b"", "no readable"),
+        (b"{" * 9, b"", "header of .* is not valid JSON"),
         (b"\xff\xfe", b"", "no readable"),
     ],
 )

@@ -125,7 +125,8 @@ def test_signals_cancel(number):
     [
         (InputError("Weight x holds NaN."), 2, "error: Weight x holds NaN.\n"),
         (Cancelled(), 130, "cancelled;"),
-        (RuntimeError("first\nsecond"), 1, "error: RuntimeError: first (run again with --debug for the traceback)\n"),
+        (RuntimeError("first\nsecond"), 1, "error: RuntimeError: first (unforeseen: please report it with the log /"),
+        (InputError("two\nlines and \x1b[31m"), 2, "error: two?lines and ?[31m\n"),
         (ValueError("not the user's fault"), 1, "error: ValueError"),
         (MemoryError(), 1, "error: Memory ran out"),
         (

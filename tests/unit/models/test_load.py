@@ -375,7 +375,7 @@ def test_loading_says_what_is_wrong(made, tmp_path):
         load_model(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
-    with pytest.raises(InputError, match="cannot be loaded by transformers: .*unheard_of"):
+    with pytest.raises(InputError, match="no model that transformers can build: .*unheard_of"):
         load_model(folder)
 
 

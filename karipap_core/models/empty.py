@@ -1,0 +1,199 @@
+"""A checkpoint as an empty model: its config.json and its tensors held against each other, before anything is loaded.
+
+transformers fills parameters that a file lacks with random numbers and passes over tensors that the model has no place
+for; both show in a report alone. Here both are errors, found without reading a weight: the tensors are loaded as empty
+ones of the same names, types and shapes on the meta device, by the very rules that transformers loads real ones with.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.roles import place
+from karipap_core.checkpoint.tensorfile import TORCH
+from karipap_core.errors import Cancelled, InputError
+
+if TYPE_CHECKING:  # transformers is imported where a model is made
+    from transformers import PretrainedConfig, PreTrainedModel
+
+MOST_LAYERS = 1024  # of a config that are believed: the largest models have 126
+MOST = 1 << 24  # of the other sizes
+SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
+SIZES += ("num_key_value_heads", "num_local_experts", "n_routed_experts", "num_experts")
+SIZES += ("n_embd", "n_head", "d_model", "ffn_dim")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+LIMITS = dict.fromkeys(SIZES, MOST) | dict.fromkeys(LAYERS, MOST_LAYERS)
+LIMITS |= dict.fromkeys(("max_position_embeddings", "n_positions"), 1 << 40)  # nothing of this length need be built
+WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+MAY_BE_ZERO = ("intermediate_size", "num_local_experts", "n_routed_experts", "num_experts", "ffn_dim")  # "has none"
+
+
+def check_config(document: dict, name: str) -> None:
+    """Raises InputError for a config.json's contents with sizes that no model has, before a library believes them."""
+    if not isinstance(document.get("model_type"), str):
+        raise InputError(f"The config of {name} does not say model_type: is it a model's config.json?")
+    for table in (document, *(value for value in document.values() if isinstance(value, dict))):
+        for field, limit in LIMITS.items():
+            value, least = table.get(field), int(field not in MAY_BE_ZERO)
+            if value is None or isinstance(value, list):  # some families have one for each layer
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+                said = json.dumps(value)[:40]
+                raise InputError(
+                    f"The config of {name}: {field} is {said}, not a whole number from {least} to {limit:,}."
+                )
+
+
+def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
+    """The model of a checkpoint, dense or compressed, without its weights (on the meta device).
+
+    Raises InputError where config.json and tensors do not fit: a parameter that no tensor gives, a tensor of another
+    shape, one in a block that the model has no place for; where transformers cannot build what the config describes;
+    and for models that read no text, or are an encoder and a decoder.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    name, method = checkpoint.name, checkpoint.quantized
+    if not checkpoint.config:
+        raise InputError(f"{name} has no config.json, so no model can be made of it: add the file.")
+    if method not in (None, "karipap"):
+        raise InputError(f"{name} is quantized ({method}), which is not run here: give the model in 16 or 32 bits.")
+    check_config(checkpoint.config, name)
+    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
+    with quiet(), config_explained(name):
+        config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
+        _check_kind(config, auto, name)
+        with torch.device("meta"):
+            model = auto.from_config(config)
+        _check_layers(checkpoint, model)
+        model, found = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=_empty_tensors(checkpoint),
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+        )
+    _check_fit(checkpoint, type(model).__name__, found)
+    return model.eval()
+
+
+def _check_kind(config: "PretrainedConfig", auto: Any, name: str) -> None:
+    if type(config) not in auto._model_mapping:
+        raise InputError(f"{name} is a {config.model_type}, which transformers has no {auto.__name__} for.")
+    if config.is_encoder_decoder:
+        raise InputError(f"{name} is an encoder and a decoder ({config.model_type}): only models of one part are run.")
+    if auto._model_mapping[type(config)].main_input_name != "input_ids":
+        raise InputError(f"{name} is a {config.model_type}, which reads no text: only models of text are run.")
+
+
+def _check_layers(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
+    """Raises InputError for more layers than are stored, before transformers takes the time to fill them in."""
+    stored = max((layer for name in checkpoint.tensors if (layer := place(name)[0]) is not None), default=-1)
+    for name, _ in model.named_parameters():
+        if (layer := place(name)[0]) is not None and layer > stored:
+            said = [f"{field} {checkpoint.config[field]}" for field in LAYERS if field in checkpoint.config]
+            raise InputError(
+                f"{checkpoint.name} has layers 0 to {stored} in the file and more by config.json"
+                f"{f' ({said[0]})' if said else ''}: file and config are not of one model."
+                if stored >= 0
+                else f"{checkpoint.name} lacks parameter {name} of a {type(model).__name__}: fetch it again."
+            )
+
+
+def _empty_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    def dtype(word: str) -> torch.dtype:
+        return getattr(torch, TORCH.get(word, "float32"))
+
+    return {
+        name: torch.empty(info.shape, dtype=dtype(info.dtype), device="meta")
+        for name, info in checkpoint.tensors.items()
+    }
+
+
+def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any]) -> None:
+    """Raises InputError for the first fault in what transformers reports of loading a checkpoint."""
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise InputError(
+            f"{checkpoint.name}: {name} is {_by(stored)} in the file and {_by(wanted)} by config.json"
+            f"{_fields(checkpoint.config, stored, wanted)}: file and config are not of one model."
+        )
+    # A checkpoint of a model with a head often has no pooler; nothing here looks at what comes out of it.
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise InputError(f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again.")
+    unexpected = found["unexpected_keys"]
+    for name, info in checkpoint.tensors.items():
+        if checkpoint.quantized is None and info.dtype in WHOLE and name not in {*unexpected, *checkpoint.buffers}:
+            raise InputError(
+                f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what whole "
+                "numbers stand for: give the model in 16 or 32 bits."
+            )
+    for name in sorted(unexpected):
+        info = checkpoint.tensors.get(name)
+        if place(name)[0] is not None and name not in checkpoint.buffers and (info is None or info.items > 1):
+            raise InputError(
+                f"{checkpoint.name} holds {name}, which a {architecture} by its config.json has no place for: "
+                "file and config are not of one model."
+            )
+
+
+def _by(shape) -> str:
+    return " × ".join(str(side) for side in shape) or "one number"
+
+
+def _fields(config: dict, stored, wanted) -> str:
+    """Which fields of a config say the sides that differ: " (vocab_size 262)"."""
+    sides = {there for here, there in zip(stored, wanted, strict=False) if here != there}
+    said = [f"{key} {value}" for key, value in config.items() if key in LIMITS and value in sides]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def reason(error: Exception) -> str:
+    """What a library's error says, in one line: behind the lines that only lead to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
+    kind, _, rest = line.partition(": ")  # "ValueError: …" within the message of another error
+    line = rest if kind.isidentifier() and kind.endswith("Error") else line
+    return line if " " in line else f"{type(error).__name__} {line}".strip()
+
+
+@contextmanager
+def explained(sentence: str) -> Iterator[None]:
+    """Turns what a library raises into one sentence, which begins with `sentence` and goes on with what it said."""
+    try:
+        yield
+    except (InputError, Cancelled):
+        raise
+    except Exception as error:  # what is not a model's is told in many ways
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
+        raise InputError(f"{sentence}: {reason(error)}") from error
+
+
+def config_explained(name: str):
+    """One sentence for a config that transformers cannot use."""
+    return explained(f"The config of {name} is of no model that transformers can build")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, reports or warnings of libraries: standard error belongs to our own progress."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():  # torch's, of tensors that have no numbers
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
