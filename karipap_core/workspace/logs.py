@@ -44,7 +44,7 @@ def _write(folder: Path, text: str) -> Path:
     except OSError:  # the disk is full
         Path(name).unlink(missing_ok=True)
         raise
-    for old in sorted(folder.glob("karipap-*.log"))[:-KEPT]:
-        with suppress(OSError):
+    with suppress(OSError):  # another process may tidy up too
+        for old in sorted(folder.glob("karipap-*.log"), key=lambda log: log.stat().st_mtime_ns)[:-KEPT]:
             old.unlink()
     return Path(name)
