@@ -90,9 +90,13 @@ def verdict(profile: Profile, metric: str) -> str:
     if not rows:
         return "No weight of this model can be compressed yet: only matrices inside the blocks can."
     excess = {row["name"]: row["spectra"][metric]["excess"] for row in rows}
-    most = max(rows, key=lambda row: excess[row["name"]])
-    noisy = sum(value < NEAR_NOISE for value in excess.values())
-    first = (
+    zero = sum(value is None for value in excess.values())
+    if zero == len(rows):
+        return "All weights that can be compressed are zeros: every network holds them exactly."
+    most = max(rows, key=lambda row: _or(excess[row["name"]], -9))
+    noisy = sum(_or(value, 9) < NEAR_NOISE for value in excess.values())
+    first = f"{zero} of {len(rows)} weights {'is' if zero == 1 else 'are'} all zeros. " if zero else ""
+    first += (
         f"Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise; "
         f"{noisy or 'none'} of {len(rows)} weights {'is' if noisy == 1 else 'are'} within {NEAR_NOISE} nats of noise."
     )
@@ -101,6 +105,11 @@ def verdict(profile: Profile, metric: str) -> str:
     takes = ", ".join(f"{share:.0%} for {what[name]}" for name, share in shares.items())
     second = f"To keep 99 % of every Σσ², two factors need this part of the block parameters: {takes}"
     return f"{first} {second}{': nearly nothing is saved at that error.' if min(shares.values()) > 0.9 else '.'}"
+
+
+def _or(value: float | None, other: float) -> float:
+    """`other` in place of the excess that a zero weight has not."""
+    return other if value is None else value
 
 
 @st.cache_data(show_spinner=False, max_entries=64)
@@ -167,7 +176,7 @@ def selected(profile: Profile, metric: str) -> dict:
     name = st.session_state.get("weight") or st.query_params.get("weight")
     if name not in known:
         rows = [row for row in profile.weights if row["compressible"] and metric in row["spectra"]] or profile.weights
-        name = max(rows, key=lambda row: row["spectra"].get(metric, {}).get("excess", -9))["name"]
+        name = max(rows, key=lambda row: _or(row["spectra"].get(metric, {}).get("excess"), -9))["name"]
     st.session_state.weight = name
     if st.query_params.get("weight") != name:
         st.query_params["weight"] = name
@@ -243,7 +252,7 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
             ("Shape, out × in", f"{n_out:,} × {n_in:,}"),
             ("Entropy S", f"{numbers['entropy']:.3f} nats"),
             ("of noise this shape", f"{numbers['null_entropy']:.3f} nats"),
-            ("Excess over noise", f"{numbers['excess']:+.3f} nats"),
+            ("Excess over noise", "–" if numbers["excess"] is None else f"{numbers['excess']:+.3f} nats"),
             ("Rényi-2 entropy", f"{numbers['renyi2']:.3f} nats"),
             ("Effective rank exp S", f"{numbers['effective_rank']:.1f} of {min(n_out, n_in):,}"),
             ("Stable rank", f"{numbers['stable_rank']:.1f}"),

@@ -19,7 +19,7 @@ import numpy as np
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
-from karipap_core.spectra.describe import describe
+from karipap_core.spectra.describe import describe, in_words
 from karipap_core.spectra.spectrum import pick_device, singular_values
 from karipap_core.workspace.kept import has_tensors, keep_json, kept_json, kept_tensors
 from karipap_core.workspace.locks import only_writer
@@ -161,6 +161,8 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
         sigma = singular_values(whitened, device, weight.name, notes.append)
         spectra[f"{weight.name}|{name}"] = sigma
         row["spectra"][name] = describe(sigma, weight.shape) | ({"damping": damping} if damping else {})
+        if name == wanted[0] and (said := in_words(row["spectra"][name], weight.shape)):
+            notes.append(said)
         if lattice is not None:
             from karipap_core.networks.peps.renormalize import bond_profile
 

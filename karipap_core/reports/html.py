@@ -300,7 +300,7 @@ def _spectra(profile: Profile, drawn: Drawn) -> list[Drawing]:
     excess: dict[str, float] = {
         row["name"]: row["spectra"][metric]["excess"]
         for row in profile.weights
-        if row["compressible"] and metric in row["spectra"]
+        if row["compressible"] and row["spectra"].get(metric, {}).get("excess") is not None
     }
     if not excess:
         return []

@@ -3,6 +3,7 @@
 from karipap_core.terminal import grid, page, times
 
 METRIC_ORDER = ("loss", "functional", "weight")
+MOST_NOTES = 8  # of weights that are zero or of less than full rank
 
 
 # One function a kind of document.
@@ -27,5 +28,14 @@ def table(document: dict) -> str:
         "calibration": (document.get("settings") or {}).get("text"),
         "bonds": f"{bonds} bond spectra (in profile.json)" if bonds else None,
     }
+    deficient = [row for row in document["weights"] if row["spectra"] and _deficient(row)]
+    notes = [f"{row['name']}: {' '.join(row['notes'])}" for row in deficient[:MOST_NOTES]]
+    if more := len(deficient) - MOST_NOTES:
+        notes += [f"and {more:,} more of less than full rank: see the column rank."] if more > 0 else []
     skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in document.get("skipped", ())]
-    return page(facts, grid(head, rows), skipped)
+    return page(facts, grid(head, rows), notes + skipped)
+
+
+def _deficient(row: dict) -> bool:
+    """Whether a weight is zero or of less than full rank, as its notes say of a profile since there are such notes."""
+    return any(numbers["rank"] < min(row["shape"]) for numbers in row["spectra"].values()) and bool(row["notes"])

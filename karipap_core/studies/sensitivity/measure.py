@@ -242,8 +242,9 @@ class _Measures:
         whole = {key: metrics[key].absolute(W.double()) for key in ("weight", "functional")}
         spectra = self.rows[name]
         return {
-            **{key: spectra["weight"][key] for key in ("entropy", "excess", "effective_rank")},
-            **{f"loss_{key}": spectra["loss"][key] for key in ("entropy", "excess") if "loss" in spectra},
+            # The excess of a zero weight is None: nothing of it can be lost, as of noise.
+            **{key: spectra["weight"][key] or 0.0 for key in ("entropy", "excess", "effective_rank")},
+            **{f"loss_{key}": spectra["loss"][key] or 0.0 for key in ("entropy", "excess") if "loss" in spectra},
             "weight_error": errors["weight"] / whole["weight"] if whole["weight"] else 0.0,
             "functional_error": errors["functional"] / whole["functional"] if whole["functional"] else 0.0,
             "loss_error": errors["loss"],
