@@ -2,6 +2,7 @@
 VENV ?= .venv
 PORT ?= 8501
 WORKERS ?= 2
+ROUNDS ?= 210
 LOWEST_TESTS ?= $(addprefix tests/unit/,checkpoint cli compressed evaluation figures healing layers models \
 	plan/test_plan.py plan/test_study.py profiles quantization reports spectra statistics story workspace)
 BIN := $(VENV)/bin
@@ -9,8 +10,8 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest bad-input load lint format bench environment test-environment system-packages \
-	javascript-test clean
+.PHONY: help app test test-lowest bad-input load soak lint format bench environment test-environment \
+	system-packages javascript-test clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -30,6 +31,9 @@ bad-input: test-environment  ## the catalogue of bad input: cases of each kind, 
 
 load: test-environment system-packages  ## 20 browsers at one dashboard, 500 reruns, a job running: what holds, in figures
 	$(TEST_ENVIRONMENT) $(BIN)/python -m reliability.load
+
+soak: test-environment  ## verbs killed at random moments, full disks, little memory: nothing may be lost (ROUNDS=210)
+	nice $(BIN)/python -m reliability.soak --rounds $(ROUNDS)
 
 lint: test-environment  ## ruff, its layout, mypy over the core, and known vulnerabilities of what is installed
 	$(BIN)/ruff check .

@@ -314,7 +314,8 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
 def against_lowrank(view, profile: Profile, group: dict, metric: str) -> None:
     """The group's tree against low rank on each layer, where the tree's curve was measured on the Plan page."""
     file = tables.sources(view, tables.What("tree", metric)).curves["tree", metric, False]
-    curve = next((c for c in load_curves(file) if set(c.members) == set(group["members"])), None) if file else None
+    measured = (file and load_curves(file)) or ()
+    curve = next((c for c in measured if set(c.members) == set(group["members"])), None)
     squares = np.sort(np.concatenate([profile.sigma(name, metric) ** 2 for name in group["members"]]))
     error = np.concatenate([np.cumsum(squares)[::-1], [0.0]])
     shape = profile.weight(group["members"][0])["shape"]

@@ -33,8 +33,8 @@ class Measured:
         key = (kind.label, metric, weights is not None)
         if key not in self.read:
             file = self.files.get(key)
-            if file is not None:
-                self.read[key] = load_curves(file)
+            if file is not None and (found := load_curves(file)) is not None:
+                self.read[key] = found
             elif kind == Kind("lowrank") and weights is None and self.profile is not None:
                 self.read[key] = build_curves(self.checkpoint, self.weights, kind, metric, self.profile, None)
             else:

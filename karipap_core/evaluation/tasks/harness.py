@@ -17,9 +17,9 @@ from karipap_core.evaluation.tasks.files import TaskFile, read_folder
 from karipap_core.evaluation.tasks.items import reason
 from karipap_core.evaluation.tasks.templates import sandboxed
 from karipap_core.progress import Progress
-from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
 
 LOGITS_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of one batch's logits in float32
 MAX_BATCH, MAX_LENGTH = 64, 2048
@@ -89,15 +89,14 @@ def _known_to_the_harness() -> dict:
 
     root = Path(tasks.__file__).parent
     file = Workspace().cache_file("lm-eval", settings_key({"version": metadata.version("lm-eval"), "at": str(root)}))
-    if not file.is_file():
+    if (rows := kept_json(file)) is None:
         rows = {
             name: [entry.kind.name, entry.yaml_path and str(entry.yaml_path.relative_to(root)), sorted(entry.tags)]
             for name, entry in TaskIndex.build([root]).items()
         }
-        write_json(file, rows)
+        keep_json(file, rows)
     return {
-        name: Entry(name, Kind[kind], path and root / path, tags=set(tags))
-        for name, (kind, path, tags) in read_json(file).items()
+        name: Entry(name, Kind[kind], path and root / path, tags=set(tags)) for name, (kind, path, tags) in rows.items()
     }
 
 

@@ -34,6 +34,7 @@ from karipap_core.tradeoffs.run import Extras, run
 from karipap_core.tradeoffs.sweep import Grid, sweep
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import kept_json
 from tests.helpers.architectures import make
 from tests.helpers.paths import REPOSITORY, SHARED
 
@@ -319,7 +320,7 @@ def test_finished_points_are_completed_in_place(study, task_dir, tmp_path, monke
     monkeypatch.setattr("karipap_core.plan.planner.Planner.make", None)  # no plan is made
     for name, whole in before.items():
         done = points.complete(Point.from_json(read_json(tmp_path / "runs" / name / "run.json"))).to_json()
-        assert read_json(tmp_path / "runs" / name / "run.json") == done
+        assert kept_json(tmp_path / "runs" / name / "run.json") == done
         assert done["id"] == name and done["created"] == whole["created"] and done["settings"] == whole["settings"]
         assert done["loss"] == pytest.approx(whole["loss"], abs=1e-5) and done["bytes"] == whole["bytes"]
         assert done["units"]["ids"] == whole["units"]["ids"] and done["rise_low"] == pytest.approx(
@@ -356,7 +357,7 @@ def test_run_and_a_finished_run(model, task_dir, tmp_path, monkeypatch):
     found = run(model, plan, HELD_OUT, CUT, Extras(suite), out, device="cpu")
     assert found["id"] == first["id"] and found["loss"] == first["loss"]
     assert found["tasks"]["pairs"]["difference"]["items"] == 12 and "pairs" in found["dense"]["tasks"]
-    assert read_json(out / "run.json") == found
+    assert kept_json(out / "run.json") == found
 
 
 @needs_lm_eval
