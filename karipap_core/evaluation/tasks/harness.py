@@ -186,7 +186,7 @@ class _Counter:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and only errors in the log: standard error belongs to our own progress."""
+    """No progress bars and no log: standard error belongs to our own progress, and what is wrong is raised."""
     from tqdm import tqdm
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
@@ -195,7 +195,7 @@ def quiet() -> Iterator[None]:
     os.environ["DISABLE_MULTIPROC"] = "1"  # a pool of processes for one bootstrap: the same numbers without it
     tqdm.__init__ = lambda bar, *given, **options: made(bar, *given, **(options | {"disable": True}))
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
