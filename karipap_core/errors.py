@@ -22,9 +22,19 @@ def unknown(what: str, name: object, known: Iterable[str]) -> InputError:
     >>> print(unknown("Network", "mpoo", ["lowrank", "mpo"]))
     Network 'mpoo' is not one of lowrank, mpo. Did you mean 'mpo'?
     """
-    import difflib  # for this sentence alone
-
     names = list(known)
-    near = difflib.get_close_matches(str(name).lower(), names, n=1)
-    asked = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, names)
+    asked = f" Did you mean {near!r}?" if near else ""
     return InputError(f"{what} {name!r} is not one of {', '.join(names)}.{asked}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The one of these names that is spelt most like `name`, None where none is close.
+
+    >>> nearest("quantise", ["network", "quantize"])
+    'quantize'
+    """
+    import difflib  # for what went wrong alone
+
+    near = difflib.get_close_matches(str(name)[:200].lower(), list(known), n=1)
+    return near[0] if near else None

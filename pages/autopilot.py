@@ -7,16 +7,15 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.figures import autopilot as figures_autopilot
 from karipap_core.plan.document import Plan, is_of
-from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, model, plan_jobs, runs, tables, texts
 
 AIMS = {"rise": "Rise in loss", "perplexity": "Rise of perplexity", "bytes": "Bytes kept"}
 EVALUATIONS = [6, 8, 12, 16, 24, 32]
-NAMED = "karipap-autopilot"
 
 
 def page() -> None:
@@ -52,17 +51,18 @@ def remember(running) -> None:
         st.session_state.autopilot = key
 
 
-def found(view) -> dict[str, dict]:
-    """Key → document of the autopilots of this model, newest first. Damaged files are passed over."""
+def found(view, bad: list[str] | None = None) -> dict[str, dict]:
+    """Key → document of the autopilots of this model, newest first. Damaged files are passed over: why, in `bad`."""
     documents = {}
-    files = sorted((Workspace().root / "autopilot").glob("*/autopilot.json"), key=lambda f: -f.stat().st_mtime)
+    files = sorted((Workspace().root / "autopilot").glob("*/autopilot.json"), key=lambda f: -f.lstat().st_mtime)
     for file in files:
         try:
-            document = read_json(file)
-        except InputError:
+            document = schemas.read(file, "autopilot")
+        except InputError as error:
+            if bad is not None:
+                bad.append(str(error))
             continue
-        mine = is_of(document.get("model"), view.checkpoint)
-        if document.get("format") == NAMED and mine and isinstance(document.get("key"), str):
+        if is_of(document["model"], view.checkpoint):
             documents[document["key"]] = document | {"touched": file.stat().st_mtime}
     return documents
 
@@ -195,7 +195,9 @@ def form(view, busy: bool) -> None:
 
 def past(view) -> None:
     """The finished autopilots of this model; the last one, or the one chosen, in full."""
-    documents = {key: document for key, document in found(view).items() if document["state"] == "done"}
+    bad: list[str] = []
+    documents = {key: document for key, document in found(view, bad).items() if document["state"] == "done"}
+    runs.say_passed_over(bad)
     if not documents:
         return
     first = next(iter(documents))

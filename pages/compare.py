@@ -20,6 +20,7 @@ def page() -> None:
         "Compare", "Two plans or measured models side by side: every weight, every figure with its interval, and texts."
     )
     measured, plans = runs.of_model(view), runs.plans(view)
+    runs.say_passed_over(runs.passed_over())
     options = choices(measured, plans)
     if len(options) < 2:
         for gone in filter(None, (common.missing(name, options) for name in "ab")):

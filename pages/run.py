@@ -29,6 +29,7 @@ def page() -> None:
         show_result_of(view, running)
     new_run(view, running)
     past(view)
+    runs.say_passed_over(runs.passed_over())
 
 
 def show_result_of(view, running) -> None:

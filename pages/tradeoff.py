@@ -69,6 +69,7 @@ def page() -> None:
         else:
             chart(view, same_conditions(points))
     sweep_form(view, sweep_job, first=not points)
+    runs.say_passed_over(runs.passed_over())
 
 
 def same_conditions(points: list[dict]) -> list[dict]:

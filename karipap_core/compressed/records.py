@@ -51,7 +51,7 @@ def settings_of(folder: str | Path) -> dict:
 
 def report_of(folder: str | Path) -> dict:
     """karipap.json of a folder, {} where there is none or it is damaged."""
-    return kept_json(Path(folder) / REPORT) or {}
+    return kept_json(Path(folder) / REPORT, "report") or {}
 
 
 def written_for(plan: dict, fingerprint: str, source_identity: str | None) -> str:
@@ -170,11 +170,7 @@ def keep_evaluation(folder: str | Path, found: dict) -> None:
 
 def read(folder: str | Path, kind: str) -> dict | None:
     """The record of that kind in a folder, None where there is none or it is damaged."""
-    document = kept_json(Path(folder) / f"{kind}.json")
-    if document is None:
-        return None
-    fine = document.get("format") == f"karipap-{kind}" and isinstance(document.get("of"), dict)
-    return document if fine and isinstance(document.get("result"), dict) else None
+    return kept_json(Path(folder) / f"{kind}.json", kind)
 
 
 def stale(document: dict, state: dict[str, str], dense: str | None) -> str | None:

@@ -11,7 +11,6 @@ import numpy as np
 from karipap_core.errors import InputError
 from karipap_core.plan.document import is_of
 from karipap_core.profiles.document import Profile
-from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace, shipped
 from karipap_core.workspace.runs import read_runs
 
@@ -45,11 +44,11 @@ def functional_profile(checkpoint, workspace: Workspace | None = None) -> Profil
     folder = workspace.profile_dir(checkpoint.key, "any").parent
     for file in sorted(folder.glob("*/profile.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         try:
-            document = read_json(file)
-            if "functional" in document["settings"]["metrics"]:
-                return Profile(document, folder=file.parent)
-        except (InputError, KeyError, TypeError):
+            profile = Profile.load(file)
+        except InputError:
             continue
+        if "functional" in profile.settings["metrics"]:
+            return profile
     return None
 
 

@@ -111,7 +111,7 @@ def folder_conventions(
 
 def _is_healed(folder: Path) -> bool:
     """Whether the model in a folder is one that healing made better."""
-    report = kept_json(folder / "karipap.json") or {}
+    report = kept_json(folder / "karipap.json", "report") or {}
     healing = report.get("healing")
     result = healing.get("result") if isinstance(healing, dict) else None
     return isinstance(result, dict) and bool(result.get("improved"))
@@ -153,7 +153,7 @@ def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -
     config = open_checkpoint(folder, compressed=True).config
     plan = (config.get("quantization_config") or {}).get("plan")
     recorded = plan.get("model", {}) if isinstance(plan, dict) else {}
-    report = kept_json(folder / "karipap.json") or {}
+    report = kept_json(folder / "karipap.json", "report") or {}
     if against is not None:
         dense = open_checkpoint(against, compressed=True)
         if recorded and dense.fingerprint != recorded.get("fingerprint"):

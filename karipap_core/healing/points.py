@@ -69,14 +69,14 @@ def measure(
     checkpoint = open_checkpoint(folder, compressed=True)
     plan = Plan.from_json(checkpoint.config["quantization_config"]["plan"], str(folder))
     beside = folder.resolve().parent / "run.json"
-    if healed is None and (point := kept_json(beside)) is not None:
+    if healed is None and (point := kept_json(beside, "run")) is not None:
         same = point.get("folder") and Path(point["folder"]).resolve() == folder.resolve()
         if same and point["text"]["sha256"] == text.sha256 and point["tokens"] == _scored(point, MAX_TOKENS):
             return point
     what = {"folder": checkpoint.identity, "sha256": text.sha256, "max_tokens": MAX_TOKENS, "plan": plan.to_json()}
     name = f"{'heal' if healed else 'run'}-{settings_key(what)}"
     file = Workspace().runs_dir / name / "run.json"
-    if (known := kept_json(file)) is not None:
+    if (known := kept_json(file, "run")) is not None:
         return known
     notes: list[str] = []
     source = dense_model_of(folder, against, notes)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
 from karipap_core.workspace.files import write_json
@@ -136,7 +137,7 @@ class Job:
 
     def document(self) -> dict:
         """What job.json says: title, argv, program, times, and the state that was written last."""
-        return read_json(self.file)
+        return schemas.read(self.file, "job")
 
     def look(self) -> tuple[dict, str, str | None]:
         """The document, the true state, and why the job failed."""

@@ -45,6 +45,7 @@ def get(job_id: str, workspace: Workspace | None = None) -> Job:
     job = Job((workspace or Workspace()).jobs_dir / job_id)
     if not re.fullmatch(r"[0-9a-f-]{1,64}", job_id) or not job.file.is_file():
         raise InputError(f"There is no job {job_id!r} in this workspace.")
+    job.document()  # one that is damaged is told of here
     return job
 
 

@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from karipap_core.errors import InputError
+from karipap_core import schemas
 from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, log_factor, off_by
 
 if TYPE_CHECKING:
@@ -341,14 +342,19 @@ class Calibration:
         return {"format": FORMAT, "version": VERSION} | self.__dict__
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "Calibration":
+    def load(cls, file: str | Path) -> "Calibration":
+        """A calibration from its file. Raises InputError that names the file and what is wrong with it."""
+        return cls._of(schemas.read(file, "calibration"))
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], source: str = "calibration") -> "Calibration":
         """A calibration from its JSON form, of this version of the file or an older one. Raises InputError for a newer
-        one."""
-        if document.get("version", 1) > VERSION:
-            raise InputError(
-                f"A calibration of version {document['version']} was written by a newer Karipap (this one reads up to "
-                f"{VERSION}): update it, or measure the model again."
-            )
+        one, and for what is none."""
+        schemas.check(document, "calibration", source)
+        return cls._of(document)
+
+    @classmethod
+    def _of(cls, document: dict[str, Any]) -> "Calibration":
         names = {each.name for each in fields(cls)}
         return cls(**{key: value for key, value in document.items() if key in names})
 

@@ -5,15 +5,16 @@ with its factorization and bond dimensions (see `karipap_core/networks`). A comp
 stays dense. Nothing here imports torch until a network has to be checked.
 """
 
-import json
-import math
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from karipap_core.errors import InputError
+from karipap_core import schemas
+from karipap_core.errors import InputError, unknown
+from karipap_core.networks.listed import NAMES
+from karipap_core.reading import parse_json, read_bytes
 from karipap_core.values import html_table
 
 if TYPE_CHECKING:  # torch, seconds: not for reading a plan
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch, seconds: not for reading a plan
 FORMAT, VERSION = "karipap-plan", 1
 RULES = ("uniform", "entropy", "functional", "loss", "calibrated", "refined", "best")
 DENSE = {"network": "dense"}
-MAX_FILE = 64 * 1024 * 1024
+LISTED = ("dense", *NAMES, "tt_embedding")
 
 
 @dataclass(frozen=True)
@@ -150,27 +151,18 @@ class Plan:
     @classmethod
     def from_json(cls, document: dict, source: str = "plan") -> "Plan":
         """A plan from its JSON form. Raises InputError that names the source and the field."""
-        _check_schema(document, source)
+        _check(document, source)
         return cls(**{each.name: document[each.name] for each in fields(cls) if each.name in document})
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """A plan from a file. Raises InputError that names the file and what is wrong with it."""
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"Plan {path} does not exist.")
-        if path.stat().st_size > MAX_FILE:
-            raise InputError(f"Plan {path} is larger than {MAX_FILE >> 20} MiB: this is no plan.")
-        return cls.parse(path.read_bytes(), str(path))
+        return cls.parse(read_bytes(path), f"File {path}")
 
     @classmethod
     def parse(cls, data: bytes | str, source: str = "plan") -> "Plan":
         """A plan from JSON text. Raises InputError that names the source and what is wrong."""
-        try:
-            document = json.loads(data, parse_constant=lambda name: _refuse(source, name))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{source} is not valid JSON: {error}.") from None
-        return cls.from_json(document, source)
+        return cls.from_json(parse_json(data, source), source)
 
     def save(self, path: str | Path) -> None:
         from karipap_core.workspace.files import write_json
@@ -312,33 +304,17 @@ def is_of(model: dict | None, checkpoint) -> bool:
     return same and model.get("identity", checkpoint.identity) == checkpoint.identity
 
 
-@lru_cache(maxsize=1)
-def schema() -> dict:
-    """The JSON Schema of a plan (draft 2020-12)."""
-    return json.loads(Path(__file__).with_name("plan.schema.json").read_text())
-
-
-@lru_cache(maxsize=1)
-def _validator():
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(schema())
-
-
-def _check_schema(document, source: str) -> None:
-    import jsonschema
-
-    error = jsonschema.exceptions.best_match(_validator().iter_errors(document))
-    if error is not None:
-        where = ".".join(str(part) for part in error.absolute_path) or "the document"
-        raise InputError(f"{source}: field {where}: {error.message[:300]}.")
+def _check(document: Any, source: str) -> None:
+    """The schema, and what it cannot say: that a network has sizes and is one that there is."""
+    schemas.check(document, "plan", source)
     for name, entry in document["weights"].items():
-        if (entry["network"] != "dense" or entry.get("quantize")) and not {"out", "in", "chi"} <= entry.keys():
-            raise InputError(f"{source}: field weights.{name}: a network needs out, in and chi.")
-    predicted = document.get("predicted") or {}
-    if any(isinstance(value, float) and not math.isfinite(value) for value in predicted.values()):
-        raise InputError(f"{source}: field predicted: numbers must be finite.")
+        if entry["network"] == "dense" and not entry.get("quantize"):
+            continue
+        if missing := [key for key in ("out", "in", "chi") if key not in entry]:
+            raise InputError(f"{source}: field weights.{name}.{missing[0]} is missing.")
+        if entry["network"] not in LISTED:
+            from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS  # others may have been registered
 
-
-def _refuse(source: str, constant: str):
-    raise InputError(f"{source}: {constant} is not a number that JSON knows.")
+            if entry["network"] not in NETWORKS | EMBEDDING_NETWORKS:
+                known = NETWORKS | EMBEDDING_NETWORKS
+                raise unknown(f"{source}: field weights.{name}.network:", entry["network"], known)

@@ -199,7 +199,7 @@ def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> b
 def refit(file: Path, points: Sequence[dict]) -> Calibration:
     """Add these measured runs to the checks of a calibration and write it, its fit with a new version where there was
     anything new. Returns the calibration."""
-    if (measured := kept_json(file)) is None:
+    if (measured := kept_json(file, "calibration")) is None:
         raise InputError(f"There is no calibration in {file} that can be read: make a plan of this model first.")
     calibration = Calibration.from_json(measured)
     if new := unchecked(calibration, points):

@@ -128,7 +128,7 @@ class Study:
     def weights(self) -> list[Weight]:
         """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
         file = self.folder / "reachable.json"
-        if (found := kept_json(file)) is None:
+        if (found := kept_json(file, "weights")) is None:
             from karipap_core.models.sites import reachable  # transformers, seconds
 
             keep_json(file, found := {"weights": sorted(reachable(self.checkpoint))})
@@ -139,7 +139,7 @@ class Study:
     def tables(self) -> list[Weight]:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
         file = self.folder / "tables.json"
-        if (found := kept_json(file)) is None:
+        if (found := kept_json(file, "weights")) is None:
             from karipap_core.models.sites import reachable
 
             tables = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
@@ -266,9 +266,9 @@ class Study:
         the fit through whole plans."""
         if metric not in self._calibrations:
             file = self.calibration_file(metric)
-            if (measured := kept_json(file)) is None:
+            if (measured := kept_json(file, "calibration")) is None:
                 with only_writer(file, "calibration", waiting=self.progress):
-                    measured = kept_json(file) or self._calibrate(metric, file)
+                    measured = kept_json(file, "calibration") or self._calibrate(metric, file)
             self._calibrations[metric] = Calibration.from_json(measured)
         found = self._calibrations[metric]
         kind = kind or Kind("lowrank")
@@ -348,7 +348,7 @@ class Study:
 
     def _latest(self, metric: str) -> Calibration:
         """The calibration as it is on disk, where another process may have added to it."""
-        measured = kept_json(self.calibration_file(metric))
+        measured = kept_json(self.calibration_file(metric), "calibration")
         return self.calibration(metric) if measured is None else Calibration.from_json(measured)
 
 

@@ -119,7 +119,7 @@ def _built(
 
 def _finished(folder: Path, *keys: str) -> Profile | None:
     """The profile of one of these keys that a folder holds, whole."""
-    if kept_json(folder / "profile.json") is None:
+    if kept_json(folder / "profile.json", "profile") is None:
         return None
     found = Profile.load(folder)
     return found if found.file_key in keys and has_tensors(folder / "spectra.safetensors") else None

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from karipap_core import schemas
 from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
-from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.terminal import value
 from karipap_core.workspace.files import settings_key
-from karipap_core.workspace.kept import SEAL, intact, keep_json, keep_tensors, kept_tensors
+from karipap_core.workspace.kept import keep_json, keep_tensors, kept_tensors
 
 FORMAT, VERSION = "karipap-profile", 1
 NETWORKS_WITH_BONDS = ("mpo", "tree", "peps")
@@ -202,19 +202,7 @@ class Profile:
         """
         folder = Path(folder)
         file = folder if folder.name == "profile.json" else folder / "profile.json"
-        document = read_json(file)
-        if document.get("format") != FORMAT:
-            raise InputError(f"{file} is not a Karipap profile (field 'format').")
-        if document.get("version") != VERSION:
-            version = document.get("version")
-            raise InputError(f"{file} has version {version!r}, this Karipap reads {VERSION}; profile the model again.")
-        missing = sorted({"model", "fingerprint", "settings", "weights"} - document.keys())
-        if missing:
-            raise InputError(f"{file} lacks the field '{missing[0]}'; profile the model again.")
-        if not intact(document):
-            raise InputError(f"{file} is damaged (its SHA-256 differs); profile the model again.")
-        document.pop(SEAL, None)
-        return cls(document, folder=file.parent)
+        return cls(schemas.read(file, "profile"), folder=file.parent)
 
 
 def write_spectra(file: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:

@@ -13,15 +13,15 @@ from karipap_core.evaluation import scores
 from karipap_core.plan.document import Plan
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
-from karipap_core.reading import read_json
 from karipap_core.reports.rows import rows, table_csv, text_of
+from karipap_core.schemas import checked_name
 from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.terminal import argument
 from karipap_core.version import __version__
-from karipap_core.workspace import Workspace, checked_name, documents
+from karipap_core.workspace import Workspace, documents
 from karipap_core.workspace.files import whole_file, write_json
-from karipap_core.workspace.runs import read_runs
+from karipap_core.workspace.runs import read_run, read_runs
 
 FORMAT, VERSION = "karipap-run-report", 1
 PRIVATE = ("path", "folder", "against")  # where things lie on the writer's machine
@@ -84,9 +84,6 @@ def collect(what: Iterable[str | Path]) -> list[dict]:
         else:
             raise InputError(f"{path} is a {document.get('format')}: a report is made of runs and sweeps.")
         for point in points:
-            if "id" not in point or not isinstance(point.get("model"), dict):
-                raise InputError(f"{path}: a run lacks the field 'id' or 'model'.")
-            checked_name(point["id"], f"{path}, field id")
             found.setdefault(point["id"], point)
     if not found:
         raise InputError("A report needs at least one run.")
@@ -111,7 +108,7 @@ def _beside(path: Path) -> dict | None:
     if not path.is_dir() or any((path / name).is_file() for name in ("run.json", "sweep.json")):
         return None
     if (path / "config.json").is_file() and (path.resolve().parent / "run.json").is_file():
-        return read_json(path.resolve().parent / "run.json")
+        return read_run(path.resolve().parent / "run.json")
     if runs := read_runs(path / "runs"):
         return {"format": "karipap-sweep", "runs": runs}
     return None

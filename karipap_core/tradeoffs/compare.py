@@ -154,7 +154,7 @@ def damages(plan: Plan) -> dict[str, float]:
     if (file := calibration_file(plan)) is None:
         return {}
     key = file.stem.removeprefix(f"{plan.metric}-")
-    if (measured := kept_json(file)) is None:
+    if (measured := kept_json(file, "calibration")) is None:
         return {}
     calibration, tables, found = Calibration.from_json(measured), {}, {}
     for name in plan.weights:

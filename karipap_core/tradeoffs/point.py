@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from karipap_core.plan.document import Plan
-from karipap_core.workspace.kept import SEAL
+from karipap_core.schemas import SEAL
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
 
 _NAMED = ("id", "created", "kind", "method", "label", "settings", "model", "plan", "predicted")

@@ -109,7 +109,7 @@ class Points:
         key = settings_key({"label": draft.label, "settings": draft.settings, "measurement": measurement})
         name = f"{draft.method}-{key}"
         file = self.folder / name / "run.json"
-        if (known := kept_json(file)) is not None:
+        if (known := kept_json(file, "run")) is not None:
             return self._with_all(Point.from_json(known), figures)
         began = time.monotonic()
         equal = self.known.get(measurement)

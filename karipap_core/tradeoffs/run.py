@@ -80,7 +80,7 @@ def run(
     what = {"plan": plan.to_json(), "model": checkpoint.identity, "sha256": text.sha256}
     name = f"run-{settings_key(what | scoring.to_json())}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
-    if (kept_json(folder / "run.json") or {}).get("id") == name:
+    if (kept_json(folder / "run.json", "run") or {}).get("id") == name:
         if (folder / "model").exists() and not as_written(folder / "model", report_of(folder / "model")):
             story.compress(model, plan, folder / "model", force, device, progress)
         return _with_extras(folder, model, text, scoring, extras, device, progress)
@@ -129,7 +129,7 @@ def _with_extras(
     from karipap_core.evaluation.folder import folder_conventions
     from karipap_core.evaluation.tasks.suite import add_tasks
 
-    point = kept_json(folder / "run.json") or {}
+    point = kept_json(folder / "run.json", "run") or {}
     if extras.suite is not None and extras.suite.missing(point):
         point = add_tasks(point, extras.suite, folder / "model", device, progress)
         keep_json(folder / "run.json", point)

@@ -7,9 +7,10 @@ from pathlib import Path
 from karipap_core.compressed import records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan, model_entry
-from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace, checked_name
+from karipap_core.schemas import checked_name
+from karipap_core.workspace import Workspace
 from karipap_core.workspace.documents import find
+from karipap_core.workspace.runs import read_run
 
 
 @dataclass
@@ -80,15 +81,16 @@ def _of_folder(path: Path) -> Side:
     """A compressed folder with its records, or a dense model."""
     from karipap_core.checkpoint.open import open_checkpoint
 
-    config = read_json(path / "config.json", lenient=True) if (path / "config.json").is_file() else {}
-    if (config.get("quantization_config") or {}).get("quant_method") != "karipap":
+    try:
+        settings = records.settings_of(path)
+    except InputError:
         return of_checkpoint(open_checkpoint(path))
-    plan = Plan.from_json(records.settings_of(path)["plan"], str(path / "config.json"))
+    plan = Plan.from_json(settings["plan"], str(path / "config.json"))
     report = records.report_of(path)
     found = {kind: (records.read(path, kind) or {}).get("result") for kind in ("evaluation", "shadow")}
     beside = path.resolve().parent / "run.json"
     if found["evaluation"] is None and beside.is_file():
-        run = read_json(beside)
+        run = read_run(beside)
         if run.get("folder") and Path(run["folder"]).resolve() == path.resolve():
             found["evaluation"] = run
     result = report.get("result") or report

@@ -23,29 +23,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
+from karipap_core.schemas import checked_name
 from karipap_core.workspace.files import settings_key, whole_file, write_json
 from karipap_core.workspace.kept import keep_json
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, environment, read_runs
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 MODEL_KEY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
 MANIFEST = "measured.json"
-
-
-def checked_name(name: object, where: str = "") -> str:
-    """The name itself, which is one that stays in its folder as a file, and is no option on a command line.
-
-    Names and ids reach here from files and web pages; `where` they are from begins the sentence ("run.json, field id").
-    Raises InputError for anything else.
-    """
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        said = f"{where}: " if where else ""
-        raise InputError(
-            f"{said}{str(name)[:60]!r} is not a name: letters, digits, '.', '_', '+' and '-', at most 128."
-        )
-    return name
 
 
 class Identified(Protocol):
@@ -65,9 +52,11 @@ def shipped(model: Identified) -> Path | None:
     """The folder `karipap/` beside a model's tensors, with profiles, curves, calibration, sensitivity and runs, where
     its measured.json says that they were measured on this very model (`identity`); None where there is none."""
     manifest = model.home / "karipap" / MANIFEST
-    if not manifest.is_file() or read_json(manifest).get("identity") != model.identity:
+    try:
+        ours = schemas.read(manifest, "measured")["identity"] == model.identity
+    except InputError:  # there is none, or nobody can say whose it is
         return None
-    return manifest.parent
+    return manifest.parent if ours else None
 
 
 def new_id() -> str:

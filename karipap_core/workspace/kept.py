@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
-from karipap_core.reading import open_file, read_json
+from karipap_core.reading import open_file
+from karipap_core.schemas import SEAL, sum_of
 from karipap_core.workspace.files import whole_file, write_json
 
-SEAL = "seal"  # the field of a kept JSON document that holds the sum of all others
 NOTE = "karipap"  # the one entry of a safetensors file's metadata: several would be written in an order of chance
 BLANK = "0" * 64  # stands in a file for its sum while that is taken
 BEGINNING = '{"sha256":'  # of the entry's text
@@ -26,36 +27,21 @@ _SUM = re.compile(rb'"karipap":"\{\\"sha256\\":\\"([0-9a-f]{64})\\"')
 _log = logging.getLogger("karipap")
 
 
-def sum_of(document: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a JSON object without its seal, whatever the order of its names."""
-    rest = {name: value for name, value in document.items() if name != SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
 def keep_json(path: str | Path, document: dict) -> None:
     """Write a JSON object whole, with its sum in the field `seal`."""
     write_json(path, document | {SEAL: sum_of(document)})
 
 
-def intact(document: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is as it was kept; one without a seal cannot be told from one that is."""
-    return SEAL not in document or document[SEAL] == sum_of(document)
-
-
-def kept_json(path: str | Path) -> dict[str, Any] | None:
-    """The JSON object that was kept in a file, without its seal; None where there is none or it is damaged."""
+def kept_json(path: str | Path, schema: str | None = None) -> dict[str, Any] | None:
+    """The JSON object that was kept in a file, without its seal; None where there is none, it is damaged, or it is not
+    what `schema` (see `schemas`) says."""
     if not Path(path).exists():
         return None
     try:
-        document = read_json(path)
+        return schemas.read(path, schema)
     except InputError as error:
         _log.warning("%s It counts as not there.", error)
         return None
-    if not intact(document):
-        _log.warning("File %s is damaged (its SHA-256 differs): it counts as not there.", path)
-        return None
-    document.pop(SEAL, None)
-    return document
 
 
 def keep_tensors(path: str | Path, tensors: Mapping[str, Any], note: Mapping[str, str] | None = None) -> None:

@@ -5,9 +5,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
-from karipap_core.reading import read_json
-from karipap_core.workspace.kept import SEAL, intact
 
 RUN_FORMAT, RUN_VERSION = "karipap-run", 1
 
@@ -30,18 +29,26 @@ def environment() -> dict:
     }
 
 
-def read_runs(folder: str | Path) -> list[dict]:
+def read_run(path: str | Path) -> dict:
+    """The document of a run.json. Raises InputError, one sentence that names the file and the field."""
+    run = schemas.read(path, "run")
+    units = run.get("units")
+    if units and len({len(units[key]) for key in ("ids", "tokens", "rise")}) > 1:
+        raise InputError(f"File {path}: field units: ids, tokens and rise must be equally long.")
+    return run
+
+
+def read_runs(folder: str | Path, passed_over: list[str] | None = None) -> list[dict]:
     """Every readable `*/run.json` under a folder, oldest first, each with its `path` added.
 
-    A file that is damaged, or is no run, is passed over: one of them must not empty the trade-off page.
+    A file that is damaged, or is no run, is passed over: one of them must not empty the trade-off page. Why it was is a
+    sentence more in `passed_over`.
     """
     runs = []
-    for path in Path(folder).glob("*/run.json"):
+    for path in sorted(Path(folder).glob("*/run.json")):
         try:
-            run = read_json(path)
-        except InputError:
-            continue
-        if run.get("format") == RUN_FORMAT and intact(run):
-            run.pop(SEAL, None)
-            runs.append(run | {"path": str(path)})
+            runs.append(read_run(path) | {"path": str(path)})
+        except InputError as error:
+            if passed_over is not None:
+                passed_over.append(str(error))
     return sorted(runs, key=lambda run: (run.get("created", 0), run["path"]))

@@ -1,13 +1,12 @@
 """What is to be served, on what and at what price: the controls of the Deploy page, their values kept in the URL."""
 
-import json
-
 import streamlit as st
 
 from karipap_core.deployment import hardware
 from karipap_core.deployment.footprint import Footprint, of_config
 from karipap_core.deployment.request import Load, Machine
 from karipap_core.errors import InputError
+from karipap_core.reading import named, parse_json
 from pages.parts import common, runs
 
 NO_PLAN, THIS = "no plan", "this machine"
@@ -22,14 +21,11 @@ def detected() -> hardware.Gpu | None:
 
 
 @st.cache_resource(show_spinner="Counting the parameters …", max_entries=8)
-def counted(text: str, name: str) -> Footprint:
+def counted(data: bytes, name: str) -> Footprint:
     """The footprint of an uploaded config.json."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise InputError(f"{name} is not valid JSON.") from None
+    document = parse_json(data, name, lenient=True)
     if not isinstance(document, dict):
-        raise InputError(f"{name} is not a model's config.json.")
+        raise InputError(f"{name} holds {named(document)}, not an object: it is not a model's config.json.")
     return of_config(document, name)
 
 
@@ -164,7 +160,7 @@ def upload(label: str, key: str) -> Footprint | None:
         return None
     if file.size > LARGEST:
         raise InputError(f"{file.name} is larger than 1 MB: this is no config.json.")
-    return counted(file.getvalue().decode("utf-8", "replace"), file.name)
+    return counted(file.getvalue(), file.name)
 
 
 def plan_of(view) -> tuple[str | None, object | None]:

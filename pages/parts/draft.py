@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.plan.document import DENSE, Plan, model_entry
 from karipap_core.plan.kind import packs_unasked
 from karipap_core.plan.predict import sizes_of
-from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import write_json
 from pages.parts.tables import What
@@ -335,9 +335,9 @@ def kept(draft_id: str, fingerprint: str) -> Draft | None:
     if not DRAFT_ID.fullmatch(draft_id):
         return None
     try:
-        document = read_json(_folder() / f"{draft_id}.json")
-        if document.pop("fingerprint") != fingerprint:
-            return None
-        return Draft(**document | {key: tuple(document[key]) for key in ("locked", "hand")})
-    except (InputError, TypeError, KeyError):
+        document = schemas.read(_folder() / f"{draft_id}.json", "draft")
+    except InputError:
         return None
+    if document.pop("fingerprint") != fingerprint:
+        return None
+    return Draft(**document | {key: tuple(document[key]) for key in ("locked", "hand")})

@@ -8,7 +8,6 @@ import streamlit as st
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
-from karipap_core.reading import read_json
 from pages.parts import common, runs
 
 SIDES = {"told": "As predicted when planned", "now": "By today's calibration, each left out"}
@@ -23,7 +22,7 @@ def page(view) -> None:
         return
     files = predictions.calibrations(points)
     file, mine = next(iter(files.items()), (None, []))
-    calibration = Calibration.from_json(read_json(file)) if file else None
+    calibration = Calibration.load(file) if file else None
     pairs = {"told": told}
     if calibration:
         pairs["now"] = predictions.left_out(calibration, points)

@@ -8,7 +8,6 @@ from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.document import is_of
 from karipap_core.profiles.document import Profile
-from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, texts
 
@@ -177,7 +176,7 @@ def calibration(view) -> Calibration | None:
     )
     for file in reversed(files):
         try:
-            return Calibration.from_json(read_json(file))
+            return Calibration.load(file)
         except (InputError, TypeError):
             continue
     return None

@@ -3,7 +3,6 @@
 import html
 import math
 import re
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,29 +19,52 @@ from karipap_core.workspace.runs import read_runs
 from pages.parts import common
 from pages.parts.roots import inside, roots
 
+MOST_SAID = 20
 STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text
 
 
 def of_model(view) -> list[dict]:
     """Runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and what ships with the
     model as `karipap/runs` (see Workspace.adopt)."""
-    beside = None
-    with suppress(InputError):  # a measured.json that cannot be read says nothing
-        beside = shipped(view.checkpoint)
-    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
-    found |= {run["id"]: run for run in Workspace().runs if "id" in run}
-    mine = [run for run in found.values() if is_of(run.get("model"), view.checkpoint)]
+    beside = shipped(view.checkpoint)
+    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else [])}
+    found |= {run["id"]: run for run in Workspace().runs}
+    mine = [run for run in found.values() if is_of(run["model"], view.checkpoint)]
     return sorted(mine, key=lambda run: run.get("created", 0))
+
+
+def passed_over() -> list[str]:
+    """Why each run and plan of the workspace that cannot be read is not on the pages, a sentence each."""
+    bad: list[str] = []
+    read_runs(Workspace().runs_dir, bad)
+    for file in sorted(Workspace().plans.glob("*.json")):
+        try:
+            Plan.load(file)
+        except InputError as error:
+            bad.append(str(error))
+    return bad
+
+
+def say_passed_over(bad: list[str]) -> None:
+    """A note of files that were passed over, closed until somebody asks."""
+    if not bad:
+        return
+    many = "1 file" if len(bad) == 1 else f"{len(bad):,} files"
+    with st.expander(f"{many} of the workspace cannot be read", key="k-passed-over"):
+        for sentence in bad[:MOST_SAID]:
+            st.html(f'<p class="k-note">{html.escape(sentence)}</p>')
+        if len(bad) > MOST_SAID:
+            st.caption(f"And {len(bad) - MOST_SAID:,} more.")
 
 
 def with_folder(view) -> list[dict]:
     """Those whose compressed folder is there, newest first. The workspace's own runs say where theirs are; what ships
     with a model is a stranger's, and names none outside KARIPAP_MODEL_ROOTS."""
-    own = {run["id"] for run in Workspace().runs if "id" in run}
+    own = {run["id"] for run in Workspace().runs}
     found = []
     for run in reversed(of_model(view)):
         folder = run.get("folder")
-        if not isinstance(folder, str) or not (Path(folder) / "config.json").is_file():
+        if not folder or not (Path(folder) / "config.json").is_file():
             continue
         if run["id"] in own or inside(folder, roots()):
             found.append(run)
@@ -64,7 +86,7 @@ def say_conditions(run: dict) -> str:
 def plans(view) -> dict[str, Plan]:
     """Name → plan of the workspace's plans for this checkpoint, newest first."""
     found = {}
-    files = sorted(Workspace().plans.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(Workspace().plans.glob("*.json"), key=lambda file: file.lstat().st_mtime, reverse=True)
     for file in files:
         try:
             plan = Plan.load(file)

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.networks.listed import NAMES
 from karipap_core.plan import allocate, kind
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind
-from karipap_core.reading import read_json
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, measured, profiles
@@ -199,7 +199,7 @@ def of(view, now) -> Tables | None:
 
 def _weights(view, file: Path | None, tables: bool = False) -> list:
     """The weights of the blocks, or the tables of tokens, that a plan can compress."""
-    names = set(read_json(file)["weights"]) if file else None
+    names = set(schemas.read(file, "weights")["weights"]) if file else None
     if tables:
         return [w for w in view.checkpoint.weights if names and w.name in names]
     return [w for w in view.checkpoint.weights if w.compressible and (names is None or w.name in names)]
@@ -207,7 +207,7 @@ def _weights(view, file: Path | None, tables: bool = False) -> list:
 
 def _calibration(found: Sources, weights) -> Calibration | None:
     """The calibration, if it knows all of these weights."""
-    calibration = Calibration.from_json(read_json(found.calibration)) if found.calibration else None
+    calibration = Calibration.load(found.calibration) if found.calibration else None
     return calibration if calibration and all(weight.name in calibration.levels for weight in weights) else None
 
 

@@ -96,6 +96,8 @@ def test_a_plan_its_run_and_a_price_fill_the_table(llama_roots):
             "label": "the run",
             "model": model_entry(checkpoint),
             "bytes": 10,
+            "kept": 0.5,
+            "bytes_kept": 0.5,
             "rise": 1.2345,
             "plan": plan.to_json(),
             "text": {"name": "<script>", "sha256": "1" * 64},
@@ -131,7 +133,7 @@ def test_configs_of_other_models_are_taken_and_bad_ones_refused():
     assert "<b>mixtral.json</b>" in text and "a token passes 28% of them" in text
     assert "qwen.json, 494,032,768 parameters in bfloat16" in text
     app.file_uploader(key="config_smaller").upload("bad.json", b"[]", "application/json").run()
-    assert "bad.json is not a model" in words(app) + app.error[0].value
+    assert "bad.json holds a list, not an object" in words(app) + app.error[0].value
 
 
 def test_the_memory_figure_draws_the_documents_bytes():

@@ -64,7 +64,7 @@ def fresh(wheel, tmp_path_factory) -> Path:
 
 def test_the_wheel_holds_the_package_and_its_data_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    known = ("plan/plan.schema.json", "deployment/hardware.json", "tradeoffs/published.json", "py.typed")
+    known = ("schemas/plan.schema.json", "deployment/hardware.json", "tradeoffs/published.json", "py.typed")
     assert {f"karipap_core/{name}" for name in known} <= set(DATA) <= set(names)
     assert {name.split("/")[0] for name in names} == {"karipap_core", f"karipap-{karipap_core.__version__}.dist-info"}
     assert not [name for name in names if "test" in Path(name).name]

@@ -8,7 +8,7 @@ from karipap_core.studies.sensitivity.store import rows_of
 def table(document: dict) -> str:
     """The measurement for a terminal: the verdict, ρ of every measure, a row a part."""
     by, quality = document.get("by", "weight"), document["quality"]
-    document = document if "spearman" in document else described(document, by)
+    document = described(document, by)
     parts = [f"{show.value(document['model']['name'])}: {show.value(say_settings(document))}", document["verdict"]]
     rows = []
     for key, found in document["spearman"].items():

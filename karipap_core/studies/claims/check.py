@@ -60,8 +60,7 @@ def results(model_key: str, workspace: Workspace | None = None) -> dict[str, dic
     """Name → document of every claim that has been checked on a model; a damaged file counts as not there."""
     found = {}
     for name in CLAIMS:
-        document = kept_json(result_file(model_key, name, workspace)) or {}
-        if document.get("format") == FORMAT and document.get("version") == VERSION:
+        if (document := kept_json(result_file(model_key, name, workspace), "claim")) is not None:
             found[name] = document
     return found
 

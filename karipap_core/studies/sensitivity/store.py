@@ -21,7 +21,7 @@ def file_of(folder: Path, settings: dict) -> Path:
 
 
 def opened(file: Path, study, settings: dict) -> dict:
-    if (known := kept_json(file)) is not None:
+    if (known := kept_json(file, "sensitivity")) is not None:
         return known
     return {
         "format": FORMAT,
@@ -39,7 +39,7 @@ def opened(file: Path, study, settings: dict) -> dict:
 
 def save(file: Path, document: dict, by: str) -> None:
     """Writes the file; what another process measured of the other unit meanwhile stays."""
-    if (now := kept_json(file)) is not None:
+    if (now := kept_json(file, "sensitivity")) is not None:
         other = next(unit for unit in UNITS if unit != by)
         document[f"{other}s"], document["total"] = now[f"{other}s"], now["total"] | document["total"]
     keep_json(file, document)
@@ -49,8 +49,7 @@ def read_all(folder: Path) -> list[dict]:
     """The readable measurements in a model's folder of the workspace, newest first, unfinished ones among them."""
     found = []
     for file in (Path(folder) / "sensitivity").glob("*.json"):
-        document = kept_json(file) or {}
-        if document.get("format") == FORMAT and document.get("version") == VERSION and rows_of(document):
+        if (document := kept_json(file, "sensitivity")) and rows_of(document):
             found.append(document | {"path": str(file)})
     return sorted(found, key=lambda document: (-document["created"], document["path"]))
 

@@ -59,7 +59,7 @@ def autopilot(
     identity = {"study": study.key, "model": study.checkpoint.identity, "sha256": text.sha256, "version": 1}
     key = settings_key(settings | wanted | identity)
     home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
-    known = kept_json(home / "autopilot.json") or {}
+    known = kept_json(home / "autopilot.json", "autopilot") or {}
     if known.get("key") == key and known.get("state") == "done":
         if not (home / "plan.json").is_file():
             Plan.from_json(known["plan"]).save(home / "plan.json")
@@ -121,7 +121,7 @@ def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:
     if frozen.get("key") != key:
         frozen = {"key": key, "calibration": study.calibration("loss").to_json()}
         keep_json(file, frozen)
-    return Calibration.from_json(frozen["calibration"])
+    return Calibration.from_json(frozen.get("calibration"), f"File {file}, field calibration")
 
 
 def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: tuple[Text, Text]) -> dict:

@@ -10,7 +10,7 @@ from tests.helpers.paths import REPOSITORY
 
 ROOT = REPOSITORY / "karipap_core"
 MOST_LINES = 400
-GROUND = {"errors", "progress", "version", "terminal", "reading", "workspace"}
+GROUND = {"errors", "progress", "version", "terminal", "reading", "schemas", "workspace"}
 
 
 @lru_cache(maxsize=1)

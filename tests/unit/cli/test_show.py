@@ -13,6 +13,7 @@ from karipap_core.errors import InputError
 from karipap_core.workspace import Workspace, documents
 from karipap_core.workspace.files import write_json
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.points import LEAST
 
 FINGERPRINT = "ab" * 32
 PLAN = {
@@ -31,22 +32,24 @@ PLAN = {
     "predicted": {"kept": 0.75, "parameters": 3000, "bytes": 6000, "bytes_kept": 0.75, "rise": 0.123456, "error": 0.1},
     "tried": [{"rule": "loss", "rise": 0.2}, {"rule": "refined", "rise": 0.123}],
 }
+ROW = {"layer": 0, "role": "q", "expert": None, "dtype": "float32", "compressible": True, "notes": [], "bonds": []}
+NUMBERS = {"normalized_entropy": None, "effective_rank": None}
 PROFILE = {
     "format": "karipap-profile",
     "version": 1,
     "model": "tiny",
     "fingerprint": FINGERPRINT,
     "parameters": 4000,
-    "settings": {"metrics": ["weight"], "text": None},
+    "settings": {"metrics": ["weight"], "network": None, "text": None},
     "weights": [
-        {
+        ROW
+        | {
             "name": "layers.0.q",
             "shape": [32, 64],
             "parameters": 2048,
-            "spectra": {"weight": {"entropy": 3.0, "excess": 0.25, "rank": 32}},
-            "bonds": [],
+            "spectra": {"weight": NUMBERS | {"entropy": 3.0, "excess": 0.25, "rank": 32}},
         },
-        {"name": "embed\x1b[31m", "shape": [512, 64], "parameters": 32768, "spectra": {}, "bonds": []},
+        ROW | {"name": "embed\x1b[31m", "shape": [512, 64], "parameters": 32768, "spectra": {}},
     ],
     "skipped": [{"name": "norm", "why": "a vector"}],
 }
@@ -148,7 +151,7 @@ def test_an_evaluation_stands_beside_the_dense_model():
         (lambda path: path.mkdir(), "holds no profile"),
         (lambda path: path.write_text("{}"), "field 'format'"),
         (lambda path: path.write_text("nonsense"), "not valid JSON"),
-        (lambda path: write_json(path, {"format": "karipap-profile", "weights": []}), "lacks the field 'model'"),
+        (lambda path: write_json(path, {"format": "karipap-profile", "version": 1}), "field model is missing"),
         (lambda path: write_json(path, PLAN | {"metric": "taste"}), "metric"),
         (lambda path: write_json(path / "config.json", {"model_type": "llama"}), "`profile`"),
     ],
@@ -162,8 +165,8 @@ def test_what_cannot_be_shown_is_said(tmp_path, make, said):
 
 def test_a_folder_of_runs_is_a_sweep(tmp_path):
     workspace = Workspace(tmp_path)
-    workspace.new_run({"kept": 0.9})
-    workspace.new_run({"kept": 0.7})
+    workspace.new_run(LEAST | {"kept": 0.9})
+    workspace.new_run(LEAST | {"kept": 0.7})
     assert [run["kept"] for run in documents.find(workspace.runs_dir)["runs"]] == [0.9, 0.7]
 
 

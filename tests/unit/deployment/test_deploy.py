@@ -418,6 +418,11 @@ def test_layers_are_advised_by_the_error_of_their_outputs(tiny):
     assert node["evidence"] and sum(node["counts"].values()) == len(rows)
 
 
+def nothing(checkpoint) -> dict:
+    """A plan that leaves every weight as it is."""
+    return Plan(model_entry(checkpoint), "weight", {}).to_json()
+
+
 def measured(checkpoint, kind, method, bytes_, rise, **more) -> dict:
     text = {"name": "a text", "sha256": "1" * 64}
     return {
@@ -428,6 +433,8 @@ def measured(checkpoint, kind, method, bytes_, rise, **more) -> dict:
         "label": f"{method} {bytes_}",
         "model": model_entry(checkpoint),
         "bytes": bytes_,
+        "kept": 0.5,
+        "bytes_kept": 0.5,
         "rise": rise,
         "text": text,
         "dense": {"loss": 2.5},
@@ -462,7 +469,7 @@ def test_runs_on_another_text_are_not_compared(tiny):
     other = {"text": {"name": "another text", "sha256": "2" * 64}}
     workspace.new_run(measured(checkpoint, "baseline", "rtn", 900, 0.0001, settings={"bits": 8}) | other)
     for bytes_, rise in ((900, 0.3), (800, 0.4)):
-        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
+        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan=nothing(checkpoint)))
     assert [run["rise"] for run in evidence.runs_of(checkpoint)] == [0.3, 0.4]
     assert deploy(tiny, SHORT, A100)["ways"][1]["measured"] is None
 
@@ -471,7 +478,7 @@ def test_the_pipeline_is_compared_at_the_size_of_quantization_alone(tiny):
     checkpoint, workspace = open_checkpoint(tiny), Workspace()
     quantized = deploy(tiny, SHORT, A100)["ways"][1]["weights_bytes"]
     for bytes_, rise in ((quantized + 1, 0.0), (quantized, 0.1), (quantized // 2, 0.2)):
-        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan={"weights": {}}))
+        workspace.new_run(measured(checkpoint, "network", "mpo", bytes_, rise, plan=nothing(checkpoint)))
     row = deploy(tiny, SHORT, A100)["ways"][2]
     assert (row["weights_bytes"], row["measured"]["value"]) == (quantized, 0.1) and "alone" not in row["note"]
     workspace.new_run(measured(checkpoint, "baseline", "gptq", quantized // 3, 0.05, settings={"bits": 2}))
@@ -486,7 +493,7 @@ def test_further_quantization_comes_before_a_pipeline_that_fits(tiny, monkeypatc
     memory = (room + foot.activations(1, 1) + kv.cache_of(foot.config).bytes(1, 1)) / 0.9 + 1
     card = dataclasses.replace(hardware.find("A100"), memory=math.ceil(memory))
     monkeypatch.setattr(hardware, "find", lambda name: card)
-    workspace.new_run(measured(checkpoint, "network", "lowrank", room, 0.3, plan={"weights": {}}))
+    workspace.new_run(measured(checkpoint, "network", "lowrank", room, 0.3, plan=nothing(checkpoint)))
     asked = (foot, Load(1), Machine("a small one"), None, Constraints(fixed=True))
     document = deploy(*asked)
     assert document["answer"] == "pipeline" and "the plan fits" in document["verdict"]
@@ -497,7 +504,7 @@ def test_further_quantization_comes_before_a_pipeline_that_fits(tiny, monkeypatc
 
 def test_a_measured_quantization_that_is_smaller_and_better_wins(tiny):
     checkpoint = open_checkpoint(tiny)
-    network = measured(checkpoint, "network", "lowrank", 900, 0.3, plan={"weights": {}})
+    network = measured(checkpoint, "network", "lowrank", 900, 0.3, plan=nothing(checkpoint))
     better = measured(checkpoint, "baseline", "gptq", 600, 0.2, settings={"bits": 3})
     worse = measured(checkpoint, "baseline", "gptq", 500, 0.4, settings={"bits": 2})
     larger = measured(checkpoint, "baseline", "rtn", 1000, 0.0, settings={"bits": 8})
@@ -625,7 +632,7 @@ def test_values_that_cannot_be_are_refused(foot, tmp_path):
             Machine(**values)
     with pytest.raises(InputError, match="abacus"):
         deploy(llama, SHORT, Machine("abacus"))
-    with pytest.raises(InputError, match="Plan"):
+    with pytest.raises(InputError, match="none does not exist"):
         deploy(llama, SHORT, NO_GPU, tmp_path / "none")
     (tmp_path / "config.json").write_text("[]")
     (tmp_path / "model.txt").write_text("")

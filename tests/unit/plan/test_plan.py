@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.networks.mpo import Mpo
-from karipap_core.plan.document import Entry, Plan, made_of, model_entry, schema
+from karipap_core.plan.document import Entry, Plan, made_of, model_entry
 from tests.helpers.architectures import make
 
 
@@ -122,12 +122,6 @@ def test_entries_are_held_against_the_weights(checkpoint):
     for weights, words in cases:
         with pytest.raises(InputError, match=words):
             Plan(model_entry(checkpoint), "weight", weights).check(checkpoint)
-
-
-def test_the_schema_is_a_valid_schema():
-    import jsonschema
-
-    jsonschema.Draft202012Validator.check_schema(schema())
 
 
 def test_a_plan_says_what_it_is_made_of_and_where_integers_alone_were_best():

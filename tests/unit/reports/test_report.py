@@ -92,7 +92,7 @@ def test_the_id_of_a_strangers_run_names_no_file(points, tmp_path, name):
     victim = tmp_path / "out" / "victim" / "settings.json"
     write_json(victim, {"mine": True})
     write_json(tmp_path / "run.json", points[0] | {"id": name})
-    with pytest.raises(InputError, match="is not a name"):
+    with pytest.raises(InputError, match="run.json: field id is "):
         report([tmp_path / "run.json"], tmp_path / "out" / "report.html")
     assert json.loads(victim.read_text()) == {"mine": True}
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["victim"], "nothing was written"
@@ -176,7 +176,7 @@ def test_the_command_cuts_the_text_as_it_was(points):
 def test_what_is_no_run_is_refused(points, tmp_path):
     ONE.save(tmp_path / "plan.json")
     write_json(
-        tmp_path / "other.json", points[0] | {"id": "other", "model": MODEL | {"fingerprint": "cd", "name": "m2"}}
+        tmp_path / "other.json", points[0] | {"id": "other", "model": MODEL | {"fingerprint": "cd" * 32, "name": "m2"}}
     )
     write_json(tmp_path / "one.json", points[0])
     for what, says in (

@@ -72,7 +72,7 @@ def test_axes_without_published_points_leave_the_figure_alone():
         ("y", "5", "field y"),
         ("y", 0.5, "below 1"),
         ("metric", "loss", "field metric"),
-        ("y", float("inf"), "field y"),
+        ("y", float("inf"), "the number Infinity"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, key, bad, says):

@@ -11,8 +11,10 @@ import pytest
 
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
-from karipap_core.workspace import Workspace, checked_name, new_id, shipped
+from karipap_core.schemas import checked_name
+from karipap_core.workspace import Workspace, new_id, shipped
 from karipap_core.workspace.files import settings_key, whole_file, write_json
+from tests.helpers.points import LEAST
 
 KEY, OTHER = f"{'ab' * 16}-{'0' * 16}", f"{'ab' * 16}-{'1' * 16}"
 
@@ -139,9 +141,9 @@ def test_a_reader_never_sees_half_a_file_even_when_the_writer_is_killed(tmp_path
 
 def test_runs_are_listed_oldest_first_and_damage_is_passed_over(tmp_path):
     workspace = Workspace(tmp_path)
-    first = workspace.new_run({"kept": 0.9})
+    first = workspace.new_run(LEAST | {"kept": 0.9})
     time.sleep(0.01)
-    second = workspace.new_run({"kept": 0.7})
+    second = workspace.new_run(LEAST | {"kept": 0.7})
     for name, text in (("broken", "{"), ("other", json.dumps({"format": "something else"}))):
         (workspace.runs_dir / name).mkdir()
         (workspace.runs_dir / name / "run.json").write_text(text)
