@@ -153,8 +153,9 @@ def kinds() -> dict[str, list[Case]]:
 
 def warm() -> None:
     """Imports what is imported but once, so that it is no case's time."""
-    for name in ("transformers", "karipap_core.tradeoffs.run"):
-        importlib.import_module(name)
+    for name in ("transformers", "karipap_core.tradeoffs.run", "lm_eval.tasks"):
+        with contextlib.suppress(ImportError):  # lm-eval is of the extra `tasks`
+            importlib.import_module(name)
 
 
 # What cases are made of.
