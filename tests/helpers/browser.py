@@ -15,13 +15,14 @@ QUIET = ("404",)  # Streamlit looks for its own health address below each page's
 
 
 @contextmanager
-def dashboard(script: Path | str, folder: Path, roots: str = ""):
+def dashboard(script: Path | str, folder: Path, roots: str = "", flags: tuple[str, ...] = ()):
     """Serves a Streamlit script on a free port with a workspace of its own; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = {"KARIPAP_WORKSPACE": str(folder / "workspace"), "KARIPAP_MODEL_ROOTS": roots, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}", "--server.headless=true"]
+    command += flags
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
             command, cwd=REPOSITORY, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
