@@ -88,7 +88,7 @@ def _draw(job, name: str, drawn_as: str) -> None:
         progress = status["progress"] or {}
         head, buttons = st.columns([3, 2], vertical_alignment="center")
         head.html(_headline(status))
-        with buttons.container(horizontal=True, horizontal_alignment="right", gap="small"):
+        with buttons.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
             if state not in ENDED:
                 _cancel_button(job, name, status["cancelling"])
             else:

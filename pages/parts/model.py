@@ -262,9 +262,9 @@ def say_left_out(known: Listing) -> None:
     """How many folders the box leaves out, and why."""
     if known.left_out:
         some = list(known.left_out.items())[:MOST_SAID]
-        more = f" … and {len(known.left_out) - MOST_SAID} more." if len(known.left_out) > MOST_SAID else ""
-        said = " ".join(f"{name}: {why}" for name, why in some)
-        st.caption(common.plain(f"{len(known.left_out)} left out. {said}{more}"))
+        lines = [f"- {common.plain(f'{name}: {why}')}" for name, why in some]
+        lines += [f"- … and {len(known.left_out) - MOST_SAID} more."] if len(known.left_out) > MOST_SAID else []
+        st.caption("\n".join([f"{len(known.left_out)} left out:", *lines]))
     if known.cut:
         st.caption(
             f"There is more under KARIPAP_MODEL_ROOTS than is looked at ({MOST_FOLDERS:,} folders, {MOST_ENTRIES:,} "

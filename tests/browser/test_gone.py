@@ -45,7 +45,7 @@ def test_a_vanished_model_keeps_its_name_and_the_next_click_starts_nothing(brows
             reader.go(title)
             assert "The model mine is gone" in reader.text() and "mine (gone)" in reader.text()
         page.get_by_role("button", name="mine (gone)").click()
-        said = page.get_by_text("3 left out.").inner_text()
+        said = page.get_by_test_id("stCaptionContainer").filter(has_text="3 left out:").inner_text()
         assert "nests values more than 64 deep" in said and "leads out of the folders" in said and "named pipe" in said
         page.get_by_role("combobox", name="Model").click()
         page.get_by_role("option", name="other").click()

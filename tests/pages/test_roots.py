@@ -119,8 +119,7 @@ def test_what_is_broken_is_left_out_with_the_reason_and_every_other_model_works(
     app = sound(opened())
     assert len(app.get("plotly_chart")) == 2 and time.monotonic() - began < 10
     assert set(app.selectbox(key="model").options) == {"demo model (Python source)", "tiny"}
-    said = next(line for line in captions(app).splitlines() if "left out" in line)
-    assert said.startswith("1 left out. bad: ") and why in said
+    assert "1 left out:\n- bad: " in captions(app) and why in captions(app)
     asked = AppTest.from_file(app_page.APP, default_timeout=30)
     asked.query_params["model"] = "bad"
     asked.run()
@@ -164,7 +163,7 @@ def test_names_that_are_no_text_or_too_long_are_left_out(profiled, tiny):
     model.found.clear()
     app = sound(opened())
     assert len(app.get("plotly_chart")) == 2
-    assert "4 left out." in captions(app) and "its name is too long, or has signs that cannot be shown." in captions(
+    assert "4 left out:" in captions(app) and "its name is too long, or has signs that cannot be shown." in captions(
         app
     )
 
@@ -181,7 +180,7 @@ def test_a_folder_that_may_not_be_read_is_left_out(profiled, tiny, monkeypatch):
 
     monkeypatch.setattr(roots.os, "scandir", scandir)
     model.found.clear()
-    assert "1 left out. locked: it may not be read by this user." in captions(sound(opened()))
+    assert "1 left out:\n- locked: it may not be read by this user." in captions(sound(opened()))
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file", "nothing"])
@@ -222,6 +221,14 @@ def test_what_is_looked_at_is_bounded_and_the_page_says_so(profiled, tiny, monke
     assert not roots.scan([str(tiny.parent)]).cut
     monkeypatch.setattr(roots, "MOST_IN_ONE", 10)
     assert roots.scan([str(tiny.parent)]).cut
+
+
+def test_of_many_broken_folders_some_are_named_and_all_are_counted(profiled, tiny):
+    for number in range(9):
+        config("{")(tiny.parent / f"bad{number}")
+    model.found.clear()
+    said = captions(sound(opened()))
+    assert "9 left out:" in said and said.count("is not valid JSON") == model.MOST_SAID and "… and 4 more." in said
 
 
 def test_ten_thousand_folders_are_listed_in_seconds(tmp_path):
