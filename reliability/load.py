@@ -1,10 +1,11 @@
 """Twenty people at one dashboard: `make load`, or `python -m reliability.load [--sessions 20] [--reruns 500]`.
 
-Starts the real dashboard with a workspace of its own, and so many browsers (contexts of one Chromium). The first starts
-a job; each then makes a draft of its own on the χ board, changes it, leaves the page and comes back, in turns, while
-the job runs. A rerun is one such action, which makes Streamlit run the page, or a part of it, for that session; parts
-that poll the job run besides and are not counted. Ends with status 1 where a session saw another's draft, the server's
-memory grew by 20 % or more from rerun 100 to the last, its log has an error, or a job could be cancelled unasked.
+Starts the real dashboard with a workspace of its own, and so many tabs of Chromium, five to a browser's context, each
+a session to Streamlit. Another starts a job and watches it; each then makes a draft of its own on the χ board, changes
+it, leaves the page and comes back, in turns, while the job runs. A rerun is one such action, which makes Streamlit run
+the page, or a part of it, for that session; parts that poll the job run besides and are not counted. Ends with status 1
+where a session saw another's draft, the server's memory grew by 20 % or more from rerun 100 to the last, its log has an
+error, or a job could be cancelled unasked.
 """
 
 import argparse
@@ -34,6 +35,7 @@ WARM = 100  # reruns after which memory is compared: every page was drawn, and c
 MOST_GROWTH = 0.20
 COMPLAINTS = re.compile(r"Traceback|Exception|Error\b|CRITICAL")
 MODEL = "demo"
+TABS = 5  # of one browser
 
 
 @dataclass
@@ -80,10 +82,10 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 class Session:
-    """One person: a browser's context of its own, and a draft at a size that nobody else has."""
+    """One person's tab, and a draft at a size that nobody else has."""
 
-    def __init__(self, browser, address: str, number: int, drafts: Path):
-        self.page = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
+    def __init__(self, context, address: str, number: int, drafts: Path):
+        self.page = context.new_page()
         self.page.set_default_timeout(180_000)
         self.address, self.number, self.drafts = address, number, drafts
         self.budget = f"{0.5 + number / 100:.4f}"
@@ -115,7 +117,7 @@ class Session:
             lambda: self.press("lock_all"),
             lambda: self.press("undo"),
             lambda: self.press("redo"),
-            lambda: self.go("Trade-off"),
+            lambda: self.go("Run"),
             lambda: self.go("Plan"),
             lambda: self.press("lock_all"),
             lambda: self.press("lock_all"),
@@ -180,9 +182,13 @@ def measure(folder: Path, sessions: int, reruns: int, chromium: str, tell=print)
     with served(folder) as (address, server), sync_playwright() as playwright:
         memory = psutil.Process(server.pid).memory_info
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        people = [Session(browser, address, number, workspace.root / "drafts") for number in range(sessions)]
-        first = Session(browser, address, sessions, workspace.root / "drafts")
+        drafts = workspace.root / "drafts"
+        size = {"viewport": {"width": 1300, "height": 900}}
+        contexts = [browser.new_context(**size) for _ in range(-(-sessions // TABS))]
+        people = [Session(contexts[number // TABS], address, number, drafts) for number in range(sessions)]
+        first = Session(browser.new_context(**size), address, sessions, drafts)
         found.job = start_job(first)
+        first.open(f"/run?model={MODEL}&job={found.job}")  # where the job alone is watched
         began = time.monotonic()
         for rerun in range(1, reruns + 1):
             person = people[rerun % sessions]
