@@ -116,7 +116,6 @@ def start(argv: list[str], home: Path, before: Callable[[], None] = lambda: None
         return Child(pid, home)
     status = 70
     try:
-        os.setsid()
         for number, said in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(said_by(home, said), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)

@@ -7,7 +7,6 @@ stopped. `bytes_kept` counts 16 bits for each number that is not quantized (base
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +26,7 @@ from karipap_core.tradeoffs.baselines import baselines
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.locks import only_writer
 
 if TYPE_CHECKING:
@@ -199,20 +199,27 @@ def auto_budgets(planner: Planner, scope: str) -> list[float]:
 
 
 def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
-    """The plan of a rule at a budget, kept in `<out>/plans` (the measuring rules take long), and its seconds."""
+    """The plan of a rule at a budget, kept (measuring takes long) and written to `<out>/plans`; its seconds."""
     wanted = {"network": planner.choice.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
     wanted |= {"scope": budget.scope, "model": study.checkpoint.identity, "study": study.key}
     if planner.choice.quantize or planner.tables:
         wanted |= {"quantize": planner.choice.quantize, "embedding": planner.choice.embedding}
     wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}
     file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
-    if file.exists():
-        with suppress(InputError):  # it was damaged, and is made again
-            return Plan.load(file), 0.0
+    ours = study.folder / "plans" / file.name  # with its sum: the other one is for people, who may change it
     began = time.monotonic()
-    plan = planner.make(budget, rule, progress)
-    plan.save(file)
-    return plan, time.monotonic() - began
+    if (found := kept_json(ours)) is not None:
+        plan = Plan.from_json(found["plan"], str(ours))
+    elif file.exists() and not ours.exists():  # of before there were sums
+        plan = Plan.load(file)
+    else:
+        plan = planner.make(budget, rule, progress)
+    if found is None:
+        keep_json(ours, {"plan": plan.to_json()})
+        plan.save(file)
+    elif not file.exists():
+        plan.save(file)
+    return plan, time.monotonic() - began if found is None else 0.0
 
 
 def study_and_text(

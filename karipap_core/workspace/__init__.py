@@ -3,6 +3,7 @@
     workspace/
       models/<fingerprint>-<identity>/profiles/<key>/   profile.json, spectra.safetensors
                                        curves/, moments/, calibration/, cores/   see plan/study.py
+                                       plans/                       those of sweeps
                                        sensitivity/   see studies/sensitivity
       cache/<kind>/<key>.json                      what can be found again, such as fingerprints of files
       plans/<name>-<key>.json                      key: of the plan's content

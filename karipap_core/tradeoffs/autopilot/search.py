@@ -21,6 +21,7 @@ from karipap_core.tradeoffs.autopilot.log import Log, Step
 from karipap_core.tradeoffs.autopilot.trail import THOUSAND, Trail, Trails, Tried
 from karipap_core.tradeoffs.baselines import plan_sizes
 from karipap_core.tradeoffs.points import Points
+from karipap_core.workspace.kept import keep_json, kept_json
 
 MAX_EVALUATIONS = 12
 CONTESTANTS = 3  # networks that are measured before one is chosen
@@ -316,12 +317,12 @@ class Search:
         if not self.may_measure:
             return best
         file = self.refined_file
-        if file.is_file():
-            weights = Plan.load(file).weights
+        if (known := kept_json(file)) is not None:
+            weights = Plan.from_json(known, str(file)).weights
         else:
             budget = Budget(best.asked / THOUSAND, scope=self.aim.scope)
             plan = best.trail.planner.make(budget, "refined", self.progress)
-            plan.save(file)
+            keep_json(file, plan.to_json())
             weights = plan.weights
         found = self._measure(best.trail, best.asked, "Each weight measured at the plan itself.", "refined", weights)
         if found is None:

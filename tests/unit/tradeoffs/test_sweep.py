@@ -130,6 +130,28 @@ def test_a_cancelled_sweep_goes_on_where_it_stopped(study, tmp_path, monkeypatch
     assert kept.items() <= {run["id"]: run["created"] for run in found["runs"]}.items()
 
 
+def test_a_damaged_plan_or_point_of_a_sweep_is_made_again(study, tmp_path):
+    """A plan with another digit would be a valid plan too; the copy in `plans` is for people, and is not read."""
+    grid = Grid([0.6], ["uniform"], scope="blocks", baselines=False)
+    first = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
+    (shown,), (point,) = (tmp_path / "plans").glob("*.json"), (tmp_path / "runs").glob("*/run.json")
+    kept = study.folder / "plans" / shown.name
+    whole = {file: file.read_text() for file in (kept, shown, point)}
+    for file in (kept, point):
+        changed = whole[file].replace('"kept"', '"kept "', 1) if file == point else whole[file].replace("0.6", "0.7")
+        file.write_text(changed)
+        assert changed != whole[file]
+        again = sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
+        assert (
+            again["runs"][0]["plan"] == first["runs"][0]["plan"]
+            and again["runs"][0]["loss"] == first["runs"][0]["loss"]
+        )
+        assert kept.read_text() == whole[kept] and shown.read_text() == whole[shown]
+    shown.unlink()
+    sweep(study, HELD_OUT, ["lowrank"], grid, CUT, out=tmp_path)
+    assert shown.read_text() == whole[shown]
+
+
 def test_the_same_plan_under_another_name_is_measured_once(study, tmp_path, request):
     points = Points(study, HELD_OUT, tmp_path, CUT)
     plan = Planner(study, "lowrank", "loss").make(Budget(0.6, scope="blocks"), "uniform")
