@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest bad-input load soak lint format bench environment test-environment \
+.PHONY: help app test test-lowest bad-input fuzz load soak lint format bench environment test-environment \
 	system-packages javascript-test clean
 
 help:  ## this list
@@ -25,6 +25,10 @@ test: test-environment system-packages lint javascript-test  ## every check (ARG
 test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
 	@sh .ci/venv $(VENV)-lowest requirements-lowest.txt
 	$(TEST_ENVIRONMENT) $(VENV)-lowest/bin/python -m pytest -n $(WORKERS) $(LOWEST_TESTS) $(ARGS)
+
+fuzz: test-environment  ## damaged input for our readers, ten minutes (ARGS="--seconds 60 plan")
+	@$(BIN)/pip install -q -r requirements-fuzz.txt || echo "atheris is not to be had here: inputs are drawn at random."
+	$(TEST_ENVIRONMENT) $(BIN)/python -m reliability.fuzz $(ARGS)
 
 bad-input: test-environment  ## the catalogue of bad input: cases of each kind, and how many hold
 	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.bad_input

@@ -1,0 +1,343 @@
+"""What is fuzzed: our own readers of files and uploads, each as a function of bytes.
+
+A reader may return or raise InputError; any other exception, and any answer that contradicts itself, is a fault. Inputs
+are made of valid documents with a few values changed (`changed`), so that they get past the first check, or are bytes
+as they come. Nothing is written but to a folder of the process's own.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from karipap_core.errors import InputError
+
+DEMO = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
+CHANGES = 4  # of one document, at most
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, -(2**63), 10**350, 0.5, -0.0, 1e308, 5e-324),
+    *("", "\0", " ", "../x", "-x", "/etc", "a" * 5000, "0", "NaN", "<b>", "\u2028", "lowrank", "int4", "dense"),
+    *([], {}, [[]], [None], [0], [-1], [1, 2, 3], {"a": 1}, {"": {}}, [[1, 2], [3]]),
+    json.loads("[" * 60 + "]" * 60),
+)
+Choose = Callable[[int], int]  # a number from 0 to below n
+
+
+@dataclass(frozen=True)
+class Target:
+    """`read(data)` hands bytes to a reader and uses what it gives; `seeds()` are valid inputs."""
+
+    name: str
+    read: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+    structured: bool = True  # whether seeds are JSON
+
+    def tried(self, data: bytes) -> bool:
+        """Whether the reader took the data. Raises whatever it raises but InputError."""
+        try:
+            self.read(data)
+        except InputError as refusal:
+            said = str(refusal)
+            assert said.strip() and "\n" not in said.strip(), f"not one sentence: {said!r}"
+            return False
+        return True
+
+    def made(self, choose: Choose, raw: Callable[[], bytes]) -> bytes:
+        """An input: bytes as they come (one in eight), or a seed with some of it changed."""
+        seeds = _seeds(self)
+        if choose(8) == 0:
+            return raw()
+        seed = seeds[choose(len(seeds))]
+        if not self.structured:
+            return _damaged(seed, choose, raw)
+        document = json.loads(seed)
+        for _ in range(1 + choose(CHANGES)):
+            document = changed(document, choose)
+        text = json.dumps(document)
+        return _twice(text, choose).encode() if choose(16) == 0 else text.encode()
+
+
+@cache
+def _seeds(target: Target) -> list[bytes]:
+    return target.seeds()
+
+
+def changed(document: Any, choose: Choose) -> Any:
+    """The document with one of its values replaced, removed, doubled or moved to another place."""
+    document = copy.deepcopy(document)
+    places = list(_places(document))
+    if not places:
+        return VALUES[choose(len(VALUES))]
+    holder, key = places[choose(len(places))]
+    what = choose(6)
+    if what == 0:
+        del holder[key]
+    elif what == 1:
+        other, name = places[choose(len(places))]
+        holder[key] = copy.deepcopy(other[name]) if other is not holder else None
+    elif what == 2 and isinstance(holder, dict):
+        holder[f"{key}x"] = holder.pop(key)
+    elif what == 3 and isinstance(holder, list):
+        holder.append(holder[key])
+    else:
+        holder[key] = VALUES[choose(len(VALUES))]
+    return document
+
+
+def _places(document: Any):
+    """Every (container, key) of a document."""
+    if not isinstance(document, dict | list):
+        return
+    for key, value in list(document.items() if isinstance(document, dict) else enumerate(document)):
+        yield document, key
+        yield from _places(value)
+
+
+def _twice(text: str, choose: Choose) -> str:
+    """The text with a field of it given once more."""
+    fields = [part for part in text.split(", ") if part.startswith('"') and part.count('"') == 2 and ": " in part]
+    return text.replace("{", "{" + fields[choose(len(fields))] + ", ", 1) if fields else text
+
+
+def _damaged(seed: bytes, choose: Choose, raw: Callable[[], bytes]) -> bytes:
+    data, at = bytearray(seed), choose(len(seed) + 1)
+    what, piece = choose(3), raw()[:64]
+    if what == 0:
+        return bytes(data[:at])
+    data[at : at + (len(piece) if what == 1 else 0)] = piece
+    return bytes(data)
+
+
+@lru_cache(maxsize=1)
+def scratch() -> Path:
+    """A folder of this process, removed when it ends."""
+    folder = tempfile.TemporaryDirectory(prefix="karipap-fuzz-")
+    _KEPT.append(folder)
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory] = []
+
+
+def written(data: bytes, name: str) -> Path:
+    file = scratch() / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+@lru_cache(maxsize=1)
+def demo():
+    from karipap_core.checkpoint.open import open_checkpoint
+
+    return open_checkpoint(DEMO)
+
+
+def _first(pattern: str, most: int = 3) -> list[bytes]:
+    files = sorted((DEMO / "karipap").glob(pattern), key=lambda file: file.stat().st_size)
+    return [file.read_bytes() for file in files[:: max(1, len(files) // most)]][:most]
+
+
+# ---- the readers ------------------------------------------------------------------------------------------------
+
+
+def plan(data: bytes) -> None:
+    """A plan: read, written and read again it is the same; checked against a model it counts its bytes."""
+    from karipap_core.plan.document import Plan
+
+    found = Plan.parse(data, "plan.json")
+    again = Plan.parse(json.dumps(found.to_json()).encode(), "again")
+    assert again.to_json() == found.to_json()
+    found.check(demo(), force=True)
+    ledger = found.ledger(demo())
+    assert math.isfinite(ledger.kept) and ledger.bytes > 0
+
+
+def _plans() -> list[bytes]:
+    runs = [json.loads(data) for data in _first("runs/*/run.json", 6)]
+    return [json.dumps(run["plan"]).encode() for run in runs if run["plan"]]
+
+
+def shown(data: bytes) -> None:
+    """Any document of ours, as the verb `show` prints it."""
+    from karipap_core.cli import registry, verbs  # noqa: F401  (verbs fill the registry)
+    from karipap_core.workspace.documents import find
+
+    document = find(written(data, "document.json"))
+    assert registry.VERBS["show"].render(document)
+    json.dumps(document, allow_nan=False)
+
+
+def reported(data: bytes) -> None:
+    """A run, as `report` and the pages describe it."""
+    from karipap_core.reports.report import collect, describe
+
+    json.dumps(describe(collect([written(data, "run.json")])), allow_nan=False)
+
+
+def _documents() -> list[bytes]:
+    return _first("runs/*/run.json", 4) + _first("sensitivity/*.json", 1) + _plans()[:1]
+
+
+def _runs() -> list[bytes]:
+    return _first("runs/*/run.json", 6)
+
+
+def profile(data: bytes) -> None:
+    """A profile's document, as the verb prints it."""
+    from karipap_core.cli import registry, verbs  # noqa: F401
+    from karipap_core.profiles.document import Profile
+
+    found = Profile.load(written(data, "profile/profile.json"))
+    assert registry.VERBS["show"].render(found.document)
+
+
+def _profiles() -> list[bytes]:
+    small = []
+    for data in _first("profiles/*/profile.json", 2):
+        document = json.loads(data)
+        small.append(json.dumps(document | {"weights": document["weights"][:3]}).encode())
+    return small
+
+
+def safetensors(data: bytes) -> None:
+    """The header of a safetensors file: every tensor that it names lies within the file."""
+    from karipap_core.checkpoint.tensorfile import read_header
+
+    for info in read_header(written(data, "model.safetensors")).values():
+        assert info.start >= 8 and info.start + info.size <= len(data) and all(side >= 0 for side in info.shape)
+
+
+def _headers() -> list[bytes]:
+    shapes = {"a": ("F32", [2, 3], 24), "b.weight": ("BF16", [4], 8), "c": ("F8_E4M3", [], 1), "d": ("I64", [0], 0)}
+    entries, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, size) in shapes.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    header = json.dumps(entries).encode()
+    return [len(header).to_bytes(8, "little") + header + bytes(end)]
+
+
+def header_fields(data: bytes) -> None:
+    """The same with a header whose length is right: what it says is what is fuzzed."""
+    safetensors(len(data).to_bytes(8, "little") + data + bytes(33))
+
+
+def _header_documents() -> list[bytes]:
+    return [data[8 : 8 + int.from_bytes(data[:8], "little")] for data in _headers()]
+
+
+def config(data: bytes) -> None:
+    """config.json beside the demo model's tensors: opened, and sized for a deployment."""
+    from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.deployment.footprint import of_checkpoint
+
+    written(data, "model/config.json")
+    weights = scratch() / "model" / "model.safetensors"
+    if not weights.exists():
+        weights.symlink_to(next(DEMO.glob("*.safetensors")))
+    checkpoint = open_checkpoint(weights.parent)
+    assert checkpoint.parameters == demo().parameters
+    with contextlib.redirect_stderr(io.StringIO()):
+        of_checkpoint(checkpoint)
+
+
+def index(data: bytes) -> None:
+    """model.safetensors.index.json beside two small files."""
+    from karipap_core.checkpoint.open import open_checkpoint
+
+    for name, content in zip(("a", "b"), _shards(), strict=True):
+        if not (scratch() / "sharded" / f"{name}.safetensors").exists():
+            written(content, f"sharded/{name}.safetensors")
+    written(data, "sharded/model.safetensors.index.json")
+    assert open_checkpoint(scratch() / "sharded").tensors
+
+
+def _shards() -> list[bytes]:
+    found = []
+    for name in ("one.weight", "two.weight"):
+        header = json.dumps({name: {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
+        found.append(len(header).to_bytes(8, "little") + header + bytes(16))
+    return found
+
+
+def _indexes() -> list[bytes]:
+    files = {"one.weight": "a.safetensors", "two.weight": "b.safetensors"}
+    return [json.dumps({"metadata": {"total_size": 32}, "weight_map": files}).encode()]
+
+
+def upload_config(data: bytes) -> None:
+    """A config.json given to the Deploy page."""
+    from karipap_core.deployment.footprint import of_config
+    from karipap_core.reading import parse_json
+
+    document = parse_json(data, "config.json", lenient=True)
+    if not isinstance(document, dict):
+        raise InputError("config.json is no object.")
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert of_config(document, "config.json").parameters >= 0
+
+
+def _configs() -> list[bytes]:
+    return [(DEMO / "config.json").read_bytes()]
+
+
+def text(data: bytes) -> None:
+    """A text in any of the forms that are read: the first byte says which."""
+    from karipap_core.text import SUFFIXES, read_text
+
+    suffix = SUFFIXES[data[0] % len(SUFFIXES)] if data else ".txt"
+    found = read_text(written(data[1:], f"text{suffix}"))
+    assert found.documents and len(found.sha256) == 64
+
+
+def _texts() -> list[bytes]:
+    return [
+        b"\0plain text\nof two lines\n",
+        b"\1 = Title = \n\n words \n",
+        b'\2["one", {"text": "two"}]',
+        b'\3{"text": "one"}\n{"text": "two"}\n',
+    ]
+
+
+def task(data: bytes) -> None:
+    """A folder with one YAML of a benchmark task."""
+    from karipap_core.evaluation.tasks.files import read_folder
+
+    written(b"{}\n", "tasks/items.jsonl")
+    for found in read_folder(written(data, "tasks/task.yaml").parent).values():
+        found.check_files()
+
+
+def _tasks() -> list[bytes]:
+    return [
+        b"task: one\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: items.jsonl\ntest_split: test\n"
+        b"output_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        b"doc_to_target: answer\n",
+        b"group: many\ntask: [one, two]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n",
+    ]
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("plan", plan, _plans),
+        Target("show", shown, _documents),
+        Target("report", reported, _runs),
+        Target("profile", profile, _profiles),
+        Target("safetensors", safetensors, _headers, structured=False),
+        Target("safetensors header", header_fields, _header_documents),
+        Target("config.json", config, _configs),
+        Target("index", index, _indexes),
+        Target("upload of a config", upload_config, _configs),
+        Target("text", text, _texts, structured=False),
+        Target("task", task, _tasks, structured=False),
+    )
+}
