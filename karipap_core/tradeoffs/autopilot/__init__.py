@@ -121,7 +121,7 @@ def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:
     if frozen.get("key") != key:
         frozen = {"key": key, "calibration": study.calibration("loss").to_json()}
         keep_json(file, frozen)
-    return Calibration.from_json(frozen.get("calibration"), f"File {file}, field calibration")
+    return Calibration.from_json(frozen.get("calibration") or {}, f"File {file}, field calibration")
 
 
 def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: tuple[Text, Text]) -> dict:
