@@ -109,7 +109,7 @@ def runs_of(checkpoint, workspace: Workspace | None = None) -> list[dict]:
     beside = shipped(checkpoint)
     found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
     found |= {run["id"]: run for run in workspace.runs if "id" in run}
-    mine = [run for run in found.values() if is_of(run.get("model"), checkpoint)]
+    mine = [run for run in found.values() if is_of(run["model"], checkpoint) and run.get("bytes") is not None]
     groups: dict = {}
     for run in mine:
         how = ((run.get("text") or {}).get("sha256"), run.get("window"), run.get("stride"), run.get("tokens"))

@@ -146,7 +146,9 @@ def _sentence(error: "JsonSchemaValueException") -> str:
             return f"{at} is {_shown(value)}, not one of {names}." + (f" Did you mean {close!r}?" if close else "")
         case "minimum" | "exclusiveMinimum" | "maximum":
             bound = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}[error.rule]
-            return f"{at} is {_shown(value)}: it must be {bound} {wanted:g}."
+            limit = f"{wanted:,}" if isinstance(wanted, int) else f"{wanted:g}"
+            what = error.definition.get("description", f"{bound} {limit}")
+            return f"{at} is {_shown(value)}: it must be {what}."
         case "format":
             return f"{at} is {_shown(value)}, which is not a name: {A_NAME}."
         case "minItems" | "maxItems" | "minProperties" | "maxProperties" | "maxLength":

@@ -32,6 +32,9 @@ def environment() -> dict:
 def read_run(path: str | Path) -> dict:
     """The document of a run.json. Raises InputError, one sentence that names the file and the field."""
     run = schemas.read(path, "run")
+    for key, value in run.items():
+        if isinstance(value, int) and value > 2**53:  # a perplexity written in digits: no column of a table takes it
+            run[key] = float(value)
     units = run.get("units")
     if units and len({len(units[key]) for key in ("ids", "tokens", "rise")}) > 1:
         raise InputError(f"File {path}: field units: ids, tokens and rise must be equally long.")

@@ -22,6 +22,7 @@ def place(tmp_path_factory):
     run = {
         "id": "run-a",
         "kind": "network",
+        "method": "lowrank",
         "label": "lowrank, kept 0.8",
         "folder": str(folder),
         "model": plan.model,

@@ -9,7 +9,13 @@ from karipap_core.workspace.runs import RUN_FORMAT
 MODEL = {"name": "tiny", "fingerprint": "ab" * 32, "parameters": 5000, "block_parameters": 3000, "bytes": 10000}
 
 
-LEAST = {"kind": "network", "label": "made up", "model": MODEL, "bytes_kept": 0.5}  # beside `kept`, of a run
+LEAST = {
+    "kind": "network",
+    "method": "lowrank",
+    "label": "made up",
+    "model": MODEL,
+    "bytes_kept": 0.5,
+}  # beside `kept`, of a run
 
 
 Q, K, UP = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))

@@ -39,6 +39,7 @@ def run(world):
         {
             "id": "run-a",
             "kind": "network",
+            "method": "lowrank",
             "label": "lowrank <b>, kept 0.8",
             "folder": str(world[1]),
             "model": plan.model,
