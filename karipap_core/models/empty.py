@@ -6,6 +6,7 @@ ones of the same names, types and shapes on the meta device, by the very rules t
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +18,24 @@ from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import TORCH
 from karipap_core.errors import Cancelled, InputError
+from karipap_core.terminal import shortened
 
 if TYPE_CHECKING:  # transformers is imported where a model is made
     from transformers import PretrainedConfig, PreTrainedModel
 
 MOST_LAYERS = 1024  # of a config that are believed: the largest models have 126
+LONGEST = 240  # characters of what a library says that are passed on
 MOST = 1 << 24  # of the other sizes
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
 SIZES += ("num_key_value_heads", "num_local_experts", "n_routed_experts", "num_experts")
-SIZES += ("n_embd", "n_head", "d_model", "ffn_dim")
+SIZES += ("num_experts_per_tok", "n_embd", "n_head", "d_model", "ffn_dim")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LIMITS = dict.fromkeys(SIZES, MOST) | dict.fromkeys(LAYERS, MOST_LAYERS)
 LIMITS |= dict.fromkeys(("max_position_embeddings", "n_positions"), 1 << 40)  # nothing of this length need be built
-WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
-MAY_BE_ZERO = ("intermediate_size", "num_local_experts", "n_routed_experts", "num_experts", "ffn_dim")  # "has none"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+MAY_BE_ZERO: tuple[str, ...] = ("intermediate_size", "ffn_dim")  # of a model that has none
+MAY_BE_ZERO += ("num_local_experts", "n_routed_experts", "num_experts", "num_experts_per_tok")
 
 
 def check_config(document: dict, name: str) -> None:
@@ -47,6 +52,10 @@ def check_config(document: dict, name: str) -> None:
                 raise InputError(
                     f"The config of {name}: {field} is {said}, not a whole number from {least} to {limit:,}."
                 )
+        theta = table.get("rope_theta", 1)
+        unsaid = theta is None and table is document  # a model without rotations
+        if not unsaid and (not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 0):
+            raise InputError(f"The config of {name}: rope_theta is {json.dumps(theta)[:40]}, not a number above 0.")
 
 
 def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
@@ -64,6 +73,9 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     if method not in (None, "karipap"):
         raise InputError(f"{name} is quantized ({method}), which is not run here: give the model in 16 or 32 bits.")
     check_config(checkpoint.config, name)
+    dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or DTYPES[0]
+    if dtype not in DTYPES:
+        raise InputError(f"The config of {name}: dtype {json.dumps(dtype)[:40]} is not one of {', '.join(DTYPES)}.")
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
     with quiet(), config_explained(name):
         config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
@@ -97,7 +109,8 @@ def _check_layers(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
     stored = max((layer for name in checkpoint.tensors if (layer := place(name)[0]) is not None), default=-1)
     for name, _ in model.named_parameters():
         if (layer := place(name)[0]) is not None and layer > stored:
-            said = [f"{field} {checkpoint.config[field]}" for field in LAYERS if field in checkpoint.config]
+            fields = {field: checkpoint.config.get(field) for field in LAYERS}
+            said = [f"{field} {value}" for field, value in fields.items() if value and value > stored + 1]
             raise InputError(
                 f"{checkpoint.name} has layers 0 to {stored} in the file and more by config.json"
                 f"{f' ({said[0]})' if said else ''}: file and config are not of one model."
@@ -131,8 +144,8 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
     for name, info in checkpoint.tensors.items():
         if checkpoint.quantized is None and info.dtype in WHOLE and name not in {*unexpected, *checkpoint.buffers}:
             raise InputError(
-                f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what whole "
-                "numbers stand for: give the model in 16 or 32 bits."
+                f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what these "
+                "stand for: give the model in 16 or 32 bits."
             )
     for name in sorted(unexpected):
         info = checkpoint.tensors.get(name)
@@ -155,12 +168,13 @@ def _fields(config: dict, stored, wanted) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What a library's error says, in one line: behind the lines that only lead to it."""
+    """What a library's error says, in one line: behind the lines that only lead to it, and without its details."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
     kind, _, rest = line.partition(": ")  # "ValueError: …" within the message of another error
     line = rest if kind.isidentifier() and kind.endswith("Error") else line
-    return line if " " in line else f"{type(error).__name__} {line}".strip()
+    line = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line.partition(". Errors: ")[0])
+    return shortened(line if " " in line else f"{type(error).__name__} {line}".strip(), LONGEST)
 
 
 @contextmanager

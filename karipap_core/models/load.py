@@ -1,5 +1,6 @@
 """Models and tokenizers through transformers, dense or compressed."""
 
+import codecs
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +13,17 @@ from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import FLOATS
 from karipap_core.errors import InputError
 from karipap_core.models.empty import empty_model, explained, quiet
-from karipap_core.reading import read_json
+from karipap_core.reading import named, open_file, read_json
 from karipap_core.spectra.spectrum import pick_device
 
 if TYPE_CHECKING:  # transformers is imported where a model is loaded
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TEXT = "A tokenizer is tried on this."
 TRIED = 4  # tokens that a model is tried on when it is loaded
-# Small files that transformers reads beside the model, where they are there.
-BESIDE = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# JSON that transformers reads beside the model, where it is there.
+BESIDE: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+BESIDE += ("special_tokens_map.json", "added_tokens.json")
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -110,8 +113,22 @@ def load_tokenizer(folder: str | Path):
     folder = Path(folder)
     for name in BESIDE:
         if os.path.lexists(folder / name):
-            read_json(folder / name, lenient=True)
+            _check_beside(folder / name)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
     with quiet(), explained(f"The tokenizer in {folder} cannot be read by transformers"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer(TEXT, add_special_tokens=False, verbose=False)  # some faults show only when it is used
+        return tokenizer
+
+
+def _check_beside(file: Path) -> None:
+    """Raises InputError for what transformers would end with an error of its own for, or read as something else."""
+    document = read_json(file, lenient=True)
+    with open_file(file) as start:
+        if start.read(3) == codecs.BOM_UTF8:
+            raise InputError(f"File {file} begins with a byte order mark, which is not read: take it away.")
+    wanted = {"model": dict, "added_tokens": list} if file.name == "tokenizer.json" else {}
+    for field, kind in wanted.items():
+        if not isinstance(document.get(field), kind):
+            raise InputError(f"File {file}, field {field} is {named(document.get(field))}: it is no tokenizer.")
