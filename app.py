@@ -51,8 +51,9 @@ def draw() -> None:
     }
     page = st.navigation(sections, position="top")
     st.set_page_config(page_title=f"{page.title} · Karipap")
-    model.bar()
-    page.run()
+    with common.plain_errors(f"drawing the page {page.title}", again=True):
+        model.bar()
+        page.run()
 
 
 if __name__ == "__main__":

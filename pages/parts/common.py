@@ -14,6 +14,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from karipap_core.errors import InputError
+from karipap_core.workspace.logs import keep_log
 from pages.parts import server
 from pages.parts.roots import showable
 
@@ -217,8 +218,8 @@ def csv_button(table: pd.DataFrame, file: str, key: str) -> None:
 
 
 @contextmanager
-def plain_errors(doing: str):
-    """One clear sentence instead of a traceback; what was unexpected goes to the server's log in full."""
+def plain_errors(doing: str, again: bool = False):
+    """One clear sentence instead of a traceback; what was unforeseen goes to a log in full (and is raised `again`)."""
     try:
         yield
     except InputError as error:
@@ -226,5 +227,9 @@ def plain_errors(doing: str):
         st.stop()
     except Exception as error:
         log.exception("while %s", doing)
-        st.error(f"Something went wrong while {doing}: {plain(type(error).__name__)}. The server's log has the rest.")
+        file = keep_log(error, ["dashboard", doing])
+        rest = f"Please report it with the log {file}." if file else "The server's log has the rest."
+        st.error(f"Something went wrong while {doing}: {plain(type(error).__name__)}. {plain(rest)}")
+        if again:
+            raise
         st.stop()
