@@ -20,6 +20,7 @@ LONGEST_NAME = 512  # characters of a tensor's name
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 ITEM_BYTES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4}
 ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
+OTHERS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # that safetensors has besides
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F64": "float64"}
 TORCH |= FLOATS | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
@@ -94,6 +95,10 @@ def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
         raise InputError(f"{path}: tensor {name} has a malformed dtype, shape or data_offsets: fetch it again.")
+    if dtype not in ITEM_BYTES and dtype not in OTHERS:
+        raise InputError(
+            f"{path}: tensor {name} has the dtype {dtype[:20]}, which no safetensors file has: fetch it again."
+        )
     # Types unknown to us (four-bit floats) are passed on and skipped later; only their place in the file is checked.
     if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
         raise InputError(f"{path}: tensor {name} has {end - begin} bytes, not what {dtype} {shape} takes.")

@@ -140,16 +140,16 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         raise InputError(f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again.")
-    unexpected = found["unexpected_keys"]
+    unexpected, buffers = set(found["unexpected_keys"]), checkpoint.buffers
     for name, info in checkpoint.tensors.items():
-        if checkpoint.quantized is None and info.dtype in WHOLE and name not in {*unexpected, *checkpoint.buffers}:
+        if checkpoint.quantized is None and info.dtype in WHOLE and name not in unexpected | buffers:
             raise InputError(
                 f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what these "
                 "stand for: give the model in 16 or 32 bits."
             )
-    for name in sorted(unexpected):
-        info = checkpoint.tensors.get(name)
-        if place(name)[0] is not None and name not in checkpoint.buffers and (info is None or info.items > 1):
+    for name in sorted(unexpected - buffers):
+        scale = name in checkpoint.tensors and checkpoint.tensors[name].items <= 1
+        if place(name)[0] is not None and not scale:
             raise InputError(
                 f"{checkpoint.name} holds {name}, which a {architecture} by its config.json has no place for: "
                 "file and config are not of one model."

@@ -30,9 +30,10 @@ def check(checkpoint: Checkpoint) -> None:
     """Raises InputError for what loading the model of a checkpoint, or reading its tokenizer, would end with."""
     empty_model(checkpoint)
     load_tokenizer(checkpoint.home)
+    buffers = checkpoint.buffers
     for tensor, info in checkpoint.tensors.items():
         read_later = len(info.shape) > 1 and place(tensor)[0] is not None  # weights of the blocks, one at a time
-        if info.dtype not in FLOATS or read_later or tensor in checkpoint.buffers:
+        if info.dtype not in FLOATS or read_later or tensor in buffers:
             continue
         if not checkpoint.read_tensor(tensor).isfinite().all():
             raise checkpoint.damaged(tensor)

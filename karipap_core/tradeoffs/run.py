@@ -63,6 +63,7 @@ def run(
     from karipap_core.compressed.records import report_of
     from karipap_core.evaluation.conventions import check_names
     from karipap_core.evaluation.tasks.suite import causal
+    from karipap_core.models.load import check
     from karipap_core.tradeoffs.baselines import plan_sizes
     from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
 
@@ -84,6 +85,7 @@ def run(
         if (folder / "model").exists() and not as_written(folder / "model", report_of(folder / "model")):
             story.compress(model, plan, folder / "model", force, device, progress)
         return _with_extras(folder, model, text, scoring, extras, device, progress)
+    check(checkpoint)  # before a folder is made
     with only_writer(folder, "run"):
         report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
         compressed = time.monotonic()
