@@ -273,7 +273,14 @@ CASES = [
          'Task t cannot be made from its files: JSON parse error: Column() changed from object to number in '
          'row 0.'),
     Case('data mixed types', items(GOOD, '{"question": 5, "choices": ["a","b"], "answer": 0}'), COMMAND,
-         'Task t, item 2: doc_to_text gives 5, not a string.'),
+         'Task t, item 2: doc_to_text gives 5, and lm-eval takes digits alone for the number of a choice: put a '
+         'word before them.'),
+    Case('first question of digits', items('{"question": "1", "choices": ["a","b"], "answer": 0}', GOOD), COMMAND,
+         'Task t, item 1: doc_to_text gives 1, and lm-eval takes digits alone for the number of a choice: put a '
+         'word before them.'),
+    Case('later question of digits', items(GOOD, '{"question": "1", "choices": ["a","b"], "answer": "a"}'), COMMAND,
+         'Task t, item 2: doc_to_text gives 1, and lm-eval takes digits alone for the number of a choice: put a '
+         'word before them.'),
     Case('data name number', field('dataset_kwargs', '{data_files: {test: 3}}'), COMMAND,
          'tasks/t.yaml: field data_files must be a file, a list of files, or these for each split.'),
     Case('data files empty', field('dataset_kwargs', '{data_files: {}}'), COMMAND,

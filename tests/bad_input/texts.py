@@ -38,9 +38,9 @@ nothing = model
 
 
 CASES = [
-    Case('gzip', file('a.txt', gzip.compress(b'one')), 'evaluate model --text a.txt',
+    Case('gzip', file('a.txt', gzip.compress(b'one', mtime=0)), 'evaluate model --text a.txt',
          'Text file a.txt is packed with gzip: unpack it first.'),
-    Case('gzip of lines', file('a.jsonl', gzip.compress(b'"one"')), 'evaluate model --text a.jsonl',
+    Case('gzip of lines', file('a.jsonl', gzip.compress(b'"one"', mtime=0)), 'evaluate model --text a.jsonl',
          'Text file a.jsonl is packed with gzip: unpack it first.'),
     Case('zstandard', file('a.txt', b'(\xb5/\xfd0123'), 'profile model --text a.txt',
          'Text file a.txt is packed with zstandard: unpack it first.'),
@@ -177,7 +177,7 @@ CASES = [
          'Text file a.txt is not text in UTF-8 (line 1): save it as UTF-8.'),
     Case('prompts that are missing', nothing, 'shadow model --prompts p.txt',
          'File p.txt does not exist.'),
-    Case('prompts that are packed', file('p.txt', gzip.compress(b'one')), 'shadow model --prompts p.txt',
+    Case('prompts that are packed', file('p.txt', gzip.compress(b'one', mtime=0)), 'shadow model --prompts p.txt',
          'Prompts p.txt is packed with gzip: unpack it first.'),
     Case('prompts in Latin-1', file('p.txt', b'one\ntwo \xe9\n'), 'shadow model --prompts p.txt',
          'Prompts p.txt is not text in UTF-8 (line 2): save it as UTF-8.'),

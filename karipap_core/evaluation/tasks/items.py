@@ -40,6 +40,12 @@ def _check_item(task, doc: dict, where: str) -> None:
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) and one for one in choices):
         raise InputError(f"{where}: doc_to_choice gives {choices!r:.60}, not a list of two strings or more.")
     # Where the text is a number, it is that of the right one of several contexts, and the target is what follows them.
+    # lm-eval 0.4.13 takes a text of digits alone for such a number too, that of the first item for the whole task.
+    if isinstance(text, int) and (not task.multiple_input or isinstance(target, int) or target in choices):
+        raise InputError(
+            f"{where}: doc_to_text gives {text}, and lm-eval takes digits alone for the number of a choice: put a word "
+            "before them."
+        )
     answer = text if task.multiple_input else target
     if not task.multiple_input and not isinstance(text, str):
         raise InputError(f"{where}: doc_to_text gives {text!r:.60}, not a string.")

@@ -120,7 +120,7 @@ def test_a_prompt_is_a_line_however_lines_end(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("a.txt", gzip.compress(b"one\n"), "Prompts FILE is packed with gzip: unpack it first."),
+        ("a.txt", gzip.compress(b"one\n", mtime=0), "Prompts FILE is packed with gzip: unpack it first."),
         ("a.txt", b"one\ntwo \xe9\n", "Prompts FILE is not text in UTF-8 (line 2): save it as UTF-8."),
         ("a.txt", b"one\ntw\0o\n", "Prompts FILE: number 2 holds a NUL character, which no text does."),
         ("a.json", b'["\\ud800"]', "Prompts FILE holds half of a surrogate pair (\\ud800 to \\udfff alone)."),
