@@ -20,12 +20,15 @@ MOST_BYTES = 64 << 20  # of one JSON file; tokenizers of 250,000 words take 30 M
 MOST_DEPTH = 64  # objects and lists within each other
 MOST_DIGITS = 400  # of one number; 64-bit integers have 20, the largest double written out has 309
 UNPACK = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+DOCUMENTS = {b"%PDF-": "PDF", b"{\\rtf": "RTF"}  # of which all bytes may be ASCII
 OTHER_UNICODE = {  # UTF-32 first: its mark begins as that of UTF-16 does
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+POINTER = b"version https://git-lfs.github.com/spec/"
+PAGES = (b"<!doctype html", b"<html")
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -97,6 +100,9 @@ def decode(data: bytes, source: str) -> str:
     for magic, program in UNPACK.items():
         if data.startswith(magic):
             raise InputError(f"{source} is packed with {program}: unpack it first.")
+    for magic, name in DOCUMENTS.items():
+        if data.startswith(magic):
+            raise InputError(f"{source} is a document in {name}: save it as plain text.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,6 +116,16 @@ def decode(data: bytes, source: str) -> str:
 def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
     """A text file in UTF-8, line ends as they are. Raises InputError as `read_bytes` and `decode` do."""
     return decode(read_bytes(path, most), f"File {path}")
+
+
+def instead(data: bytes) -> str | None:
+    """What lies in a file's place where fetching it went wrong, by its first bytes, such as "is empty"; else None."""
+    start = data[:200].strip().lower()
+    if not start.strip(b"\0"):
+        return "begins with nothing but zeros: fetch it again" if start else "is empty"
+    if start.startswith(POINTER):
+        return "is a pointer of git-lfs, not the file itself: run `git lfs pull` where it came from"
+    return "is a web page, not the file itself: fetch it again" if start.startswith(PAGES) else None
 
 
 def parse_json(data: bytes | str, source: str, *, lenient: bool = False) -> Any:
@@ -131,6 +147,8 @@ def parse_json(data: bytes | str, source: str, *, lenient: bool = False) -> Any:
             parse_int=strict.integer,
         )
     except json.JSONDecodeError as error:
+        if other := instead(text[:200].encode(errors="replace")):
+            raise InputError(f"{source} {other}.") from None
         raise InputError(
             f"{source} is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})."
         ) from None

@@ -1,5 +1,6 @@
 """Opens a checkpoint: a folder, a .safetensors file or a hub id becomes a `Checkpoint`."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -44,6 +45,8 @@ def open_checkpoint(model: str | Path, compressed: bool = False) -> Checkpoint:
             raise InputError(f"{path} is a pickle, which can execute code and is never read: save it as .safetensors.")
         if path.suffix != ".safetensors":
             raise InputError(f"{path} is not a .safetensors file: name one, or the folder it is in.")
+        if (numbered := SHARD.fullmatch(path.name)) and int(numbered[3]) > 1:
+            raise InputError(f"{path} is one of the {int(numbered[3])} files of a model: name the folder they are in.")
         _names(path.parent)
         files, folder, name = (
             {path: None},
@@ -142,7 +145,9 @@ def _shards(folder: Path, index: Path) -> dict[Path, list[str] | None]:
     named: dict[Path, list[str] | None] = {}
     for tensor, file in sorted(weight_map.items()):
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise InputError(f"{index} points outside its folder, or to no .safetensors file, for tensor {tensor}.")
+            raise InputError(
+                f"{index} names {json.dumps(file)[:80]} for tensor {tensor}, which is no .safetensors file beside it."
+            )
         if not os.path.lexists(folder / file):
             raise InputError(f"{folder} lacks {file}, which its index names: fetch the model again.")
         tensors = named.setdefault(folder / file, [])

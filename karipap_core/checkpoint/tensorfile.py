@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from karipap_core.errors import InputError
-from karipap_core.reading import open_file, parse_json
+from karipap_core.reading import instead, open_file, parse_json
 
 HEADER_CAP = 100_000_000
 LONGEST_NAME = 512  # characters of a tensor's name
@@ -57,7 +57,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         total = os.fstat(file.fileno()).st_size
         head = file.read(8)
         length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > total - 8:
+        if len(head) < 8 or length == 0 or length > total - 8:
+            if other := instead(head + file.read(200)):
+                raise InputError(f"{path} {other}.")
             raise InputError(f"{path} is cut short or is not a safetensors file: fetch it again.")
         if length > HEADER_CAP:
             raise InputError(f"{path} claims a header of {length:,} bytes; more than {HEADER_CAP:,} is not read.")

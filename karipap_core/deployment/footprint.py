@@ -7,6 +7,7 @@ count is the one that transformers would load, tied tables once.
 import math
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from karipap_core.checkpoint.open import check_types, open_checkpoint
 from karipap_core.checkpoint.roles import compressible, place, role_of
 from karipap_core.deployment.kv import GENERATIVE, cache_of, heads_of
 from karipap_core.errors import InputError
-from karipap_core.models.empty import check_config, config_explained, empty_model
+from karipap_core.models.empty import check_config, check_text, config_explained, empty_model
 from karipap_core.reading import read_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -154,7 +155,7 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     cache_of(config)  # refuses a config that does not say what its cache is, before anything is built
     names = config.architectures or ["CausalLM"]
     auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
-    with config_explained(name), torch.device("meta"):
+    with config_explained(name, document), torch.device("meta"):
         live = auto.from_config(config)
     given = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     dtype = str(given).removeprefix("torch.") if given is not None else "bfloat16"
@@ -181,11 +182,13 @@ def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
     for numbers that no model has."""
     from transformers import AutoConfig
 
-    fields = {key: value for key, value in document.items() if key not in ("auto_map", "quantization_config")}
+    fields = {key: deepcopy(value) for key, value in document.items() if key not in ("auto_map", "quantization_config")}
     check_types(document, f"The config of {name}")
     check_config(document, name)
-    with config_explained(name):
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with config_explained(name, document):
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    check_text(config, name)
+    return config
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Footprint:

@@ -5,19 +5,22 @@ for; both show in a report alone. Here both are errors, found without reading a 
 ones of the same names, types and shapes on the meta device, by the very rules that transformers loads real ones with.
 """
 
+import codecs
 import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.roles import place
+from karipap_core.checkpoint.roles import place, role_of
 from karipap_core.checkpoint.tensorfile import TORCH
 from karipap_core.errors import Cancelled, InputError
+from karipap_core.reading import open_file
 from karipap_core.terminal import shortened
 
 if TYPE_CHECKING:  # transformers is imported where a model is made
@@ -31,7 +34,9 @@ SIZES += ("num_key_value_heads", "num_local_experts", "n_routed_experts", "num_e
 SIZES += ("num_experts_per_tok", "n_embd", "n_head", "d_model", "ffn_dim")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 LIMITS = dict.fromkeys(SIZES, MOST) | dict.fromkeys(LAYERS, MOST_LAYERS)
-LIMITS |= dict.fromkeys(("max_position_embeddings", "n_positions"), 1 << 40)  # nothing of this length need be built
+LIMITS |= dict.fromkeys(
+    ("max_position_embeddings", "n_positions", "sliding_window"), 1 << 40
+)  # nothing of this length need be built
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
 MAY_BE_ZERO: tuple[str, ...] = ("intermediate_size", "ffn_dim")  # of a model that has none
@@ -45,17 +50,31 @@ def check_config(document: dict, name: str) -> None:
     for table in (document, *(value for value in document.values() if isinstance(value, dict))):
         for field, limit in LIMITS.items():
             value, least = table.get(field), int(field not in MAY_BE_ZERO)
-            if value is None or isinstance(value, list):  # some families have one for each layer
+            unused = field == "sliding_window" and table.get("use_sliding_window") is False
+            if value is None or unused or isinstance(value, list):  # some families have one for each layer
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
                 said = json.dumps(value)[:40]
                 raise InputError(
                     f"The config of {name}: {field} is {said}, not a whole number from {least} to {limit:,}."
                 )
+        _check_counts(table, name)
         theta = table.get("rope_theta", 1)
         unsaid = theta is None and table is document  # a model without rotations
         if not unsaid and (not isinstance(theta, int | float) or isinstance(theta, bool) or theta <= 0):
             raise InputError(f"The config of {name}: rope_theta is {json.dumps(theta)[:40]}, not a number above 0.")
+
+
+def _check_counts(table: dict, name: str) -> None:
+    """Raises InputError for numbers of a config.json that are each in order, and together are no model's."""
+    heads, shared = table.get("num_attention_heads"), table.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+        raise InputError(
+            f"The config of {name}: num_attention_heads is {heads}, no multiple of num_key_value_heads, {shared}."
+        )
+    experts, chosen = table.get("num_local_experts"), table.get("num_experts_per_tok")
+    if isinstance(experts, int) and isinstance(chosen, int) and not min(experts, 1) <= chosen <= experts:
+        raise InputError(f"The config of {name}: num_experts_per_tok is {chosen}, of num_local_experts {experts}.")
 
 
 def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
@@ -77,7 +96,15 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     if dtype not in DTYPES:
         raise InputError(f"The config of {name}: dtype {json.dumps(dtype)[:40]} is not one of {', '.join(DTYPES)}.")
     auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
-    with quiet(), config_explained(name):
+    with open_file(checkpoint.home / "config.json") as file:
+        if file.read(3) == codecs.BOM_UTF8:
+            raise InputError(
+                f"{checkpoint.home / 'config.json'} begins with a byte order mark, which transformers does not read: "
+                "save it as UTF-8 without one."
+            )
+    if method is None:  # experts that are compressed may differ
+        _check_experts(checkpoint)
+    with quiet(), config_explained(name, checkpoint.config):
         config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
         _check_kind(config, auto, name)
         with torch.device("meta"):
@@ -95,7 +122,16 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     return model.eval()
 
 
+def check_text(config: "PretrainedConfig", name: str) -> None:
+    """Raises InputError for a config with another one within it that its family does not have."""
+    if isinstance(config.get_text_config(decoder=True), dict):
+        raise InputError(
+            f"The config of {name} has a text_config, which a {config.model_type} has no place for: take it out."
+        )
+
+
 def _check_kind(config: "PretrainedConfig", auto: Any, name: str) -> None:
+    check_text(config, name)
     if type(config) not in auto._model_mapping:
         raise InputError(f"{name} is a {config.model_type}, which transformers has no {auto.__name__} for.")
     if config.is_encoder_decoder:
@@ -129,6 +165,28 @@ def _empty_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     }
 
 
+def _check_experts(checkpoint: Checkpoint) -> None:
+    """Raises InputError where one of a layer's experts lacks a weight that others have, or has it of another shape:
+    transformers stacks them while it loads, and says no more than that this failed."""
+    layers: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {}
+    for name, info in checkpoint.tensors.items():
+        layer, _, rest = name.partition(".experts.")
+        number, _, weight = rest.partition(".")
+        if number.isdecimal():
+            layers.setdefault(layer, {}).setdefault(weight, {})[number] = info.shape
+    for layer, weights in layers.items():
+        for number in sorted(set().union(*weights.values()), key=int):
+            for weight, shapes in weights.items():
+                name, usual = f"{layer}.experts.{number}.{weight}", max(shapes.values(), key=[*shapes.values()].count)
+                if number not in shapes:
+                    raise InputError(f"{checkpoint.name} lacks {name}, which other experts have: fetch it again.")
+                if shapes[number] != usual:
+                    raise InputError(
+                        f"{checkpoint.name}: {name} is {_by(shapes[number])}, and that of other experts {_by(usual)}: "
+                        "fetch it again."
+                    )
+
+
 def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any]) -> None:
     """Raises InputError for the first fault in what transformers reports of loading a checkpoint."""
     for name, stored, wanted in sorted(found["mismatched_keys"]):
@@ -137,10 +195,18 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
             f"{_fields(checkpoint.config, stored, wanted)}: file and config are not of one model."
         )
     # A checkpoint of a model with a head often has no pooler; nothing here looks at what comes out of it.
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise InputError(f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again.")
+    missing = [name for name in found["missing_keys"] if "pooler" not in name]
+    # A head may be missing only because the table that it is tied to is.
+    missing.sort(key=lambda name: (role_of(name.removesuffix(".weight"), False) == "head", name))
     unexpected, buffers = set(found["unexpected_keys"]), checkpoint.buffers
+    if missing:
+        others = sorted(unexpected - buffers)
+        raise InputError(
+            f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture} and holds {others[0]}, which that has "
+            "no place for: its tensors have other names, or its config.json is another model's."
+            if others
+            else f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again."
+        )
     for name, info in checkpoint.tensors.items():
         if checkpoint.quantized is None and info.dtype in WHOLE and name not in unexpected | buffers:
             raise InputError(
@@ -190,9 +256,39 @@ def explained(sentence: str) -> Iterator[None]:
         raise InputError(f"{sentence}: {reason(error)}") from error
 
 
-def config_explained(name: str):
-    """One sentence for a config that transformers cannot use."""
-    return explained(f"The config of {name} is of no model that transformers can build")
+@contextmanager
+def config_explained(name: str, document: dict) -> Iterator[None]:
+    """One sentence for a config that transformers cannot use: what it said, and the field of `document` that is to
+    blame, where it names none."""
+    sentence = f"The config of {name} is of no model that transformers can build"
+    try:
+        with explained(sentence):
+            yield
+    except InputError as error:
+        cause = error.__cause__
+        if not isinstance(cause, Exception) or any(field in str(cause) for field in document):
+            raise
+        field = _blamed(document)
+        if field is None:
+            raise
+        said = shortened(json.dumps(document[field]), 40)
+        raise InputError(f"{sentence} (its {field} is {said}): {reason(cause)}") from cause
+
+
+def _blamed(document: dict) -> str | None:
+    """The first field of a config.json without which it could be built: None where no single one is to blame. Sizes are
+    left out: they have no default that would fit the others."""
+    from transformers import AutoConfig, AutoModel
+
+    fields = {key: value for key, value in document.items() if key not in ("auto_map", "quantization_config")}
+    for field in (None, *fields):
+        if field in LIMITS or field in ("model_type", "architectures"):
+            continue
+        rest = {key: deepcopy(value) for key, value in fields.items() if key != field}  # transformers fills some in
+        with suppress(Exception), quiet(), torch.device("meta"):
+            AutoModel.from_config(AutoConfig.for_model(rest.pop("model_type"), **rest))
+            return field
+    return None
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Study:
 
         settings = self._settings or CalibrationSettings()
         positions = (self.checkpoint.config.get("text_config") or self.checkpoint.config).get("max_position_embeddings")
-        if positions and settings.window > positions:
+        if isinstance(positions, int) and 0 < positions < settings.window:  # another kind is told when it is loaded
             settings = replace(settings, window=positions)
         return settings
 

@@ -14,6 +14,8 @@ from karipap_core.models.empty import LIMITS
 from tests.bad_input import Case, changed, model
 
 UP = "model.layers.0.mlp.up_proj.weight"
+EXPERT = "model.layers.0.block_sparse_moe.experts.1.w1.weight"
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 FORMAT = {"format": "pt"}
 ONE_LAYER = LIMITS | {"num_hidden_layers": 1}
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -314,7 +316,7 @@ CASES = [
     Case("a pipe in place of chat_template.jinja", in_place("chat_template.jinja", pipe), "evaluate model",
          "model/chat_template.jinja is a named pipe, not a regular file: put a file in its place."),
     Case("config.json empty", content("config.json", b""), "evaluate model",
-         "File model/config.json is not valid JSON (line 1, column 1: Expecting value)."),
+         "File model/config.json is empty."),
     Case("config.json a list", content("config.json", b"[1]"), "evaluate model",
          "File model/config.json holds a list, not an object."),
     Case("config.json packed", content("config.json", b"\x1f\x8b\x08\x00"), "evaluate model",
@@ -330,26 +332,26 @@ CASES = [
     Case("config.json too deep", content("config.json", b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}"), "evaluate model",
          "File model/config.json nests values more than 64 deep: that is no file of this kind."),
     Case("tokenizer_config.json empty", content("tokenizer_config.json", b""), "evaluate model",
-         "File model/tokenizer_config.json is not valid JSON (line 1, column 1: Expecting value)."),
+         "File model/tokenizer_config.json is empty."),
     Case("tokenizer_config.json a list", content("tokenizer_config.json", b"[1]"), "evaluate model",
          "File model/tokenizer_config.json holds a list, not an object."),
     Case("tokenizer_config.json too deep", content("tokenizer_config.json", b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}"), "evaluate model",
          "File model/tokenizer_config.json nests values more than 64 deep: that is no file of this kind."),
     Case("generation_config.json empty", content("generation_config.json", b""), "evaluate model",
-         "File model/generation_config.json is not valid JSON (line 1, column 1: Expecting value)."),
+         "File model/generation_config.json is empty."),
     Case("generation_config.json a list", content("generation_config.json", b"[1]"), "evaluate model",
          "File model/generation_config.json holds a list, not an object."),
     Case("generation_config.json too deep", content("generation_config.json", b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}"), "evaluate model",
          "File model/generation_config.json nests values more than 64 deep: that is no file of this kind."),
     Case("tokenizer.json empty", content("tokenizer.json", b""), "evaluate model",
-         "File model/tokenizer.json is not valid JSON (line 1, column 1: Expecting value)."),
+         "File model/tokenizer.json is empty."),
     Case("tokenizer.json a list", content("tokenizer.json", b"[1]"), "evaluate model",
          "File model/tokenizer.json holds a list, not an object."),
     Case("tokenizer.json too deep", content("tokenizer.json", b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}"), "evaluate model",
          "File model/tokenizer.json nests values more than 64 deep: that is no file of this kind."),
     Case("config.json with a byte order mark", marked("config.json"), "evaluate model",
-         "The config of model is of no model that transformers can build: It looks like the config file at "
-         "'model/config.json' is not a valid JSON file."),
+         "model/config.json begins with a byte order mark, which transformers does not read: save it as UTF-8 wi"
+         "thout one."),
     Case("config.json with a field twice", content("config.json", b'{"model_type": "llama", "model_type": "gpt2"}'), "profile model --metrics weight",
          "File model/config.json has the field 'model_type' twice: keep one of them."),
     Case("special_tokens_map.json that is a string", content("special_tokens_map.json", b'"a"'), "evaluate model",
@@ -406,8 +408,7 @@ CASES = [
     Case("num_attention_heads is 0", config(num_attention_heads=0), "evaluate model",
          "The config of model: num_attention_heads is 0, not a whole number from 1 to 16,777,216."),
     Case("num_attention_heads is 5", config(num_attention_heads=5), "evaluate model",
-         "The config of model is of no model that transformers can build: The hidden size (48) is not a "
-         "multiple of the number of attention heads (5)."),
+         "The config of model: num_attention_heads is 5, no multiple of num_key_value_heads, 2."),
     Case("num_key_value_heads is 0", config(num_key_value_heads=0), "evaluate model",
          "The config of model: num_key_value_heads is 0, not a whole number from 1 to 16,777,216."),
     Case("head_dim is \"12\"", config(head_dim="12"), "evaluate model",
@@ -421,7 +422,8 @@ CASES = [
          "The config of model is of no model that transformers can build: Field 'rms_norm_eps' expected float,"
          " got str (value: 'small')"),
     Case("hidden_act is \"unheard_of\"", config(hidden_act="unheard_of"), "evaluate model",
-         "The config of model is of no model that transformers can build: KeyError 'unheard_of'"),
+         "The config of model is of no model that transformers can build (its hidden_act is \"unheard_of\"): KeyEr"
+         "ror 'unheard_of'"),
     Case("attention_bias is \"no\"", config(attention_bias="no"), "evaluate model",
          "The config of model is of no model that transformers can build: Field 'attention_bias' expected "
          "bool, got str (value: 'no')"),
@@ -433,14 +435,15 @@ CASES = [
          "The config of model is of no model that transformers can build: Field 'eos_token_id' with value 'a' "
          "doesn't match any type in (int, list[int], NoneType)"),
     Case("pad_token_id is 300", config(pad_token_id=300), "evaluate model",
-         "The config of model is of no model that transformers can build: Padding_idx must be within "
-         "num_embeddings"),
+         "The config of model is of no model that transformers can build (its pad_token_id is 300): Padding_idx "
+         "must be within num_embeddings"),
     Case("rope_parameters is {\"rope_type\": \"default\", \"rope_theta\": \"many\"}", config(rope_parameters={"rope_type": "default", "rope_theta": "many"}), "evaluate model",
          'The config of model: rope_theta is "many", not a number above 0.'),
     Case("rope_parameters is {\"rope_type\": \"default\", \"rope_theta\": 0}", config(rope_parameters={"rope_type": "default", "rope_theta": 0}), "evaluate model",
          "The config of model: rope_theta is 0, not a number above 0."),
     Case("rope_parameters is {\"rope_type\": \"unheard_of\"}", config(rope_parameters={"rope_type": "unheard_of"}), "evaluate model",
-         "The config of model is of no model that transformers can build: KeyError 'unheard_of'"),
+         "The config of model is of no model that transformers can build (its rope_parameters is {\"rope_type\": \""
+         "unheard_of\"}): KeyError 'unheard_of'"),
     Case("rope_parameters is [1]", config(rope_parameters=[1]), "evaluate model",
          "The config of model is of no model that transformers can build: Field 'rope_parameters' with value "
          "[1] doesn't match any type in (RopeParameters, dict, NoneType)"),
@@ -497,7 +500,7 @@ CASES = [
          "model: model.layers.0.mlp.experts.down_proj is 3 × 48 × 40 in the file and 4 × 48 × 40 by "
          "config.json (num_attention_heads 4, num_local_experts 4): file and config are not of one model."),
     Case("more experts a token than there are", config("mixtral", num_experts_per_tok=5), "evaluate model",
-         "model is built by its config.json and cannot be run by it: selected index k out of range"),
+         "The config of model: num_experts_per_tok is 5, of num_local_experts 3."),
     Case("another architecture", config(model_type="qwen2"), "evaluate model",
          "model lacks parameter model.layers.0.self_attn.k_proj.bias of a Qwen2ForCausalLM: fetch it again."),
     Case("more layers than are believed", config(num_hidden_layers=3), "evaluate model",
@@ -528,7 +531,7 @@ CASES = [
     Case("a bias is missing", tensors(lambda t: t.pop("transformer.h.0.mlp.c_fc.bias"), "gpt2"), "evaluate model",
          "model lacks parameter transformer.h.0.mlp.c_fc.bias of a GPT2LMHeadModel: fetch it again."),
     Case("the table is missing", tensors(lambda t: t.pop("model.embed_tokens.weight")), "evaluate model",
-         "model lacks parameter lm_head.weight of a LlamaForCausalLM: fetch it again."),
+         "model lacks parameter model.embed_tokens.weight of a LlamaForCausalLM: fetch it again."),
     Case("the head is missing", tensors(lambda t: t.pop("lm_head.weight"), "llama_untied"), "evaluate model",
          "model lacks parameter lm_head.weight of a LlamaForCausalLM: fetch it again."),
     Case("a router is missing", tensors(lambda t: t.pop("model.layers.0.block_sparse_moe.gate.weight"), "mixtral"), "evaluate model",
@@ -540,7 +543,8 @@ CASES = [
          "model holds model.layers.0.mlp.extra.weight, which a LlamaForCausalLM by its config.json has no "
          "place for: file and config are not of one model."),
     Case("all names with a prefix", tensors(lambda t: [t.update({f"x.{name}": t.pop(name)}) for name in list(t)]), "evaluate model",
-         "model lacks parameter lm_head.weight of a LlamaForCausalLM: fetch it again."),
+         "model lacks parameter model.embed_tokens.weight of a LlamaForCausalLM and holds x.model.embed_tokens.weight, "
+         "which that has no place for: its tensors have other names, or its config.json is another model's."),
     Case("nan in a norm", number("model.norm.weight", float("nan")), "evaluate model",
          "Weight model.norm.weight of model holds NaN or infinity: the checkpoint is damaged."),
     Case("inf in a norm", number("model.norm.weight", float("inf")), "profile model",
@@ -589,8 +593,18 @@ CASES = [
          "model/model.safetensors has 207,840 bytes where its header accounts for 207,880: fetch it again."),
     Case("a file of 7 bytes", content("model.safetensors", b"1234567"), "profile model --metrics weight",
          "model/model.safetensors is cut short or is not a safetensors file: fetch it again."),
-    Case("a pointer of git-lfs", content("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "profile model --metrics weight",
-         "model/model.safetensors is cut short or is not a safetensors file: fetch it again."),
+    Case("a pointer of git-lfs", content("model.safetensors", POINTER), "profile model --metrics weight",
+         "model/model.safetensors is a pointer of git-lfs, not the file itself: run `git lfs pull` where it came from."),
+    Case("a pointer of git-lfs in place of tokenizer.json", content("tokenizer.json", POINTER), "evaluate model",
+         "File model/tokenizer.json is a pointer of git-lfs, not the file itself: run `git lfs pull` where it came from."),
+    Case("a web page in place of the tensors", content("model.safetensors", b"<!DOCTYPE html><html>" + b"x" * 99), "profile model --metrics weight",
+         "model/model.safetensors is a web page, not the file itself: fetch it again."),
+    Case("a web page in place of config.json", content("config.json", b"<html><body>Sign in</body></html>"), "deploy model --tokens 100 --batch 1 --gpu A100",
+         "File model/config.json is a web page, not the file itself: fetch it again."),
+    Case("a file of no bytes", content("model.safetensors", b""), "profile model --metrics weight",
+         "model/model.safetensors is empty."),
+    Case("a file of zeros", content("model.safetensors", bytes(3000)), "profile model --metrics weight",
+         "model/model.safetensors begins with nothing but zeros: fetch it again."),
     Case("a header larger than is read", content("model.safetensors", (40).to_bytes(8, "little") + b" " * 40), "profile model --metrics weight",
          "model/model.safetensors claims a header of 40 bytes; more than 32 is not read.", limits={"karipap_core.checkpoint.tensorfile:HEADER_CAP": 32}),
     Case("a header that is a list", content("model.safetensors", (2).to_bytes(8, "little") + b"[]"), "profile model --metrics weight",
@@ -642,17 +656,17 @@ CASES = [
     Case("a shard that is not there", index(lambda i: i["weight_map"].update({UP: "absent.safetensors"})), "profile model --metrics weight",
          "model lacks absent.safetensors, which its index names: fetch the model again."),
     Case("a shard outside the folder", index(lambda i: i["weight_map"].update({UP: "../model.safetensors"})), "profile model --metrics weight",
-         "model/model.safetensors.index.json points outside its folder, or to no .safetensors file, for tensor"
-         " model.layers.0.mlp.up_proj.weight."),
+         "model/model.safetensors.index.json names \"../model.safetensors\" for tensor model.layers.0.mlp.up_proj.weight, which is no "
+         ".safetensors file beside it."),
     Case("a shard by its full path", index(lambda i: i["weight_map"].update({UP: "/model.safetensors"})), "profile model --metrics weight",
-         "model/model.safetensors.index.json points outside its folder, or to no .safetensors file, for tensor"
-         " model.layers.0.mlp.up_proj.weight."),
+         "model/model.safetensors.index.json names \"/model.safetensors\" for tensor model.layers.0.mlp.up_proj.weight, which is no "
+         ".safetensors file beside it."),
     Case("a shard that is a number", index(lambda i: i["weight_map"].update({UP: 1})), "profile model --metrics weight",
-         "model/model.safetensors.index.json points outside its folder, or to no .safetensors file, for tensor"
-         " model.layers.0.mlp.up_proj.weight."),
+         "model/model.safetensors.index.json names 1 for tensor model.layers.0.mlp.up_proj.weight, which is no "
+         ".safetensors file beside it."),
     Case("a shard that is a pickle", index(lambda i: i["weight_map"].update({UP: "pytorch_model.bin"})), "profile model --metrics weight",
-         "model/model.safetensors.index.json points outside its folder, or to no .safetensors file, for tensor"
-         " model.layers.0.mlp.up_proj.weight."),
+         "model/model.safetensors.index.json names \"pytorch_model.bin\" for tensor model.layers.0.mlp.up_proj.weight, which is no "
+         ".safetensors file beside it."),
     Case("a tensor that no shard holds", index(lambda i: i["weight_map"].update(ghost="model-00001-of-00002.safetensors")), "profile model --metrics weight",
          "model/model-00001-of-00002.safetensors lacks tensor ghost, which the index says is there: fetch the "
          "model again."),
@@ -698,4 +712,29 @@ CASES = [
          "model lacks parameter model.norm.weight of a LlamaForCausalLM: fetch it again."),
     Case("NaN in a norm, compress", planned(lambda t: t["model.norm.weight"].fill_(float("nan"))), "compress model --plan plan.json --force --out out",
          "Weight model.norm.weight of model holds NaN or infinity: the checkpoint is damaged."),
+    Case("an expert without a matrix", tensors(lambda t: t.pop(EXPERT), "mixtral"), "evaluate model",
+         "model lacks model.layers.0.block_sparse_moe.experts.1.w1.weight, which other experts have: fetch it agai"
+         "n."),
+    Case("an expert the other way round", tensors(lambda t: t.update({EXPERT: t[EXPERT].T.contiguous()}), "mixtral"), "evaluate model",
+         "model: model.layers.0.block_sparse_moe.experts.1.w1.weight is 48 × 40, and that of other experts 40 × 48"
+         ": fetch it again."),
+    Case("no expert for a token", config("mixtral", num_experts_per_tok=0), "deploy model --tokens 100 --batch 1 --gpu A100",
+         "The config of model: num_experts_per_tok is 0, of num_local_experts 3."),
+    Case("heads that cannot be shared", config(num_key_value_heads=3), "deploy model --tokens 100 --batch 1 --gpu A100",
+         "The config of model: num_attention_heads is 4, no multiple of num_key_value_heads, 3."),
+    Case("a window of less than nothing", config("mistral", sliding_window=-5), "deploy model --tokens 100 --batch 1 --gpu A100",
+         "The config of model: sliding_window is -5, not a whole number from 1 to 1,099,511,627,776."),
+    Case("a window in words", config("mistral", sliding_window="4k"), "evaluate model",
+         "The config of model: sliding_window is \"4k\", not a whole number from 1 to 1,099,511,627,776."),
+    Case("a length in words, profile", config(max_position_embeddings="128k"), "profile model",
+         "The config of model: max_position_embeddings is \"128k\", not a whole number from 1 to 1,099,511,627,776."),
+    Case("a config within one that has none", config(text_config={"hidden_size": 8}), "deploy model --tokens 100 --batch 1 --gpu A100",
+         "The config of model has a text_config, which a llama has no place for: take it out."),
+    Case("a config within one that has none, evaluate", config(text_config={"hidden_size": 8}), "evaluate model",
+         "The config of model has a text_config, which a llama has no place for: take it out."),
+    Case("labels that are a list", config(id2label=["a"]), "evaluate model",
+         "The config of model is of no model that transformers can build (its id2label is [\"a\"]): 'list' object ha"
+         "s no attribute 'items'"),
+    Case("one file of several", lambda folder: model(folder, max_shard="100KB"), "profile model/model-00001-of-00003.safetensors",
+         "model/model-00001-of-00003.safetensors is one of the 3 files of a model: name the folder they are in."),
 ]  # fmt: skip

@@ -365,7 +365,7 @@ CASES = [
         "plan that is empty",
         text("plan.json", ""),
         "show plan.json",
-        "File plan.json is not valid JSON (line 1, column 1: Expecting value).",
+        "File plan.json is empty.",
     ),
     Case(
         "half a surrogate pair in a plan",

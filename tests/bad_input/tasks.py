@@ -71,6 +71,8 @@ CASES = [
          'tasks/t.yaml: test_split is dev, but data_files has test alone.'),
     Case('fewshot split not there', task('test_split: test', 'test_split: test\nfewshot_split: train'), COMMAND,
          'tasks/t.yaml: fewshot_split is train, but data_files has test alone.'),
+    Case('choices of a field that items lack', items('{"question":"x","answer":0}'), COMMAND,
+         'Task t cannot be made from its files: doc_to_choice or doc_to_target names no field of its items and is no list'),
     Case('answer 7', items(GOOD, '{"question":"x","choices":["a","b"],"answer":7}'), COMMAND,
          'Task t, item 2: the answer is 7, but its choices are numbered from 0 to 1.'),
     Case('answer -1', items('{"question":"x","choices":["a","b"],"answer":-1}'), COMMAND,

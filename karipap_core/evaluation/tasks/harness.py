@@ -187,6 +187,7 @@ class _Counter:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no log: standard error belongs to our own progress, and what is wrong is raised."""
+    import datasets  # noqa: F401  (sets its logger's level when it is imported)
     from tqdm import tqdm
 
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]

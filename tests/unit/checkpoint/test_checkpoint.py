@@ -270,7 +270,10 @@ def test_refuses_indexes_that_lie(tmp_path):
     index = folder / "model.safetensors.index.json"
     document = json.loads(index.read_text())
     first = sorted(document["weight_map"])[0]
-    for file, complaint in (("../model.safetensors", "outside its folder"), ("absent.safetensors", "lacks absent")):
+    for file, complaint in (
+        ("../model.safetensors", "no .safetensors file beside it"),
+        ("absent.safetensors", "lacks absent"),
+    ):
         changed = {"weight_map": document["weight_map"] | {first: file}}
         index.write_text(json.dumps(changed))
         with pytest.raises(InputError, match=complaint):
