@@ -62,6 +62,15 @@ def test_compress_verifies_what_it_wrote_and_keeps_the_verdict_in_the_folder(wor
     assert (folder / "verify.json").read_bytes() == before
 
 
+def test_a_model_of_zeros_agrees_with_itself(tmp_path):
+    model = make("llama_bf16", tmp_path / "model")
+    file = model / "model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(file).items()}, tmp_path / "zeros", {"format": "pt"})
+    (tmp_path / "zeros").replace(file)
+    verdict = verify(folder_of(model, tmp_path / "out"))
+    assert verdict["ok"] and "below 1e-9" in detail(verdict, "logits")
+
+
 def test_without_the_dense_model_the_formed_weights_stand_in_for_it(folder, monkeypatch):
     report = read_json(folder / "karipap.json")
     keep_json(folder / "karipap.json", report | {"source": "/nowhere/at/all"})
