@@ -11,11 +11,7 @@ from tests.helpers import browser as shared
 def place(demo_model, tmp_path_factory):
     """A dashboard on a copy of the demo model, with what was measured on it."""
     folder = tmp_path_factory.mktemp("autopilot")
-    model = folder / "models" / "small"
-    model.mkdir(parents=True)
-    shutil.copytree(demo_model / "karipap", model / "karipap")
-    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(demo_model / name, model / name)
+    shutil.copytree(demo_model, folder / "models" / "small", ignore=shutil.ignore_patterns("training"))
     with shared.dashboard(shared.REPOSITORY / "app.py", folder, str(folder / "models")) as address:
         yield address
 
