@@ -77,6 +77,8 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
                     time.sleep(0.25)
             yield f"http://127.0.0.1:{port}", server
         finally:
+            for job in jobs.list_jobs(Workspace(folder / "workspace")):  # they outlive a server, and a test that failed
+                job.cancel()
             server.terminate()
             server.wait(30)
 

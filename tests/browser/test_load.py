@@ -1,4 +1,4 @@
-"""Several people at one dashboard, a short run of `make load`: three browsers, twenty reruns, a job running."""
+"""Several people at one dashboard, a short run of `make load`: three tabs, a dozen reruns, a job running."""
 
 import pytest
 
@@ -7,15 +7,15 @@ from reliability import load
 
 @pytest.mark.timeout(900)  # minutes where other work runs beside it
 def test_three_sessions_keep_their_drafts_and_nobody_cancels_anothers_job_unasked(chromium, tmp_path):
-    found = load.measure(tmp_path, 3, 21, chromium, tell=lambda _: None)
+    found = load.measure(tmp_path, 3, 12, chromium, tell=lambda _: None)
     assert found.held(), found
-    assert [reruns for reruns, _, _ in found.rows] == [10, 20, 21]
+    assert [reruns for reruns, _, _ in found.rows] == [6, 12]
 
 
 def test_what_did_not_hold_is_said():
     """Each of the things that are looked for makes the run fail."""
     good = load.Findings(rows=[(100, 1.0, 100), (500, 2.0, 119)], asked=True)
-    assert good.held() and good.growth() == 0.19
+    assert good.held() and good.growth() == pytest.approx(0.19)
     assert not load.Findings(rows=[(100, 1.0, 100), (500, 2.0, 120)], asked=True).held()
     assert not load.Findings(rows=good.rows, asked=False).held()
     assert not load.Findings(rows=good.rows, asked=True, mixed=["x"]).held()
