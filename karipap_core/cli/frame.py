@@ -31,6 +31,7 @@ from karipap_core.workspace.logs import keep_log
 
 PROGRAM = "karipap"
 EXTRAS = {"plotly": "app", "lm_eval": "tasks", "torchao": "peers"}  # what may be missing, and what brings it
+NO_MEMORY_SAYS = "Memory ran out ({}): use a smaller model, window or batch, or a machine with more."
 NO_MEMORY = (  # how libraries say it; the last two where even they, or a thread, found no place
     "out of memory",
     "allocate memory",
@@ -100,7 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Cancelled):
         return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
     except Exception as error:
-        return _fail(args, _in_a_line(error, sys.argv[1:] if argv is None else argv), FAILED)
+        try:
+            said = _in_a_line(error, sys.argv[1:] if argv is None else argv)
+        except MemoryError as another:  # there was not enough to write the log either
+            said = NO_MEMORY_SAYS.format(another.__class__.__name__)
+        return _fail(args, said, FAILED)
     return FAILED if document.get("ok") is False else DONE  # so that a pipeline stops at a verdict of not ok
 
 
@@ -181,7 +186,7 @@ def _in_a_line(error: Exception, argv: list[str]) -> str:
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     if isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY):
-        return f"Memory ran out ({message}): use a smaller model, window or batch, or a machine with more."
+        return NO_MEMORY_SAYS.format(message)
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."
     log = keep_log(error, [PROGRAM, *argv])

@@ -1,11 +1,11 @@
 """How a compressed model is healed."""
 
-import math
 from dataclasses import dataclass
 
 from karipap_core.errors import InputError
 
 OBJECTIVES = ("distill", "next-token")
+MOST_RATE = 1e15  # what the documents of a healed folder hold
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -41,8 +41,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: at least 1.")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise InputError(f"rate is {self.rate}: a number above 0.")
+        if self.rate is not None and not 0 < self.rate <= MOST_RATE:
+            raise InputError(f"rate is {self.rate}: a number above 0, and at most {MOST_RATE:g}.")
         for name, allowed in (("objective", OBJECTIVES), ("mixed_precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}.")

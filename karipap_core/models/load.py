@@ -104,7 +104,7 @@ def _weights_file(checkpoint: Checkpoint) -> str:
 def _unaligned_experts(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     """Whether torch's grouped product, with which transformers runs experts, would refuse the rows' length."""
     sides = {side for weight in checkpoint.weights if weight.expert is not None for side in weight.shape}
-    return any(side * dtype.itemsize % 16 for side in sides)
+    return any(dtype == torch.float64 or side * dtype.itemsize % 16 for side in sides)  # nor has it doubles
 
 
 def load_tokenizer(folder: str | Path):

@@ -10,7 +10,7 @@ from karipap_core.deployment.fallback import rehearse
 from karipap_core.deployment.shadow import read_prompts, shadow
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json, kept_json
 from tests.helpers import app_page
 from tests.helpers.app_page import words
 from tests.helpers.folders import folder_of, plan_for
@@ -103,10 +103,10 @@ def test_texts_side_by_side_with_what_differs_marked(run, world):
     assert f"{found['kl']:.4f}" in text and "&lt;script&gt;" in text and "<script>" not in text
     parted = [row for row in found["prompts"] if row["diverges_at"] is not None]
     assert parted and f"the texts differ from token {parted[0]['diverges_at'] + 1} of 8 on" in text and "<mark>" in text
-    kept = read_json(world[1] / "shadow.json")
-    write_json(world[1] / "shadow.json", kept | {"of": kept["of"] | {"tensors": "0" * 64}})
+    kept = kept_json(world[1] / "shadow.json", "shadow")
+    keep_json(world[1] / "shadow.json", kept | {"of": kept["of"] | {"tensors": "0" * 64}})
     assert "<b>Stale</b>" in words(opened())
-    write_json(world[1] / "shadow.json", kept)
+    keep_json(world[1] / "shadow.json", kept)
 
 
 def test_green_when_all_has_been_run(run, world):

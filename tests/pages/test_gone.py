@@ -51,7 +51,9 @@ def test_a_model_that_the_url_asks_for_and_nobody_has_keeps_its_name(profiled, s
     assert box(app).value == "nosuch" and app.session_state.model == "nosuch"
     assert app.query_params["model"] in ("nosuch", ["nosuch"])
     assert starters(app) == [] and not app.get("plotly_chart") and started == []
-    sound(box(app).select("tiny").run())
+    app = box(app).select("tiny").run()
+    # The made-up weights are not those of its config.json, which the Deploy page alone has to say.
+    assert not app.exception and (page == "deploy" or not errors(app))
     assert app.session_state.model == "tiny"
 
 

@@ -82,7 +82,7 @@ OUT = "is a link that leads out of the folders of KARIPAP_MODEL_ROOTS."
 BROKEN = {
     "config too deep": (config('{"a":' * 70 + "1" + "}" * 70), "bad/config.json nests values more than 64 deep"),
     "config no JSON": (config("{"), "bad/config.json is not valid JSON"),
-    "config empty": (config(""), "bad/config.json is not valid JSON"),
+    "config empty": (config(""), "bad/config.json is empty"),
     "config binary": (config(b"\xff\xfe\x00"), "bad/config.json is in UTF-16"),
     "config a list": (config("[]"), "bad/config.json holds a list, not an object."),
     "config of a wrong type": (config('{"model_type": ["llama"]}'), "gives ['llama'] as model_type, which is no text."),

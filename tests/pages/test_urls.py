@@ -34,7 +34,7 @@ VALUES = (
     *("${x}", "{{x}}", "%s", "a\nb", "a;b", "a,b,,", ",", ":", "=", "1,2", "1:2", "lowrank", "int4", "weight", "loss"),
 )
 READERS = ("setting", "choose", "share", "number", "get")  # common.setting, …, st.query_params.get
-SESSIONS = 2
+SESSIONS = 1
 NAMES = [name for pages in PAGES.values() for name, *_ in pages]
 
 
@@ -55,7 +55,7 @@ def test_no_value_of_a_parameter_breaks_a_page(page, profiled):
     names = parameters()
     assert {"weight", "point", "metric", "draft"} <= set(names)
     generator = random.Random(page)
-    for _ in range(SESSIONS):  # sessions: a session keeps what it once took
+    for _ in range(SESSIONS):
         app = AppTest.from_file(APP, default_timeout=60)
         app.query_params["model"] = "tiny"
         app.switch_page(f"pages/{page}.py")

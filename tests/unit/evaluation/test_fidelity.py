@@ -155,7 +155,8 @@ def plan_in(folder, fingerprint, source=None):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"plan": {"model": {"name": "somewhere/else", "fingerprint": fingerprint}}}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "karipap.json").write_text(json.dumps({"source": source} if source else {}))
+    report = {"format": "karipap-report", "version": 1}
+    (folder / "karipap.json").write_text(json.dumps(report | ({"source": source} if source else {})))
 
 
 def test_folder_without_a_plan_is_measured_alone(folders):
