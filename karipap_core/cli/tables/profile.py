@@ -38,4 +38,5 @@ def table(document: dict) -> str:
 
 def _deficient(row: dict) -> bool:
     """Whether a weight is zero or of less than full rank, as its notes say of a profile since there are such notes."""
-    return any(numbers["rank"] < min(row["shape"]) for numbers in row["spectra"].values()) and bool(row["notes"])
+    full = min(row["shape"])
+    return bool(row["notes"]) and any(numbers.get("rank", full) < full for numbers in row["spectra"].values())
