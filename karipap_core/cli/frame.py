@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         try:
             said = _in_a_line(error, sys.argv[1:] if argv is None else argv)
-        except MemoryError as another:  # there was not enough to write the log either
-            said = NO_MEMORY_SAYS.format(another.__class__.__name__)
+        except MemoryError:  # there was not enough to write the log either
+            said = NO_MEMORY_SAYS.format("MemoryError")
         return _fail(args, said, FAILED)
     return FAILED if document.get("ok") is False else DONE  # so that a pipeline stops at a verdict of not ok
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.plan.document import is_of
 from karipap_core.profiles.document import Profile
-from karipap_core.workspace import Workspace, shipped
-from karipap_core.workspace.runs import read_runs
+from karipap_core.tradeoffs.point import runs_of_model
+from karipap_core.workspace import Workspace
 
 AGGRESSIVE = 0.3  # of a weight's parameters: what CompactifAI leaves of LLaMA-2-7B (2401.14109)
 TOLERANCE = 0.05  # relative squared error of a layer's outputs that is still taken for small
@@ -41,7 +40,7 @@ def functional_profile(checkpoint, workspace: Workspace | None = None) -> Profil
     """The newest profile of this checkpoint with functional spectra, the shipped one included; None where none is."""
     workspace = workspace or Workspace()
     workspace.adopt(checkpoint)
-    folder = workspace.profile_dir(checkpoint.key, "any").parent
+    folder = workspace.model_dir(checkpoint.key) / "profiles"
     for file in sorted(folder.glob("*/profile.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         try:
             profile = Profile.load(file)
@@ -105,16 +104,13 @@ def _planned(plan, name: str, tail: np.ndarray) -> tuple[str | None, float | Non
 def runs_of(checkpoint, workspace: Workspace | None = None) -> list[dict]:
     """Measured runs of this very checkpoint, the workspace's and those that ship with the model, oldest first; of runs
     on different texts, those on the text that most were measured on."""
-    workspace = workspace or Workspace()
-    beside = shipped(checkpoint)
-    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else []) if "id" in run}
-    found |= {run["id"]: run for run in workspace.runs if "id" in run}
-    mine = [run for run in found.values() if is_of(run["model"], checkpoint) and run.get("bytes") is not None]
     groups: dict = {}
-    for run in mine:
+    for run in runs_of_model(checkpoint, workspace):
+        if run.get("bytes") is None:
+            continue
         how = ((run.get("text") or {}).get("sha256"), run.get("window"), run.get("stride"), run.get("tokens"))
         groups.setdefault(how, []).append(run)
-    return sorted(max(groups.values(), key=len, default=[]), key=lambda run: run.get("created", 0))
+    return max(groups.values(), key=len, default=[])
 
 
 def quality(run: dict) -> tuple[str, float] | None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from karipap_core.plan.document import Plan
+from karipap_core.plan.document import Plan, is_of
 from karipap_core.schemas import SEAL
-from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION
+from karipap_core.workspace import Workspace, shipped
+from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, read_runs
 
 _NAMED = ("id", "created", "kind", "method", "label", "settings", "model", "plan", "predicted")
 _LAST = ("measurement", "environment", "seconds")
@@ -66,3 +67,13 @@ def plan_settings(plan: Plan, network: str) -> dict[str, Any]:
         "budget": plan.budget,
         "scope": plan.scope,
     }
+
+
+def runs_of_model(checkpoint, workspace: Workspace | None = None) -> list[dict[str, Any]]:
+    """The documents of all runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and
+    what ships with the model as `karipap/runs` (see `Workspace.adopt`)."""
+    beside = shipped(checkpoint)
+    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else [])}
+    found |= {run["id"]: run for run in (workspace or Workspace()).runs}
+    mine = [run for run in found.values() if is_of(run["model"], checkpoint)]
+    return sorted(mine, key=lambda run: run.get("created", 0))

@@ -81,10 +81,11 @@ def run(
     what = {"plan": plan.to_json(), "model": checkpoint.identity, "sha256": text.sha256}
     name = f"run-{settings_key(what | scoring.to_json())}"
     folder = Path(out) if out is not None else Workspace().runs_dir / name
-    if (kept_json(folder / "run.json", "run") or {}).get("id") == name:
+    known = kept_json(folder / "run.json", "run")
+    if known is not None and known.get("id") == name:
         if (folder / "model").exists() and not as_written(folder / "model", report_of(folder / "model")):
             story.compress(model, plan, folder / "model", force, device, progress)
-        return _with_extras(folder, model, text, scoring, extras, device, progress)
+        return _with_extras(known, folder, model, text, scoring, extras, device, progress)
     check(checkpoint)  # before a folder is made
     with only_writer(folder, "run"):
         report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
@@ -125,13 +126,19 @@ def run(
 
 
 def _with_extras(
-    folder: Path, model: str | Path, text: Text, scoring: Scoring, extras: Extras, device: str, progress: Progress
+    point: dict,
+    folder: Path,
+    model: str | Path,
+    text: Text,
+    scoring: Scoring,
+    extras: Extras,
+    device: str,
+    progress: Progress,
 ) -> dict:
     """The point of a finished run, with the extras that it lacked measured on its folder and written at once."""
     from karipap_core.evaluation.folder import folder_conventions
     from karipap_core.evaluation.tasks.suite import add_tasks
 
-    point = kept_json(folder / "run.json", "run") or {}
     if extras.suite is not None and extras.suite.missing(point):
         point = add_tasks(point, extras.suite, folder / "model", device, progress)
         keep_json(folder / "run.json", point)

@@ -34,7 +34,7 @@ def _load(folder: Path) -> Profile:
 
 def folders(view) -> list[Path]:
     """The workspace's finished profiles of a model."""
-    own = Workspace().profile_dir(view.checkpoint.key, "any").parent
+    own = Workspace().model_dir(view.checkpoint.key) / "profiles"
     candidates = [folder.parent for folder in own.glob("*/profile.json")]
     found = []
     for folder in candidates:
@@ -170,7 +170,7 @@ def made(profile: Profile) -> str:
 
 def calibration(view) -> Calibration | None:
     """The newest calibration of a model in the workspace, or None."""
-    folder = Workspace().calibration_file(view.checkpoint.key, "any").parent
+    folder = Workspace().model_dir(view.checkpoint.key) / "calibration"
     files = sorted(
         set(folder.glob("*.json")) - set(folder.glob("*.partial.json")), key=lambda file: file.stat().st_mtime
     )

@@ -12,9 +12,10 @@ from karipap_core import terminal as show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores
 from karipap_core.evaluation.wrong_text import warnings_of
-from karipap_core.plan.document import Plan, is_of
+from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
-from karipap_core.workspace import Workspace, shipped
+from karipap_core.tradeoffs.point import runs_of_model
+from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import read_runs
 from pages.parts import common
 from pages.parts.roots import inside, roots
@@ -24,13 +25,8 @@ STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most
 
 
 def of_model(view) -> list[dict]:
-    """Runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and what ships with the
-    model as `karipap/runs` (see Workspace.adopt)."""
-    beside = shipped(view.checkpoint)
-    found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else [])}
-    found |= {run["id"]: run for run in Workspace().runs}
-    mine = [run for run in found.values() if is_of(run["model"], view.checkpoint)]
-    return sorted(mine, key=lambda run: run.get("created", 0))
+    """`runs_of_model` of the model in view."""
+    return runs_of_model(view.checkpoint)
 
 
 def passed_over() -> list[str]:
