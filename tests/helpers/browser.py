@@ -12,14 +12,25 @@ from pathlib import Path
 from tests.helpers.paths import REPOSITORY
 
 QUIET = ("404",)  # Streamlit looks for its own health address below each page's, and misses
+UPGRADE = {  # headers that ask for a websocket
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextmanager
 def dashboard(script: Path | str, folder: Path, roots: str = "", flags: tuple[str, ...] = ()):
     """Serves a Streamlit script on a free port with a workspace of its own; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"KARIPAP_WORKSPACE": str(folder / "workspace"), "KARIPAP_MODEL_ROOTS": roots, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}", "--server.headless=true"]
     command += flags

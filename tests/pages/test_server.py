@@ -11,15 +11,8 @@ import pytest
 from streamlit import config
 
 from pages.parts import server
-from tests.helpers.browser import dashboard
+from tests.helpers.browser import UPGRADE, dashboard
 from tests.helpers.paths import REPOSITORY
-
-UPGRADE = {
-    "Connection": "Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-}
 
 
 def python_of_all() -> str:

@@ -12,25 +12,13 @@ import time
 
 import pytest
 
-from tests.helpers.browser import dashboard
+from tests.helpers.browser import UPGRADE, dashboard, free_port
 from tests.helpers.paths import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("nginx") or not shutil.which("openssl"), reason="nginx or openssl is not installed here"
 )
 HOST = "karipap.example"
-UPGRADE = {
-    "Connection": "Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
-}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
