@@ -8,15 +8,19 @@ import streamlit as st
 
 from pages.parts import server
 
-PAGES = {  # name of the file and of the address, title, icon
+PAGES = {  # name of the file and of the address, title, icon; those of "" stand in front, the rest in menus
     "": [
         ("profile", "Profile", "grid_on"),
         ("plan", "Plan", "tune"),
-        ("autopilot", "Autopilot", "flight_takeoff"),
-        ("run", "Run", "play_circle"),
-        ("heal", "Heal", "healing"),
         ("tradeoff", "Trade-off", "show_chart"),
+    ],
+    "Compress": [
+        ("run", "Run", "play_circle"),
+        ("autopilot", "Autopilot", "flight_takeoff"),
+        ("heal", "Heal", "healing"),
         ("compare", "Compare", "compare_arrows"),
+    ],
+    "Deploy": [
         ("deploy", "Deploy", "rocket_launch"),
         ("checklist", "Production", "checklist"),
     ],

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+from app import PAGES
 from karipap_core import jobs
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
@@ -104,7 +105,12 @@ class Session:
         self.still()
 
     def go(self, title: str) -> None:
-        self.page.get_by_test_id("stTopNavLink").filter(has_text=title).click()
+        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=title)
+        if not link.count():  # in a menu
+            section = next(name for name, pages in PAGES.items() if title in [shown for _, shown, _ in pages])
+            self.page.get_by_test_id("stTopNavSection").filter(has_text=section).click()
+            link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=title)
+        link.click()
         self.page.wait_for_function("t => document.title.startsWith(t)", arg=title)
         self.still()
 

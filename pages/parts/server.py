@@ -13,7 +13,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
@@ -23,6 +23,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",  # addresses name models and drafts
 }
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*?)\.?(?::\d{1,5})?")  # name, or address in brackets; port
+FIRST_PAGE = "/profile"
 ESTABLISHED = "01"  # of the kernel's states of a connection
 POLICY_VIOLATION = 1008  # RFC 6455; before a handshake is accepted the client sees status 403
 
@@ -34,7 +35,7 @@ def remote_allowed() -> bool:
 
 def middleware() -> list[Middleware]:
     """For `st.App`: runs before all that Streamlit does with a request."""
-    return [Middleware(Guard)]
+    return [Middleware(Guard), Middleware(FirstPage)]
 
 
 class Guard:
@@ -51,6 +52,20 @@ class Guard:
             await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": why})
         else:
             await PlainTextResponse(why, status_code=403)(scope, receive, with_headers(send))
+
+
+class FirstPage:
+    """ASGI middleware: the first page stands at `/` alone, so its name leads there, with what the address asks for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].rstrip("/") == FIRST_PAGE:
+            query = scope["query_string"].decode("latin-1")
+            await RedirectResponse(f"/?{query}" if query else "/", status_code=307)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def with_headers(send: Send) -> Send:

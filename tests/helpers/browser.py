@@ -9,6 +9,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from app import PAGES
 from tests.helpers.paths import REPOSITORY
 
 QUIET = ("404",)  # Streamlit looks for its own health address below each page's, and misses
@@ -89,7 +90,8 @@ class Reader:
     def go(self, page: str):
         link = self.page.get_by_test_id("stTopNavLink").filter(has_text=page)
         if not link.count():  # in the menu of a section
-            self.page.get_by_test_id("stTopNavSection").click()
+            section = next(title for title, pages in PAGES.items() if page in [name for _, name, _ in pages])
+            self.page.get_by_test_id("stTopNavSection").filter(has_text=section).click()
             link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=page)
         link.click()
         return self.still()

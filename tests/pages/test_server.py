@@ -137,3 +137,10 @@ def test_an_origin_that_the_configuration_names_is_let_in(monkeypatch):
 
     assert not refused("a.example", "https://front.example") and refused("a.example", "https://other.example")
     assert not refused("a.example:8501", "http://a.example:8501") and refused("example", "http://example")
+
+
+@pytest.mark.parametrize("path, leads_to", [("/profile", "/"), ("/profile/?metric=loss", "/?metric=loss")])
+def test_the_first_page_opens_by_its_name_too(place, path, leads_to):
+    answer = ask(place, path, {})
+    assert answer.status == 307 and answer.headers["Location"] == leads_to
+    assert ask(place, leads_to, {}).status == 200
