@@ -29,6 +29,7 @@ PAGES = {  # name of the file and of the address, title, icon; those of "" stand
         ("networks", "Networks", "hub"),
         ("claims", "Claims", "fact_check"),
         ("physics", "Physics check", "experiment"),
+        ("glossary", "Glossary", "menu_book"),
     ],
 }
 
