@@ -1,4 +1,4 @@
-"""Profile: the spectrum of every weight, as a map that opens into one weight's singular values."""
+"""Profile, the first page: the spectrum of every weight as a map, which opens into one weight's singular values."""
 
 import html
 
@@ -8,33 +8,52 @@ import streamlit as st
 
 from karipap_core.figures import peps as figures_peps
 from karipap_core.figures import profile as figures
+from karipap_core.figures import style
 from karipap_core.figures import tree as figures_tree
 from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile
-from pages.parts import common, model, profiles, tables
+from pages.parts import common, model, profiles, tables, terms
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
 METRIC_SAYS = {
-    "weight": "of W itself: its tail is the squared error of the weights.",
-    "functional": "of W √C, C = E[x xᵀ] of its inputs: its tail is the squared error of the layer's outputs on text.",
-    "loss": "of √G W √C, G = E[g gᵀ] of its output gradients: its tail estimates the rise in loss (K-FAC).",
+    "weight": "of the weight W itself: what a cut leaves out is the squared error of its numbers.",
+    "functional": "of W √C, C = E[x xᵀ] of its inputs: what a cut leaves out is the squared error of the layer's "
+    "outputs on text.",
+    "loss": "of √G W √C, G = E[g gᵀ] of its output gradients: what a cut leaves out estimates the rise in loss "
+    "(K-FAC).",
 }
+INTRO = (
+    "Karipap shows how much of each weight of a language model is structure and how much is like noise, lets you "
+    "choose how much of each to keep, and measures what that costs. This map is the first step: a cell for each weight."
+)
+SENSITIVITY_ENDS = (
+    "cutting this weight hardly moves the model's outputs",
+    "cutting it moves them much: keep more of it",
+)
+WORDS = (
+    *("weight", "sigma", "entropy", "nats", "noise", "excess", "normalized_entropy", "effective_rank", "stable_rank"),
+    *("spikes", "metric", "kfac", "chi", "break_even", "kept"),
+)
 ERRORS = [0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3]
 
 
 def page() -> None:
     view = model.current()
-    common.title("Profile", "How much structure each weight holds, and how many singular values it takes to keep it.")
+    common.title("Profile", INTRO)
     profile = profiles.current(view)
     if profile is None:
         return
     quantity, metric, error, fixed = controls(profile, view)
-    st.html(f'<p class="k-verdict">{html.escape(verdict(profile, metric))}</p>')
+    with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="k-next"):
+        st.html(f'<p class="k-verdict">{html.escape(verdict(profile, metric))}</p>')
+        if st.button("Choose χ →", key="choose_chi", type="primary", help=terms.line("chi")):
+            st.switch_page("pages/plan.py", query_params={"model": view.alias})
     explore(profile, view, quantity, metric, error, fixed)
     whole_table(profile, metric)
     left_out(profile)
+    terms.strip(*WORDS)
 
 
 def controls(profile: Profile, view):
@@ -85,7 +104,7 @@ def controls(profile: Profile, view):
 
 
 def verdict(profile: Profile, metric: str) -> str:
-    """What the numbers say about compressing this model, in two sentences."""
+    """Where the model has structure and where it has none, in a sentence."""
     rows = [row for row in profile.weights if row["compressible"] and metric in row["spectra"]]
     if not rows:
         return "No weight of this model can be compressed yet: only matrices inside the blocks can."
@@ -95,16 +114,22 @@ def verdict(profile: Profile, metric: str) -> str:
         return "All weights that can be compressed are zeros: every network holds them exactly."
     most = max(rows, key=lambda row: _or(excess[row["name"]], -9))
     noisy = sum(_or(value, 9) < NEAR_NOISE for value in excess.values())
-    first = f"{zero} of {len(rows)} weights {'is' if zero == 1 else 'are'} all zeros. " if zero else ""
-    first += (
-        f"Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise; "
-        f"{noisy or 'none'} of {len(rows)} weights {'is' if noisy == 1 else 'are'} within {NEAR_NOISE} nats of noise."
+    zeros = f"{zero} of {len(rows)} weights {'is' if zero == 1 else 'are'} all zeros. " if zero else ""
+    return (
+        f"{zeros}Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise "
+        f"of its shape; {noisy or 'none'} of {len(rows)} weights {'looks' if noisy == 1 else 'look'} like noise."
     )
+
+
+def saved(profile: Profile) -> str:
+    """How much of the blocks two factors take that keep 99 % of every weight's squares, under each metric."""
+    if not any(row["compressible"] for row in profile.weights):
+        return ""
     shares = {name: kept_at(profile, name, str(profile.folder)) for name in profile.settings["metrics"]}
-    what = {"weight": "the weights", "functional": "the outputs", "loss": "the loss estimate"}
-    takes = ", ".join(f"{share:.0%} for {what[name]}" for name, share in shares.items())
-    second = f"To keep 99 % of every Σσ², two factors need this part of the block parameters: {takes}"
-    return f"{first} {second}{': nearly nothing is saved at that error.' if min(shares.values()) > 0.9 else '.'}"
+    what = {"weight": "of the weights", "functional": "of the layers' outputs", "loss": "by the loss estimate"}
+    takes = ", ".join(f"{share:.0%} {what[name]}" for name, share in shares.items())
+    said = f"To keep 99 % of every Σσ², two factors take this part of the blocks' numbers: {takes}"
+    return f"{said}{': nearly nothing is saved at that error.' if min(shares.values()) > 0.9 else '.'}"
 
 
 def _or(value: float | None, other: float) -> float:
@@ -145,10 +170,25 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
             on_select=clicked,
             selection_mode="points",
         )
-        st.html(f'<p class="k-note">{html.escape(definition(view, quantity, metric, error))}</p>')
+        what_colours_mean(quantity)
+        note = f"{definition(view, quantity, metric, error)} {saved(profile)}"
+        st.html(f'<p class="k-note">{html.escape(note)}</p>')
     with right:
         twin(profile, chosen)
         one_weight(profile, chosen, metric, view)
+
+
+def what_colours_mean(quantity: str) -> None:
+    """Both ends of the colours, in words."""
+    low, high = SENSITIVITY_ENDS
+    if quantity in figures.QUANTITIES:
+        low, high = figures.QUANTITIES[quantity].low, figures.QUANTITIES[quantity].high
+    ends = zip(style.ends(), ("Low", "High"), (low, high), strict=True)
+    said = "".join(
+        f'<i style="background:{colour}"></i><b>{end}</b><span>{html.escape(meaning)}</span>'
+        for colour, end, meaning in ends
+    )
+    st.html(f'<div class="k-ends">{said}</div>')
 
 
 def definition(view, quantity: str, metric: str, error: float) -> str:
@@ -160,7 +200,10 @@ def definition(view, quantity: str, metric: str, error: float) -> str:
         says += f" Here the left-out part is at most {error:.1%}."
     if quantity == "excess" and metric != "weight":
         says += " In this metric it also counts structure of the inputs and gradients."
-    return f"{says} Spectrum {METRIC_SAYS[metric]} Click a cell to open the weight."
+    return (
+        f"{says} Spectrum {METRIC_SAYS[metric]} Click a cell to open the weight. The map tells of weights, not yet "
+        "of the model: what cuts do to its predictions is foretold on Plan and measured by Run."
+    )
 
 
 def clicked() -> None:
@@ -247,20 +290,34 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
         fig = draw(profile, row["name"], metric)
         common.figure(fig, "detail", f"{names[shown]} of {row['name']}", f"karipap-{shown}-{row['name']}")
     numbers, n_out, n_in = row["spectra"][metric], *row["shape"]
+    excess = "–" if numbers["excess"] is None else f"{numbers['excess']:+.3f} nats"
     common.listing(
         [
-            ("Shape, out × in", f"{n_out:,} × {n_in:,}"),
-            ("Entropy S", f"{numbers['entropy']:.3f} nats"),
-            ("of noise this shape", f"{numbers['null_entropy']:.3f} nats"),
-            ("Excess over noise", "–" if numbers["excess"] is None else f"{numbers['excess']:+.3f} nats"),
-            ("Rényi-2 entropy", f"{numbers['renyi2']:.3f} nats"),
-            ("Effective rank exp S", f"{numbers['effective_rank']:.1f} of {min(n_out, n_in):,}"),
-            ("Stable rank", f"{numbers['stable_rank']:.1f}"),
-            ("Rank", f"{numbers['rank']:,}"),
-            ("Out of the bulk", f"{numbers['spikes']:,} σ, {numbers['spike_share']:.0%} of Σσ²"),
-            ("Break-even χ", f"{figures.break_even(row['shape']):.0f}"),
+            ("Shape, out × in", f"{n_out:,} × {n_in:,}", terms.line("weight")),
+            ("Entropy S", f"{numbers['entropy']:.3f} nats", terms.line("entropy")),
+            ("S of noise", f"{numbers['null_entropy']:.3f} nats", terms.line("noise")),
+            ("Excess over noise", excess, terms.line("excess")),
+            (
+                "Effective rank",
+                f"{numbers['effective_rank']:.1f} of {min(n_out, n_in):,}",
+                terms.line("effective_rank"),
+            ),
+            ("Break-even χ", f"{figures.break_even(row['shape']):.0f}", terms.line("break_even")),
         ]
     )
+    with st.expander("More numbers of this weight", key="k-more-numbers"):
+        common.listing(
+            [
+                ("Rényi-2 entropy", f"{numbers['renyi2']:.3f} nats", terms.line("renyi2")),
+                ("Stable rank", f"{numbers['stable_rank']:.1f}", terms.line("stable_rank")),
+                ("Rank", f"{numbers['rank']:,}", terms.line("rank")),
+                (
+                    "Out of the bulk",
+                    f"{numbers['spikes']:,} σ, {numbers['spike_share']:.0%} of Σσ²",
+                    terms.line("spikes"),
+                ),
+            ]
+        )
     if row["notes"]:
         st.caption(common.plain(" ".join(row["notes"])))
 
@@ -353,6 +410,16 @@ COLUMNS = {
 }
 
 
+HELP = {  # column → the word that says what it is
+    **{
+        key: key
+        for key in ("entropy", "normalized_entropy", "excess", "effective_rank", "stable_rank", "rank", "spikes")
+    },
+    "null_entropy": "noise",
+    "spike_share": "spikes",
+}
+
+
 def whole_table(profile: Profile, metric: str) -> None:
     """Every weight in a row; the same numbers as the map, for reading, sorting and saving."""
     rows = pd.DataFrame(profile.rows(metric))
@@ -364,6 +431,8 @@ def whole_table(profile: Profile, metric: str) -> None:
         key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
         for key, (label, form) in COLUMNS.items()
     }
+    for key in COLUMNS.keys() & HELP.keys():
+        settings[key]["help"] = terms.line(HELP[key])
     settings["layer"] = st.column_config.NumberColumn("Layer", width="small")
     st.dataframe(
         rows,

@@ -23,7 +23,8 @@ from karipap_core.spectra.spectrum import chi_at_error, tail, thin
 class Quantity:
     """A number that a heatmap can show for a weight: how it is called, written, defined and found.
 
-    `value(profile, weight, metric, error)` gives the number, or None where the profile does not have it.
+    `value(profile, weight, metric, error)` gives the number, or None where the profile does not have it. low, high:
+    what small and large numbers mean for compression.
     """
 
     label: str
@@ -31,6 +32,8 @@ class Quantity:
     form: str
     says: str
     value: Callable[[Profile, dict, str, float], float | None]
+    low: str
+    high: str
     limits: tuple[float, float] | None = None
 
 
@@ -57,6 +60,8 @@ QUANTITIES: dict[str, Quantity] = {
         ".2f",
         "S = −Σ p ln p with p = σ² / Σσ² over the singular values σ; natural logarithm.",
         _stored("entropy"),
+        "a few singular values hold most of the weight: a small χ keeps it",
+        "the singular values are alike, as in noise: every cut loses",
     ),
     "normalized_entropy": Quantity(
         "Normalized entropy",
@@ -64,6 +69,8 @@ QUANTITIES: dict[str, Quantity] = {
         ".3f",
         "S divided by its largest possible value, ln min(out, in): 1 is a flat spectrum, 0 a rank-one matrix.",
         _stored("normalized_entropy"),
+        "a few singular values hold most of the weight: a small χ keeps it",
+        "the singular values are alike, as in noise: every cut loses",
         (0, 1),
     ),
     "excess": Quantity(
@@ -73,6 +80,8 @@ QUANTITIES: dict[str, Quantity] = {
         "Entropy of a Gaussian random matrix of the same shape, minus S. It is the "
         "structure that training put in; near 0 the weight looks like noise and will not compress.",
         _stored("excess"),
+        "close to noise: nothing to cut away",
+        "much structure: a small χ keeps most of it",
     ),
     "effective_rank": Quantity(
         "Effective rank",
@@ -80,6 +89,8 @@ QUANTITIES: dict[str, Quantity] = {
         ".0f",
         "exp S: how many equal singular values would have this entropy.",
         _stored("effective_rank"),
+        "few singular values matter: a small χ keeps the weight",
+        "many matter: it takes a large χ",
     ),
     "stable_rank": Quantity(
         "Stable rank",
@@ -87,6 +98,8 @@ QUANTITIES: dict[str, Quantity] = {
         ".1f",
         "Σσ² / σ₁²: how many times the largest singular value's weight there is in all.",
         _stored("stable_rank"),
+        "the strongest singular values hold nearly everything",
+        "the rest holds much too: it takes a large χ",
     ),
     "chi": Quantity(
         "χ at error",
@@ -94,6 +107,8 @@ QUANTITIES: dict[str, Quantity] = {
         ".0f",
         "The smallest number χ of singular values whose left-out weight is at most the chosen part of Σσ².",
         _chi,
+        "a small χ is enough at this error",
+        "it takes a large χ to stay within this error",
     ),
     "kept": Quantity(
         "Kept at error",
@@ -102,6 +117,8 @@ QUANTITIES: dict[str, Quantity] = {
         "Parameters of two factors with that χ over the weight's own, χ (out + in) / "
         "(out · in). Above 100 % the weight is smaller dense.",
         _kept,
+        "shrinks much at this error",
+        "hardly shrinks; above 100 % it is smaller whole",
         (0, 1),
     ),
 }

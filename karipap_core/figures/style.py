@@ -3,11 +3,18 @@
 import math
 
 import numpy as np
+from plotly.colors import get_colorscale
 
 BLUE, ORANGE, GREEN, PURPLE, GOLD, GREY = "#2f86c6", "#d55e00", "#0f9a78", "#b866a0", "#cc8a00", "#8b9096"
 SCALE = "Cividis"
 FAINT = "rgba(128,134,140,0.22)"
 POINTS = 512
+
+
+def ends() -> tuple[str, str]:
+    """The colours of the smallest and of the largest number on `SCALE`, as CSS has them."""
+    scale = get_colorscale(SCALE)
+    return scale[0][1], scale[-1][1]
 
 
 # ---- how they all look ------------------------------------------------------------------------------------------

@@ -175,10 +175,13 @@ def facts(items: Iterable[tuple[str, str, str]]) -> None:
     st.html(f'<dl class="k-facts" style="--columns: {-(-len(items) // max(rows, 1))}">{cells}</dl>')
 
 
-def listing(items: Iterable[tuple[str, str]]) -> None:
-    """Names and numbers in columns as the width allows."""
-    cells = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in items)
-    st.html(f'<dl class="k-list">{cells}</dl>')
+def listing(items: Iterable[tuple[str, ...]]) -> None:
+    """Names and numbers in columns as the width allows; a third text of an item says below what it is."""
+    cells = []
+    for name, value, *said in items:
+        note = f'<dd class="k-says">{html.escape(said[0])}</dd>' if said else ""
+        cells.append(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>{note}</div>")
+    st.html(f'<dl class="k-list">{"".join(cells)}</dl>')
 
 
 def figure(fig: go.Figure, key: str, alt: str, file: str, **more):

@@ -60,7 +60,9 @@ GROUPS: dict[str, dict[str, Term]] = {
         ),
         "renyi2": Term("Rényi-2 entropy", "As S, but the strongest singular values count for more.", "−ln Σ p² ≤ S."),
         "effective_rank": Term(
-            "Effective rank", "How many equal singular values would have this entropy.", "exp S (Roy and Vetterli 2007)."
+            "Effective rank",
+            "How many equal singular values would have this entropy.",
+            "exp S (Roy and Vetterli 2007).",
         ),
         "stable_rank": Term(
             "Stable rank",
@@ -79,8 +81,8 @@ GROUPS: dict[str, dict[str, Term]] = {
         "metric": Term(
             "Error of weights, outputs or loss",
             "What a cut is measured by: the numbers themselves, what the layer puts out on text, or the loss.",
-            "The last two need a calibration text: W √C with C = E[x xᵀ] of the inputs, √G W √C with G = E[g gᵀ] of the "
-            "output gradients.",
+            "The last two need a calibration text: W √C with C = E[x xᵀ] of the inputs, √G W √C with G = E[g gᵀ] of "
+            "the output gradients.",
         ),
         "kfac": Term(
             "K-FAC estimate",
@@ -105,9 +107,7 @@ GROUPS: dict[str, dict[str, Term]] = {
         "budget": Term("Budget", "How much of the model to keep in all; a rule divides it among the weights."),
         "dense": Term("Dense", "A weight left as it is, whole."),
         "locked": Term("Locked", "A weight that no rule and no slider changes until it is unlocked."),
-        "cores": Term(
-            "Cores", "The small arrays that take a weight's place; multiplied together they approximate it."
-        ),
+        "cores": Term("Cores", "The small arrays that take a weight's place; multiplied together they approximate it."),
         "damage": Term(
             "Damage",
             "How far the model's outputs move when this one weight is cut to its χ and all others stay whole.",
@@ -125,7 +125,7 @@ GROUPS: dict[str, dict[str, Term]] = {
         ),
         "predicted": Term(
             "Predicted",
-            "What a plan should cost, from measured damages; the error beside it is how wrong earlier predictions were.",
+            "What a plan should cost, from measured damages; beside it stands how wrong earlier ones were.",
             "Beyond what was checked: the plan is harsher than any that was measured, so no figure is given.",
         ),
     },
@@ -174,7 +174,7 @@ GROUPS: dict[str, dict[str, Term]] = {
         "top1": Term("Top-1 agreement", "How often both models put the same token first."),
         "interval": Term(
             "95 % interval",
-            "Where the figure would lie for 95 of 100 texts of this kind.",
+            "How far chance in the choice of texts moves the figure: 95 of 100 such intervals hold the true one.",
             "Paired bootstrap of the difference to the dense model, over documents or windows.",
         ),
         "pareto": Term("Pareto front", "The points that no other beats in both size and quality."),
