@@ -2,23 +2,20 @@
 
 import html
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import streamlit as st
 
 from karipap_core.evaluation import scores
-from karipap_core.evaluation.tasks.python import NAMES
+from karipap_core.figures import axes
 from karipap_core.figures import runs as figures_runs
 from karipap_core.figures.methods import network_color
 from karipap_core.figures.published import add_published
-from karipap_core.plan.document import RULES
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
-from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, plan_jobs, predicted, runs, tables, texts, winner
+from pages.parts import common, curve, model, predicted, runs, winner
 
 SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
 COLUMNS = {
@@ -28,8 +25,7 @@ COLUMNS = {
     "kept": ("Parameters kept", "percent"),
     "kept_blocks": ("Blocks kept", "percent"),
     "rise": ("Rise", "%.4f"),
-    "rise_low": ("95 % from", "%.4f"),
-    "rise_high": ("to", "%.4f"),
+    "interval": ("95 % interval", None),
     "to_dense": ("To dense", None),
     "predicted_rise": ("Predicted", "%.4f"),
     "loss": ("Loss", "%.4f"),
@@ -47,28 +43,29 @@ def page() -> None:
     common.title(
         "Trade-off", "What compression costs: each point is one measured model, and rivals stand on the same axes."
     )
-    sweep_job = job.followed("sweep_job")
-    if sweep_job is not None:
-        job.panel(sweep_job, "sweep_job")
+    st.html(Path(runs.__file__).with_name("tradeoff.css"))
     points = runs.of_model(view)
+    shown = "tradeoff"
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center", key="k-head"):
+        if points:
+            shown = common.choose(
+                st.segmented_control,
+                "Show",
+                list(SHOWN),
+                "show",
+                "tradeoff",
+                format_func=SHOWN.get,
+                required=True,
+                label_visibility="collapsed",
+            )
+        curve.button(view, first=not points)
+    curve.form(view, first=not points)
     if not points:
-        st.info("Nothing has been measured on this model yet. Start a sweep, or compress a plan on the Run page.")
+        st.info("Nothing has been measured on this model yet. Measure a curve, or compress a plan on the Plan page.")
+    elif shown == "predictions":
+        predicted.page(view)
     else:
-        shown = common.choose(
-            st.segmented_control,
-            "Show",
-            list(SHOWN),
-            "show",
-            "tradeoff",
-            format_func=SHOWN.get,
-            required=True,
-            label_visibility="collapsed",
-        )
-        if shown == "predictions":
-            predicted.page(view)
-        else:
-            chart(view, same_conditions(points))
-    sweep_form(view, sweep_job, first=not points)
+        chart(view, same_conditions(points))
     runs.say_passed_over(runs.passed_over())
 
 
@@ -86,18 +83,18 @@ def same_conditions(points: list[dict]) -> list[dict]:
 
 
 def chart(view, points: list[dict]) -> None:
-    qualities = [key for key in figures_runs.QUALITIES if any(point.get(key) is not None for point in points)]
+    qualities = [key for key in axes.QUALITIES if any(point.get(key) is not None for point in points)]
     qualities += list(scores.keys(points))
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
         x = common.choose(
             st.selectbox,
             "Size",
-            list(figures_runs.SIZES),
+            list(axes.SIZES),
             "x",
             "bytes_kept",
             width=230,
             filter_mode=None,
-            format_func=lambda key: figures_runs.SIZES[key].label,
+            format_func=lambda key: axes.SIZES[key].label,
         )
         y = common.choose(
             st.selectbox,
@@ -107,11 +104,15 @@ def chart(view, points: list[dict]) -> None:
             qualities[0],
             width=230,
             filter_mode=None,
-            format_func=lambda key: figures_runs.quality(points, key).label,
+            format_func=lambda key: axes.quality(points, key).label,
         )
         scale = common.choose(st.segmented_control, "Scale", ["auto", "linear", "log"], "scale", "auto", required=True)
         published = with_published(x, y)
-    st.html(f'<p class="k-verdict">{html.escape(winner.verdict(points, x, y))}</p>')
+    line, rest = winner.told(points, x, y)
+    st.html(f'<p class="k-verdict">{html.escape(line)}</p>')
+    if rest != line:
+        with st.expander("All comparisons", key="k-comparisons"):
+            st.html(f'<p class="k-verdict">{html.escape(rest)}</p>')
     runs.warn_of_text(*points)
     log = {"auto": None, "linear": False, "log": True}[scale]
     picture(view, points, x, y, log, published)
@@ -121,8 +122,8 @@ def chart(view, points: list[dict]) -> None:
 def published_axis(x: str, y: str) -> str | None:
     """What published points are called on these axes, None where to draw them would compare models with each other:
     their perplexity is that of another model on another text, only its rise can stand beside this one's."""
-    name = y if y in figures_runs.QUALITIES else y.rpartition(": ")[0]
-    return name if (y == "rise" or y not in figures_runs.QUALITIES) and anchors.on_axes(x, name) else None
+    name = y if y in axes.QUALITIES else y.rpartition(": ")[0]
+    return name if (y == "rise" or y not in axes.QUALITIES) and anchors.on_axes(x, name) else None
 
 
 def with_published(x: str, y: str) -> bool:
@@ -146,7 +147,6 @@ def equal_bytes(points: list[dict]) -> None:
     ranked = ranking.rank(points)
     if not ranked.rows:
         return
-    st.html(Path(runs.__file__).with_name("tradeoff.css"))
     st.subheader("Every network in the same bytes", anchor=False)
     st.html(f'<p class="k-verdict">{html.escape(ranking.sentence(ranked))}</p>')
     what = "rise in loss, nats a token" if ranked.quality == "rise" else "relative output error"
@@ -172,11 +172,12 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
         if point is None:
             cells.append("<td>–</td>")
             continue
-        number = f"{point[ranked.quality]:.4f}"
+        number = f"{point[ranked.quality]:z.4f}"  # no minus before a nought
         number = f"<b>{number}</b>" if index in winners else number
-        number += " <small>≈ dense</small>" if figures_runs.measurable(point, ranked.quality) is False else ""
+        notes = ["≈ dense"] if axes.measurable(point, ranked.quality) is False else []
         own = point["bytes_kept_blocks"]
-        small = f" <small>at {own:.0%}</small>" if own < size - ranking.BESIDE else ""
+        notes += [f"at {own:.0%}"] if own < size - ranking.BESIDE else []
+        small = f"<small>{', '.join(notes)}</small>" if notes else ""
         cells.append(f'<td title="{html.escape(point["label"], quote=True)}">{number}{small}</td>')
     color = network_color(row.method.split()[0].rstrip(",")) if row.network else "currentColor"
     mark = f'<i style="{"background" if row.network else "border-color"}:{color}"></i>'
@@ -192,24 +193,27 @@ def picture(view, points: list[dict], x: str, y: str, log: bool | None, publishe
 
 def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     chosen = selected(points)
-    fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"])
+    fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"], runs.own(points))
     if published:
-        add_published(fig, x, published_axis(x, y)).update_layout(height=680)  # room for the longer legend
-    common.figure(
-        fig,
-        "curve",
-        "Size against quality of every measured model; the same numbers are in the table below.",
-        "karipap-tradeoff",
-        on_select=clicked,
-        selection_mode="points",
-    )
-    size, quality = figures_runs.SIZES[x], figures_runs.quality(points, y)
+        add_published(fig, x, published_axis(x, y))
+    with st.container(key="k-curve-published" if published else "k-curve-box"):
+        common.figure(
+            fig,
+            "curve",
+            "Size against quality of every measured model; the same numbers are in the table below.",
+            "karipap-tradeoff",
+            on_select=clicked,
+            selection_mode="points",
+            height="stretch",  # as tradeoff.css has it: the legend below the chart takes more lines on a narrow screen
+        )
+    size, quality = axes.SIZES[x], axes.quality(points, y)
     dense = (points[0].get("dense") or {}).get("loss")
     st.html(
         f'<p class="k-note"><b>{size.label}</b>: {size.says}. <b>{html.escape(quality.label)}</b>: {quality.says}. '
         f"Measured on {html.escape(runs.say_conditions(points[0]))}"
         f"{f'; dense loss {dense:.4f}' if dense is not None else ''}. Filled markers are tensor networks, hollow "
-        f"ones baselines; the wide band is the Pareto front. {bars(points, y)}Click a point for its plan.</p>"
+        f"ones baselines, stars your own runs; the wide band is the Pareto front. {bars(points, y)}"
+        "Click a point for its plan, a name of the legend to hide its group.</p>"
     )
     if published:
         sources(x, y)
@@ -220,9 +224,9 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
 
 def bars(points: list[dict], y: str) -> str:
     """What the bars are, and how many points have none or are left out, in HTML."""
-    task = y not in figures_runs.QUALITIES
+    task = y not in axes.QUALITIES
     shown = scores.comparable(points, y) if task else [point for point in points if point.get(y) is not None]
-    without = sum(figures_runs.interval(point, y) is None for point in shown)
+    without = sum(axes.interval(point, y) is None for point in shown)
     if without == len(shown):
         said = "No bars: these points were measured without intervals. " if y in scores.LOSSES else ""
     else:
@@ -267,7 +271,7 @@ def linked(source: str) -> str:
 
 def clicked() -> None:
     points = st.session_state.curve["selection"]["points"]
-    if points:
+    if points and points[0].get("customdata"):  # the dense model has no plan
         st.session_state.point = points[0]["customdata"]
 
 
@@ -303,7 +307,7 @@ def one_point(point: dict) -> None:
 
 def whole_table(points: list[dict], x: str, y: str) -> None:
     """Every point in a row, as on the chart; choosing a row is choosing its marker."""
-    more = figures_runs.quality(points, y).more
+    more = axes.quality(points, y).more
     tasks = scores.keys(points)
     for key in tasks:
         points = scores.with_score(points, key)
@@ -312,8 +316,11 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
     rows = [
         {key: point.get(key) for key in columns}
         | {
+            "interval": in_short(point),
+            "rise_low": point.get("rise_low"),
+            "rise_high": point.get("rise_high"),
             "predicted_rise": (point.get("predicted") or {}).get("rise"),
-            "to_dense": {False: "no measurable difference"}.get(figures_runs.measurable(point, y)),
+            "to_dense": {False: "no measurable difference"}.get(axes.measurable(point, y)),
             "on_front": point["id"] in front,
             "id": point["id"],
         }
@@ -330,8 +337,9 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
         for key, (label, form) in columns.items()
     }
     settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
+    exact = [key for key, (_, form) in columns.items() if form == "%.4f" and key in frame.columns]
     event = st.dataframe(
-        frame,
+        frame.assign(**{key: frame[key].round(4) + 0.0 for key in exact}),  # no minus before a nought
         column_order=[c for c in columns if c in frame.columns],
         column_config=settings,
         hide_index=True,
@@ -348,95 +356,10 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
         st.rerun(scope="fragment")
 
 
-def sweep_form(view, running, first: bool) -> None:
-    """Start a sweep: many plans, each measured, beside the baselines."""
-    with st.expander("Measure more: a sweep of plans and baselines", expanded=first, key="k-sweep"):
-        left, middle, right = st.columns(3, gap="large")
-        with left:
-            networks = st.multiselect(
-                "Networks",
-                ["all", *tables.networks()],
-                ["lowrank"],
-                key="sweep_networks",
-                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
-            )
-            rules = st.multiselect(
-                "Rules",
-                RULES,
-                ["calibrated"],
-                key="sweep_rules",
-                help="How a budget is divided among the weights; calibrated and refined measure the model first.",
-            )
-        with middle:
-            auto = st.toggle("Budgets where this model's curve bends", True, key="sweep_auto")
-            typed = st.text_input("Kept, separated by commas", "0.9, 0.8, 0.7, 0.5", key="sweep_budgets", disabled=auto)
-            scope = st.radio(
-                "Kept counts",
-                ["model", "blocks"],
-                key="sweep_scope",
-                horizontal=True,
-                help="The whole model, or the weights that can be compressed.",
-            )
-            with st.container(horizontal=True):
-                stored = st.selectbox("Store cores in", tables.FORMATS, key="sweep_quantize", filter_mode=None)
-                embedding = st.selectbox("Embedding", tables.EMBEDDINGS, key="sweep_embedding", filter_mode=None)
-        with right:
-            text = texts.choose("sweep", "held-out")
-            chosen, problem_of_tasks = sweep_tasks(view)
-        problem, budgets = ("", "auto") if auto else _budgets(typed)
-        problem = problem or problem_of_tasks
-        if problem:
-            st.error(problem)
-        busy = running is not None and running.status()["state"] not in job.ENDED
-        ready = networks and rules and budgets and text is not None and not busy and not problem
-        if st.button("Start the sweep", type="primary", key="sweep_start", disabled=not ready):
-            argv = ["sweep", view.source, "--networks", ",".join(networks), "--rules", ",".join(rules)]
-            argv += ["--budgets", budgets, "--scope", scope]
-            argv += ["--quantize", stored] if stored != "none" else []
-            argv += ["--embedding", embedding] if embedding != "dense" else []
-            argv += ["--out", str(Workspace().root), *text, *chosen]
-            job.start(argv, f"Sweep {view.checkpoint.name}", "sweep_job")
-            st.rerun()
-        st.caption(
-            "Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
-            "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning."
-        )
-
-
-def sweep_tasks(view) -> tuple[list[str], str]:
-    """(options of the command line, problem) of the benchmark tasks that every point of a sweep gets besides."""
-    there = find_spec("lm_eval") is not None
-    causal = view.checkpoint.kind == "causal"
-    names = st.multiselect(
-        "Tasks",
-        NAMES,
-        [],
-        key="sweep_tasks",
-        accept_new_options=True,
-        disabled=not (there and causal),
-        placeholder="none, or a name of lm-eval" if there else "needs lm-eval: pip install lm-eval",
-        help="Benchmark tasks, scored by EleutherAI's lm-eval on every model and on the dense one. The two here need "
-        "no network; other names of lm-eval, such as hellaswag, take their items from the Hugging Face hub.",
-    )
-    if not names or not (there and causal):
-        return [], ""
-    limit = st.number_input("Items of each task, at most", 1, None, None, key="sweep_limit", placeholder="all")
-    wrong = [name for name in names if not re.fullmatch(r"\w[\w.+-]{0,99}", name)]
-    if wrong:
-        return [], f"{wrong[0][:40]} is not the name of a task: letters, digits, '_', '-', '.', '+'."
-    return ["--tasks", ",".join(names), *(["--limit", str(limit)] if limit else [])], ""
-
-
-def _budgets(typed: str) -> tuple[str, str]:
-    """(problem, budgets as the command line takes them)."""
-    parts = [part.strip() for part in typed.split(",") if part.strip()]
-    try:
-        values = [float(part) for part in parts]
-    except ValueError:
-        return "Budgets are numbers such as 0.9, 0.7.", ""
-    if not values or not all(0 < value <= 1 for value in values):
-        return "Each budget is a fraction to keep: above 0 and at most 1.", ""
-    return "", ",".join(f"{value:g}" for value in values)
+def in_short(point: dict) -> str | None:
+    """The interval of a point's rise, as a cell of the table has it."""
+    found = axes.interval(point, "rise")
+    return f"{found[0]:z.4f} to {found[1]:z.4f}" if found else None
 
 
 with common.plain_errors("drawing the trade-off"):

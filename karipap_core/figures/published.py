@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
-from karipap_core.figures.style import GREEN, GREY, PURPLE, escape, log_ticks
+from karipap_core.figures.style import GREEN, GREY, PURPLE, escape
 from karipap_core.tradeoffs.published import LABEL, on_axes
 
 STYLES = {"low rank": (GREY, "triangle-up-open"), "quantization": (PURPLE, "square-open")}
@@ -17,8 +17,8 @@ def add_published(
     """Adds the published points to a trade-off figure, in place, and returns it: thin hollow markers in a group of the
     legend that is titled "published, not measured here", a dotted line through one method on one model.
 
-    On a logarithmic axis, points of 0 or less are left out and the ticks are widened to hold the layer. Axes that no
-    published point is on leave the figure as it is.
+    On a logarithmic axis, points of 0 or less are left out. Axes that no published point is on leave the figure as it
+    is.
     """
     log = figure.layout.yaxis.type == "log"
     groups: dict = {}
@@ -41,9 +41,8 @@ def add_published(
             hovertext=[_hover(anchor) for anchor in members],
             hovertemplate="%{hovertext}<extra></extra>",
         )
-    if groups and log:
-        heights = [float(h) for trace in figure.data for h in (() if trace.y is None else trace.y) if h and h > 0]
-        figure.update_yaxes(**log_ticks(min(heights), max(heights)))
+    if groups:
+        figure.update_layout(legend_traceorder="grouped")  # for the group's title
     return figure
 
 

@@ -5,113 +5,22 @@ A point is a run as `points.Points` and `run.run` write it: a flat dictionary wi
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 
 from karipap_core.evaluation import scores
+from karipap_core.figures.axes import NO_LOSS, QUALITIES, SIZES, UNITS, Axis, interval, measurable, of_dense, quality
 from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.figures.methods import DASHES, SYMBOLS, network_color, rival
-from karipap_core.figures.style import FAINT, GOLD, GREY, ORANGE, escape, log_ticks
-from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.figures.style import FAINT, GOLD, GREY, ORANGE, escape
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.tradeoffs.ranking import method_of
 
-
-@dataclass(frozen=True)
-class Axis:
-    """A number of a point: its key, label, how it is written, whether more is better, whether decades suit it."""
-
-    key: str
-    label: str
-    form: str
-    says: str
-    more: bool = False
-    log: bool = False
-
-
-SIZES = {
-    axis.key: axis
-    for axis in (
-        Axis(
-            "bytes_kept",
-            "Bytes kept",
-            ".1%",
-            "bytes of the whole model, 16 bits for every number that is not "
-            "quantized, over the same of the dense model; scales and zero points counted",
-        ),
-        Axis("bytes_kept_blocks", "Bytes kept, blocks", ".1%", "the same over the compressible weights alone"),
-        Axis(
-            "kept",
-            "Parameters kept",
-            ".1%",
-            "parameters of the whole model, embedding and head included, over those of the dense model",
-        ),
-        Axis("kept_blocks", "Parameters kept, blocks", ".1%", "the same over the compressible weights alone"),
-    )
-}
-QUALITIES = {
-    axis.key: axis
-    for axis in (
-        Axis("rise", "Rise in loss", "z.4f", "loss minus the dense model's, nats a token", log=True),
-        Axis("loss", "Loss", ".4f", "mean of −ln p of the next token, nats a token"),
-        Axis("perplexity", "Perplexity", ".3f", "exp of the loss", log=True),
-        Axis(
-            "bits_per_byte",
-            "Bits per byte",
-            ".4f",
-            "the loss in bits, per byte of the text: comparable across tokenizers",
-        ),
-        Axis("kl", "KL divergence", "z.4f", "mean KL(dense ‖ compressed) of the next token, nats a token", log=True),
-        Axis("top1_agreement", "Top-1 agreement", ".1%", "share of tokens that both models put first", more=True),
-        Axis(
-            "relative_error", "Output error", ".4f", "Σ‖h − h_dense‖² / Σ‖h_dense‖² of the last hidden states", log=True
-        ),
-    )
-}
-
-
-def quality(points: Iterable[dict], y: str) -> Axis:
-    """The axis of a figure of these points: one of `QUALITIES`, or a score of a task such as "hellaswag: acc_norm".
-    Raises KeyError for what is neither."""
-    if y in QUALITIES:
-        return QUALITIES[y]
-    more = scores.keys(points)[y]
-    return Axis(y, y, ".1%" if more else ".4f", "score of a benchmark task, as lm-evaluation-harness names it", more)
-
-
-def interval(point: dict, y: str) -> tuple[float, float] | None:
-    """Where a figure of a point lies by its 95 % interval, None where it has none.
-
-    That of the rise is paired to the dense model on the same tokens (`bootstrap.rise_of`), so those of what follows
-    from the loss are: loss = dense + rise, perplexity = dense · exp(rise), bits per byte = dense · (loss / dense loss).
-    Of a task see `scores.interval`.
-    """
-    if y not in QUALITIES:
-        return scores.interval(point, y)
-    found, dense = uncertainty.rise_of(point), point.get("dense") or {}
-    if found is None or y not in scores.LOSSES:
-        return None
-    ends = (found.low, found.high)
-    if y == "rise":
-        return ends
-    if not known(dense, "loss") or not known(dense, y):
-        return None
-    if y == "loss":
-        return tuple(dense["loss"] + end for end in ends)
-    if y == "perplexity":
-        return tuple(dense["perplexity"] * math.exp(end) for end in ends)
-    return tuple(dense["bits_per_byte"] * (1 + end / dense["loss"]) for end in ends)
-
-
-def measurable(point: dict, y: str) -> bool | None:
-    """Whether a point differs from the dense model by a figure, None where no interval tells."""
-    if y in QUALITIES and y not in scores.LOSSES:
-        return None
-    found = uncertainty.rise_of(point) if y in scores.LOSSES else scores.to_dense(point, y)
-    return None if found is None else found.measurable
+FAMILIES = {"gptq": "integers", "rtn": "integers", "torchao": "integers", "svd": "plain SVD", "svd-llm": "plain SVD"}
+YOURS = "Your runs"
+MOST_NAMED = 6  # of one's own runs, the newest: more names would cover each other
 
 
 def tradeoff(
@@ -120,13 +29,18 @@ def tradeoff(
     y: str = "rise",
     log: bool | None = None,
     selected: str | None = None,
+    own: Collection[str] = (),
 ) -> go.Figure:
     """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
 
     y is a key of `QUALITIES` or a score of a task (`scores.keys`); then points alone that were scored in one way are
     drawn. Bars are 95 % intervals (`interval`). Every marker's `customdata` is the point's id. On a logarithmic axis,
     numbers at or below the noise floor (a ten-thousandth of a nat, or the smallest number of the scale) are drawn on
-    the floor, which then says so; hovering gives the true number.
+    the floor, which then says so; hovering gives the true number. The dense model is a point too: all of its bytes,
+    and what it scores, or no rise at all.
+
+    own : ids of points that are a series of their own, with stars and names. selected : the id of the point that is
+    ringed and named. A click on a name of the legend, which stands below the chart, hides or shows its group.
     """
     size, axis = SIZES[x], quality(points, y)
     score = y not in QUALITIES
@@ -150,13 +64,28 @@ def tradeoff(
             opacity=0.4,
             hoverinfo="skip",
         )
-    for name, members, style in _series(drawn):
+    dense = of_dense(points, y)
+    if drawn and dense is not None:
+        figure.add_scatter(
+            x=_array([1.0]),
+            y=_array([height({y: dense})]),
+            mode="markers",
+            name="Dense model",
+            marker=dict(symbol="diamond", size=12, color=GREY),
+            hovertext=[
+                f"<b>the dense model</b><br>all of its bytes and parameters<br>{escape(axis.label)} {dense:{axis.form}}"
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    mine = [point for point in drawn if point["id"] in own]
+    for name, members, style in [*_series([p for p in drawn if p["id"] not in own]), *_yours(mine)]:
         members = sorted(members, key=lambda point: point[x])
         figure.add_scatter(
             x=_array(point[x] for point in members),
             y=_array(map(height, members)),
             name=name,
-            mode="lines+markers",
+            legendgroup=style["family"],
+            mode="lines+markers" if style["width"] else "markers",
             customdata=[point["id"] for point in members],
             hovertext=[_hover(point, size, y) for point in members],
             error_y=_bars(members, y, height, floor if log else -math.inf, style["color"]),
@@ -172,7 +101,78 @@ def tradeoff(
             unselected_marker_opacity=1,
             selectedpoints=[i for i, p in enumerate(members) if p["id"] == selected],
         )
+    _name(figure, drawn, mine, selected, x, height, log)
+    _levels(figure, points, y, axis, dense, log)
+    figure.update_layout(
+        height=560,
+        margin=dict(l=8, r=16, t=24, b=8),
+        hovermode="closest",
+        hoverdistance=24,
+        clickmode="event+select",
+        dragmode="zoom",
+        uirevision=f"{x}{y}{log}",
+        selectionrevision=str(selected),
+        legend=dict(
+            orientation="h",
+            traceorder="normal",
+            groupclick="togglegroup",
+            title_text="",
+            x=0,
+            xanchor="left",
+            yref="container",
+            font=dict(size=11),
+            y=0,
+            yanchor="bottom",
+        ),
+    )
+    figure.update_xaxes(
+        title_text=f"{size.label}, % of the dense model",
+        tickformat=".4~p",
+        gridcolor=FAINT,
+        zeroline=False,
+        automargin=True,
+    )
+    unit = UNITS.get(y, "")
+    figure.update_yaxes(
+        title_text=escape(axis.label) + unit,
+        type="log" if log else "linear",
+        tickformat="~g" if log or not axis.form.endswith("%") else ".4~p",
+        exponentformat="power",
+        gridcolor=FAINT,
+        zeroline=False,
+        automargin=True,
+    )
+    if log and any(point[y] < floor for point in [*drawn, *([] if dense is None else [{y: dense}])]):
+        figure.add_annotation(
+            x=0,
+            xref="paper",
+            y=math.log10(floor),
+            text=f"at or below {floor:g}",
+            showarrow=False,
+            xanchor="left",
+            yanchor="top",
+            font=dict(size=11, color=GREY),
+        )
+    return figure
+
+
+def _yours(mine: list[dict]) -> list[tuple[str, list[dict], dict]]:
+    """One's own runs as a series, in the form of `_series`: none where there are none."""
+    style = dict(color=ORANGE, symbol="star", dash="solid", width=0, size=15, family=YOURS)
+    return [(YOURS, mine, style)] if mine else []
+
+
+def _name(
+    figure: go.Figure, drawn: list[dict], mine: list[dict], selected: str | None, x: str, height, log: bool
+) -> None:
+    """A ring around the point in view, and names: its own, and those of one's newest runs as far as none is over
+    another one."""
+
+    def place(point: dict) -> tuple[float, float]:
+        return point[x], math.log10(height(point)) if log else height(point)
+
     chosen = next((point for point in drawn if point["id"] == selected), None)
+    newest = sorted(mine, key=lambda point: point.get("created") or 0, reverse=True)[:MOST_NAMED]
     if chosen:
         figure.add_scatter(
             x=_array([chosen[x]]),
@@ -180,56 +180,52 @@ def tradeoff(
             mode="markers",
             hoverinfo="skip",
             showlegend=False,
-            marker=dict(symbol="circle-open", size=20, color=ORANGE, line=dict(width=2.5)),
+            marker=dict(symbol="circle-open", size=24, color=ORANGE, line=dict(width=2.5)),
         )
-    dense = next((p["dense"][y] for p in drawn if y in (p.get("dense") or {})), None)
-    levels = {"dense": (scores.dense(points, y) if score else dense, "dot")}
+    places = [place(point) for point in drawn]
+    wide, high = (max(values) - min(values) or 1.0 for values in zip(*places, strict=True)) if places else (1.0, 1.0)
+    named: list[tuple[float, float]] = []
+    for point in ([chosen] if chosen else []) + [point for point in newest if point is not chosen]:
+        at = place(point)
+        if any(abs(at[0] - other[0]) < 0.3 * wide and abs(at[1] - other[1]) < 0.06 * high for other in named):
+            continue
+        named.append(at)
+        left = at[0] > min(place[0] for place in places) + wide / 2  # so that the name stays on the chart
+        figure.add_annotation(
+            x=at[0],
+            y=at[1],
+            text=f"<b>{escape(point['label'])}</b>" if point is chosen else escape(point["label"]),
+            ax=-26 if left else 26,
+            ay=-30,
+            xanchor="right" if left else "left",
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=1,
+            arrowcolor=ORANGE,
+            standoff=12 if point is chosen else 8,
+            font=dict(size=13 if point is chosen else 12, shadow="auto"),  # legible over lines
+        )
+
+
+def _levels(figure: go.Figure, points: Sequence[dict], y: str, axis: Axis, dense: float | None, log: bool) -> None:
+    """Lines across the chart at what the dense model has, and at what guessing gets."""
+    score = y not in QUALITIES
+    levels = {"dense": (None if y in NO_LOSS else dense, "dot")}
     levels |= {"chance": (scores.chance(points, y), "dash")} if score else {}
     for word, (at, dash) in levels.items():
         if at is None or (log and at <= 0):
             continue
         figure.add_hline(at, line=dict(color=GREY, width=1, dash=dash))
-        label = f"{word} {at:{axis.form}}" if score else word
         figure.add_annotation(
             x=0,
             xref="paper",
             y=math.log10(at) if log else at,
-            text=label,
+            text=f"{word} {at:{axis.form}}" if score else word,
             showarrow=False,
             xanchor="left",
             yanchor="bottom",
             font=dict(size=11, color=GREY),
         )
-    figure.update_layout(
-        height=520,
-        margin=dict(l=8, r=8, t=8, b=8),
-        hovermode="closest",
-        hoverdistance=24,
-        clickmode="event+select",
-        dragmode="zoom",
-        uirevision=f"{x}{y}{log}",
-        selectionrevision=str(selected),
-        legend=dict(orientation="v", x=1.01, y=1, xanchor="left", yanchor="top", title_text="", tracegroupgap=4),
-    )
-    figure.update_xaxes(title_text=size.label, tickformat=".0%", gridcolor=FAINT, zeroline=False, automargin=True)
-    unit = ", nats a token" if y in ("rise", "loss", "kl") else ""
-    figure.update_yaxes(title_text=escape(axis.label) + unit, gridcolor=FAINT, zeroline=False, automargin=True)
-    if score and axis.more and not log:
-        figure.update_yaxes(tickformat=".0%")
-    if log and any(point[y] < floor for point in drawn):
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            y=math.log10(floor),
-            text=f"at or below {floor:g}",
-            showarrow=False,
-            xanchor="right",
-            yanchor="top",
-            font=dict(size=11, color=GREY),
-        )
-    if log:
-        figure.update_yaxes(type="log", **log_ticks(*_ends(map(height, drawn))))
-    return figure
 
 
 def _bars(members: Sequence[dict], y: str, height, floor: float, color: str) -> dict | None:
@@ -248,13 +244,9 @@ def _bars(members: Sequence[dict], y: str, height, floor: float, color: str) -> 
     )
 
 
-def _ends(values: Iterable[float]) -> tuple[float, float]:
-    values = [value for value in values if value > 0] or [1.0]
-    return min(values), max(values)
-
-
 def _series(points: Iterable[dict]) -> Iterator[tuple[str, list[dict], dict]]:
-    """(name, points, style) of each line: networks by network, what they are stored in, and rule; rivals by method."""
+    """(name, points, style) of each line: networks by network, what they are stored in, and rule; rivals by method.
+    style["family"] is what hides and shows as one: the lines of a network, rivals of a kind."""
     groups: dict[tuple[bool, str, str | None], list[dict]] = {}
     for point in points:
         rule = (point.get("settings") or {}).get("rule")
@@ -266,11 +258,12 @@ def _series(points: Iterable[dict]) -> Iterator[tuple[str, list[dict], dict]]:
         members = groups[is_rival, method, line]
         if is_rival:
             look = rival(method)
-            yield look.name, members, dict(color=look.color, symbol=look.symbol, dash=look.dash, width=1.2, size=10)
+            style = dict(color=look.color, symbol=look.symbol, dash=look.dash, width=1.2, size=10)
+            yield look.name, members, style | {"family": FAMILIES.get(method, method)}
             continue
         number = rules[method] = rules.get(method, -1) + 1
         style = dict(color=network_color(method), symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)
-        yield line or method, members, style | {"dash": DASHES[number % len(DASHES)]}
+        yield line or method, members, style | {"dash": DASHES[number % len(DASHES)], "family": method}
 
 
 def _hover(point: dict, size: Axis, y: str) -> str:

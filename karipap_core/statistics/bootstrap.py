@@ -1,6 +1,8 @@
 """How sure a difference between two models is: the paired bootstrap over the documents that both were measured on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +12,7 @@ from karipap_core.errors import InputError
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
 FEWEST_DOCUMENTS = 10  # below this, resampling documents says too little: windows are resampled
 AT_ONCE = 2**22  # numbers of one block of resamples
+MOST_KEPT = 2**20  # numbers of the resamples that are kept for the next interval over as many units
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,9 @@ def paired_bootstrap(
         raise InputError(f"level {level} and resamples {resamples}: need 0 < level < 1 and at least one resample.")
     if len(sums) < 2:
         return None
-    generator = np.random.default_rng(seed)
-    means: list[np.ndarray] = []
-    share = np.full(len(sums), 1 / len(sums))
-    while (left := resamples - sum(len(each) for each in means)) > 0:
-        drawn = generator.multinomial(len(sums), share, size=min(left, max(1, AT_ONCE // len(sums))))
-        means.append((drawn @ sums) / (drawn @ counts))
+    small = resamples * len(sums) <= MOST_KEPT
+    blocks = _kept(len(sums), resamples, seed) if small else _drawn(len(sums), resamples, seed)
+    means = [(drawn @ sums) / (drawn @ counts) for drawn in blocks]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(sums), level)
 
@@ -118,6 +118,22 @@ def rise_of(point: dict) -> Interval | None:
         return None
     units = len((point.get("units") or {}).get("ids", ())) or point.get("documents") or 0
     return Interval(point["rise"], point["rise_low"], point["rise_high"], units)
+
+
+def _drawn(units: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is drawn in each resample, (resamples, units), in blocks that fit into memory."""
+    generator, share = np.random.default_rng(seed), np.full(units, 1 / units)
+    while resamples > 0:
+        block = min(resamples, max(1, AT_ONCE // units))
+        yield generator.multinomial(units, share, size=block).astype(np.float64)
+        resamples -= block
+
+
+@lru_cache(maxsize=4)
+def _kept(units: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    """The same, kept: a table of points on one text has hundreds of intervals over the same units, and to draw takes
+    nearly all of the time."""
+    return tuple(_drawn(units, resamples, seed))
 
 
 def in_words(found: Interval | None, form: str = "+.4f") -> str:

@@ -16,10 +16,7 @@ from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
-
-# (bits, group): None is one scale for a whole row.
-QUANTIZED = ((8, None), (4, 128), (4, 64), (3, 128), (3, 64), (2, 64), (2, 32))
-SPARSITIES = (0.25, 0.5, 0.75)
+from karipap_core.tradeoffs.effort import QUANTIZED, SPARSITIES
 
 
 @dataclass(frozen=True)

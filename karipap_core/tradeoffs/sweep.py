@@ -23,6 +23,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text, divide, read_text, standard_library
 from karipap_core.tradeoffs.baselines import baselines
+from karipap_core.tradeoffs.effort import AUTO_RISES
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 SWEEP_FORMAT, SWEEP_VERSION = "karipap-sweep", 1
 MAX_TOKENS = 16384
 DEFAULT_SCORING = Scoring(max_tokens=MAX_TOKENS)
-AUTO_RISES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.5)  # predicted rises in loss around which `auto` puts budgets
 AUTO_KEPT: tuple[float, ...] = (
     0.97,
     0.95,

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -41,16 +42,31 @@ def read_run(path: str | Path) -> dict:
     return run
 
 
+@lru_cache(maxsize=1000)
+def _read_once(path: str, stamp: tuple[int, ...]) -> dict:
+    """`read_run` of a file of this stamp: pages list all runs again at every click."""
+    return read_run(path)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What changes whenever a file is written anew; () where there is none to ask."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def read_runs(folder: str | Path, passed_over: list[str] | None = None) -> list[dict]:
     """Every readable `*/run.json` under a folder, oldest first, each with its `path` added.
 
     A file that is damaged, or is no run, is passed over: one of them must not empty the trade-off page. Why it was is a
-    sentence more in `passed_over`.
+    sentence more in `passed_over`. What is inside the documents is shared with later calls: nobody may change it.
     """
     runs = []
     for path in sorted(Path(folder).glob("*/run.json")):
         try:
-            runs.append(read_run(path) | {"path": str(path)})
+            runs.append(_read_once(str(path), stamp(path)) | {"path": str(path)})
         except InputError as error:
             if passed_over is not None:
                 passed_over.append(str(error))

@@ -3,6 +3,7 @@
 import html
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.tradeoffs.point import runs_of_model
 from karipap_core.workspace import Workspace
-from karipap_core.workspace.runs import read_runs
+from karipap_core.workspace.runs import read_runs, stamp
 from pages.parts import common
 from pages.parts.roots import inside, roots
 
@@ -33,12 +34,18 @@ def passed_over() -> list[str]:
     """Why each run and plan of the workspace that cannot be read is not on the pages, a sentence each."""
     bad: list[str] = []
     read_runs(Workspace().runs_dir, bad)
-    for file in sorted(Workspace().plans.glob("*.json")):
-        try:
-            Plan.load(file)
-        except InputError as error:
-            bad.append(str(error))
-    return bad
+    found = (plan_at(str(file), stamp(file)) for file in sorted(Workspace().plans.glob("*.json")))
+    return bad + [plan for plan in found if isinstance(plan, str)]
+
+
+@lru_cache(maxsize=500)
+def plan_at(file: str, stamp: tuple[int, ...]) -> Plan | str:
+    """The plan in a file of this stamp, or the sentence that says why it cannot be read: every rerun lists all plans.
+    Nobody may change it."""
+    try:
+        return Plan.load(file)
+    except InputError as error:
+        return str(error)
 
 
 def say_passed_over(bad: list[str]) -> None:
@@ -67,6 +74,13 @@ def with_folder(view) -> list[dict]:
     return found
 
 
+def own(points: list[dict]) -> set[str]:
+    """Ids of those that went through *Compress & evaluate*, or `run`, on this machine: each with a folder of its own
+    beside it. Points of curves have none, and what ships with a model lies elsewhere."""
+    mine = Workspace().runs_dir
+    return {run["id"] for run in points if run.get("folder") and Path(run["path"]).is_relative_to(mine)}
+
+
 def conditions(run: dict) -> tuple:
     """What must be equal for two runs to stand on one chart: text, window, stride and tokens."""
     text = run.get("text") or {}
@@ -84,11 +98,8 @@ def plans(view) -> dict[str, Plan]:
     found = {}
     files = sorted(Workspace().plans.glob("*.json"), key=lambda file: file.lstat().st_mtime, reverse=True)
     for file in files:
-        try:
-            plan = Plan.load(file)
-        except InputError:
-            continue
-        if plan.model.get("fingerprint") == view.checkpoint.fingerprint:
+        plan = plan_at(str(file), stamp(file))
+        if isinstance(plan, Plan) and plan.model.get("fingerprint") == view.checkpoint.fingerprint:
             found[file.stem] = plan
     return found
 

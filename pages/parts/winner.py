@@ -3,7 +3,7 @@
 from collections import Counter
 
 from karipap_core.evaluation import scores
-from karipap_core.figures.runs import QUALITIES, SIZES, Axis, measurable, quality
+from karipap_core.figures.axes import QUALITIES, SIZES, Axis, measurable, quality
 from karipap_core.statistics.pareto import known
 from karipap_core.tradeoffs.ranking import level
 
@@ -15,8 +15,17 @@ WORDS = {
 }
 
 
+SHORT = {"network": "a network is better", "baseline": "a baseline is better", "tie": "neither is measurably better"}
+
+
 def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
-    """Networks against baselines, in a few sentences.
+    """Networks against baselines, in a few sentences: all that `told` has to say."""
+    return told(points, x, y)[1]
+
+
+def told(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> tuple[str, str]:
+    """Networks against baselines: (one line, a few sentences with examples). The two are equal where there is nothing
+    to compare.
 
     At every measured size the best network that is no larger stands against the best baseline that is no larger; it is
     a tie where no difference can be measured (`ranking.level`). What holds at most sizes is said first. Then: how small
@@ -28,9 +37,9 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
     networks = [point for point in measured if point["kind"] == "network"]
     rivals = [point for point in measured if point["kind"] == "baseline"]
     if not networks:
-        return "No network has been measured on this text yet."
+        return ("No network has been measured on this text yet.",) * 2
     if not rivals:
-        return "No baseline has been measured on this text yet, so nothing can be said about who wins."
+        return ("No baseline has been measured on this text yet, so nothing can be said about who wins.",) * 2
     rounds, known_winners = [], {}
     for at in sorted({point[x] for point in measured}):
         ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], axis) for side in (networks, rivals))
@@ -41,7 +50,7 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
             rounds.append((known_winners[pair], at, ours, theirs))
     size = SIZES[x].label.lower()
     ranked = [winner for winner, _ in Counter(entry[0] for entry in rounds).most_common()]
-    sentences = []
+    sentences, short = [], []
     for winner in ranked:
         mine = [entry for entry in rounds if entry[0] == winner]
         if len(ranked) == 1:
@@ -52,13 +61,15 @@ def verdict(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> str:
             where = f"at {_spans(rounds, winner)} {size}"
         such = f", such as {mine[len(mine) // 2][1]:.1%}" if len(mine) > 1 else ""
         sentences.append(f"{WORDS[winner]} {where}{such} {_example(mine[len(mine) // 2], axis)}.")
+        short.append(f"{SHORT[winner]} {where if winner == ranked[0] else f'at {len(mine)}'}")
     sentences += _little_lost(networks, rivals, x, y)
     sentences += _nothing_lost(networks, rivals, x, y)
     smallest = min(point[x] for point in networks), min(point[x] for point in rivals)
     if smallest[0] < smallest[1] - 1e-9:
         sentences.append(f"below {smallest[1]:.1%} no baseline was measured.")
+    by = f"By {axis.label.lower() if y in QUALITIES else axis.label}"
     said = " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences[1:])
-    return f"By {axis.label.lower() if y in QUALITIES else axis.label}, {sentences[0]} {said}".strip()
+    return f"{by}, {', '.join(short)}.", f"{by}, {sentences[0]} {said}".strip()
 
 
 def _example(entry: tuple, axis: Axis) -> str:

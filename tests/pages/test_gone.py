@@ -84,6 +84,8 @@ def test_a_click_after_the_model_vanished_starts_nothing(plan, tiny, started, pa
     shutil.copytree(tiny, tiny.parent / "other")
     model.found.clear()
     app = opened(page, **({"point": "net"} if key == "to_board" else {}))
+    if key == "sweep_start":  # behind a button where points are there
+        app.button(key="sweep_form").click().run()
     started.clear()
     files = sorted(Workspace().root.rglob("*"))
     shutil.rmtree(tiny)  # within the seconds for which the list of models is kept

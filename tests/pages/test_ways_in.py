@@ -19,7 +19,7 @@ BOXES = {
         "pages/checklist.py",
         "prompts",
     ): "lines of text, of bounded number and length, stored under the sum of what they say",
-    ("pages/tradeoff.py", "sweep_budgets"): "numbers",
+    ("pages/parts/curve.py", "sweep_budgets"): "numbers",
     ("pages/parts/model.py", "hub"): "a hub id, by its pattern",
     ("pages/parts/deploy_controls.py", None): "a config.json, parsed within limits",
     ("pages/parts/plan_jobs.py", "board_file"): "a plan, parsed strictly",

@@ -16,7 +16,8 @@ from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.tradeoffs.autopilot.aim import Criterion, figure
 from karipap_core.tradeoffs.autopilot.log import Log, Rival, Step
 from karipap_core.tradeoffs.autopilot.trail import THOUSAND, Trail, Tried
-from karipap_core.tradeoffs.baselines import QUANTIZED, integers, plan_sizes, sizes, svd_baselines
+from karipap_core.tradeoffs.baselines import integers, plan_sizes, sizes, svd_baselines
+from karipap_core.tradeoffs.effort import QUANTIZED
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 

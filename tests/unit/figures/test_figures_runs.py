@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from karipap_core.figures import axes
 from karipap_core.figures import runs as figures_runs
 from pages.parts import winner
 from tests.helpers.made_up import task
@@ -69,6 +70,46 @@ def test_the_dense_model_is_marked_where_it_has_the_number(points):
     assert any(shape.y0 == 2.0 for shape in figure.layout.shapes)
 
 
+def test_the_dense_model_is_a_point_at_all_of_its_bytes(points):
+    assert (*lines(figures_runs.tradeoff(points, log=False))["Dense model"].x, 0.0) == (1.0, 0.0)
+    assert lines(figures_runs.tradeoff(points, log=False))["Dense model"].y[0] == 0.0
+    assert lines(figures_runs.tradeoff(points))["Dense model"].y[0] == pytest.approx(1e-4), "0 is drawn on the floor"
+    assert lines(figures_runs.tradeoff(points, y="loss"))["Dense model"].y[0] == 2.0
+    assert lines(figures_runs.tradeoff(points, y="top1_agreement"))["Dense model"].y[0] == 1.0
+    for one in points:
+        one.pop("dense")
+    assert "Dense model" not in lines(figures_runs.tradeoff(points, y="loss")), "nobody knows where"
+
+
+def test_ones_own_runs_are_a_series_and_the_one_in_view_is_ringed_and_named(points):
+    points[1]["label"], points[1]["created"] = "mine <b>", 9
+    figure = figures_runs.tradeoff(points, selected="net-6", own={"net-6", "mpo-6"})
+    mine = lines(figure)[figures_runs.YOURS]
+    assert sorted(mine.customdata) == ["mpo-6", "net-6"] and mine.marker.symbol == "star"
+    assert list(lines(figure)["lowrank, calibrated"].customdata) == ["net-3", "net-9"]
+    ring = figure.data[-1]
+    assert (ring.x[0], ring.y[0]) == pytest.approx((0.6, 0.1)) and "open" in ring.marker.symbol
+    note = figure.layout.annotations[0]
+    assert note.text == "<b>mine &lt;b&gt;</b>" and (note.x, note.y) == pytest.approx((0.6, -1.0))
+    assert figures_runs.YOURS not in lines(figures_runs.tradeoff(points))
+
+
+def test_names_do_not_cover_each_other_and_the_newest_have_theirs():
+    mine = [point(f"m{k}", "network", "lowrank", 0.5 + k / 1000, 0.1, created=k) for k in range(5)]
+    mine += [point("far", "network", "lowrank", 0.99, 0.001, created=-1)]
+    figure = figures_runs.tradeoff(mine, own={each["id"] for each in mine})
+    assert [note.text for note in figure.layout.annotations if note.showarrow] == ["m4", "far"]
+
+
+def test_the_legend_hides_groups_and_stands_below_the_chart(points):
+    points.append(point("int2", "baseline", "gptq", 0.2, 1.5))
+    figure = figures_runs.tradeoff(points)
+    groups = {trace.name: trace.legendgroup for trace in figure.data}
+    assert groups["integers, GPTQ"] == groups["integers, rounded"] != groups["lowrank, calibrated"]
+    legend = figure.layout.legend
+    assert (legend.orientation, legend.yref, legend.y, legend.groupclick) == ("h", "container", 0, "togglegroup")
+
+
 def test_nothing_measured_is_still_a_figure():
     assert figures_runs.tradeoff([]).to_json()
 
@@ -95,18 +136,16 @@ def test_an_interval_that_holds_0_stops_at_the_floor_and_is_said(points):
     assert trace.y[-1] == pytest.approx(1e-4) and trace.error_y.arrayminus[-1] == 0
     assert trace.error_y.array[-1] == pytest.approx(0.001 - 1e-4)
     assert "no measurable difference" in trace.hovertext[-1]
-    assert (
-        figures_runs.measurable(points[2], "perplexity") is False and figures_runs.measurable(points[2], "kl") is None
-    )
+    assert axes.measurable(points[2], "perplexity") is False and axes.measurable(points[2], "kl") is None
 
 
 def test_what_follows_from_the_loss_has_the_interval_of_the_rise():
     found = with_interval(point("a", "network", "lowrank", 0.5, 0.1), 0.05, 0.2)
     found["dense"] = {"loss": 2.0, "perplexity": float(np.exp(2.0)), "bits_per_byte": 0.9}
-    assert figures_runs.interval(found, "loss") == pytest.approx((2.05, 2.2))
-    assert figures_runs.interval(found, "perplexity") == pytest.approx((np.exp(2.05), np.exp(2.2)))
-    assert figures_runs.interval(found, "bits_per_byte") == pytest.approx((0.9 * 2.05 / 2, 0.9 * 2.2 / 2))
-    assert figures_runs.interval(found, "kl") is None
+    assert axes.interval(found, "loss") == pytest.approx((2.05, 2.2))
+    assert axes.interval(found, "perplexity") == pytest.approx((np.exp(2.05), np.exp(2.2)))
+    assert axes.interval(found, "bits_per_byte") == pytest.approx((0.9 * 2.05 / 2, 0.9 * 2.2 / 2))
+    assert axes.interval(found, "kl") is None
 
 
 def test_a_task_is_an_axis_with_chance_the_dense_level_bars_and_a_front(points):
