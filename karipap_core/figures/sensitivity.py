@@ -38,28 +38,8 @@ def sensitivity_map(weights: Sequence[dict], rows: Sequence[dict], quality: str 
     what the group lost. A weight that was not measured has no colour.
     """
     values = {name: row[quality] for row in rows if row[quality] is not None for name in row["members"]}
-    figure = weight_map(weights, Numbers(values, LABELS[quality], log=True), selected)
-    cells, floor = figure.data[0], FLOORS[quality]
-    z = np.array(cells.z)
-    shown = np.array([[bool(text) for text in line] for line in cells.text])
-    if shown.any():
-        low = np.log10(floor)
-        z = np.where(shown, np.maximum(np.where(np.isfinite(z), z, low), low), np.nan).astype(np.float32)
-        bottom, top = float(z[shown].min()), float(z[shown].max())
-        decades = np.arange(np.floor(bottom), np.ceil(top) + 1)
-        cells.z, cells.zmin, cells.zmax = z, bottom, max(top, bottom + 0.1)
-        cells.text = [[text and short(float(text)) for text in line] for line in cells.text]
-        cells.textfont.size = 11
-        cells.colorbar.update(tickvals=decades, ticktext=[f"{10.0**decade:g}" for decade in decades])
-    return figure
-
-
-def short(value: float) -> str:
-    """Two digits in few signs, for a cell: 0.014, 5.1e-4."""
-    if value == 0 or abs(value) >= 1e-3:
-        return f"{value:.2g}"
-    digits, power = f"{value:.1e}".split("e")
-    return f"{digits}e{int(power)}"
+    unit = UNITS[quality].removeprefix(", ")
+    return weight_map(weights, Numbers(values, LABELS[quality], unit, log=True, floor=FLOORS[quality]), selected)
 
 
 def scatter(

@@ -15,10 +15,11 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from karipap_core.errors import InputError
 from karipap_core.workspace.logs import keep_log
-from pages.parts import server
+from pages.parts import pictures, server
 from pages.parts.roots import showable
 
 ROOT = Path(__file__).resolve().parents[2]
+REMOVED = ["toImage", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]  # buttons of Plotly's that no figure needs
 LONGEST_ASKED = 200  # signs of what a URL asks for
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 log = logging.getLogger("karipap.pages")
@@ -184,14 +185,20 @@ def listing(items: Iterable[tuple[str, ...]]) -> None:
     st.html(f'<dl class="k-list">{"".join(cells)}</dl>')
 
 
-def figure(fig: go.Figure, key: str, alt: str, file: str, **more):
-    """Draws a figure with an accessible name and a camera button that saves SVG or PNG (the reader's choice)."""
-    config = {
-        "displaylogo": False,
-        "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-        "toImageButtonOptions": {"format": st.session_state.get("figures", "svg"), "filename": file, "scale": 2},
-    }
-    return st.plotly_chart(fig, key=key, alt=alt, config=config, **more)
+def figure(fig: go.Figure, key: str, alt: str, file: str, title: str = "", text: str = "", model=True, **more):
+    """Draws a figure with an accessible name, and under it what saves it (`pictures`).
+
+    title : what a saved picture is headed with; by default `alt` up to its first semicolon. text : what it was
+    measured on, if on any. model : whether it tells of the model in view.
+    """
+    from pages.parts.model import named  # here, for that module draws with this one
+
+    config = {"displaylogo": False, "modeBarButtonsToRemove": REMOVED}
+    drawn = st.plotly_chart(fig, key=key, alt=alt, config=config, **more)
+    alias = st.session_state.get("model") if model else None
+    heading = title or alt.partition(";")[0].rstrip(".")
+    pictures.strip(key, fig, heading, file, named(alias) if alias else "", text)
+    return drawn
 
 
 def csv(table: pd.DataFrame) -> bytes:

@@ -236,7 +236,6 @@ def bar() -> None:
             if wrong := st.session_state.pop("hub_wrong", None):
                 st.error(f"{common.plain(wrong[:80])} is no hub id: it looks like owner/name.")
             st.caption("Folders are found under KARIPAP_MODEL_ROOTS. Only safetensors and JSON are ever read.")
-            common.choose(st.segmented_control, "Figures are saved as", ["svg", "png"], "figures", "svg", required=True)
         if options:
             common.share("model")  # also the first one: whoever opens the link may have others
         if view is not None:

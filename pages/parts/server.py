@@ -13,8 +13,10 @@ from pathlib import Path
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pages.parts import pictures
 
 HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -35,7 +37,7 @@ def remote_allowed() -> bool:
 
 def middleware() -> list[Middleware]:
     """For `st.App`: runs before all that Streamlit does with a request."""
-    return [Middleware(Guard), Middleware(FirstPage)]
+    return [Middleware(Guard), Middleware(FirstPage), Middleware(Library)]
 
 
 class Guard:
@@ -64,6 +66,19 @@ class FirstPage:
         if scope["type"] == "http" and scope["path"].rstrip("/") == FIRST_PAGE:
             query = scope["query_string"].decode("latin-1")
             await RedirectResponse(f"/?{query}" if query else "/", status_code=307)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+class Library:
+    """ASGI middleware: gives out the library that a saved page draws its figure with (`pictures`)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith(f"/{pictures.ADDRESS}"):
+            await FileResponse(pictures.LIBRARY, media_type="text/javascript")(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 

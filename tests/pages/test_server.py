@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit import config
 
-from pages.parts import server
+from pages.parts import pictures, server
 from tests.helpers.browser import UPGRADE, dashboard
 from tests.helpers.paths import REPOSITORY
 
@@ -37,6 +37,14 @@ def test_no_answer_may_be_framed(place, path):
     answer = ask(place, path, {})
     assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert answer.headers["X-Frame-Options"] == "DENY" and answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_library_of_saved_pages_is_given_out_whole(place):
+    answer = ask(place, "/karipap/plotly.min.js", {})
+    assert answer.headers["Content-Type"].startswith("text/javascript")
+    library = answer.read()
+    assert library == pictures.LIBRARY.read_bytes() and b"</script" not in library
+    assert ask(place, "/karipap/plotly.min.js", {"Host": "evil.example"}).status == 403
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from plotly.colors import sample_colorscale
 
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
@@ -56,6 +57,102 @@ def test_experts_fold_into_their_mean():
     assert len(cell.weights) == 4
     assert cell.value == pytest.approx(np.mean([w["spectra"]["weight"]["entropy"] for w in cell.weights]))
     assert "4 experts" in " ".join(figures.heatmap(profile).data[1].hovertext)
+
+
+def test_the_spread_of_experts_is_said():
+    profile = made_up.profile(experts=4)
+    found = [w["spectra"]["weight"]["entropy"] for w in profile.weights if w["layer"] == 1 and w["role"] == "down"]
+    said = [text for text in figures.heatmap(profile).data[1].hovertext if "4 experts" in text]
+    low, mean, high = min(found), np.mean(found), max(found)
+    assert any(f"mean {mean:.2f}, {low:.2f} to {high:.2f} nats" in text for text in said)
+    alone = figures.heatmap(made_up.profile()).data[1].hovertext
+    assert not any("mean" in text for text in alone)
+
+
+def test_an_encoders_layers_stand_over_a_decoders_and_no_cell_holds_both():
+    names = [f"{stack}.block.{i}.layer.0.SelfAttention.q" for stack in ("encoder", "decoder") for i in (0, 1)]
+    names += [f"decoder.block.{i}.layer.1.EncDecAttention.q" for i in (0, 1)]
+    rows = [{"name": n, "layer": int(n.split(".")[2]), "role": "q", "shape": (4, 4)} for n in names]
+    rows.append({"name": "shared", "layer": None, "role": "embed", "shape": (4, 4)})
+    values = {name: float(at) for at, name in enumerate(names)}
+    figure = weight_map(rows, Numbers(values, "L"))
+    assert figure.layout.yaxis.ticktext == ("encoder 0", "encoder 1", "decoder 0", "decoder 1")
+    assert figure.layout.xaxis.ticktext == ("q", "cross q")
+    z = figure.data[0].z
+    assert z[:, 0].tolist() == [0, 1, 2, 3] and np.isnan(z[:2, 1]).all() and z[2:, 1].tolist() == [4, 5]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's contrast ratio of two colours "#rrggbb", written out from its definition."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, bright = sorted((luminance(one), luminance(other)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def test_numbers_stand_out_on_every_colour_of_the_scale():
+    """Cells have no theme: the colours and the inks are the same in light and dark."""
+    parts = np.linspace(0, 1, 2001)
+    colors = sample_colorscale(style.SCALE, parts, colortype="tuple")
+    hexes = ["#" + "".join(f"{round(255 * c):02x}" for c in color) for color in colors]
+    inks = style.inks(parts)
+    assert set(inks) == {style.DARK, style.LIGHT}
+    assert min(contrast(ink, color) for ink, color in zip(inks, hexes, strict=True)) >= 4.5
+
+
+def test_every_number_of_a_map_is_written_once_in_the_ink_of_its_colour(dense):
+    figure = figures.heatmap(dense)
+    heat, *layers = (each for each in figure.data if each.type == "heatmap")
+    written = [[layer.textfont.color for layer in layers if layer.text[i][j]] for i in range(3) for j in range(7)]
+    parts = (heat.z - heat.zmin) / (heat.zmax - heat.zmin)
+    assert written == [[ink] for ink in style.inks(parts).ravel()]
+    shown = [[next(layer.text[i][j] for layer in layers if layer.text[i][j]) for j in range(7)] for i in range(3)]
+    assert shown == [[f"{value:.2f}" for value in line] for line in heat.z]
+    assert figure.layout.meta["room"] > 7 * 20
+
+
+@pytest.mark.parametrize("layers", [1, 6, 32, 80, 126, 400])
+def test_a_maps_height_is_bounded_and_its_words_keep_apart(layers):
+    rows = [
+        {"name": f"h.{i}.{role}", "layer": i, "role": role, "shape": (4, 4)} for i in range(layers) for role in "qkv"
+    ]
+    figure = weight_map(rows, Numbers({row["name"]: row["layer"] + 1.0 for row in rows}, "L"))
+    assert figure.layout.height <= 970
+    each = (figure.layout.height - 98) / layers
+    named = figure.layout.yaxis.tickvals
+    assert min(np.diff(named), default=99) * each >= 14.5 or len(named) == 1
+    written = any(each.texttemplate for each in figure.data if each.type == "heatmap")
+    assert written == (each >= 17.9)
+
+
+def test_a_colour_bar_says_what_it_shows_and_in_which_unit(dense):
+    for key, kind in figures.QUANTITIES.items():
+        said = figures.heatmap(dense, key).data[0].colorbar
+        assert said.title.text == (f"{kind.label} ({kind.unit})" if kind.unit else kind.label)
+        assert len(set(said.ticktext)) == len(said.ticktext) >= 2
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (3.2, 3.9), (1e-7, 3e-7), (-2.5, 4e4), (0.70, 0.712)])
+def test_even_ticks_lie_between_the_ends_and_are_told_apart(low, high):
+    for percent in (False, True):
+        ticks = style.even_ticks(low, high, percent)
+        values, words = ticks["tickvals"], ticks["ticktext"]
+        assert 2 <= len(values) <= 9 and all(low - 1e-9 <= value <= high + 1e-9 for value in values)
+        assert len(set(words)) == len(words)
+        for value, word in zip(values, words, strict=True):
+            number = float(word.removesuffix(" %").replace(",", "")) / (100 if percent else 1)
+            assert number == pytest.approx(value, abs=1e-3 * (high - low))
+
+
+@pytest.mark.parametrize("low, high", [(-4, 0.5), (-1.7, -1.3), (-1.05, -1.01), (-12, 3)])
+def test_a_bar_of_decades_has_ticks_between_its_ends(low, high):
+    ticks = style.decade_ticks(low, high)
+    assert 2 <= len(ticks["tickvals"]) <= 8 and len(set(ticks["ticktext"])) == len(ticks["ticktext"])
+    assert all(low - 1e-6 <= value <= high + 1e-6 for value in ticks["tickvals"])
 
 
 def test_a_click_carries_the_weights_name_and_the_chosen_cell_is_framed(dense):

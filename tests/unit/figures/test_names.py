@@ -29,5 +29,5 @@ def test_nothing_is_loaded_before_it_is_asked_for():
 
 def test_a_notebook_draws_a_profile():
     profile = made_up.profile(2)
-    assert len(figures.heatmap(profile, "excess").data) == 2
+    assert [trace.type for trace in figures.heatmap(profile, "excess").data[:2]] == ["heatmap", "scatter"]
     assert figures.spectrum(profile, profile.weights[1]["name"]).data

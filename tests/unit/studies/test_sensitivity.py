@@ -16,6 +16,7 @@ from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.figures import sensitivity as figures_sensitivity
+from karipap_core.figures import style
 from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS, spec_from_json
 from karipap_core.plan.choice import Choice
@@ -348,7 +349,7 @@ def test_figures_hold_every_part_and_survive_rises_below_zero(studies):
     assert np.isfinite(drawn.data[0].z).all() and drawn.data[0].z.min() == pytest.approx(-4)
     assert sorted(custom[0] for custom in drawn.data[1].customdata) == sorted(row["name"] for row in rows)
     assert drawn.data[0].text[0][0] == "-0.01"
-    assert [figures_sensitivity.short(value) for value in (0, 0.38, -0.00011, 4.47e-5)] == [
+    assert [style.short(value) for value in (0, 0.38, -0.00011, 4.47e-5)] == [
         "0",
         "0.38",
         "-1.1e-4",
