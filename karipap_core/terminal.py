@@ -52,6 +52,20 @@ def value(something) -> str:
     return f"{something:.4g}" if abs(something) < 1e4 else f"{something:,.0f}"
 
 
+def nats(x: float) -> str:
+    """A loss, or a rise in loss, in words that a person reads at a glance: three decimals; small ones two significant
+    digits; never an exponent, and never a zero with a sign.
+
+    >>> [nats(x) for x in (1.6331, 0.012, 0.00042, 0.0000755, -1e-9, 0)]
+    ['1.633', '0.012', '0.00042', '<0.0001', '0', '0']
+    """
+    size = abs(x)
+    if size < 1e-4:
+        return "<0.0001" if x >= 5e-9 else "0"
+    digits = 3 if size >= 0.00995 else 1 - math.floor(math.log10(size))
+    return f"{x:.{digits}f}"
+
+
 def grid(head: list[str], rows: Iterable[list]) -> str:
     """Columns as wide as they need be, numbers to the right, the first column and texts to the left."""
     rows = [*rows]

@@ -37,11 +37,13 @@ def workbench(view) -> None:
         actions(view, history, found, totals)
         if error := mine.pop("error", None):
             st.error(common.plain(error))
+        if said := mine.pop("said", None):
+            st.info(said)
         with st.container(key="k-plan-columns"):
             left, right = st.columns([13, 8], gap="large")
         with left:
             board(history, found)
-            plan_side.outcome(now, found, totals)
+            plan_side.notes(now, found)
         with right:
             selected = plan_side.selected_row(found)
             plan_side.one_weight(view, now, found, selected)
@@ -50,7 +52,8 @@ def workbench(view) -> None:
 
 
 def controls(view, now: draft.Draft, found: tables.Tables) -> None:
-    """Network, metric, rule, and what the budget counts. They show the draft and write into it."""
+    """The network, and folded behind a line that tells them the error, the formats, the rule and what the budget
+    counts. They show the draft and write into it."""
 
     def chosen(field: str):
         def change() -> None:
@@ -72,17 +75,19 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             "Network",
             tables.networks(),
             "network",
-            width=145,
+            width=190,
             filter_mode=None,
             format_func=lambda name: names.get(name, name),
             help=plan_jobs.NETWORK_HELP,
         )
+        folded = st.expander(plan_side.settings_line(now), key="k-plan-settings")
+    with folded, st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         widget(
             st.segmented_control,
             "Error of",
             METRICS,
             "metric",
-            format_func=plan_jobs.METRIC_SAYS.get,
+            format_func=plan_side.METRIC_SAYS.get,
             required=True,
             help="What χ singular values leave out is an error of the weights, of the layer's outputs on text, or "
             "(K-FAC) of the loss. Cores are fitted to it.",
@@ -92,8 +97,9 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             "Store cores in",
             tables.FORMATS,
             "quantize",
-            width=120,
+            width=130,
             filter_mode=None,
+            format_func=lambda name: "as stored" if name == "none" else name,
             help="What the numbers of cores, and of weights that stay whole, are rounded to; auto: whatever pays. A "
             "quantized number counts as its bits / 16.",
         )
@@ -102,12 +108,12 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             "Embedding",
             tables.EMBEDDINGS,
             "embedding",
-            width=110,
+            width=130,
             filter_mode=None,
             help="What the tables of tokens may become: as they are, low rank, or a tensor train.",
         )
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
-        widget(st.selectbox, "Rule", rules, "rule", width=130, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
+        widget(st.selectbox, "Rule", rules, "rule", width=150, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
         widget(
             st.segmented_control,
             "Budget counts",
@@ -122,7 +128,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             chi_board.SCOPES,
             "scope",
             required=True,
-            format_func={"model": "whole model", "blocks": "blocks"}.get,
+            format_func=plan_side.SCOPE_SAYS.get,
             help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here.",
         )
     if missing := plan_session.state().get("missing"):
@@ -130,11 +136,11 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
 
 
 def actions(view, history: draft.History, found: tables.Tables, totals: dict) -> None:
-    """Undo, redo, reset, locks; the file in and out; and on to the measured run."""
+    """Undo, redo, reset, locks; the file in and out; and the one step that most lead to."""
     now = history.now
+    quiet = {"type": "tertiary", "width": "content"}
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="k-plan-actions"):
         first, last = history.at == 0, history.at + 1 == len(history.drafts)
-        quiet = {"type": "tertiary", "width": "content"}
         st.button("Undo", icon=":material/undo:", key="undo", on_click=history.undo, disabled=first, **quiet)
         st.button("Redo", icon=":material/redo:", key="redo", on_click=history.redo, disabled=last, **quiet)
         st.button(
@@ -144,6 +150,7 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
             on_click=plan_session.reset,
             args=(found,),
             help="Sets every χ by the rule at the last budget. Locks and choices made by hand are dropped.",
+            **quiet,
         )
         st.button(
             "Unlock all" if now.locked else "Lock all",
@@ -152,6 +159,7 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
             args=(found,),
             icon=":material/lock_open:" if now.locked else ":material/lock:",
             help="A locked weight stays as it is when a heading or the budget is dragged.",
+            **quiet,
         )
         st.space("stretch")
         plan_jobs.search(view, now, found)
@@ -165,8 +173,12 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
             on_click="ignore",
             icon=":material/download:",
             help="plan.json, as the command line reads it",
+            **quiet,
         )
-        if st.button("Compress & evaluate", type="primary", key="compress", icon=":material/play_arrow:"):
+        # One primary button: where nothing was measured yet it is the one that measures.
+        measured = found.calibration is not None and not plan_session.state().get("missing")
+        weight = "primary" if measured else "secondary"
+        if st.button("Compress & evaluate", type=weight, key="compress", icon=":material/play_arrow:"):
             plan_jobs.compress(view, now, found, totals)
 
 
@@ -177,6 +189,7 @@ def board(history: draft.History, found: tables.Tables) -> None:
         now,
         rule=found.kind,
         selected=st.session_state.get("weight"),
+        told=plan_side.told(now, found),
         seq=history.seq,
         revision=history.revision,
     )

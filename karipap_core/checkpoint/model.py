@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from karipap_core.checkpoint.roles import compressible, listing_key, place, role_of
+from karipap_core.checkpoint.roles import TABLES, compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
 from karipap_core.reading import open_file
@@ -90,6 +90,11 @@ class Checkpoint:
             f"<Checkpoint {self.name}, {kind}: {self.parameters:,} parameters, {size(self.bytes)}, {len(self.weights)} "
             f"weights, of which {ready} can be compressed>"
         )
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Tokens that the model knows: rows of its table or head; None where it has neither."""
+        return max((weight.shape[0] for weight in self.weights if weight.role in TABLES), default=None)
 
     def _sort_out(self) -> None:
         """Fills `weights`, `skipped`, `parameters`, `bytes` and `tied` from the headers."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from karipap_core import schemas
-from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, log_factor, off_by
+from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
 
 if TYPE_CHECKING:
     from karipap_core.plan.document import Plan
@@ -32,6 +32,7 @@ HELD = 0.8  # share of predictions that are off by no more than the error stated
 FEWEST_CHECKS = 4  # for a network to have an error of its own, and for a text to have factors
 KEPT_VERSIONS = 20
 MIXED = "mixed"
+BEYOND = "beyond what was checked"  # in place of a number that `beyond_checked` says means nothing
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,17 @@ class Fit:
         """Predicted rise in loss for a sum of damages: a·sum^b between neighbouring measured plans (log-log)."""
         return predicted_rise(self.points, total)
 
-    def predicted(self, total: float) -> dict[str, Any]:
-        """A plan's `predicted` fields for this sum of damages."""
+    def beyond(self, total: float, vocabulary: int | None = None) -> bool:
+        """Whether the prediction for this sum of damages is past all that was measured (`checks.beyond_checked`)."""
+        loss = self.dense_loss + self.rise(total) if self.measure == "kl" else None
+        return beyond_checked(self.points, total, loss, vocabulary)
+
+    def predicted(self, total: float, vocabulary: int | None = None) -> dict[str, Any]:
+        """A plan's `predicted` fields for this sum of damages; `beyond` is there, and true, where that is past all that
+        was measured."""
         rise = self.rise(total)
-        return {
+        beyond = {"beyond": True} if self.beyond(total, vocabulary) else {}
+        return beyond | {
             "measure": self.measure,
             "sum": total,
             "rise": rise,
@@ -95,6 +103,8 @@ def words(predicted: dict) -> str:
     "predicted with calibration v3 (5 plans checked), usually within ±12%"."""
     if predicted.get("source", "curve") != "curve":
         return "measured on calibration text with this very plan"
+    if predicted.get("beyond"):
+        return f"{BEYOND}: more is cut than in any plan that was measured"
     version, checked, error = (predicted.get(key) for key in ("fit", "checked", "error"))
     said = "predicted" if version is None else f"predicted with calibration v{version}"
     if checked is not None:
@@ -149,6 +159,10 @@ class Calibration:
         above = heights[-1] + (point - x[-1]) * slopes[-1]
         value = np.exp(np.where(point < x[0], below, np.where(point > x[-1], above, inside)))
         return np.where(error <= 0, 0.0, value)
+
+    def beyond(self, name: str, damage: float) -> bool:
+        """Whether a damage is more than any that was measured of this weight alone."""
+        return damage > (1 + 1e-6) * max(row[2] for row in self.levels[name])
 
     def key(self, name: str, network: str) -> str:
         """Where the levels of a weight in a network are: under its name, or under both for a table measured so."""

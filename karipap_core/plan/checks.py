@@ -1,5 +1,7 @@
 """Plans that were measured after the calibration, beside what it predicted: rows of its file, and what they tell."""
 
+import math
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 LEAST_RISE = 0.01  # nats: smaller ones are within the noise of a few thousand tokens, where no standard error is known
@@ -49,6 +51,28 @@ class LeftOut(TypedDict):
 def above_noise(measured: float, error: float | None) -> bool:
     """Whether a measured rise is so far above its standard error that its ratio to a prediction means anything."""
     return measured > (LEAST_ERRORS * error if error else LEAST_RISE)
+
+
+def beyond_checked(
+    points: Sequence[tuple[float, float]], total: float, loss: float | None = None, vocabulary: int | None = None
+) -> bool:
+    """Whether a prediction is past all that was measured, so that its number means nothing.
+
+    points : (Σ damages, rise) of the measured whole plans, rising. total : the plan's own Σ damages: beyond the largest
+    measured one the curve is only carried on. loss : predicted, in nats a token: more than ln(vocabulary) is worse than
+    giving every token the same probability, which no model that was cut keeps to.
+
+    >>> beyond_checked([(0.1, 0.2), (1.0, 0.9)], 0.5), beyond_checked([(0.1, 0.2), (1.0, 0.9)], 1.5)
+    (False, True)
+    >>> beyond_checked([(1.0, 9.0)], 0.9, loss=9.0, vocabulary=512)  # ln 512 = 6.24
+    True
+    """
+    if total <= 0:
+        return False
+    # Damages travel to the browser as float32, so the measured plan itself is given that much room.
+    if not points or total > points[-1][0] * (1 + 1e-6):
+        return True
+    return loss is not None and vocabulary is not None and loss > math.log(vocabulary)
 
 
 def off_by(predicted: float, measured: float) -> float:

@@ -74,4 +74,7 @@ def predicted(candidates: Candidates, plan: Plan, measured: dict[str, Any] | Non
         found["sum"] = damage_sum(candidates, plan.weights)
     if measured is not None:
         return found | measured
-    return found | calibration.fit(group_of_plan(plan)).predicted(found["sum"]) if calibration else found
+    if calibration is None:
+        return found
+    fit = calibration.fit(group_of_plan(plan))
+    return found | fit.predicted(found["sum"], candidates.checkpoint.vocabulary)

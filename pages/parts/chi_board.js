@@ -2,12 +2,12 @@
 // Streamlit calls the default export again on every re-run, so the state lives in a WeakMap on the board's element.
 
 import {
-  bytesAt, damageAt, decode, figures, keptAt, memoryAt, nearest, parametersAt, withMates,
+  budgetFigure, decode, figures, keptAt, measure, nearest, withMates,
 } from "./chi_board_core.js";
 import { Allocator } from "./chi_board_allocate.js";
 import { Grid, element, hatch, heatColors } from "./chi_board_cells.js";
 import { keys } from "./chi_board_keys.js";
-import { BudgetPlot, Figures, describe, legend, write } from "./chi_board_panel.js";
+import { BudgetPlot, Figures, Fingers, describe, legend, write } from "./chi_board_panel.js";
 
 const boards = new WeakMap();
 const tables = new Map(); // by id; the board and the table are two mounts of this module
@@ -16,7 +16,8 @@ const ROW_DRAG = 180; // pixels that move a layer, or everything, by its whole r
 const KEY_PAUSE = 350; // ms after the last key before Python hears of it
 
 const HINT = "Drag a cell, a heading or the budget; Shift is finer, Esc takes it back. "
-  + "Keys: arrows change χ, Ctrl+arrows move, L locks, D dense.";
+  + "Keys: arrows change χ, Ctrl+arrows move, L locks, D dense, R releases to the budget.";
+const TOUCH_HINT = "Tap a cell or a heading, then set it with the slider below the board.";
 
 class Board {
   constructor(root) {
@@ -27,9 +28,15 @@ class Board {
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", "χ board: one slider for each weight");
     this.tiles = new Figures(root);
-    this.plot = new BudgetPlot(root);
+    this.plot = new BudgetPlot(root, () => this.release(Array.from(this.hand.keys())));
     this.buildStatus();
     this.scroll = element("div", "scroll", root);
+    this.fingers = new Fingers(root, {
+      slide: (kept) => this.slideTo(kept),
+      done: () => this.slid(),
+      step: (by) => this.current && this.stepped(this.current, by),
+    });
+    this.touch(window.matchMedia("(pointer: coarse)").matches);
     this.ramp = legend(root);
     this.listen();
   }
@@ -62,7 +69,7 @@ class Board {
     root.addEventListener("pointerleave", () => this.point(null));
     root.addEventListener("focusin", (e) => this.focus(this.itemAt(e)));
     root.addEventListener("focusout", () => this.flush());
-    root.addEventListener("click", (e) => this.toggleFold(e.target.closest?.(".toggle")));
+    root.addEventListener("click", (e) => this.tap(e) || this.toggleFold(e.target.closest?.(".toggle")));
     this.scrollTop = 0; // kept, because asking for it in a frame would lay the page out
     const scrolled = () => {
       this.scrollTop = scroll.scrollTop;
@@ -104,7 +111,7 @@ class Board {
     }
     // A state from before the last release is old news; one that comes during a drag or between keys waits.
     if (state.seq < this.seq || state.revision === this.revision) return;
-    if (this.drag || this.cause) this.pending = state;
+    if (this.drag || this.slide || this.cause) this.pending = state;
     else this.adopt(state);
   }
 
@@ -113,7 +120,10 @@ class Board {
     this.pending = null;
     this.seq = Math.max(this.seq, state.seq);
     this.revision = state.revision;
+    // The answer to a release of this board leaves the budget that was asked for here, met or not, in view.
+    if (!this.grid || state.chi.some((chi, w) => chi !== this.chi[w])) this.plot.wanted = state.budget.kept;
     this.chi = Int32Array.from(state.chi);
+    this.told = { chi: Int32Array.from(state.chi), ...state.told };
     const flags = (indices) => {
       const out = new Uint8Array(T.n);
       for (const w of indices) out[w] = 1;
@@ -128,10 +138,10 @@ class Board {
       this.ruleKey = rule;
       this.budget = state.budget;
       this.allocator = new Allocator(T, state.budget, state.rule);
-      this.lockKey = null;
+      this.heldKey = null;
     }
     if (!this.grid) this.build();
-    this.relock();
+    this.hold();
     this.schedule(true);
   }
 
@@ -145,14 +155,15 @@ class Board {
     if (first) first.el.tabIndex = 0;
   }
 
-  /** Give the allocator the present locks, and draw its curve, where they changed. */
-  relock() {
+  /** Tell the allocator what the budget has to leave as it is (locked, or set by hand), where that changed. */
+  hold() {
+    const held = this.locked.map((locked, w) => locked | this.hand[w]);
     let key = "";
-    for (let w = 0; w < this.T.n; w++) if (this.locked[w]) key += `${w}:${this.chi[w]},`;
-    if (key === this.lockKey) return;
-    this.lockKey = key;
-    this.allocator.lock(this.locked, this.chi);
-    this.plot.curve(this.T, this.allocator.curve(), this.allocator.range());
+    for (let w = 0; w < this.T.n; w++) if (held[w]) key += `${w}:${this.chi[w]},`;
+    if (key === this.heldKey) return;
+    this.heldKey = key;
+    this.allocator.hold(held, this.chi);
+    this.plot.curve(this.T, this.allocator);
   }
 
   /** The theme's colours, as the canvases want them; draws anew where they changed. */
@@ -207,16 +218,27 @@ class Board {
     }
   }
 
-  toBudget(kept) {
-    this.chi = this.allocator.allocate(kept);
-    this.asked = kept;
-    this.hand = Uint8Array.from(this.hand, (h, w) => (this.locked[w] ? h : 0));
+  /** What the rule makes of a budget around the weights that are held; the nearest that it can meet. */
+  toBudget(wanted) {
+    this.plot.wanted = wanted;
+    this.asked = this.plot.reachable(wanted);
+    this.chi = this.allocator.allocate(this.asked);
+  }
+
+  /** Weights set by hand go back to the rule, at the present size; locked ones stay. */
+  release(weights) {
+    const free = this.free(weights).filter((w) => this.hand[w]);
+    if (!free.length) return;
+    this.flush();
+    for (const w of free) this.hand[w] = 0;
+    this.hold();
+    this.toBudget(this.shown[budgetFigure(this.budget)]);
+    this.commit("release");
   }
 
   toggleLock(it) {
     const lock = !it.weights.every((w) => this.locked[w]);
     for (const w of withMates(this.T, it.weights)) this.locked[w] = lock ? 1 : 0;
-    this.relock();
     this.commit("lock");
     this.schedule();
   }
@@ -239,6 +261,53 @@ class Board {
 
   // ---- pointer ----
 
+  /** Whether fingers are used: then the slider below the board does what dragging a cell does for a mouse. */
+  touch(on) {
+    this.root.classList.toggle("touch", on);
+    this.hint = on ? TOUCH_HINT : HINT;
+  }
+
+  /** A tap chooses; a drag of a finger is the browser's, which scrolls. */
+  tap(event) {
+    const it = event.pointerType === "touch" ? this.itemAt(event) : null;
+    if (!it) return false;
+    this.flush();
+    this.focus(it, true);
+    if (this.select(it)) this.commit("select");
+    this.schedule();
+    return true;
+  }
+
+  slideTo(kept) {
+    const it = this.current;
+    if (!it) return;
+    if (!this.slide) {
+      this.flush();
+      this.slide = { it, weights: this.free(it.weights), from: this.keptBy(it), chi: Int32Array.from(this.chi), hand: Uint8Array.from(this.hand) };
+    }
+    const { weights, from, chi, hand } = this.slide;
+    this.shift(weights, chi, kept - from);
+    for (const w of weights) this.hand[w] = this.chi[w] === chi[w] ? hand[w] : 1;
+    this.schedule();
+  }
+
+  slid() {
+    if (!this.slide) return;
+    const { kind } = this.slide.it;
+    this.slide = null;
+    this.commit(kind === "cell" ? "cell" : "head");
+  }
+
+  /** The part that the weights of a cell or heading keep, as their sliders show it. */
+  keptBy(it) {
+    let kept = 0, dense = 0;
+    for (const w of it.weights) {
+      kept += this.T.dense[w] * Math.min(1, keptAt(this.T, w, this.chi[w]));
+      dense += this.T.dense[w];
+    }
+    return kept / dense;
+  }
+
   itemAt(event) {
     return this.grid?.items.get(event.target.closest?.("[role=slider]")) ?? null;
   }
@@ -247,6 +316,8 @@ class Board {
     if (event.button !== 0 || this.drag || !this.grid) return;
     const target = event.target.closest?.("[role=slider]");
     if (!target || event.target.closest(".toggle")) return;
+    if (event.pointerType !== "mouse" && !this.root.classList.contains("touch")) this.touch(true);
+    if (event.pointerType === "touch" && target !== this.plot.el) return;
     this.flush();
     const it = this.grid.items.get(target);
     const box = target.getBoundingClientRect();
@@ -277,7 +348,7 @@ class Board {
     drag.dirty = true;
     drag.el.classList.add("dragging");
     if (drag.it) drag.delta += ((event.clientX - drag.at) / drag.width) * (event.shiftKey ? 0.1 : 1);
-    else drag.delta = this.plot.keptAt((event.clientX - drag.box.left) / drag.box.width);
+    else drag.delta = this.plot.at((event.clientX - drag.box.left) / drag.box.width);
     drag.at = event.clientX;
     this.schedule();
   }
@@ -360,13 +431,13 @@ class Board {
     clearTimeout(this.timer);
     this.pending = null;
     this.seq += 1;
-    this.relock();
     const named = (flags) => T.name.filter((_, w) => flags[w]);
     this.send?.({
       chi: Object.fromEntries(T.name.map((name, w) => [name, this.chi[w]])),
       locked: named(this.locked), hand: named(this.hand), budget: this.asked, cause,
       selected: T.name[this.selected] ?? null, seq: this.seq,
     });
+    this.hold();
     this.aria = true;
     this.schedule();
   }
@@ -383,19 +454,14 @@ class Board {
 
   draw() {
     this.applyDrag();
-    const { T, chi, parameters, damage } = this;
-    let sum = 0, bytes = 0, memory = 0, total = 0;
-    for (let w = 0; w < T.n; w++) {
-      sum += parameters[w] = parametersAt(T, w, chi[w]);
-      bytes += bytesAt(T, w, chi[w]);
-      memory += memoryAt(T, w, chi[w]);
-      total += damage[w] = damageAt(T, w, chi[w]);
-    }
-    this.shown = figures(T, sum, bytes, memory, total);
-    this.total = total;
+    const { T, chi } = this;
+    const sums = measure(T, chi, this.parameters, this.damage);
+    this.shown = figures(T, sums);
+    this.total = sums.damage;
     this.grid.draw(this, this.everything || this.aria);
-    this.tiles.draw(T, this.shown, this.budget, !this.hand.includes(1));
+    this.tiles.draw(this, chi.every((at, w) => at === this.told.chi[w]) ? this.told : {});
     this.plot.draw(this.shown, this.budget);
+    this.plot.drawHeld(this.hand, this.locked);
     this.drawStatus();
     if (this.everything || this.aria) {
       for (const it of this.grid.items.values()) this.grid.announce(it);
@@ -405,10 +471,14 @@ class Board {
 
   drawStatus() {
     const it = (this.drag && this.drag.it) || this.hover || this.current;
+    if (this.current) {
+      const locked = this.free(this.current.weights).length === 0;
+      this.fingers.draw(this.current, this.keptBy(this.current), locked, Boolean(this.slide));
+    } else this.fingers.draw(null);
     this.lockButton.disabled = this.denseButton.disabled = !this.current;
     if (this.current) write(this.lockButton, this.current.weights.every((w) => this.locked[w]) ? "Unlock" : "Lock");
     if (!it) {
-      write(this.status, HINT);
+      write(this.status, this.hint);
       return;
     }
     write(this.status, describe(it, this));

@@ -16,6 +16,7 @@ A **row** is one weight, a mapping with
                              are linear in χ (exact for lowrank) and damage geometric. Damage is made non-rising in χ.
     objective                optional, what the rule makes small where that is not the damage
     share                    optional, for rules that scale cost by one factor (uniform, entropy): see Allocator
+    multiply_adds            optional, a token, at each option (dense: out·in)
     memory                   optional, bytes when loaded at each option, where a network rebuilds W
     break_even               optional, the real-valued χ at which the cores cost as much as W (default: interpolated)
     labels                   optional, a word for each option; χ then only counts them, 1 … n (several networks or
@@ -27,9 +28,10 @@ A **row** is one weight, a mapping with
                              same steps, and stand at the same option always
 
 **model** is a mapping with other_parameters, other_bytes, other_memory (what no χ changes; memory defaults to bytes),
-dense_loss (nats a token, or None), points ([Σ damage, rise] of measured whole plans, rising in both, that predicted
-rises run through; None where nothing was measured), error (the predictions' observed relative error, or None), and
-measure ("kl" for a rise in loss in nats, "output error" for encoders). χ = 0 means dense everywhere.
+dense_loss (nats a token, or None), vocabulary (tokens, or None: see plan.checks.beyond_checked), points ([Σ damage,
+rise] of measured whole plans, rising in both, that predicted rises run through; None where nothing was measured), error
+(the predictions' observed relative error, or None), checked (plans evaluated since), and measure ("kl" for a rise in
+loss in nats, "output error" for encoders). χ = 0 means dense everywhere.
 """
 
 import base64
@@ -40,21 +42,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from karipap_core.plan import calibration as calibrate
+from karipap_core.plan.checks import beyond_checked
 
 HERE = Path(__file__).parent
 UNITS = ("parameters", "bytes")
 SCOPES = ("model", "blocks")
+DENSE = "dense"
 
 
 def _packed(values, kind: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode()
 
 
-def _break_even(row: Mapping) -> float:
+def break_even(row: Mapping) -> float:
     """The χ at which the cores have as many parameters as W, linear between options and beyond the last."""
     if row.get("break_even"):
         return float(row["break_even"])
@@ -88,8 +93,9 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         if len(lengths) != 1 or 0 in lengths or np.any(np.diff(row["chi"]) <= 0):
             raise ValueError(f"{row['name']}: chi must rise, and parameters and damage be of its length.")
         grid = {"chi": _packed(row["chi"], "<i4"), "parameters": _packed(row["parameters"], "<f8")}
-        for key in ("memory", "bytes", "steps"):
-            if row.get(key) is not None:
+        for key in ("memory", "bytes", "steps", "multiply_adds"):
+            same = key == "multiply_adds" and np.array_equal(row.get(key, ()), row["parameters"])
+            if row.get(key) is not None and not same:
                 grid[key] = _packed(row[key], "<f8")
         key = repr(grid).encode()
         if key not in grids:
@@ -107,7 +113,7 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "dense_bytes": [float(row["bytes_per_parameter"]) for row in rows],
         "core_bytes": [float(row.get("core_bytes_per_parameter") or row["bytes_per_parameter"]) for row in rows],
         "grid": of_row,
-        "break_even": [_break_even(row) for row in rows],
+        "break_even": [break_even(row) for row in rows],
         "share": [float(row.get("share") or row["parameters_dense"]) for row in rows],
     }
     labels: dict[tuple, int] = {}
@@ -120,7 +126,7 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
     groups = {row["group"]: index for index, row in enumerate(rows) if row.get("group")}
     if groups:
         weights["group"] = [groups.get(row.get("group")) for row in rows]
-    keys = ("other_parameters", "other_bytes", "dense_loss", "error")
+    keys = ("other_parameters", "other_bytes", "dense_loss", "vocabulary", "error", "checked")
     table = {
         "network": network,
         "grids": packed,
@@ -128,6 +134,7 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         "damage": _packed(np.concatenate(damage), "<f4"),
         "objective": _packed(np.concatenate(objective), "<f4") if by_objective else None,
         "model": {key: _number(model.get(key)) for key in keys},
+        "adds": all(row.get("multiply_adds") is not None for row in rows),
     }
     if labels:
         table["labels"] = [list(words) for words in labels]
@@ -148,8 +155,8 @@ def _number(value):
 class Chosen:
     """What has been chosen so far, by a rule or by hand. A `draft.Draft` has all these fields and will do as well.
 
-    chi : weight → χ; a weight without one is dense. locked : weights that no rule changes. hand : weights that were
-    chosen by hand since the rule last allocated. budget : the fraction to keep, of `scope`, counted in `unit`.
+    chi : weight → χ; a weight without one is dense. locked : weights that nothing moves. hand : weights that were set
+    by hand, which the budget leaves as they are. budget : the fraction to keep, of `scope`, counted in `unit`.
     """
 
     chi: Mapping[str, int]
@@ -166,14 +173,16 @@ def board_state(
     *,
     rule: str = "lagrangian",
     selected: str | None = None,
+    told: Mapping[str, float] = MappingProxyType({}),
     seq: int = 0,
     revision: int = 0,
 ) -> dict:
     """What the plan is now, as the board wants it.
 
-    rule : the allocator's kind, "lagrangian" or "proportional". seq : the number of the release that this state
-    answers; the board keeps what is on the screen until its own last release has been answered. revision : changes
-    whenever anything here does.
+    rule : the allocator's kind, "lagrangian" or "proportional". told : figures of this very plan that the tables do not
+    have, shown until a χ changes: rise (measured), adds (multiply-adds against dense). seq : the number of the release
+    that this state answers; the board keeps what is on the screen until its own last release has been answered.
+    revision : changes whenever anything here does.
     """
     place = {row["name"]: index for index, row in enumerate(rows)}
     return {
@@ -183,6 +192,7 @@ def board_state(
         "budget": {"kept": chosen.budget, "unit": chosen.unit, "scope": chosen.scope},
         "rule": {"kind": rule},
         "selected": place.get(selected),
+        "told": dict(told),
         "seq": seq,
         "revision": revision,
     }
@@ -192,9 +202,11 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
     """Every whole-model figure of a plan, from the option tables: what the board shows, computed in Python.
 
     parameters, bytes, memory; kept, kept_blocks, bytes_kept, bytes_kept_blocks; damage = Σ of the weights' damages;
-    the predicted rise and loss = dense_loss + rise (None where nothing was measured).
+    the predicted rise and loss = dense_loss + rise (None where nothing was measured), and whether that is beyond what
+    was checked; multiply_adds a token against dense, of the weights here (None where rows do not say them).
     """
-    sums = dict.fromkeys(("parameters", "bytes", "memory", "damage", "dense", "dense_bytes"), 0.0)
+    sums = dict.fromkeys(("parameters", "bytes", "memory", "damage", "dense", "dense_bytes", "adds"), 0.0)
+    adds_known = all(row.get("multiply_adds") is not None for row in rows)
     for row in rows:
         at = int(chi.get(row["name"], 0))
         dense = float(row["parameters_dense"])
@@ -207,9 +219,13 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         rebuilt = at != 0 and row.get("memory") is not None
         sums["memory"] += float(np.interp(at, row["chi"], row["memory"])) if rebuilt else stored
         sums["damage"] += damage_at(row, at)
+        if adds_known:
+            sums["adds"] += dense if at == 0 else float(np.interp(at, row["chi"], row["multiply_adds"]))
     other, other_bytes = model["other_parameters"], model["other_bytes"]
     other_memory = model.get("other_memory")
     rise = predicted_rise(model, sums["damage"])
+    loss = None if rise is None or model.get("dense_loss") is None else model["dense_loss"] + rise
+    beyond = rise is not None and beyond_checked(model["points"], sums["damage"], loss, model.get("vocabulary"))
     return {
         "parameters": sums["parameters"] + other,
         "bytes": sums["bytes"] + other_bytes,
@@ -218,9 +234,11 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         "kept_blocks": sums["parameters"] / sums["dense"],
         "bytes_kept": (sums["bytes"] + other_bytes) / (sums["dense_bytes"] + other_bytes),
         "bytes_kept_blocks": sums["bytes"] / sums["dense_bytes"],
+        "multiply_adds": sums["adds"] / sums["dense"] if adds_known else None,
         "damage": sums["damage"],
         "rise": rise,
-        "loss": None if rise is None or model.get("dense_loss") is None else model["dense_loss"] + rise,
+        "loss": loss,
+        "beyond": beyond,
     }
 
 
@@ -237,7 +255,7 @@ def bytes_at(row: Mapping, chi: int) -> float:
 def name_at(row: Mapping, chi: int) -> str:
     """What one weight is at χ, in a word: "dense", its χ, or the label of its option."""
     if chi == 0:
-        return "dense"
+        return DENSE
     return row["labels"][chi - 1] if row.get("labels") is not None else f"{chi:,}"
 
 
@@ -266,9 +284,9 @@ class Release:
 
     chi: dict[str, int]  # every weight; 0 = dense
     locked: list[str]
-    hand: list[str]  # chosen by hand since the rule last allocated
+    hand: list[str]  # set by hand: the budget leaves them as it leaves locked ones
     budget: float | None  # what the budget slider was last dragged to, as a kept fraction
-    cause: str  # "cell", "head", "budget", "lock" or "select"
+    cause: str  # "cell", "head", "budget", "lock", "release" or "select"
     selected: str | None
     seq: int
 

@@ -3,7 +3,7 @@
 import { bytesAt, damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
 
 /**
- * A budget → χ for every weight that is not locked; the same choices as karipap_core/allocate.py.
+ * A budget → χ for every weight that is not held (locked, or set by hand); the same choices as karipap_core/allocate.py.
  *
  * "lagrangian": each weight takes argmin over its options of objective + λ·cost, λ as small as the budget allows. The
  * argmin moves along the weight's convex hull, so all hulls' segments, sorted once by gain per cost, hold the answer
@@ -93,14 +93,15 @@ export class Allocator {
     return sum;
   }
 
-  /** Fix the locked weights (flags) at their present χ. */
-  lock(locked, chi) {
-    this.locked = Uint8Array.from(locked);
+  /** Hold the flagged weights, and all that move with one of them, at their present χ. */
+  hold(flags, chi) {
+    const held = Uint8Array.from(flags, (_, w) => (this.T.mates[w].some((mate) => flags[mate]) ? 1 : 0));
+    this.held = held;
     this.fixed = Int32Array.from(chi);
     this.free = [];
     let cost = this.other, damage = 0;
     for (let w = 0; w < this.T.n; w++) {
-      if (locked[w]) {
+      if (held[w]) {
         cost += this.cost(w, chi[w]);
         damage += damageAt(this.T, w, chi[w]);
       } else if (this.T.mates[w][0] === w) this.free.push(w);
@@ -108,13 +109,13 @@ export class Allocator {
     if (this.kind !== "lagrangian") return this;
     const all = this.all;
     let count = 0;
-    for (let i = 0; i < all.weight.length; i++) if (!locked[all.weight[i]]) count++;
+    for (let i = 0; i < all.weight.length; i++) if (!held[all.weight[i]]) count++;
     this.segmentWeight = new Int32Array(count);
     this.segmentOption = new Int32Array(count);
     this.reach = new Float64Array(count); // cost of all up to here
     this.damage = new Float64Array(count);
     for (let i = 0, k = 0; k < count; i++) {
-      if (locked[all.weight[i]]) continue;
+      if (held[all.weight[i]]) continue;
       this.segmentWeight[k] = all.weight[i];
       this.segmentOption[k] = all.option[i];
       this.reach[k] = cost += all.cost[i];
@@ -124,12 +125,12 @@ export class Allocator {
     return this;
   }
 
-  /** The smallest and the largest budget (kept fractions) that these locks leave to the rule. */
-  range() {
+  /** The smallest and the largest budget (kept fractions) that the rule can meet around the weights that are held. */
+  range(held = this.held) {
     let low = this.other, high = this.other;
     for (let w = 0; w < this.T.n; w++) {
-      low += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, 0) / this.T.mates[w].length;
-      high += this.locked[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, this.top[w]) / this.T.mates[w].length;
+      low += held[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, 0) / this.T.mates[w].length;
+      high += held[w] ? this.cost(w, this.fixed[w]) : this.optionCost(w, this.top[w]) / this.T.mates[w].length;
     }
     return [low / this.whole, high / this.whole];
   }
@@ -189,7 +190,7 @@ export class Allocator {
     const at = (t) => {
       let sum = this.other;
       for (let w = 0; w < this.T.n; w++) {
-        if (this.locked[w]) { sum += this.cost(w, this.fixed[w]); continue; }
+        if (this.held[w]) { sum += this.cost(w, this.fixed[w]); continue; }
         if (this.T.mates[w][0] !== w) continue;
         const room = t * this.share[w] * (1 + 1e-12);
         let low = 0, high = this.top[w];

@@ -99,6 +99,7 @@ export class Grid {
     this.columns = roles.length;
     this.column = new Map(roles.map((role, c) => [role, c]));
     scroll.style.setProperty("--columns", roles.length);
+    scroll.classList.toggle("labelled", T.labels !== null); // words need wider cells than numbers
 
     const head = element("div", "row heads", scroll);
     const everything = Array.from({ length: T.n }, (_, w) => w);
@@ -325,9 +326,13 @@ export class Grid {
 
 const LOCK = new Path2D("M3.5 5V3.7a2.5 2.5 0 0 1 5 0V5H9.3v6H2.7V5zm1.3 0h2.4V3.7a1.2 1.2 0 0 0-2.4 0z");
 
+const KNOB = 7; // the strip at a cell's foot that the handle stands in: no digit comes there
+
 /** One cell: fill against dense, χ, and the marks for dense, locked, by hand and selected. */
 function paintCell(brush, { x, y, width, height }, look, palette) {
-  const middle = y + height / 2;
+  const narrow = width < 54;
+  // On narrow cells the lock stands above the word, not beside it.
+  const middle = look.locked && narrow ? y + height - KNOB - 6 : y + (height - (look.dense ? 0 : KNOB - 2)) / 2;
   brush.clearRect(x - 1, y, width + 2, height);
   brush.fillStyle = look.dense ? palette.hatch : palette.cells.empty[look.heat];
   brush.beginPath();
@@ -341,15 +346,18 @@ function paintCell(brush, { x, y, width, height }, look, palette) {
     brush.roundRect(x, y, edge, height, [4, right, right, 4]);
     brush.fill();
     brush.fillStyle = palette.edge;
-    brush.fillRect(x + edge - 2, y, 2, height);
+    brush.beginPath();
+    brush.roundRect(x + Math.min(width - 4, Math.max(1, edge - 2)), y + height - KNOB, 3, KNOB - 1, 1.5);
+    brush.fill();
   }
   brush.fillStyle = look.dense ? palette.soft : palette.ink;
-  brush.fillText(look.text, x + width - (look.locked ? 24 : 8), middle + 1);
+  brush.fillText(look.text, x + width - (narrow ? 5 : look.locked ? 24 : 8), middle + 1);
   brush.fillStyle = palette.ink;
   if (look.folded) for (const dot of [7, 11, 15]) brush.fillRect(x + dot, middle - 1, 2, 2);
   if (look.locked) {
     brush.save();
-    brush.translate(x + width - 20, middle - 7);
+    if (narrow) brush.translate(x + width - 15, y + 2);
+    else brush.translate(x + width - 20, middle - 7);
     brush.fill(LOCK, "evenodd");
     brush.restore();
   }

@@ -17,6 +17,7 @@ export function decode(table) {
     parameters: new Float64Array(bytesOf(grid.parameters)),
     memory: grid.memory ? new Float64Array(bytesOf(grid.memory)) : null,
     bytes: grid.bytes ? new Float64Array(bytesOf(grid.bytes)) : null,
+    adds: grid.multiply_adds ? new Float64Array(bytesOf(grid.multiply_adds)) : null,
   }));
   // Along `steps`, which rises, a slider runs: parts of the dense weight in what the budget counts.
   grids.forEach((grid, g) => {
@@ -34,7 +35,7 @@ export function decode(table) {
     grid: w.grid, denseBytes: w.dense_bytes, coreBytes: w.core_bytes, share: w.share,
     model: table.model, last: new Int32Array(n), breakEven: Float64Array.from(w.break_even),
     labels: w.labels?.map((k) => (k === null ? null : table.labels[k])) ?? null, mates: matesOf(w.group, n),
-    noDense: w.no_dense ?? new Array(n).fill(false),
+    noDense: w.no_dense ?? new Array(n).fill(false), adds: table.adds === true,
   };
   // `last` is how many options are smaller than the dense weight: a slider runs over these, then to dense.
   for (let i = 0; i < n; i++) {
@@ -113,12 +114,6 @@ export function bytesAt(T, w, chi) {
   return parametersAt(T, w, chi) * (chi === 0 ? T.denseBytes[w] : T.coreBytes[w]);
 }
 
-/** Bytes that weight w takes when loaded: those stored, or the grid's own figure where a network rebuilds W. */
-export function memoryAt(T, w, chi) {
-  const grid = T.grids[T.grid[w]];
-  return chi === 0 || !grid.memory ? bytesAt(T, w, chi) : interpolate(grid, grid.memory, 0, chi);
-}
-
 /**
  * Predicted rise for a sum of damages: a·sum^b through the two nearest of the measured plans' [sum, rise], as
  * karipap_core.calibrate.predicted_rise has it; null where nothing was measured.
@@ -134,20 +129,42 @@ export function predictedRise(T, damage) {
   return y0 * (damage / x0) ** (Math.log(y1 / y0) / Math.log(x1 / x0));
 }
 
+/**
+ * Whether a prediction is past all that was measured, so that its number means nothing: the same as
+ * karipap_core.plan.checks.beyond_checked.
+ */
+export function beyondChecked(T, damage) {
+  const { points, dense_loss: dense, vocabulary } = T.model;
+  if (points === null || !(damage > 0)) return false;
+  if (points.length === 0 || damage > points.at(-1)[0] * (1 + 1e-6)) return true;
+  return dense !== null && vocabulary !== null && dense + predictedRise(T, damage) > Math.log(vocabulary);
+}
+
 /** Every whole-model figure of a plan (χ a weight; 0 = dense). */
 export function totals(T, chi) {
-  let parameters = 0, bytes = 0, memory = 0, damage = 0;
+  return figures(T, measure(T, chi));
+}
+
+/** Sums over the weights here; `parameters` and `damages`, where given, are filled with those of each weight. */
+export function measure(T, chi, parameters = null, damages = null) {
+  const sum = { parameters: 0, bytes: 0, memory: 0, adds: 0, damage: 0 };
   for (let w = 0; w < T.n; w++) {
-    parameters += parametersAt(T, w, chi[w]);
-    bytes += bytesAt(T, w, chi[w]);
-    memory += memoryAt(T, w, chi[w]);
-    damage += damageAt(T, w, chi[w]);
+    const grid = T.grids[T.grid[w]], at = chi[w];
+    const p = parametersAt(T, w, at), d = damageAt(T, w, at);
+    const bytes = at !== 0 && grid.bytes ? interpolate(grid, grid.bytes, 0, at) : p * (at === 0 ? T.denseBytes[w] : T.coreBytes[w]);
+    sum.parameters += p;
+    sum.bytes += bytes;
+    sum.memory += at !== 0 && grid.memory ? interpolate(grid, grid.memory, 0, at) : bytes;
+    sum.adds += at !== 0 && grid.adds ? interpolate(grid, grid.adds, 0, at) : p;
+    sum.damage += d;
+    if (parameters) parameters[w] = p;
+    if (damages) damages[w] = d;
   }
-  return figures(T, parameters, bytes, memory, damage);
+  return sum;
 }
 
 /** The same figures from sums over the block weights. */
-export function figures(T, parameters, bytes, memory, damage) {
+export function figures(T, { parameters, bytes, memory, adds, damage }) {
   const m = T.model;
   const rise = predictedRise(T, damage);
   return {
@@ -158,8 +175,10 @@ export function figures(T, parameters, bytes, memory, damage) {
     kept_blocks: parameters / T.blockParameters,
     bytes_kept: (bytes + m.other_bytes) / (T.blockBytes + m.other_bytes),
     bytes_kept_blocks: bytes / T.blockBytes,
+    multiply_adds: T.adds ? adds / T.blockParameters : null,
     damage,
     rise,
+    beyond: beyondChecked(T, damage),
     loss: rise === null || m.dense_loss === null ? null : m.dense_loss + rise,
   };
 }
@@ -234,5 +253,11 @@ export const formatCount = (x) => scaled(x, ["", "k", "M", "B", "T"]);
 export const formatBytes = (x) => scaled(x, ["B", "kB", "MB", "GB", "TB"]);
 /** 0.7 → "70.0%". */
 export const formatPercent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
-/** A loss in nats with three decimals; small rises keep two significant digits: 0.00042 → "0.00042". */
-export const formatNats = (x) => (x !== 0 && Math.abs(x) < 0.01 ? x.toPrecision(2) : x.toFixed(3));
+/** A loss or a rise in nats, as karipap_core.terminal.nats writes it: 1.6331 → "1.633", 0.00042 → "0.00042". */
+export function formatNats(x) {
+  const size = Math.abs(x);
+  if (size < 1e-4) return x >= 5e-9 ? "<0.0001" : "0";
+  return x.toFixed(size >= 0.00995 ? 3 : 1 - Math.floor(Math.log10(size)));
+}
+/** The same with its sign. */
+export const formatRise = (x) => (x >= 1e-4 ? `+${formatNats(x)}` : formatNats(x));

@@ -36,14 +36,16 @@ export const keys = {
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return false;
     const up = arrow && (event.key === "ArrowRight" || event.key === "ArrowUp") ? 1 : -1;
+    if (arrow) {
+      this.stepped(it, up);
+      return true;
+    }
     const page = { PageUp: 0.1, PageDown: -0.1 }[event.key];
-    const only = it.kind === "cell" && it.weights.length === 1;
-    if (arrow && only) this.edit(it, (w) => step(this.T, w, this.chi[w], up));
-    else if (arrow) this.edit(it, (w) => this.moved(w, 0.01 * up));
-    else if (page) this.edit(it, (w) => this.moved(w, page));
+    if (page) this.edit(it, (w) => this.moved(w, page));
     else if (event.key === "Home") this.edit(it, (w) => nearest(this.T, w, 0));
     else if (event.key === "End" || event.key === "d") this.edit(it, () => 0);
     else if (event.key === "l") this.toggleLock(it);
+    else if (event.key === "r") this.release(it.weights);
     else if (event.key === "Enter" || event.key === " ") {
       if (it.kind === "cell" && it.weights.length === 1) {
         if (this.select(it)) this.commit("select");
@@ -54,6 +56,12 @@ export const keys = {
       }
     } else return false;
     return true;
+  },
+
+  /** One option of a weight, or a hundredth of the size of several. */
+  stepped(it, by) {
+    const one = it.kind === "cell" && it.weights.length === 1;
+    this.edit(it, (w) => (one ? step(this.T, w, this.chi[w], by) : this.moved(w, 0.01 * by)));
   },
 
   /** χ after moving by a part of the dense size, at least one option on. */
@@ -74,14 +82,19 @@ export const keys = {
   },
 
   keyOnBudget(event) {
+    if (event.key === "r" && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      this.release(Array.from(this.hand.keys()));
+      return true;
+    }
     const by = { ArrowRight: 0.005, ArrowUp: 0.005, ArrowLeft: -0.005, ArrowDown: -0.005, PageUp: 0.05, PageDown: -0.05 };
     const now = this.shown[budgetFigure(this.budget)];
     let to = null;
     if (event.key in by) to = now + by[event.key] * (event.shiftKey ? 0.2 : 1);
-    else if (event.key === "Home") to = this.plot.range[0];
-    else if (event.key === "End") to = this.plot.range[1];
+    else if (event.key === "Home") to = this.plot.reach[0];
+    else if (event.key === "End") to = this.plot.reach[1];
     if (to === null) return false;
-    this.toBudget(this.plot.clamp(to));
+    if (this.cause !== "budget") this.flush();
+    this.toBudget(to);
     this.later("budget");
     return true;
   },

@@ -49,6 +49,11 @@ class Draft:
     def what(self) -> What:
         return What(self.network, self.metric, self.quantize, self.embedding)
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """What the budget leaves as it is: locked, or set by hand."""
+        return (*self.locked, *(name for name in self.hand if name not in self.locked))
+
     def with_chi(self, chi: Mapping[str, int], **changes) -> "Draft":
         """This draft at other χ: an opened plan is no longer what it was, unless nothing differs."""
         origin = self.origin if dict(chi) == dict(self.chi) else None
@@ -105,9 +110,9 @@ def edited_rows(
 ) -> Draft:
     """The draft after edits in the table: {row number: {column: value}} with the columns `chi` and `locked`.
 
-    `names` are the weights in the order of the rows; χ is held to 0 (dense) … `largest`. `mates`: for a weight that
-    shares cores all those that move with it. Rows and columns that are unknown, and values that are no numbers, change
-    nothing.
+    `names` are the weights in the order of the rows; χ is held to 0 (dense) … `largest`, and None is dense. `mates`:
+    for a weight that shares cores all those that move with it. Rows and columns that are unknown, and values that are
+    no numbers, change nothing.
     """
     chi, locked, hand = dict(draft.chi), set(draft.locked), set(draft.hand)
     for row, changes in edits.items():
@@ -119,6 +124,8 @@ def edited_rows(
             for mate in mates.get(name, (name,)):
                 (locked.add if changes["locked"] else locked.discard)(mate)
         value = changes.get("chi")
+        if "chi" in changes and value is None:  # the cell was emptied, and says "dense" then
+            value = 0
         if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
             value = int(max(0, min(largest[name], value)))
             if name in draft.special and value != 0:
@@ -130,6 +137,47 @@ def edited_rows(
     ordered = {name: place for place, name in enumerate(names)}
     place = ordered.get
     return draft.with_chi(chi, locked=tuple(sorted(locked, key=place)), hand=tuple(sorted(hand, key=place)))
+
+
+def carried(draft: Draft, new: Draft, before, after) -> tuple[Draft, int]:
+    """`new` with as many of the weights that `draft` holds as can stand in the tables `after` as they stood in
+    `before`, at their χ there; and how many others were dropped, whose options are other ones now.
+
+    A weight keeps its place where what it is (its plan entry) is one of its options in `after`: dense always is.
+    Weights that share cores do it together or not at all.
+    """
+    shapes = {row["name"]: row["shape"] for row in after.rows}
+    same = new.what == draft.what and not after.choices
+
+    def places(name: str) -> set[int]:
+        chi = int(draft.chi.get(name, 0))
+        plain = before.network == after.network and not before.choices and not after.choices
+        if chi == 0 or same or name in new.special or plain and name not in draft.special:
+            return {chi}
+        own = draft.special[name]["entry"] if name in draft.special else None
+        own = own or (before.choices.entry(name, chi) if before.choices else entry(before.network, shapes[name], chi))
+        if after.choices:
+            return after.choices.of_entry(name, own)
+        own = {key: own.get(key) for key in ("network", "out", "in", "chi", "quantize")}
+        chi = max(own["chi"] or [0])
+        there = entry(after.network, shapes[name], chi) if chi and own["network"] == after.network else {}
+        return {chi} if chi and own == {key: there.get(key) for key in own} else set()
+
+    groups: dict[str, list[str]] = {}
+    for row in after.rows:
+        groups.setdefault(row.get("group") or row["name"], []).append(row["name"])
+    held, chi = set(draft.held), {}
+    for names in groups.values():
+        mine = [name for name in names if name in held]
+        if mine and (common := set.intersection(*map(places, mine))):
+            chi |= dict.fromkeys(names, min(common))
+
+    def still(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in chi)
+
+    locked, hand = still(draft.locked), still(draft.hand)
+    new = replace(new, chi=chi, locked=locked, hand=hand)
+    return new, len(held) - len(new.held)
 
 
 # ---- to and from the plan's file ---------------------------------------------------------------------------------
@@ -176,7 +224,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     if found.choices:
         predicted = sizes_of(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
     if totals["rise"] is not None:
-        predicted |= found.model["fit"].predicted(totals["damage"])
+        predicted |= found.model["fit"].predicted(totals["damage"], found.model["vocabulary"])
         predicted["error"] = None if draft.hand else found.model["error"]
     rule, more = draft.rule, {}
     if draft.origin:

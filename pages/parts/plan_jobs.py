@@ -7,7 +7,7 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace, new_id
-from pages.parts import common, draft, job, plan_session, profiles, runs, tables, texts
+from pages.parts import common, draft, job, plan_session, plan_side, profiles, runs, tables, texts
 
 NETWORK_SAYS = {
     "lowrank": "low-rank",
@@ -22,7 +22,6 @@ NETWORK_HELP = (
     "What a weight becomes. auto lets every weight, or group of weights, have the network and the format that lose "
     "least for their bytes."
 )
-METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
 SEARCHES = {"refined": "refine the calibrated plan", "best": "try every rule, keep the best"}
 
 
@@ -32,7 +31,7 @@ def exported(view, now: draft.Draft, found: tables.Tables, totals: dict) -> str:
 
 def import_plan(view) -> None:
     """A plan from a file, checked field by field, put on the board as one step."""
-    with st.popover("Import", icon=":material/upload:", key="k-plan-import"):
+    with st.popover("Import", icon=":material/upload:", key="k-plan-import", type="tertiary"):
         file = st.file_uploader("plan.json", type=["json"], key="board_file")
         if file is None:
             return
@@ -80,14 +79,14 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
     """Rules that measure, at the present budget, as a job; the measurement itself where there is none."""
     calibrated = found.calibration is not None
     label = "Search by measuring" if calibrated else "Measure the damages"
-    with st.popover(label, icon=":material/science:", key="k-search", type="secondary" if calibrated else "primary"):
+    with st.popover(label, icon=":material/science:", key="k-search", type="tertiary" if calibrated else "primary"):
         if calibrated:
             rule = st.radio(
                 "How", list(SEARCHES), key="search_rule", format_func=lambda key: SEARCHES[key].capitalize()
             )
             st.caption(
-                "Forward passes at this budget, minutes on a small model; locks are not used. The plan comes "
-                "onto the board when it is done."
+                "Forward passes at this budget, minutes on a small model; locks and what was set by hand are not used. "
+                "The plan comes onto the board when it is done."
             )
         else:
             rule = "calibrated"
@@ -144,7 +143,7 @@ def _made_of(argv: list[str]) -> tables.What:
 def not_measured(view, what: tables.What) -> None:
     """Says what is missing for these choices, and offers to measure it."""
     with st.container(border=True, key="k-missing"):
-        words = f"{plan_session.says(what)} under the metric {METRIC_SAYS[what.metric]}"
+        words = f"{plan_session.says(what)} under the metric {plan_side.METRIC_SAYS[what.metric]}"
         st.markdown(f"**{words}** has not been measured on this model yet.")
         text = texts.choose("missing", "calibration")
         with st.container(horizontal=True):

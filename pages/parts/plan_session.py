@@ -128,7 +128,8 @@ def budget_key(now: draft.Draft) -> str:
 
 
 def rework(view, **changes) -> None:
-    """The draft with another network, metric, rule, unit or scope: allocated anew at the same size."""
+    """The draft with another network, metric, rule, unit or scope: allocated anew at the same size, around what is
+    locked or was set by hand as far as that can be kept (`draft.carried`)."""
     mine = state()
     history = mine["history"]
     now = history.now
@@ -137,19 +138,24 @@ def rework(view, **changes) -> None:
         mine["missing"] = new.what
         return
     mine.pop("missing", None)
-    if (new.network, new.quantize, new.embedding) != (now.network, now.quantize, now.embedding):
-        new = replace(new, locked=(), special={})
     before = tables.of(view, now)
+    if new.what != now.what:
+        new = replace(new, special={})
+    new, dropped = draft.carried(now, new, before, tables.of(view, new))
     found = tables.of(view, new)
-    if found.choices and new.locked:  # the same options are counted otherwise by another rule or unit
-        new = replace(new, locked=())
     budget = chi_board.totals(before.rows, before.model, now.chi)[budget_key(new)]
     try:
-        chi = tables.choose(found, budget, new.unit, new.scope, now.chi, new.locked)
+        chi = tables.choose(found, budget, new.unit, new.scope, new.chi, new.held)
     except InputError as error:
         mine["error"] = str(error)
         return
-    history.push(replace(new, rule=found.rule, chi=chi, hand=(), budget=budget))
+    history.push(replace(new, rule=found.rule, chi=chi, budget=budget))
+    if dropped:
+        kept = len(new.held)
+        mine["said"] = (
+            f"{dropped} of {dropped + kept} weights that were locked or set by hand went back to the rule: what they "
+            f"were is none of the options now.{f' {kept} stay.' if kept else ''} Undo brings them back."
+        )
 
 
 def says(what: tables.What) -> str:

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,13 @@ import streamlit as st
 
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
-from karipap_core.plan.calibration import words
+from karipap_core.plan.calibration import BEYOND
 from karipap_core.plan.document import made_of
+from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
+METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
+SCOPE_SAYS = {"model": "whole model", "blocks": "blocks"}
 RULE_SAYS = {
     "calibrated": "Each weight alone was cut and what that does to the outputs was measured; parameters go where they "
     "save most of it.",
@@ -64,22 +67,59 @@ def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
     fig = spectrum_figure(shown, profile, row, now, chi)
     alt = f"{views[shown]} of {row['name']}, with a cursor at its χ"
     common.figure(fig, "board_spectrum", alt, f"karipap-{shown}-{row['name']}")
+    terms(terms_of(found, row, chi))
+
+
+def terms(items: Iterable[tuple[str, str, str]]) -> None:
+    """Names, values, and in small print below each what it means."""
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd><dd>{html.escape(note)}</dd></div>"
+        for name, value, note in items
+    )
+    st.html(f'<dl class="k-terms">{rows}</dl>')
+
+
+def terms_of(found: tables.Tables, row: dict, chi: int) -> list[tuple[str, str, str]]:
+    """What one weight is and costs at χ: (name, value, the name in plain words)."""
     dense = row["parameters_dense"]
     after = dense if chi == 0 else float(np.interp(chi, row["chi"], row["parameters"]))
-    common.listing(
-        [
-            ("Becomes" if found.what.listed else "χ", chi_board.name_at(row, chi)),
-            ("Shape, out × in", f"{row['shape'][0]:,} × {row['shape'][1]:,}"),
-            ("16-bit numbers" if found.what.listed else "Parameters", f"{after:,.0f} ({after / dense:.1%})"),
-            ("Alone it would cost" if found.calibration else "K-FAC estimate", cost(row, chi, found)),
+    shape = f"{row['shape'][0]:,} × {row['shape'][1]:,}, {dense:,} numbers"
+    if found.what.listed:
+        note = "What the weight is stored as: its network with the sizes of its bonds, and the format of the numbers."
+        items = [("Becomes", chi_board.name_at(row, chi), note)]
+    else:
+        note = (
+            "The number of singular values that are kept: two thin matrices of that width stand for the weight."
+            if found.network == "lowrank"
+            else "The bond dimension: how wide the links between the cores are. More keeps more of the weight."
+        )
+        at = int(chi_board.break_even(row))
+        items = [
+            ("χ", chi_board.name_at(row, chi), note),
+            (
+                "Break-even",
+                f"χ {at:,}",
+                "From this χ on the cores have more numbers than the weight: nothing is saved.",
+            ),
         ]
-    )
+    numbers = "16-bit numbers" if found.what.listed else "Parameters"
+    items.append((numbers, f"{after:,.0f} ({after / dense:.1%})", f"Out × in: {shape}."))
+    if found.calibration:
+        unit = " nats a token" if found.model["measure"] == "kl" else " of the outputs"
+        note = "What cutting this weight alone costs the model, read off measurements of it."
+        items.append(("Damage", damage_says(found, row, chi, unit), note))
+    elif found.metric == "loss":  # without text there is no such estimate
+        note = "K-FAC estimate, from text: what cutting this weight alone adds to the loss."
+        items.append(("Estimated damage", f"{nats(chi_board.damage_at(row, chi))} nats a token", note))
+    return items
 
 
-def cost(row: dict, chi: int, found: tables.Tables) -> str:
+def damage_says(found: tables.Tables, row: dict, chi: int, unit: str) -> str:
+    """The damage of one weight in words; more than was ever measured of it is no number."""
     damage = chi_board.damage_at(row, chi)
-    unit = " of output" if found.model["measure"] != "kl" else " nats"
-    return f"{damage:.3g}{unit if found.calibration else ''}"
+    if found.calibration.beyond(row["name"], damage):
+        return BEYOND
+    return nats(damage) + unit
 
 
 def spectrum_figure(shown: str, profile, row: dict, now: draft.Draft, chi: int) -> go.Figure:
@@ -147,7 +187,7 @@ COLUMNS = {
     "layer": st.column_config.NumberColumn("Layer", width=55),
     "role": st.column_config.TextColumn("Role", width=60),
     "expert": st.column_config.NumberColumn("Expert", width=60),
-    "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=75, help="0 is dense"),
+    "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=75, help="0, or nothing, is dense"),
     "becomes": st.column_config.TextColumn("Becomes", width=90),
     "locked": st.column_config.CheckboxColumn("Lock", width=65),
     "kept": st.column_config.ProgressColumn("Kept", format="%d %%", min_value=0, max_value=100, width=95),
@@ -182,9 +222,20 @@ def as_table(now: draft.Draft, found: tables.Tables) -> pd.DataFrame:
     )
 
 
+def without_zeros(data: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is shown: no χ where a weight is dense, and words where a layer or an expert is none (what is
+    missing in a number's cell says "dense")."""
+    shown = data.assign(chi=data["chi"].astype("Int64").mask(data["chi"] == 0))
+    for column in ("layer", "expert"):
+        if shown[column].isna().any():
+            shown[column] = ["–" if pd.isna(each) else f"{each:.0f}" for each in shown[column]]
+    return shown
+
+
 def table(history: draft.History, found: tables.Tables) -> None:
     """The same plan in rows: χ and locks are edited in place."""
     data = as_table(history.now, found)
+    shown = without_zeros(data)
     key = f"board_table_{history.editor}"
 
     def edited() -> None:
@@ -194,8 +245,12 @@ def table(history: draft.History, found: tables.Tables) -> None:
         for row in found.rows:
             if row.get("group"):
                 mates[row["name"]] = [other["name"] for other in found.rows if other.get("group") == row["group"]]
-        # What moves with an edited row is drawn anew, so the table forgets its edits then.
-        history.push(draft.edited_rows(history.now, found.names, edits, largest, mates), from_editor=not mates)
+        new = draft.edited_rows(history.now, found.names, edits, largest, mates)
+        # The table forgets its edits and is drawn anew where it would show something else than what they came to: what
+        # moves with an edited row, a 0 that is dense, a χ that was too large.
+        typed = {found.names[int(at)]: change["chi"] for at, change in edits.items() if "chi" in change}
+        as_typed = all(value and new.chi.get(name) == value for name, value in typed.items())
+        history.push(new, from_editor=not mates and as_typed)
 
     columns = [column for column in COLUMNS if column != "expert" or data["expert"].notna().any()]
     if not found.what.listed:
@@ -206,8 +261,9 @@ def table(history: draft.History, found: tables.Tables) -> None:
             "chi": st.column_config.NumberColumn("Option", min_value=0, step=1, width=80, help="1 smallest, 0 dense")
         }
     st.data_editor(
-        data,
+        shown,
         key=key,
+        placeholder=chi_board.DENSE,  # what a cell without a χ says
         on_change=edited,
         num_rows="fixed",
         hide_index=True,
@@ -221,52 +277,46 @@ def table(history: draft.History, found: tables.Tables) -> None:
         common.csv_button(data, "karipap-plan", "plan_csv")
 
 
-def outcome(now: draft.Draft, found: tables.Tables, totals: dict) -> None:
-    """What the plan comes to, with the definitions beside the numbers."""
-    chis = [int(now.chi.get(name, 0)) for name in found.names]
-    dense = sum(chi_board.name_at(row, chi) == "dense" for row, chi in zip(found.rows, chis, strict=True))
-    blocks = [(row, chi) for row, chi in zip(found.rows, chis, strict=True) if row["role"] != "embed"]
-    adds = sum(multiply_adds(now, found, row, chi) for row, chi in blocks)
-    before = sum(row["parameters_dense"] for row, _ in blocks)
-    items = [
-        (
-            "Weights cut",
-            f"{len(chis) - dense} of {len(chis)}",
-            f"{dense} dense, {len(now.locked)} locked, {len(now.hand)} set by hand",
-        ),
-        (
-            "Parameters kept",
-            f"{totals['kept']:.1%}",
-            f"after / before, whole model; of the blocks "
-            f"{totals['kept_blocks']:.1%}"
-            + ("; a quantized number counts as its bits / 16" if found.what.listed else ""),
-        ),
-        (
-            "Bytes kept",
-            f"{totals['bytes_kept']:.1%}",
-            f"{common.size(totals['bytes'])}, "
-            + ("packed with their scales" if found.what.packed else "cores in the stored dtype"),
-        ),
-        (
-            "Multiply-adds a token",
-            f"{adds / before:.1%}",
-            f"of dense, blocks only{': slower than dense' if adds > before else ''}",
-        ),
-        predicted(now, found, totals),
-    ]
-    common.facts(items)
-    notes = [RULE_SAYS.get(now.rule, "")]
+def notes(now: draft.Draft, found: tables.Tables) -> None:
+    """How the plan was chosen and what its prediction rests on, in sentences below the board."""
+    said = [RULE_SAYS.get(now.rule, "")]
     if found.choices is not None:
-        notes.insert(0, f"Weights: {made_of(entries(now, found, chis))}.")
+        chis = [int(now.chi.get(name, 0)) for name in found.names]
+        said.insert(0, f"Weights: {made_of(entries(now, found, chis))}.")
     if found.calibration:
+        fit = found.model["fit"]
         text = found.calibration.text.get("name") or found.calibration.text.get("text") or "calibration text"
-        notes.append(
+        where = f", for {fit.text}" if fit.text else ""
+        said.append(
             f"Damages were measured on {text} ({found.calibration.tokens:,} tokens); damages add up to more than their "
-            "sum, so the rise runs through measured whole plans. It is a prediction until the plan is run."
+            f"sum, so the rise runs through measured whole plans (calibration v{fit.version}{where}). "
+            "It is a prediction until the plan is run."
         )
     else:
-        notes.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
-    st.html(f'<p class="k-note">{html.escape(" ".join(notes))}</p>')
+        said.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
+    st.html(f'<p class="k-note">{html.escape(" ".join(said))}</p>')
+
+
+def told(now: draft.Draft, found: tables.Tables) -> dict[str, float]:
+    """Figures of this very plan that the board's tables do not have: the rise that was measured when it was searched
+    for, and the multiply-adds where a slider runs through several kinds."""
+    figures = {}
+    before = (now.origin or {}).get("predicted") or {}
+    if before.get("rise") is not None and before.get("source", "curve") != "curve":
+        figures["rise"] = before["rise"]
+    if found.choices is not None:
+        pairs = [(row, int(now.chi.get(row["name"], 0))) for row in found.rows if row["role"] != "embed"]
+        dense = sum(row["parameters_dense"] for row, _ in pairs)
+        figures["adds"] = sum(multiply_adds(now, found, row, chi) for row, chi in pairs) / dense
+    return figures
+
+
+def settings_line(now: draft.Draft) -> str:
+    """What is folded away, as it stands, in one line."""
+    return (
+        f"error of {METRIC_SAYS[now.metric]} · cores {now.quantize or 'as stored'} · embedding {now.embedding} · "
+        f"rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS[now.scope]}"
+    )
 
 
 def entries(now: draft.Draft, found: tables.Tables, chis: list[int]) -> Iterator[dict]:
@@ -276,28 +326,10 @@ def entries(now: draft.Draft, found: tables.Tables, chis: list[int]) -> Iterator
 
 
 def multiply_adds(now: draft.Draft, found: tables.Tables, row: dict, chi: int) -> float:
-    """Multiply-adds a token of a weight at χ."""
+    """Multiply-adds a token of a weight at one of its listed options."""
     if chi == 0:
         return float(row["parameters_dense"])
-    if found.choices is None:
-        return float(np.interp(chi, row["chi"], row["multiply_adds"]))
     if row["name"] in now.special:
         return now.special[row["name"]]["multiply_adds"]
     entry = found.choices.entry(row["name"], chi)
     return float(row["parameters_dense"]) if entry["network"] == "dense" else tables.adds_of(json.dumps(entry))
-
-
-def predicted(now: draft.Draft, found: tables.Tables, totals: dict) -> tuple[str, str, str]:
-    """The rise in loss, said to be predicted, with the error that predictions had; measured where the plan says so."""
-    causal = found.model["measure"] == "kl"
-    label = "Predicted rise in loss" if causal else "Predicted output error"
-    told = (now.origin or {}).get("predicted") or {}
-    if told.get("rise") is not None and told.get("source", "curve") != "curve":
-        return label, f"{told['rise']:+.4f}", "nats, measured on calibration text with this very plan"
-    if totals["rise"] is None:
-        return label, "unknown", "nothing was measured on this model yet"
-    unit, fit = "nats, " if causal else "", found.model["fit"]
-    where = f"; on {fit.text}" if fit.text else ""
-    if now.rule != "calibrated" or now.hand:
-        return label, f"{totals['rise']:+.4f}", f"{unit}by the curve of calibrated plans: another choice costs more"
-    return label, f"{totals['rise']:+.4f}", f"{unit}{words(fit.predicted(totals['damage']))}{where}"

@@ -363,17 +363,20 @@ def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what
         "other_parameters": checkpoint.parameters - sum(weight.parameters for weight in weights),
         "other_bytes": checkpoint.bytes - sum(weight.bytes for weight in weights),
         "dense_loss": fit.dense_loss if causal else None,
+        "vocabulary": checkpoint.vocabulary if causal else None,
         "points": fit.points if fit else None,
         "error": fit.error if fit and rule == "calibrated" else None,
+        "checked": fit.checked if fit else None,
         "fit": fit,
         "measure": calibration.measure if calibration else "kl",
     }
 
 
 def choose(
-    found: Tables, budget: float, unit: str, scope: str, chi: dict[str, int], locked: tuple[str, ...]
+    found: Tables, budget: float, unit: str, scope: str, chi: dict[str, int], held: tuple[str, ...]
 ) -> dict[str, int]:
-    """χ of every weight by the tables' rule at a budget (a kept fraction), locked weights as they are.
+    """χ of every weight by the tables' rule at a budget (a kept fraction), those `held` (locked or set by hand) as they
+    are.
 
     The same choice as the board's slider makes. Raises InputError where the budget cannot be met.
     """
@@ -383,7 +386,7 @@ def choose(
     options, shares, mates = [], {}, {}
     for group in _groups(found.rows):
         first = group[0]["name"]
-        if any(row["name"] in locked for row in group):
+        if any(row["name"] in held for row in group):
             limit -= sum(_cost(row, chi.get(row["name"], 0), unit) for row in group)
             continue
         options.append(_options(first, group, unit))
@@ -392,8 +395,9 @@ def choose(
     if not options:
         return dict(chi)
     if limit < allocate.smallest(options):
+        around = " around what is locked or set by hand: release or unlock some" if held else ""
         least = (allocate.smallest(options) - limit) / (dense + other) + budget
-        raise InputError(f"At least {least:.1%} must be kept with this network and these locks.")
+        raise InputError(f"At least {least:.1%} must be kept with this network{around}.")
     if found.rule == "uniform":
         picked = allocate.uniform(options, limit)
     elif found.rule == "entropy":

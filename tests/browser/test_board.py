@@ -16,6 +16,13 @@ def address(tmp_path_factory):
         yield found
 
 
+FOCUSED = (  # the name of what has the keyboard
+    "(() => { let at = document.activeElement; while (at.shadowRoot) at = at.shadowRoot.activeElement;"
+    " return at.getAttribute('aria-label'); })()"
+)
+PHONE = {"width": 390, "height": 844}
+
+
 class Board:
     """A person at the board."""
 
@@ -155,11 +162,7 @@ def test_ctrl_and_arrows_walk_the_grid_with_one_tab_stop(board):
         ("ArrowUp", "all weights"),
     ]:
         board.page.keyboard.press(f"Control+{key}")
-        focused = board.page.evaluate(
-            "(() => { let at = document.activeElement; while (at.shadowRoot) at = at.shadowRoot.activeElement;"
-            " return at.getAttribute('aria-label'); })()"
-        )
-        assert focused == name
+        assert board.page.evaluate(FOCUSED) == name
     stops = board.page.locator(".scroll [role=slider][tabindex='0']")
     assert stops.count() == 1
 
@@ -195,11 +198,35 @@ def test_locked_weights_stay(board):
     board.page.wait_for_function("JSON.parse(document.querySelector('#told').textContent).locked.length === 0")
 
 
-def test_by_hand_ends_when_the_budget_allocates_again(board):
+def test_what_is_set_by_hand_stays_at_every_budget_until_it_is_released(board):
     board.drag("budget", -200, part=0.9)
-    told = board.drag("layer 1 gate", -20)
-    assert told["hand"]
-    assert board.drag("budget", -20, part=0.5)["hand"] == []
+    names = [name_of(1, "gate"), name_of(2, "up"), name_of(3, "q")]
+    board.drag("layer 1 gate", -20)
+    board.drag("layer 2 up", 25)
+    by_hand = board.drag("layer 3 q", -15)
+    assert set(by_hand["hand"]) == set(names)
+    locked = board.key("layer 0 k", "l")
+    for dx in (-60, 90):
+        told = board.drag("budget", dx, part=0.5)
+        assert {name: told["chi"][name] for name in names} == {name: by_hand["chi"][name] for name in names}
+        assert set(told["hand"]) == set(names) and told["locked"] == locked["locked"]
+        moved = sum(chi != by_hand["chi"][name] for name, chi in told["chi"].items())
+        assert moved > 10, "the budget works around them"
+    assert board.page.locator(".held").inner_text().startswith("3 set by hand and 1 locked stay")
+    # By keyboard: the least that can be met around them, told where less is asked for, and the release.
+    told = board.key("budget", "Home")
+    low = told["figures"]["kept"]
+    told = board.key("budget", "PageDown")
+    assert told["figures"]["kept"] == low
+    assert f"cannot be met: the smallest budget is {100 * low:.1f}%" in board.page.locator(".held").inner_text()
+    kept = told["figures"]["kept"]
+    board.slider("budget").focus()
+    board.page.keyboard.press("Tab")
+    assert "release the 3 set by hand" in board.page.evaluate(FOCUSED)
+    told = board.release(lambda: board.page.keyboard.press("Enter"))
+    assert told["cause"] == "release" and told["hand"] == [] and told["locked"] == locked["locked"]
+    assert any(told["chi"][name] != by_hand["chi"][name] for name in names)
+    assert told["figures"]["kept"] <= kept + 1e-6, "at the same size"
 
 
 def test_a_quick_second_edit_is_not_undone_by_the_answer_to_the_first(board):
@@ -280,19 +307,73 @@ def test_the_ink_can_be_read_on_every_heat(browser, address, scheme):
     board.reader.context.close()
 
 
-def test_a_finger_drags_sideways(browser, address):
-    board = Board(browser, address, "?layers=4", has_touch=True)
-    board.drag("budget", -200, part=0.9)
-    box = board.slider("layer 1 gate").bounding_box()
-    touch = board.page.context.new_cdp_session(board.page)
-    x, y = box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2
+class Finger:
+    """Real touches, as the browser's own gestures see them."""
 
-    def act() -> None:
-        for kind, at in (("touchStart", x), ("touchMove", x - 15), ("touchMove", x - 30), ("touchEnd", None)):
-            points = [] if at is None else [{"x": at, "y": y}]
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    def __init__(self, page) -> None:
+        self.page, self.chromium = page, page.context.new_cdp_session(page)
 
-    assert board.release(act)["hand"] == [name_of(1, "gate")]
+    def swipe(self, *places: tuple[float, float]) -> None:
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.chromium.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+            self.page.wait_for_timeout(25)
+        self.chromium.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def across(self, box: dict, dx: float, dy: float = 0, part: float = 0.5) -> None:
+        x, y = box["x"] + part * box["width"], box["y"] + box["height"] / 2
+        self.swipe(*((x + dx * k / 8, y + dy * k / 8) for k in range(9)))
+
+
+def test_on_a_phone_swipes_scroll_and_a_tapped_cell_is_set_with_a_slider(browser, address):
+    board = Board(browser, address, "?layers=24&listed=1", has_touch=True, is_mobile=True, viewport=PHONE)
+    finger, page = Finger(board.page), board.page
+    scroll = page.locator(".scroll")
+    assert "Tap a cell" in page.locator(".status-text").inner_text()
+    page.locator(".fingers").wait_for()
+    before, seq = board.figure("kept"), board.told()["seq"]
+    scroll.scroll_into_view_if_needed()
+    box = board.slider("layer 3 v").bounding_box()
+    assert scroll.evaluate("s => s.scrollWidth > s.clientWidth + 100"), "words need more than the screen"
+    finger.across(box, -160)
+    page.wait_for_timeout(400)
+    assert scroll.evaluate("s => s.scrollLeft") > 80
+    finger.across(board.slider("layer 3 o").bounding_box(), 0, -120)
+    page.wait_for_timeout(400)
+    assert scroll.evaluate("s => s.scrollTop") > 40
+    assert board.figure("kept") == before and board.told()["seq"] == seq, "a swipe changes nothing"
+    target = board.slider("layer 6 down")
+    target.scroll_into_view_if_needed()
+    assert board.release(target.tap)["selected"] == name_of(6, "down")
+    slider = page.locator(".fingers input")
+    assert slider.get_attribute("aria-label") == "layer 6 down: part kept"
+    told = board.release(lambda: finger.across(slider.bounding_box(), -120, part=0.9))
+    assert set(told["hand"]) == {name_of(layer, "down") for layer in range(24)}, "with those that share its cores"
+    less = page.get_by_role("button", name="one step smaller")
+    chi = told["chi"][name_of(6, "down")]
+    assert board.release(less.tap)["chi"][name_of(6, "down")] == chi - 1
+    board.slider("role up, all layers").tap()
+    told = board.release(less.tap)
+    assert any(name.endswith("up_proj") for name in told["hand"])
+    for sized in (less, slider, board.slider("layer 6 down"), page.locator(".held button")):
+        assert min(sized.first.bounding_box()[side] for side in ("width", "height")) >= 39
+    budget = board.slider("budget")
+    budget.scroll_into_view_if_needed()
+    told = board.release(lambda: finger.across(budget.bounding_box(), -100, part=0.8))
+    assert told["cause"] == "budget"
+    board.reader.context.close()
+    assert not board.reader.complaints
+
+
+def test_seven_columns_fit_a_phone(browser, address):
+    board = Board(browser, address, "?layers=24", has_touch=True, is_mobile=True, viewport=PHONE)
+    assert board.page.locator(".scroll").evaluate("s => s.scrollWidth <= s.clientWidth")
+    box = board.slider("layer 3 down").bounding_box()
+    assert box["width"] >= 34 and box["height"] >= 39 and box["x"] + box["width"] <= 390
+    texts = board.page.locator(".keeps span, .rises span").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect()).map(r => [r.left, r.right])"
+    )
+    assert len(texts) > 6 and all(left >= 0 and right <= 390 for left, right in texts)
     board.reader.context.close()
 
 

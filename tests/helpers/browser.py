@@ -58,7 +58,7 @@ class Reader:
     """A person at a browser: opens pages, waits until they stand still, and keeps what the console complained of."""
 
     def __init__(self, browser, address: str, **settings) -> None:
-        self.context = browser.new_context(viewport={"width": 1400, "height": 950}, **settings)
+        self.context = browser.new_context(**{"viewport": {"width": 1400, "height": 950}} | settings)
         self.page, self.address, self.complaints = self.context.new_page(), address, []
         self.page.set_default_timeout(60_000)
         self.page.on("console", self._heard)

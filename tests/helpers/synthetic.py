@@ -30,6 +30,7 @@ def weight_row(name, layer, role, shape, rng, expert=None, points=512, scale=1.0
         "bytes_per_parameter": bytes_per_parameter,
         "chi": chi,
         "parameters": chi * (n_out + n_in),
+        "multiply_adds": chi * (n_out + n_in),
         "damage": (scale * tail[chi - 1]).astype(np.float32),
     }
 
@@ -68,6 +69,7 @@ def llama_model(vocabulary=32000, hidden=4096, dense_loss=1.633, error=0.04) -> 
         "other_parameters": other,
         "other_bytes": 2 * other,
         "dense_loss": dense_loss,
+        "vocabulary": vocabulary,
         "points": [(x, 1.58 * x**0.81) for x in (0.006, 0.1, 0.9)],
         "error": error,
         "measure": "kl",

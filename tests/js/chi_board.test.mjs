@@ -1,13 +1,18 @@
 // The pure half of the χ board, against slow and obvious references. Run: node --test tests/js
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { Allocator } from "../../pages/parts/chi_board_allocate.js";
 import {
-  damageAt, decode, figures, formatBytes, formatCount, formatNats, formatPercent, heat, keptAt, lastAtMost, layout,
-  nearest, parametersAt, predictedRise, step, totals,
+  beyondChecked, damageAt, decode, figures, formatBytes, formatCount, formatNats, formatPercent, formatRise, heat, keptAt,
+  lastAtMost, layout, nearest, parametersAt, predictedRise, step, totals,
 } from "../../pages/parts/chi_board_core.js";
+
+globalThis.Path2D = class {}; // the browser's, which the marks of cells are made of
+const { heatColors } = await import("../../pages/parts/chi_board_cells.js");
+const { roundTicks } = await import("../../pages/parts/chi_board_panel.js");
 
 const pack = (Kind, values) => Buffer.from(Kind.from(values).buffer).toString("base64");
 
@@ -52,7 +57,7 @@ function makeTable(n, { seed = 1, objective = false } = {}) {
     weights.break_even.push((out * inn) / (out + inn));
     weights.share.push((0.5 + next()) * out * inn);
   }
-  const model = { other_parameters: 1000, other_bytes: 2000, other_memory: 2000, dense_loss: 2, error: 0.1, measure: "kl",
+  const model = { other_parameters: 1000, other_bytes: 2000, other_memory: 2000, dense_loss: 2, vocabulary: 512, error: 0.1, measure: "kl",
     points: [0.01, 0.2, 2].map((x) => [x, 1.5 * x ** 0.8]) };
   return { id: `t${seed}`, grids, weights, model, damage: pack(Float32Array, damage),
     objective: objective ? pack(Float32Array, other) : null };
@@ -109,7 +114,7 @@ for (const [unit, objective] of [["parameters", false], ["bytes", false], ["para
       const T = decode(makeTable(11, { seed, objective }));
       const chi = new Int32Array(T.n).fill(2);
       const locked = Uint8Array.from({ length: T.n }, (_, w) => (w === 4 || (seed === 2 && w === 7) ? 1 : 0));
-      const allocator = new Allocator(T, { unit, scope: "model" }, { kind: "lagrangian" }).lock(locked, chi);
+      const allocator = new Allocator(T, { unit, scope: "model" }, { kind: "lagrangian" }).hold(locked, chi);
       const lockedCost = Array.from({ length: T.n }, (_, w) => (locked[w] ? allocator.cost(w, 2) : 0)).reduce((a, b) => a + b);
       for (let budget = 0.12; budget <= 1; budget += 0.07) {
         const room = budget * allocator.whole - allocator.other - lockedCost;
@@ -126,7 +131,7 @@ for (const [unit, objective] of [["parameters", false], ["bytes", false], ["para
 test("on a few weights the choice is within one step of the best of all choices", () => {
   const T = decode(makeTable(3, { seed: 9 }));
   const none = new Uint8Array(3);
-  const allocator = new Allocator(T, { unit: "parameters", scope: "blocks" }, { kind: "lagrangian" }).lock(none, new Int32Array(3));
+  const allocator = new Allocator(T, { unit: "parameters", scope: "blocks" }, { kind: "lagrangian" }).hold(none, new Int32Array(3));
   const tables = [0, 1, 2].map((w) => optionsOf(T, w, "parameters"));
   const largest = Math.max(...tables.flatMap((t) => t.slice(1).map((o, k) => t[k].value - o.value)));
   for (const budget of [0.2, 0.35, 0.5, 0.75, 0.9]) {
@@ -141,7 +146,7 @@ test("on a few weights the choice is within one step of the best of all choices"
 test("proportional: the largest option under one factor times each share", () => {
   const T = decode(makeTable(9, { seed: 5 }));
   const allocator = new Allocator(T, { unit: "parameters", scope: "model" }, { kind: "proportional" });
-  allocator.lock(new Uint8Array(9), new Int32Array(9));
+  allocator.hold(new Uint8Array(9), new Int32Array(9));
   for (const budget of [0.3, 0.5, 0.8]) {
     const got = allocator.allocate(budget);
     assert.ok(allocator.measure(got) <= budget * allocator.whole);
@@ -162,7 +167,7 @@ test("proportional: the largest option under one factor times each share", () =>
 test("a larger budget never damages more, and the curve is what the budgets give", () => {
   const T = decode(makeTable(20, { seed: 6 }));
   const allocator = new Allocator(T, { unit: "parameters", scope: "model" }, { kind: "lagrangian" });
-  allocator.lock(new Uint8Array(20), new Int32Array(20));
+  allocator.hold(new Uint8Array(20), new Int32Array(20));
   const [low, high] = allocator.range();
   assert.ok(Math.abs(high - 1) < 1e-12);
   let last = Infinity;
@@ -185,7 +190,7 @@ test("totals: dense is the whole model, no rise; a plan adds up by hand", () => 
   assert.equal(one.bytes, (T.out[0] + T.in[0]) * 4 + T.dense[1] * 2 + 2000);
   assert.equal(one.damage, T.damage[0]);
   assert.ok(Math.abs(one.rise - 1.5 * T.damage[0] ** 0.8) < 1e-12);
-  assert.equal(figures({ ...T, model: { ...T.model, points: null } }, 1, 1, 1, 1).rise, null);
+  assert.equal(figures({ ...T, model: { ...T.model, points: null } }, { parameters: 1, bytes: 1, memory: 1, adds: 1, damage: 1 }).rise, null);
 });
 
 test("a rise is predicted piece by piece through the measured plans", () => {
@@ -233,6 +238,81 @@ test("layout: known roles in their order, layers rising, experts share a cell", 
   assert.deepEqual(rows[0].cells, [[2], [3, 4], [], [1]]);
 });
 
+test("what is held stays at every budget, and tells which budgets can be met", () => {
+  const T = decode(makeTable(11, { seed: 4 }));
+  for (const kind of ["lagrangian", "proportional"]) {
+    const allocator = new Allocator(T, { unit: "parameters", scope: "model" }, { kind });
+    const chi = new Int32Array(T.n).fill(3);
+    const held = Uint8Array.from({ length: T.n }, (_, w) => (w % 3 === 0 ? 1 : 0));
+    allocator.hold(held, chi);
+    const [low, high] = allocator.range();
+    const [widest, largest] = allocator.range(new Uint8Array(T.n));
+    assert.ok(low > widest && high < largest && Math.abs(largest - 1) < 1e-12);
+    for (const budget of [0, widest, low, 0.5, high, 1]) {
+      const got = allocator.allocate(budget);
+      for (let w = 0; w < T.n; w++) if (held[w]) assert.equal(got[w], 3);
+      const kept = allocator.measure(got) / allocator.whole;
+      assert.ok(kept >= low - 1e-9 && kept <= high + 1e-9, `${kind} ${budget}: ${kept}`);
+      if (budget >= low) assert.ok(kept <= Math.min(1, budget) + 1e-9);
+    }
+    assert.ok(Math.abs(allocator.measure(allocator.allocate(0)) / allocator.whole - low) < 1e-12);
+    assert.ok(Math.abs(allocator.measure(allocator.allocate(1)) / allocator.whole - high) < 1e-12);
+  }
+});
+
+test("who shares cores with what is held is held with it", () => {
+  const table = makeTable(4, { seed: 3 });
+  table.grids = [table.grids[0]];
+  table.weights.grid = [0, 0, 0, 0];
+  const options = decode(makeTable(4, { seed: 3 })).start[1];
+  table.damage = pack(Float32Array, Array.from({ length: 4 * options }, (_, k) => 1 / (1 + (k % options))));
+  for (const key of ["parameters", "out", "in"]) table.weights[key] = table.weights[key].map(() => table.weights[key][0]);
+  table.weights.group = [0, 0, null, null];
+  const T = decode(table);
+  const allocator = new Allocator(T, { unit: "parameters", scope: "blocks" }, { kind: "lagrangian" });
+  allocator.hold(Uint8Array.of(0, 1, 0, 0), Int32Array.of(2, 2, 0, 0)); // the second of two mates alone
+  const one = allocator.allocate(0.3), other = allocator.allocate(0.6);
+  assert.deepEqual([one[0], one[1], other[0], other[1]], [2, 2, 2, 2]);
+  assert.notDeepEqual(one, other);
+});
+
+test("a prediction past the largest measured plan, or past ln(vocabulary), is beyond what was checked", () => {
+  const T = (points, more = {}) => ({ model: { points, dense_loss: 2, vocabulary: 512, ...more } });
+  const points = [[0.1, 0.2], [1, 3]];
+  assert.deepEqual([0, 0.05, 0.5, 1, 1.01].map((sum) => beyondChecked(T(points), sum)), [false, false, false, false, true]);
+  assert.ok(beyondChecked(T([[0.1, 0.2], [1, 5]]), 0.99)); // 2 + 4.9 > ln 512 = 6.24
+  assert.ok(!beyondChecked(T([[0.1, 0.2], [1, 5]], { vocabulary: null }), 0.99));
+  assert.ok(beyondChecked(T([]), 0.1));
+  assert.ok(!beyondChecked(T(null), 0.1)); // nothing is predicted at all
+});
+
+test("ticks are round, between the ends, and few", () => {
+  assert.deepEqual(roundTicks(0.252, 1).map((x) => Math.round(100 * x)), [30, 40, 50, 60, 70, 80, 90, 100]);
+  for (const [low, high] of [[0.1, 1], [0.9, 1], [0.998, 1], [0.5, 0.5004]]) {
+    const ticks = roundTicks(low, high);
+    assert.ok(ticks.length <= 9 && ticks.every((x) => x >= low - 1e-9 && x <= high + 1e-9));
+  }
+});
+
+const THEME = readFileSync(new URL("../../.streamlit/config.toml", import.meta.url), "utf8");
+for (const theme of ["light", "dark"]) {
+  test(`${theme}: the χ of a cell can be read on every colour that a cell has`, () => {
+    const section = THEME.split(`[theme.${theme}]`)[1];
+    const colour = (name) => section.match(new RegExp(`${name} = "#(..)(..)(..)"`)).slice(1).map((x) => parseInt(x, 16));
+    const luminance = (rgb) => {
+      const [r, g, b] = rgb.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+      return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const [paper, ink] = [colour("backgroundColor"), colour("textColor")];
+    const { fill, empty } = heatColors(theme === "dark", paper);
+    assert.ok(new Set(fill).size > 30);
+    for (const cell of [...fill, ...empty]) {
+      const [low, high] = [luminance(ink), luminance(cell.match(/\d+/g).map(Number))].sort((a, b) => a - b);
+      assert.ok((high + 0.05) / (low + 0.05) >= 4.5, `${cell}: ${((high + 0.05) / (low + 0.05)).toFixed(2)}`);
+    }
+  });
+}
+
 test("heat is the middle at the average share, the ends at an eighth and eight times it", () => {
   assert.equal(heat(0.1, 1, 10), 0.5);
   assert.equal(heat(0.8, 1, 10), 1);
@@ -250,4 +330,6 @@ test("numbers as words", () => {
   assert.equal(formatPercent(0.7004), "70.0%");
   assert.equal(formatNats(0.00042), "0.00042");
   assert.equal(formatNats(1.6331), "1.633");
+  assert.deepEqual([0.0000755, -1e-9, 0, -0.012, 1e-12].map(formatNats), ["<0.0001", "0", "0", "-0.012", "0"]);
+  assert.deepEqual([0.0127, 0.0000755, 0, -0.012].map(formatRise), ["+0.013", "<0.0001", "0", "-0.012"]);
 });

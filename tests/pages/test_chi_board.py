@@ -1,6 +1,7 @@
 """The χ board's Python half, and that the browser's half computes the same (through node)."""
 
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from karipap_core.plan import allocate
+from karipap_core.plan.calibration import predicted_rise
 from pages.parts import chi_board
 from tests.helpers.synthetic import llama_model, llama_rows
 
@@ -22,7 +24,7 @@ const T = decode(table);
 const answers = jobs.map(({ budget, unit, scope, kind, locked, chi }) => {
   const flags = new Uint8Array(T.n);
   for (const w of locked) flags[w] = 1;
-  const allocator = new Allocator(T, { unit, scope }, { kind }).lock(flags, chi);
+  const allocator = new Allocator(T, { unit, scope }, { kind }).hold(flags, chi);
   return Array.from(allocator.allocate(budget));
 });
 console.log(JSON.stringify({ totals: plans.map((chi) => totals(T, chi)), answers }));
@@ -65,12 +67,15 @@ def test_the_browsers_totals_are_pythons(seven_b):
     for _ in range(20):
         # χ on the options, between them, and dense.
         plans.append([int(rng.choice([0, rng.choice(row["chi"]), rng.integers(1, 4096)])) for row in rows])
-    plans.append([0] * len(rows))
-    for chi, found in zip(plans, browser(rows, model, plans)["totals"], strict=True):
+    plans += [[0] * len(rows), [1] * len(rows)]  # nothing cut, and far beyond what was measured
+    figures = browser(rows, model, plans)["totals"]
+    assert {found["beyond"] for found in figures} == {True, False}
+    for chi, found in zip(plans, figures, strict=True):
         wanted = chi_board.totals(rows, model, {row["name"]: c for row, c in zip(rows, chi, strict=True)})
         assert found.keys() == wanted.keys()
         for key, value in wanted.items():
             assert found[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
+        assert found["multiply_adds"] == pytest.approx(found["kept_blocks"]), "low rank: a number, a multiply-add"
 
 
 def tables(rows, objective="damage", unit="parameters"):
@@ -156,6 +161,49 @@ def test_an_objective_of_its_own_decides_and_the_damage_is_told(small):
     (found,) = browser(other, model, (), [job])["answers"]
     assert found == chosen(options, allocate.allocate(options, limit))
     assert chi_board.totals(other, model, {}) == chi_board.totals(rows, model, {})
+
+
+def test_both_halves_agree_on_what_is_beyond_what_was_checked(small):
+    """One rule (plan.checks.beyond_checked), in Python and in the browser: on either side of the largest measured sum,
+    and of ln(vocabulary)."""
+    rows, _ = small
+    plans = [[int(row["chi"][k]) for row in rows] for k in range(0, 32, 2)]
+    sums = [chi_board.totals(rows, llama_model(), dict(zip([r["name"] for r in rows], p, strict=True))) for p in plans]
+    damages = sorted(total["damage"] for total in sums)
+    middle, wide = damages[len(sums) // 2], [(damages[0] / 9, 1.0), (1e3, 30.0)]
+    words = math.exp(1.6 + predicted_rise(wide, damages[len(sums) // 4]))
+    seen = set()
+    for points, dense_loss, vocabulary in (
+        ([(middle / 9, 0.1), (middle, 1.0)], 1.6, None),
+        (wide, 1.6, int(words)),
+        ([(middle / 9, 0.1), (middle, 1.0)], None, 7),
+        ([], 1.6, 32000),
+        (None, None, None),
+    ):
+        model = llama_model() | {"points": points, "dense_loss": dense_loss, "vocabulary": vocabulary}
+        found = [told["beyond"] for told in browser(rows, model, plans)["totals"]]
+        mine = [
+            chi_board.totals(rows, model, dict(zip([r["name"] for r in rows], p, strict=True)))["beyond"] for p in plans
+        ]
+        assert found == mine
+        seen.add(tuple(found))
+    assert len(seen) >= 4, "the rule tells these apart"
+
+
+def test_a_number_of_nats_is_written_alike_in_both_halves():
+    from karipap_core.terminal import nats
+
+    if not (node := shutil.which("node")):
+        pytest.skip("node is not installed")
+    values = [*np.geomspace(1e-7, 30, 200), 0.0, -0.0, -1e-9, -0.012, 0.00995, 0.0099499, 1e-4, 9.99e-5]
+    script = f"const {{ formatNats }} = await import({json.dumps(str(PARTS / 'chi_board_core.js'))});"
+    script += f"console.log(JSON.stringify({json.dumps([float(x) for x in values])}.map(formatNats)))"
+    done = subprocess.run(
+        [node, "--no-warnings", "--input-type=module", "-e", script], capture_output=True, text=True, timeout=60
+    )
+    told = json.loads(done.stdout)
+    assert told == [nats(x) for x in values]
+    assert not any("e" in word or word in ("-0", "-0.000") for word in told)
 
 
 def test_grids_that_weights_share_travel_once(seven_b):
@@ -303,8 +351,10 @@ def test_listed_options_and_mates_in_the_browser_are_pythons(listed):
     told = browser(rows, model, plans, jobs)
     for chi, figures in zip(plans, told["totals"], strict=True):
         mine = chi_board.totals(rows, model, {row["name"]: c for row, c in zip(rows, chi, strict=True)})
+        assert mine["multiply_adds"] is None and figures["multiply_adds"] is None, "rows that do not say them"
         for key, value in mine.items():
-            assert figures[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
+            if key != "multiply_adds":
+                assert figures[key] == pytest.approx(value, rel=1e-6, abs=1e-12), key
     for answer, want in zip(told["answers"], wanted, strict=True):
         assert answer == [want[row["name"]] for row in rows]
         assert all(answer[w] == answer[w + 1] for w in (0, 2, 4)) and answer[7] and answer[8]

@@ -93,9 +93,10 @@ def test_edited_rows_change_chi_and_locks(start, found):
     names = found.names
     largest = {name: 30 for name in names}
     edits = {"2": {"chi": 7}, 0: {"locked": True}, "3": {"chi": 0, "locked": True}, "4": {"chi": 500}}
+    edits["5"] = {"chi": None}  # an emptied cell, which says "dense"
     new = draft.edited_rows(start, names, edits, largest)
-    assert (new.chi[names[2]], new.chi[names[3]], new.chi[names[4]]) == (7, 0, 30)
-    assert new.locked == (names[0], names[3]) and new.hand == (names[2], names[3], names[4])
+    assert [new.chi[names[k]] for k in (2, 3, 4, 5)] == [7, 0, 30, 0]
+    assert new.locked == (names[0], names[3]) and new.hand == tuple(names[2:6])
     back = draft.edited_rows(new, names, {0: {"locked": False}}, largest)
     assert back.locked == (names[3],)
 
@@ -106,7 +107,6 @@ def test_edited_rows_change_chi_and_locks(start, found):
         {"x": {"chi": 3}},
         {"99": {"chi": 3}},
         {"1": {"chi": "3"}},
-        {"1": {"chi": None}},
         {"1": {"name": "y"}},
         {"1": {"chi": float("nan")}},
         {"1": {"chi": True}},

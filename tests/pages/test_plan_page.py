@@ -8,6 +8,7 @@ import pytest
 
 from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
@@ -46,8 +47,14 @@ def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
     app = plan_page()
     assert (now(app).network, now(app).metric, now(app).rule) == ("lowrank", "loss", "calibrated")
     said = words(app)
-    assert "Predicted rise in loss" in said and "It is a prediction until the plan is run" in said
-    assert f"of {len(measured.weights)}" in said and "after / before" in said
+    assert "It is a prediction until the plan is run" in said and "calibration v" in said
+    (line,) = [each.label for each in app.expander if "budget counts" in each.label]
+    assert line == (
+        "error of loss · cores as stored · embedding dense · rule calibrated · "
+        "budget counts parameters of the whole model"
+    )
+    primary = [button.label for button in app.button if button.proto.type == "primary" and button.key != "search_start"]
+    assert primary == ["Compress & evaluate"]
     assert list(app.get("data_editor")) or app.get("arrow_data_frame")
 
 
@@ -110,7 +117,7 @@ def test_lock_all_and_reset(measured):
     app = plan_page()
     start = now(app)
     sound(app.button(key="lock_all").click().run())
-    assert set(now(app).locked) == set(start.chi) and "14 locked" in words(app)
+    assert set(now(app).locked) == set(start.chi)
     sound(app.button(key="lock_all").click().run())
     assert now(app).locked == ()
     history(app).push(start.with_chi({name: 1 for name in start.chi}, hand=tuple(start.chi)))
@@ -126,7 +133,45 @@ def test_a_hand_made_plan_survives_a_reload(measured):
     kept = app.query_params["draft"]
     kept = kept[0] if isinstance(kept, list) else kept
     again = plan_page(draft=kept)
-    assert now(again) == now(app) and "1 set by hand" in words(again)
+    assert now(again) == now(app) and now(again).hand == (name,)
+
+
+def test_what_was_set_by_hand_stays_when_the_rule_or_the_count_changes(measured):
+    app = plan_page(budget="0.8")
+    start = now(app)
+    by_hand = {name: 2 for name in list(start.chi)[3:6]} | {list(start.chi)[0]: 0}
+    history(app).push(start.with_chi(start.chi | by_hand, hand=tuple(by_hand), locked=(list(start.chi)[3],)))
+    for act in (
+        lambda: app.selectbox(key="board_rule").select("uniform").run(),
+        lambda: app.segmented_control(key="board_unit").set_value("bytes").run(),
+        lambda: app.segmented_control(key="board_metric").set_value("functional").run(),
+    ):
+        before = now(app)
+        sound(act())
+        assert now(app) != before and now(app).hand == tuple(by_hand) and len(now(app).locked) == 1
+        assert {name: now(app).chi[name] for name in by_hand} == by_hand
+    sound(app.button(key="reset").click().run())
+    assert now(app).hand == () and now(app).locked == ()
+
+
+def test_a_budget_that_what_is_held_leaves_no_room_for_is_told_in_a_sentence(measured, tiny):
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    app = plan_page(budget="0.8", scope="blocks")
+    found = tables.of(view, now(app))
+    held = tuple(found.names[1:])
+    with pytest.raises(InputError, match=r"At least [\d.]+% must be kept .* around what is locked or set by hand"):
+        tables.choose(found, 0.3, "parameters", "blocks", dict.fromkeys(held, 0), held)
+
+
+def test_the_table_says_dense_and_takes_an_emptied_cell_for_it(measured, tiny):
+    from pages.parts import plan_side
+
+    app = plan_page(budget="0.9")
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    data = plan_side.as_table(now(app), tables.of(view, now(app)))
+    shown = plan_side.without_zeros(data)
+    assert (data["chi"] == 0).any() and shown["chi"].isna().equals(data["chi"] == 0)
+    assert app.data_editor[0].proto.placeholder == "dense"
 
 
 def test_an_exported_plan_comes_back(measured, tiny):  # noqa: F811
