@@ -11,10 +11,11 @@ import hashlib
 import os
 import re
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.reading import decode, open_file, parse_json, read_bytes
 
@@ -22,6 +23,11 @@ SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
 SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".parquet")
 HUB_NAMES = ("wikitext", "wikitext-2-raw-v1")
+HUB = "hub:"  # begins the name of a data set of the hub: hub:ID[,CONFIG[,SPLIT[,FIELD]]]
+HUB_PART = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")  # of such a name: an id, a config, a split or a field
+HUB_BYTES = 8 << 20  # of a hub's data set are read: the first rows; calibration and evaluation need far less
+FIELD = "::"  # between a file's name and the field, or column, that holds its text
+TEXT_FORMAT = "karipap-text"
 MOST_BYTES = 256 << 20  # of a file, and of the documents in it: texts are held in memory whole
 MOST_CONTROLS = 0.1  # of a text's characters may be control characters; prose and programs have none
 CONTROLS = re.compile("[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")  # not white space, not ANSI's escape
@@ -38,6 +44,7 @@ class Text:
     name: str
     documents: tuple[str, ...]
     path: str | None = None  # what `read_text` reads it from again; None for the standard library
+    generated: bool = False  # written by a model
 
     @property
     def sha256(self) -> str:
@@ -91,27 +98,47 @@ def standard_library(split: str, root: Path | None = None) -> Text:
 
 def read_text(path: str | Path) -> Text:
     """A text as documents: plain UTF-8 cut at every `<|endoftext|>`, `.json` / `.jsonl` of strings or of objects with a
-    field `text`, or `.parquet` with a column `text`. Other fields and columns say nothing here.
+    field `text`, or `.parquet` with a column `text`; `FILE::NAME` for another field or column. Others say nothing here.
+    A text that Karipap stored (`Text.save`) is read as it was.
 
     `path` is a file; a folder of splits, whose test split is read; or, where no such file is, `wikitext-2-raw-v1` or
-    `wikitext` for the test split of WikiText-2 from the Hugging Face hub, which needs `datasets` and a network or its
-    cache. WikiText's rows are one document, the lines of `wiki.test.raw`, however they came. A text is held in memory
-    whole: of a file larger than `MOST_BYTES` nothing is read. Raises InputError for a file that is missing, empty, too
-    large, not UTF-8, of another form or of control characters, and where the hub gives nothing.
+    `wikitext` for the test split of WikiText-2, or `hub:ID[,CONFIG[,SPLIT[,FIELD]]]`, from the Hugging Face hub, which
+    needs `datasets` and a network or its cache. WikiText's rows are one document, the lines of `wiki.test.raw`, however
+    they came. A text is held in memory whole: of a file larger than `MOST_BYTES` nothing is read. Raises InputError for
+    a file that is missing, empty, too large, not UTF-8, of another form or of control characters, and where the hub
+    gives nothing.
     """
     if str(path) in HUB_NAMES and not os.path.exists(path):
-        return Text("WikiText-2 raw, test", _row_documents(_hub_rows(str(path))), str(path))
-    path = _test_split(Path(path)) if os.path.isdir(path) else Path(path)
-    _check_there(path)
-    if path.suffix.lower() == ".parquet":
-        documents = _row_documents(_parquet_rows(path))
+        return Text("WikiText-2 raw, test", _row_documents(_wikitext_rows(str(path))), str(path))
+    if str(path).startswith(HUB) and not os.path.exists(path):
+        return _hub_text(str(path))
+    name, _, field = str(path).rpartition(FIELD)
+    if not name or os.path.exists(path):
+        name, field = str(path), ""
+    file = _test_split(Path(name)) if os.path.isdir(name) else Path(name)
+    _check_there(file)
+    if file.suffix.lower() == ".parquet":
+        documents = _row_documents(_parquet_rows(file, field or "text"))
+    elif file.suffix.lower() == ".json" and (stored := _stored(file)):
+        return stored
     else:
-        parts = _parts(path)
+        parts = _parts(file, field or "text")
         documents = tuple(part.strip("\n") for part in parts if part.strip())
     if not documents:
-        raise InputError(f"Text file {path} is empty: nothing to measure on.")
-    _check_characters(path, documents)
-    return Text(path.name, documents, str(path.resolve()))
+        raise InputError(f"Text file {file} is empty: nothing to measure on.")
+    _check_characters(file, documents)
+    if not field:
+        return Text(file.name, documents, str(file.resolve()))
+    return Text(f"{file.name}, field {field}", documents, f"{file.resolve()}{FIELD}{field}")
+
+
+def _stored(path: Path) -> Text | None:
+    """The text that Karipap stored in a file; None where it is another file."""
+    with open_file(path) as file:
+        if f'"{TEXT_FORMAT}"'.encode() not in file.read(200):
+            return None
+    found = schemas.read(path, "text", MOST_BYTES)
+    return Text(found["name"], tuple(found["documents"]), str(path.resolve()), found.get("generated", False))
 
 
 def _check_there(path: Path) -> None:
@@ -126,17 +153,17 @@ def _check_there(path: Path) -> None:
         raise InputError(f"Text file {path} has {size:,} bytes, the most is {MOST_BYTES:,}: give a part of it.")
 
 
-def _parts(path: Path) -> list[str]:
+def _parts(path: Path, field: str) -> list[str]:
     """The documents of a file that is not Parquet, empty ones among them."""
     data = read_bytes(path, MOST_BYTES)
     if data.startswith(PARQUET):
         raise InputError(f"Text file {path} is Parquet: let its name end with .parquet.")
     kind = path.suffix.lower()
     if kind == ".json":
-        return _json_documents(path, data)
+        return _json_documents(path, data, field)
     text = decode(data, f"Text file {path}")
     if kind == ".jsonl":
-        return _lines_documents(path, text)
+        return _lines_documents(path, text, field)
     return text.replace("\r\n", "\n").replace("\r", "\n").split(END_OF_TEXT)
 
 
@@ -170,7 +197,7 @@ def _test_split(folder: Path) -> Path:
     return found[0]
 
 
-def _parquet_rows(path: Path) -> list[str]:
+def _parquet_rows(path: Path, field: str) -> list[str]:
     try:
         import pyarrow
         from pyarrow import parquet, types
@@ -182,13 +209,13 @@ def _parquet_rows(path: Path) -> list[str]:
             file = parquet.ParquetFile(handle)
             columns = file.schema_arrow
             of_strings = (types.is_string, types.is_large_string, types.is_string_view)
-            kinds = [columns.field(index).type for index in columns.get_all_field_indices("text")]
+            kinds = [columns.field(index).type for index in columns.get_all_field_indices(field)]
             kinds = [kind.value_type if types.is_dictionary(kind) else kind for kind in kinds]
             if len(kinds) != 1 or not any(is_one(kinds[0]) for is_one in of_strings):
                 names = ", ".join(f"{one.name} ({str(one.type)[:40]})" for one in list(columns)[:8])
-                raise InputError(f"Text file {path} must have a column `text` of strings, it has {names or 'none'}.")
+                raise InputError(f"Text file {path} must have a column `{field}` of strings, it has {names or 'none'}.")
             size = 0
-            for batch in file.iter_batches(PARQUET_ROWS, columns=["text"]):
+            for batch in file.iter_batches(PARQUET_ROWS, columns=[field]):
                 size += batch.nbytes
                 if size > MOST_BYTES:
                     raise InputError(f"Text file {path} unpacks to more than {MOST_BYTES:,} bytes: give a part of it.")
@@ -205,18 +232,68 @@ def _parquet_rows(path: Path) -> list[str]:
     return texts
 
 
-def _hub_rows(name: str) -> list[str]:
-    """The rows of WikiText-2's test split. Whatever goes wrong on the way becomes one sentence."""
+def _from_hub(name: str, fetch: Callable[[Callable], list[str]]) -> list[str]:
+    """What `fetch(datasets.load_dataset)` returns. Whatever goes wrong on the way becomes one sentence."""
     advice = "name a text file with --text, such as wiki.test.raw"
     try:
         from datasets import load_dataset
 
-        return load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"][:]
+        return fetch(load_dataset)
     except ImportError:
         raise InputError(f"{name} comes from the hub through datasets: pip install datasets, or {advice}.") from None
+    except InputError:
+        raise
     except Exception as error:  # its errors are of a dozen classes, and an offline machine gives any of them
-        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
         raise InputError(f"{name} could not be fetched from the hub ({why}): {advice}.") from None
+
+
+def _wikitext_rows(name: str) -> list[str]:
+    """The rows of WikiText-2's test split."""
+    return _from_hub(name, lambda load: load("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")["text"][:])
+
+
+def hub_parts(name: str) -> tuple[str, str | None, str, str]:
+    """(id, config or None, split, field) of hub:ID[,CONFIG[,SPLIT[,FIELD]]]. Raises InputError for another name.
+
+    >>> hub_parts("hub:roneneldan/TinyStories,,validation")
+    ('roneneldan/TinyStories', None, 'validation', 'text')
+    """
+    parts = [part.strip() for part in name.removeprefix(HUB).split(",")]
+    dataset, config, split, field = (parts + [""] * 4)[:4]
+    wrong = [part for part in parts if part and not HUB_PART.fullmatch(part)]
+    if not dataset or len(parts) > 4 or wrong or "/" in config + split + field:
+        raise InputError(
+            f"{name[:120]!r} names no data set: hub:ID, or hub:ID,CONFIG,SPLIT,FIELD (letters, digits, ._-)."
+        )
+    return dataset, config or None, split or "train", field or "text"
+
+
+def _hub_text(name: str) -> Text:
+    """The first `HUB_BYTES` of a data set of the hub. It is streamed, since many are larger than a disk; offline it is
+    what the cache of `datasets` holds."""
+    dataset, config, split, field = hub_parts(name)
+
+    def fetch(load: Callable) -> list[str]:
+        from datasets import config as settings
+
+        found: list[str] = []
+        size = 0
+        for row in load(dataset, config, split=split, streaming=not settings.HF_HUB_OFFLINE):
+            value = row.get(field)
+            if field not in row or not isinstance(value, str | None):
+                names = ", ".join(str(key)[:40] for key in list(row)[:8])
+                raise InputError(f"{name} has no field {field} of strings, it has {names}: hub:ID,CONFIG,SPLIT,FIELD.")
+            found.append(value or "")
+            size += len(value or "")
+            if size > HUB_BYTES:
+                break
+        return found
+
+    documents = _row_documents(_from_hub(name, fetch))
+    if not documents:
+        raise InputError(f"{name} is empty: nothing to measure on.")
+    return Text(f"{', '.join(filter(None, (dataset, config, split)))} (Hugging Face hub)", documents, name)
 
 
 def _row_documents(rows: list[str]) -> tuple[str, ...]:
@@ -227,7 +304,7 @@ def _row_documents(rows: list[str]) -> tuple[str, ...]:
     return tuple(row.strip("\n") for row in rows if row.strip())
 
 
-def _json_documents(path: Path, data: bytes) -> list[str]:
+def _json_documents(path: Path, data: bytes, field: str) -> list[str]:
     """The documents of a JSON list."""
     source = f"Text file {path}"
     try:
@@ -237,13 +314,13 @@ def _json_documents(path: Path, data: bytes) -> list[str]:
             raise InputError(f"{source} is JSON Lines: let its name end with .jsonl.") from None
         raise
     if not isinstance(rows, list):
-        raise InputError(f"{source} must hold a list of strings or of objects with a field `text`.")
-    return [_row_text(row, f"{source}: item {number} of its list") for number, row in enumerate(rows, 1)]
+        raise InputError(f"{source} must hold a list of strings or of objects with a field `{field}`.")
+    return [_row_text(row, f"{source}: item {number} of its list", field) for number, row in enumerate(rows, 1)]
 
 
-def _lines_documents(path: Path, text: str) -> list[str]:
+def _lines_documents(path: Path, text: str, field: str) -> list[str]:
     """The documents of JSON Lines. A line ends with "\\n" alone: U+2028 and the like may stand within a string."""
-    return [_row_text(row, f"Text file {path}: line {number}") for number, row in _json_lines(path, text)]
+    return [_row_text(row, f"Text file {path}: line {number}", field) for number, row in _json_lines(path, text)]
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
@@ -269,10 +346,10 @@ def _is_json(data: bytes, kinds) -> bool:
         return False
 
 
-def _row_text(row: object, where: str) -> str:
-    text = row.get("text") if isinstance(row, dict) else row
+def _row_text(row: object, where: str, field: str) -> str:
+    text = row.get(field) if isinstance(row, dict) else row
     if not isinstance(text, str):
-        raise InputError(f"{where} is no string and no object with a string in its field `text`.")
+        raise InputError(f"{where} is no string and no object with a string in its field `{field}`.")
     return text
 
 
@@ -316,4 +393,5 @@ def divide(text: Text) -> tuple[Text, Text]:
     else:
         cut = len(text.documents[0]) // 4
         first, rest = (text.documents[0][:cut],), (text.documents[0][cut:],)
-    return Text(f"{text.name}, a quarter", first, text.path), Text(f"{text.name}, three quarters", rest, text.path)
+    quarter = replace(text, name=f"{text.name}, a quarter", documents=first)
+    return quarter, replace(text, name=f"{text.name}, three quarters", documents=rest)

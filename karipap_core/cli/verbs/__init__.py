@@ -30,6 +30,7 @@ FIRST = (
     "report",
     "sensitivity",
     "autopilot",
+    "text",
 )
 
 

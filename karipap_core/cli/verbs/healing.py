@@ -7,6 +7,7 @@ from pathlib import Path
 from karipap_core.cli.options import COMPRESSED, DEVICE, above_zero, positive, text_option
 from karipap_core.cli.registry import option, typed, verb
 from karipap_core.cli.tables import table
+from karipap_core.cli.texts import dense_model, prepare
 from karipap_core.healing.launch import launch_commands
 from karipap_core.progress import Progress
 
@@ -77,6 +78,7 @@ def heal(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.healing.points import heal_and_measure
     from karipap_core.healing.settings import Settings
 
+    prepare(args, progress, "train", lambda: dense_model(args.folder, args.distill))
     names = [field.name for field in fields(Settings)]
     settings = Settings(**{name: getattr(args, name) for name in names})
     dense = {"distill": args.distill, "compare_dense": args.compare_dense}

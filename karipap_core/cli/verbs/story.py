@@ -23,10 +23,13 @@ from karipap_core.cli.options import (
     fraction,
     names,
     suite_of,
+    text_option,
 )
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
+from karipap_core.cli.texts import dense_model, prepare
 from karipap_core.progress import Progress
+from karipap_core.text import SPLITS
 
 
 @verb(
@@ -49,8 +52,32 @@ from karipap_core.progress import Progress
 def profile(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
 
+    if set(args.metrics) & {"functional", "loss"}:
+        prepare(args, progress, "calibration")
     found = story.profile(args.model, args.text, args.metrics, args.network, args.device, args.out, progress)
     return found.to_json()
+
+
+@verb(
+    "whether a text suits a model: bits per byte on a few windows, beside a compressor's",
+    "assets/demo_model --text notes.txt",
+    table("text"),
+    MODEL,
+    text_option("look at", "held-out modules"),
+    option(
+        "--side", choices=SPLITS, default="heldout", help="what for: which of the library's sides (default: heldout)"
+    ),
+    DEVICE,
+)
+def text(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.evaluation.suits import known, suits, text_of
+    from karipap_core.evaluation.wrong_text import unsuited
+
+    checkpoint = open_checkpoint(args.model)
+    found = text_of(args.text, checkpoint, args.side, args.device, progress=progress)
+    looked = suits(checkpoint, found, args.text, args.side, device=args.device, progress=progress)
+    return looked | {"warning": unsuited(looked, known(checkpoint))}
 
 
 @verb(
@@ -79,6 +106,7 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
     from karipap_core.plan.budget import Budget
 
+    prepare(args, progress, "calibration")
     found = story.make_plan(
         args.model,
         Budget(args.budget, args.budget_bytes, args.scope),
@@ -128,6 +156,7 @@ def compress(args: argparse.Namespace, progress: Progress) -> dict:
 def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
 
+    prepare(args, progress, "heldout", lambda: dense_model(args.folder, args.against))
     found = story.evaluate(
         args.folder,
         against=args.against,

@@ -16,6 +16,7 @@ from karipap_core.cli.options import (
 )
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
+from karipap_core.cli.texts import prepare, prepare_both
 from karipap_core.progress import Progress
 
 
@@ -47,6 +48,8 @@ def ising(args: argparse.Namespace, progress: Progress) -> dict:
 def claims(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.studies.claims.check import check, listing
 
+    if args.claim:
+        prepare(args, progress, "calibration")
     return check(args.model, args.claim, args.text, args.device, progress) if args.claim else listing()
 
 
@@ -79,6 +82,7 @@ def sensitivity(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.tradeoffs.sweep import study_and_text
     from karipap_core.workspace.files import write_json
 
+    prepare_both(args, progress)
     study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
     choice, scoring = Choice(args.network, args.quantize), scoring_of(args, DEFAULT_SCORING)
     found = measure(study, text, choice, args.kept, args.chi, args.metric, args.by, scoring, progress)

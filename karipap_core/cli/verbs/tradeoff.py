@@ -29,6 +29,7 @@ from karipap_core.cli.options import (
 )
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
+from karipap_core.cli.texts import prepare, prepare_both, warn_of_overlap
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress
 
@@ -48,10 +49,13 @@ from karipap_core.progress import Progress
     DEVICE,
 )
 def run(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.plan.document import Plan
     from karipap_core.tradeoffs.run import Extras
     from karipap_core.tradeoffs.run import run as measure
     from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
 
+    prepare(args, progress, "heldout")
+    warn_of_overlap(args, progress, Plan.load(args.plan).calibration)
     extras, scoring = Extras(suite_of(args, progress), args.conventions), scoring_of(args, DEFAULT_SCORING)
     return measure(args.model, args.plan, args.text, scoring, extras, args.out, args.force, args.device, progress)
 
@@ -93,6 +97,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.tradeoffs.sweep import sweep as measure
 
     suite = suite_of(args, progress)
+    prepare_both(args, progress)
     study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
     choices = [Choice(network, args.quantize, args.embedding, args.structure) for network in args.networks]
     grid = Grid(args.budgets, args.rules, scope=args.scope)
@@ -165,6 +170,7 @@ def autopilot(args: argparse.Namespace, progress: Progress) -> dict:
         raise InputError("--max-rise and --max-perplexity are one line in two units: give one of them.")
     max_rise = args.max_rise if args.max_rise is not None else args.max_perplexity
     aim, limits = Aim(max_rise, args.budget_bytes, args.scope), Limits(args.keep_ends, args.max_evaluations)
+    prepare_both(args, progress)
     study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
     choices = [Choice(network, args.quantize, args.embedding) for network in args.networks]
     return find(study, text, aim, choices, limits, scoring_of(args, DEFAULT_SCORING), args.out, progress)
