@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, log_ticks
+from karipap_core.figures.style import BELOW, BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, log_ticks, wrapped
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, "#5b5fc7", "#b0487a", GREY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -75,17 +75,18 @@ def size_curve(chi: Sequence[int], kept: Sequence[float], adds: Sequence[float],
     figure.add_hline(1, line=dict(color=GREY, width=1.2, dash="dot"))
     figure.add_annotation(
         xref="paper",
-        x=1,
-        xanchor="right",
+        x=0,
+        xanchor="left",
         y=0,
         yanchor="bottom",
-        text="dense",
+        text=" dense",
         showarrow=False,  # y = 0 is 10⁰
         font=dict(size=12, color=GREY),
     )
     figure.add_vline(chosen, line=dict(color=GREEN, width=1.5))
     _frame(figure, "", "χ", "Over dense", True, 260)
-    figure.update_xaxes(type="log", dtick=1)
+    figure.update_xaxes(type="log", **log_ticks(min(chi), max(chi)))
+    figure.update_yaxes(**log_ticks(min(*kept, *adds), max(*kept, *adds)))
     return figure
 
 
@@ -94,15 +95,18 @@ def _short(value: float) -> str:
 
 
 def _frame(figure: go.Figure, title: str, x: str, y: str, log: bool, height: int = 360) -> None:
+    words = wrapped(title)
     figure.update_layout(
-        height=height,
-        margin=dict(l=8, r=8, t=48 if title else 12, b=8),
+        height=height + 18 * max(0, len(figure.data) - 2),  # a line of the legend each, where the page is narrow
+        margin=dict(l=8, r=8, t=30 + 20 * words.count("<br>") + 8 if title else 12, b=8),
         hovermode="closest",
-        title=dict(text=title, font=dict(size=15), x=0, xanchor="left") if title else None,
-        legend=dict(orientation="h", yanchor="top", y=-0.22, x=0),
+        title=dict(text=words, font=dict(size=15), x=0, xanchor="left", y=1, yanchor="top", pad=dict(t=18))
+        if title
+        else None,
+        legend=BELOW,
         uirevision="claims",
     )
-    figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False)
-    figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False)
+    figure.update_xaxes(title_text=x, gridcolor=FAINT, zeroline=False, automargin=True)
+    figure.update_yaxes(title_text=y, gridcolor=FAINT, zeroline=False, automargin=True)
     if log:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+        figure.update_yaxes(type="log")

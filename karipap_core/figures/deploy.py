@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from karipap_core.deployment.kv import Cache
 from karipap_core.deployment.verdict import ordered
-from karipap_core.figures.style import BLUE, FAINT, GREEN, GREY, ORANGE, PURPLE
+from karipap_core.figures.style import BELOW, BLUE, FAINT, GREEN, GREY, ORANGE, PURPLE
 from karipap_core.terminal import size
 
 PALE = "rgba(255,255,255,0.6)"
@@ -58,7 +58,7 @@ def memory(document: dict) -> go.Figure:
             font=dict(size=12, color=GREY),
         )
     _frame(figure, 110 + 52 * len(rows))
-    figure.update_layout(barmode="stack", bargap=0.35, legend=dict(traceorder="normal"))
+    figure.update_layout(barmode="stack", bargap=0.35, legend_traceorder="normal")
     figure.update_xaxes(title_text=f"Memory, in {unit} (10{power} bytes)", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
@@ -116,10 +116,10 @@ def cache(model: Cache, document: dict, longest: int) -> go.Figure:
 def _frame(figure: go.Figure, height: int) -> None:
     figure.update_layout(
         height=height,
-        margin=dict(l=8, r=16, t=24, b=76),
+        margin=dict(l=8, r=16, t=24, b=8),
         hovermode="closest",
         uirevision="keep",
-        legend=dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom", title_text=""),
+        legend=BELOW,
     )
     figure.update_xaxes(gridcolor=FAINT, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=FAINT, zeroline=False, automargin=True)

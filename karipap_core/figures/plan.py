@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 
 from karipap_core.figures.methods import SYMBOLS
-from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape
+from karipap_core.figures.style import BELOW, BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape
 
 ROLE_COLORS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, GREY, "#5b5fc7")
 DASHES = ("solid", "dash", "dot")
@@ -29,7 +29,9 @@ def chi_by_layer(rows: Iterable[dict]) -> go.Figure:
             marker=dict(size=7, symbol=SYMBOLS[number % len(SYMBOLS)]),
             hovertemplate=f"{escape(role)}, layer %{{x}}: χ %{{y:.4g}}<extra></extra>",
         )
-    figure.update_layout(height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", showlegend=True)
+    figure.update_layout(
+        height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", showlegend=True, legend=BELOW
+    )
     last = max((layer for layers in roles.values() for layer in layers), default=0)
     figure.update_xaxes(dtick=1 if last < 40 else None)
     figure.update_xaxes(title_text="layer", gridcolor=FAINT, zeroline=False, automargin=True, tickformat="d")

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from karipap_core.evaluation.scores import NORMAL
 from karipap_core.figures.methods import RIVALS, network_color
-from karipap_core.figures.style import FAINT, GREY, ORANGE, escape, log_ticks
+from karipap_core.figures.style import BELOW, FAINT, GREY, ORANGE, escape, log_ticks
 from karipap_core.plan.predictions import CURVE, Pair
 
 # How a prediction was made and where it was held against: name, symbol.
@@ -78,7 +78,7 @@ def scatter(pairs: Sequence[Pair], error: float | None = None, selected: str | N
         height=560,
         margin=dict(l=8, r=8, t=8, b=8),
         hovermode="closest",
-        legend=dict(orientation="h", x=0, y=-0.16, xanchor="left", yanchor="top", title_text=""),
+        legend=BELOW,
     )
     axis = dict(type="log", gridcolor=FAINT, zeroline=False, automargin=True)
     axis |= log_ticks(min(values), max(values))

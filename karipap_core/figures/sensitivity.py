@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from karipap_core.checkpoint.roles import ORDER
 from karipap_core.figures.map import Numbers, weight_map
-from karipap_core.figures.style import BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, log_ticks
+from karipap_core.figures.style import BELOW, BLUE, FAINT, GOLD, GREEN, GREY, ORANGE, PURPLE, escape, log_ticks
 from karipap_core.studies.sensitivity.foretell import MEASURES, in_words
 
 LABELS = {"rise": "rise in loss", "kl": "KL divergence", "relative_error": "output error"}
@@ -102,7 +102,7 @@ def scatter(
         clickmode="event+select",
         title=dict(text=said, font_size=15, x=0, xref="paper"),
         margin_t=44,
-        legend=dict(y=-0.2, yanchor="top"),
+        legend=BELOW,
         showlegend=len(roles) > 1,
         uirevision=measure,
         selectionrevision=str(selected),

@@ -1,6 +1,7 @@
 """Colours, axes, ticks and frames that all figures share."""
 
 import math
+import textwrap
 
 import numpy as np
 from plotly.colors import hex_to_rgb, sequential
@@ -10,6 +11,9 @@ SCALE = [[i / (len(sequential.Cividis) - 1), color] for i, color in enumerate(se
 DARK, LIGHT = "#000000", "#ffffff"  # inks: of these two, one has a contrast of 4.58 or more on any colour there is
 FAINT = "rgba(128,134,140,0.22)"
 POINTS = 512
+# A legend at the foot of its figure: Plotly keeps as much room for it as it takes, however narrow the page.
+BELOW = dict(orientation="h", x=0, xanchor="left", yref="container", y=0, yanchor="bottom", title_text="")
+LINE = 44  # signs of a figure's title in a line, on the narrowest page
 
 
 def ends() -> tuple[str, str]:
@@ -25,6 +29,11 @@ def escape(text: str) -> str:
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def wrapped(text: str) -> str:
+    """A title in as many lines as the narrowest page needs."""
+    return "<br>".join(escape(line) for line in textwrap.wrap(text, LINE))
+
+
 def line(figure, x, y, name, color, dash="solid", form="%{y:.3g}") -> None:
     figure.add_scatter(
         x=np.asarray(x, np.float32),
@@ -37,9 +46,12 @@ def line(figure, x, y, name, color, dash="solid", form="%{y:.3g}") -> None:
 
 
 def log_ticks(low: float, high: float) -> dict:
-    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, or at the powers alone over three decades on."""
+    """Ticks of a logarithmic axis at 1, 2 and 5 times powers of ten, or at the powers alone over three decades on, and
+    at every second or third … of them over many."""
     steps = (1, 2, 5) if high / low < 1e3 else (1,)
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high))
+    every = max(1, round((last - first) / 8))
+    decades = range(first - first % every, last + 1, every)  # 1 is among them where they reach it
     values = [step * 10.0**decade for decade in decades for step in steps]
     return dict(tickvals=values, ticktext=[tick(value) for value in values])
 
@@ -93,7 +105,7 @@ def inks(parts: np.ndarray) -> np.ndarray:
 
 def tick(value: float) -> str:
     """1234 → '1,234', 0.001 → '0.001', 1e-7 → '10⁻⁷', 2e-7 → '2·10⁻⁷'."""
-    if 1e-4 < value < 1e7:
+    if 1e-4 < value < 1e6:
         return f"{value:,.6g}"
     exponent = math.floor(math.log10(value) + 1e-9)
     power = "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

@@ -55,7 +55,7 @@ export function onPaper(chart, picture) {
   };
   layout.paper_bgcolor = layout.plot_bgcolor = PAPER;
   layout.height = picture.height;
-  if (layout.title?.text === picture.title) {
+  if (layout.title?.text?.replaceAll("<br>", " ") === picture.title) {
     delete layout.title;
     layout.margin = { ...layout.margin, t: 16 };
   }
