@@ -74,9 +74,7 @@ def figures(document: dict) -> None:
     rows = [
         {
             "figure": row["label"],
-            "a": row["a"],
-            "b": row["b"],
-            "difference": row["difference"],
+            **{key: row[key] for key in compare.COLUMNS},
             "interval": compare.said(row),
             "better": (row["better"] or "").upper(),
         }
@@ -84,8 +82,9 @@ def figures(document: dict) -> None:
     ]
     if not rows:
         return
+    shown = [row | {key: compare.figure(row, key) for key in compare.COLUMNS} for row in document["metrics"]]
     table(
-        pd.DataFrame(rows),
+        pd.DataFrame(rows).assign(**{key: [row[key] for row in shown] for key in compare.COLUMNS}),
         "Figures",
         "compare-figures",
         {
@@ -98,6 +97,7 @@ def figures(document: dict) -> None:
         },
         "Intervals are paired: both were measured on the same tokens, and documents are resampled. One that holds 0 is "
         "no measurable difference.",
+        pd.DataFrame(rows),
     )
 
 
@@ -154,15 +154,21 @@ def weights(document: dict) -> None:
     )
 
 
-def table(frame: pd.DataFrame, heading: str, file: str, labels: dict[str, str], says: str) -> None:
-    """A table with its heading, its CSV and a line that defines its columns; empty columns are left out."""
+FORMATS = {"parameters": "localized", "change": "localized", "bytes": "bytes", "damage": "%.4f"}
+
+
+def table(
+    frame: pd.DataFrame, heading: str, file: str, labels: dict[str, str], says: str, data: pd.DataFrame | None = None
+) -> None:
+    """A table with its heading, its CSV (of `data` where the table shows words) and a line that defines its columns;
+    empty columns are left out."""
     frame = frame[[column for column in frame.columns if frame[column].notna().any()]]
     head, button = st.columns([5, 1], vertical_alignment="bottom")
     head.subheader(heading, anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
-        common.csv_button(frame, f"karipap-{file}", f"{file}-csv")
+        common.csv_button(frame if data is None else data, f"karipap-{file}", f"{file}-csv")
     form = {
-        column: st.column_config.NumberColumn(labels[column], format="compact" if column.startswith("bytes") else None)
+        column: st.column_config.NumberColumn(labels[column], format=FORMATS.get(column.rpartition("_")[0] or column))
         if pd.api.types.is_numeric_dtype(frame[column])
         else st.column_config.TextColumn(labels[column])
         for column in frame.columns

@@ -3,13 +3,33 @@
 from karipap_core import terminal as show
 from karipap_core.tradeoffs.compare import verdict
 
+COLUMNS = ("a", "b", "difference")
+MANY = 1e4  # from here on no digits behind the point
+SHARES = ("kept", "bytes_kept", "kept_blocks", "bytes_kept_blocks", "top1_agreement")
+
+
+def figure(row: dict, key: str) -> str:
+    """One figure of a row of the comparison as people read it: shares in per cent, differences with their sign.
+
+    >>> figure({"key": "kept", "a": 0.3566, "difference": -0.098}, "a")
+    '35.7 %'
+    """
+    number, sign = row[key], "+" if key == "difference" else ""
+    if number is None:
+        return show.NOTHING
+    if row["key"] in SHARES:
+        return f"{100 * number:{sign}z.1f} %"
+    if row["key"] == "disk_bytes" and key != "difference":
+        return show.size(number)
+    return f"{number:{sign}z,.4f}" if abs(number) < MANY else f"{number:{sign},.0f}"
+
 
 def table(document: dict) -> str:
     """The comparison for a terminal: figures, then the weights that differ, then the prompts."""
     a, b = (document[side] for side in "ab")
     parts = [f"A  {show.value(a['name'])} ({a['kind']})\nB  {show.value(b['name'])} ({b['kind']})", verdict(document)]
     rows = [
-        [row["label"], row["a"], row["b"], row["difference"], said(row), (row["better"] or "").upper()]
+        [row["label"], *(figure(row, key) for key in COLUMNS), said(row), (row["better"] or "").upper()]
         for row in document["metrics"]
     ]
     if rows:
@@ -46,5 +66,5 @@ def said(row: dict) -> str:
     """The interval of a difference in words, empty where there is none."""
     if row["low"] is None:
         return ""
-    span = f"{row['low']:+.4g} to {row['high']:+.4g}"
+    span = f"{row['low']:+z.4f} to {row['high']:+z.4f}"
     return span if row["measurable"] else f"no measurable difference ({span})"
