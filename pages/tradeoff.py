@@ -153,7 +153,8 @@ def equal_bytes(points: list[dict]) -> None:
     head = "".join(f'<th scope="col">{size:.0%}</th>' for size in ranking.SIZES)
     body = "".join(_ranked_row(ranked, index) for index in range(len(ranked.rows)))
     st.html(
-        f'<div class="k-rank" role="region" aria-label="Every network in the same bytes" tabindex="0"><table><thead><tr><th scope="col">{what}</th>{head}</tr></thead><tbody>{body}</tbody>'
+        f'<div class="k-rank" role="region" aria-label="Every network in the same bytes" tabindex="0">'
+        f'<table><thead><tr><th scope="col">{what}</th>{head}</tr></thead><tbody>{body}</tbody>'
         "</table></div>"
     )
     st.html(
