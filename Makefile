@@ -16,7 +16,10 @@ export PYTHON PIP_FLAGS
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-app: environment  ## open the dashboard on this machine (PORT=8501)
+ifdef MODELS
+app: export KARIPAP_MODEL_ROOTS := $(MODELS)
+endif
+app: environment  ## open the dashboard on this machine (MODELS=~/models lists those of a folder; PORT=8501)
 	$(BIN)/streamlit run app.py --server.address=127.0.0.1 --server.port=$(PORT)
 
 test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest; WORKERS=2 processes)

@@ -10,7 +10,7 @@ import streamlit as st
 
 from karipap_core.deployment import kv
 from karipap_core.deployment.decide import deploy
-from karipap_core.deployment.footprint import Footprint, of_checkpoint
+from karipap_core.deployment.footprint import Footprint, of_checkpoint, of_config
 from karipap_core.deployment.hardware import said_of
 from karipap_core.deployment.request import Constraints, Load, Machine
 from karipap_core.deployment.verdict import ordered, recommended
@@ -26,12 +26,12 @@ PLACES = ("KV cache", "Open", "On the GPU", "Outside", "A step, at least", "Why"
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def footprint_of(identity: str, _checkpoint) -> Footprint:
-    return of_checkpoint(_checkpoint)
+    return of_checkpoint(_checkpoint) if _checkpoint.tensors else of_config(_checkpoint.config, _checkpoint.name)
 
 
 def page() -> None:
     st.html(Path(deploy_controls.__file__).with_name("deploy.css"))
-    view = model.current()
+    view = model.current(weights=False)
     common.title(
         "Deploy",
         "Does it fit, what does it cost, and is compression worth doing at all? Four questions, each answer with its "
@@ -41,6 +41,9 @@ def page() -> None:
     machine, fixed = deploy_controls.machine()
     instead, smaller = deploy_controls.other_models()
     with st.spinner("Counting …", show_time=False):
+        if view.only == "profile" and instead is None:
+            st.info(f"{common.plain(view.checkpoint.missing)} What it takes in memory is in its config.json: drop that.")
+            return
         foot = instead or footprint_of(view.checkpoint.identity, view.checkpoint)
         document = deploy(foot, load, machine, plan, Constraints(fixed, smaller))
     st.html(f'<p class="k-verdict"><b>{html.escape(foot.name)}</b>. {html.escape(document["verdict"])}</p>')
@@ -54,7 +57,7 @@ def page() -> None:
     questions(document)
     places(document)
     layers(document)
-    words = model_words(view, instead is not None)
+    words = model_words(view, instead is not None or view.only is not None)
     st.code(command(words, load, machine, name, fixed, smaller is not None), language="bash", wrap_lines=True)
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.spectra.spectrum import METRICS
-from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, tables
+from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, profiles, tables
 
 
 def page() -> None:
-    view = model.current()
+    view = model.current(weights=False)
     common.title("Plan", "What every weight becomes. Drag a cell, a heading or the budget; all the figures follow.")
+    if why := profiles.no_board(view):
+        st.info(common.plain(why))
+        return
     plan_jobs.follow_search(view)
     history = plan_session.opened(view)
     if gone := plan_session.state().get("gone"):

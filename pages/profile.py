@@ -14,7 +14,7 @@ from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile
-from pages.parts import common, model, profiles, tables, terms
+from pages.parts import common, model, opening_shapes, profiles, tables, terms
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
 METRIC_SAYS = {
@@ -36,12 +36,16 @@ WORDS = (
     *("weight", "sigma", "entropy", "nats", "noise", "excess", "normalized_entropy", "effective_rank", "stable_rank"),
     *("spikes", "metric", "kfac", "chi", "break_even", "kept"),
 )
+FROM_SIGMA = ("chi", "kept")  # quantities that need the singular values, not the numbers of profile.json alone
 ERRORS = [0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3]
 
 
 def page() -> None:
-    view = model.current()
+    view = model.current(weights=False)
     common.title("Profile", INTRO)
+    if view.only == "config":
+        opening_shapes.draw(view)
+        return
     profile = profiles.current(view)
     if profile is None:
         return
@@ -59,7 +63,8 @@ def page() -> None:
 def controls(profile: Profile, view):
     """Which quantity, under which metric, at which error; all of it in the URL."""
     calibration = profiles.calibration(view)
-    quantities = list(figures.QUANTITIES) + (["sensitivity"] if calibration else [])
+    quantities = [name for name in figures.QUANTITIES if not (profile.bare and name in FROM_SIGMA)]
+    quantities += ["sensitivity"] if calibration else []
     names = {key: kind.label for key, kind in figures.QUANTITIES.items()} | {"sensitivity": "Measured sensitivity"}
     metrics = profile.settings["metrics"]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
@@ -125,6 +130,8 @@ def saved(profile: Profile) -> str:
     """How much of the blocks two factors take that keep 99 % of every weight's squares, under each metric."""
     if not any(row["compressible"] for row in profile.weights):
         return ""
+    if profile.bare:
+        return profiles.BARE
     shares = {name: kept_at(profile, name, str(profile.folder)) for name in profile.settings["metrics"]}
     what = {"weight": "of the weights", "functional": "of the layers' outputs", "loss": "by the loss estimate"}
     takes = ", ".join(f"{share:.0%} {what[name]}" for name, share in shares.items())
@@ -285,6 +292,8 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
     )
     if shown in ("tree", "peps"):
         cuts(view, row, metric, shown)
+    elif profile.bare and shown != "bonds":
+        st.info(profiles.BARE)
     else:
         draw = {"spectrum": figures.spectrum, "kept": figures.cumulative, "bonds": figures.bonds}[shown]
         fig = draw(profile, row["name"], metric)

@@ -21,6 +21,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from karipap_core.cli import registry, verbs
+from karipap_core.cli.options import AGAINST, MODEL
 from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError, StorageError
 from karipap_core.jobs.job import hold_work
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _prepare(args)
         with _stop_on_signals(), _reporter(args) as progress, _nothing_else_on_stdout() as stdout:
+            _fetch(entry, args, progress)
             document = entry.run(args, progress)
             text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
         _print(text, stdout)
@@ -128,6 +130,16 @@ def _prepare(args: argparse.Namespace) -> None:
             os.environ[name] = str(args.threads)
         if "torch" in sys.modules:  # it read them when it was imported
             sys.modules["torch"].set_num_threads(args.threads)
+
+
+def _fetch(entry: registry.Verb, args: argparse.Namespace, progress: Progress) -> None:
+    """Fetches the hub models that a verb's arguments name, with progress, before it opens them."""
+    from karipap_core.checkpoint import hub
+
+    for each in (MODEL, AGAINST):
+        name = getattr(args, each.name) if each in entry.options else None
+        if name and hub.HUB_ID.fullmatch(name) and not os.path.lexists(name):
+            hub.fetch(name, progress)
 
 
 @contextmanager

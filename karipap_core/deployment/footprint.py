@@ -7,17 +7,16 @@ count is the one that transformers would load, tied tables once.
 import math
 import os
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.open import check_types, open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import compressible, place, role_of
-from karipap_core.deployment.kv import GENERATIVE, cache_of, heads_of
+from karipap_core.deployment.kv import cache_of, heads_of
 from karipap_core.errors import InputError
-from karipap_core.models.empty import check_config, check_text, config_explained, empty_model
+from karipap_core.models.empty import config_of, empty_model, from_config
 from karipap_core.reading import read_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -148,15 +147,9 @@ def footprint(model: str | Path) -> Footprint:
 
 def of_config(document: dict, name: str = "model") -> Footprint:
     """The footprint of a config.json's contents."""
-    import torch
-    from transformers import AutoModel, AutoModelForCausalLM
-
     config = config_of(document, name)
     cache_of(config)  # refuses a config that does not say what its cache is, before anything is built
-    names = config.architectures or ["CausalLM"]
-    auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
-    with config_explained(name, document), torch.device("meta"):
-        live = auto.from_config(config)
+    live = from_config(config, document, name)
     given = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     dtype = str(given).removeprefix("torch.") if given is not None else "bfloat16"
     if dtype not in ITEMSIZE:
@@ -175,20 +168,6 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     return Footprint(
         name, config, parameters, parameters * ITEMSIZE[dtype], dtype, tuple(matrices), assumed=given is None
     )
-
-
-def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
-    """transformers' config of a config.json's contents. Raises InputError where it does not know the architecture, and
-    for numbers that no model has."""
-    from transformers import AutoConfig
-
-    fields = {key: deepcopy(value) for key, value in document.items() if key not in ("auto_map", "quantization_config")}
-    check_types(document, f"The config of {name}")
-    check_config(document, name)
-    with config_explained(name, document):
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    check_text(config, name)
-    return config
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Footprint:

@@ -9,13 +9,13 @@ Nothing here reads weights. Times are bytes over peak bandwidths: what no implem
 
 from dataclasses import dataclass
 
+from karipap_core.checkpoint.model import GENERATIVE
 from karipap_core.errors import InputError
 
 GROUP = 64  # values that share a scale and a zero point where the cache has 4 bits
 BITS = {"fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
 WINDOWED = {"sliding_attention", "chunked_attention", "hybrid_sliding", "reference_sliding_attention"}
 STATEFUL = {"linear_attention", "conv", "mamba", "mamba2", "recurrent", "ssm"}  # one state, however long the text
-GENERATIVE = ("CausalLM", "LMHeadModel", "Generation")
 NOTHING = {"dummy", "moe", "mlp"}
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.model import GENERATIVE, Checkpoint
+from karipap_core.checkpoint.open import check_types
 from karipap_core.checkpoint.roles import place, role_of
 from karipap_core.checkpoint.tensorfile import TORCH
 from karipap_core.errors import Cancelled, InputError
@@ -75,6 +76,31 @@ def _check_counts(table: dict, name: str) -> None:
     experts, chosen = table.get("num_local_experts"), table.get("num_experts_per_tok")
     if isinstance(experts, int) and isinstance(chosen, int) and not min(experts, 1) <= chosen <= experts:
         raise InputError(f"The config of {name}: num_experts_per_tok is {chosen}, of num_local_experts {experts}.")
+
+
+def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
+    """transformers' config of a config.json's contents. Raises InputError where it does not know the architecture, and
+    for numbers that no model has."""
+    from transformers import AutoConfig
+
+    fields = {key: deepcopy(value) for key, value in document.items() if key not in ("auto_map", "quantization_config")}
+    check_types(document, f"The config of {name}")
+    check_config(document, name)
+    with config_explained(name, document):
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    check_text(config, name)
+    return config
+
+
+def from_config(config: "PretrainedConfig", document: dict, name: str) -> "PreTrainedModel":
+    """The model of a config alone, every parameter with its shape and none with memory. Raises InputError where
+    transformers cannot build it."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    names = config.architectures or ["CausalLM"]
+    auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
+    with config_explained(name, document), torch.device("meta"):
+        return auto.from_config(config)
 
 
 def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":

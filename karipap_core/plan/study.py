@@ -64,7 +64,8 @@ class Study:
         workspace: Workspace | None = None,
         progress: Progress = silent,
     ) -> None:
-        self.checkpoint: Checkpoint = open_checkpoint(model) if isinstance(model, str | Path) else model
+        opened = open_checkpoint(model, progress=progress) if isinstance(model, str | Path) else model
+        self.checkpoint: Checkpoint = opened
         self._text, self._settings = text, settings
         self.device_name, self.progress = device, progress
         self.workspace = workspace or Workspace()

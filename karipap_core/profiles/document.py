@@ -93,6 +93,11 @@ class Profile:
             raise InputError(f"{file} does not belong to the profile.json beside it; profile the model again.")
         return found[0]
 
+    @cached_property
+    def bare(self) -> bool:
+        """Whether the singular values are not here: profile.json was given without the file beside it."""
+        return self.folder is not None and not (self.folder / "spectra.safetensors").exists()
+
     @property
     def file_key(self) -> str:
         return file_key(self.fingerprint, self.document.get("identity"), self.settings)

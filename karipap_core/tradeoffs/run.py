@@ -72,7 +72,7 @@ def run(
         scoring = replace(scoring, max_tokens=DEFAULT_SCORING.max_tokens)
     began = time.monotonic()
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, progress=progress)
     plan.check(checkpoint, force)
     check_names(extras.conventions, checkpoint.kind == "causal")
     if extras.suite is not None:

@@ -1,4 +1,4 @@
-"""Choosing a model: the demo, folders under KARIPAP_MODEL_ROOTS, or a hub id.
+"""The model in view: the demo, a folder under the roots, or a hub id. `opening` is the box by which others come in.
 
 The URL carries an alias, never a path, and an alias opens only what a scan of the roots has found or what is
 already in the hub's cache: a link from a stranger can neither read elsewhere nor start a download.
@@ -7,7 +7,6 @@ already in the hub's cache: a link from a stranger can neither read elsewhere no
 import html
 import inspect
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,14 +16,29 @@ from pathlib import Path
 
 import streamlit as st
 
+from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.hub import HUB_ID
 from karipap_core.checkpoint.model import SETTINGS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
-from karipap_core.workspace import Workspace
-from pages.parts import common, job
-from pages.parts.roots import DEMO, MOST_ENTRIES, MOST_FOLDERS, MOST_IN_ONE, Listing, confine, roots, scan, showable
+from karipap_core.profiles.outline import FILE as OUTLINE
+from karipap_core.profiles.outline import Outline, open_outline, outlines
+from karipap_core.workspace import MODEL_KEY, Workspace
+from pages.parts import common, job, opening, opening_memory
+from pages.parts.roots import (
+    DEMO,
+    MOST_ENTRIES,
+    MOST_FOLDERS,
+    MOST_IN_ONE,
+    Listing,
+    confine,
+    inside,
+    roots,
+    scan,
+    showable,
+)
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+HUB_SAYS = " (Hugging Face cache)"
 LONGEST = 200  # signs of an alias
 MOST_SAID = 5  # folders that the box leaves out, by name
 # What is chosen of one model: keys of widgets and of the URL.
@@ -36,11 +50,23 @@ OF_MODEL = (
 
 @dataclass(frozen=True)
 class Model:
-    """The model in view: its alias (in the URL), what a command line calls it, and the opened checkpoint."""
+    """The model in view: its alias (in the URL), where it lies, and the opened checkpoint."""
 
     alias: str
-    source: str
+    place: str
     checkpoint: Checkpoint
+
+    @property
+    def source(self) -> str:
+        """What a command line calls it. Raises InputError where its weights are not here: no command can run."""
+        if isinstance(self.checkpoint, Outline):
+            raise InputError(self.checkpoint.missing)
+        return self.place
+
+    @property
+    def only(self) -> str | None:
+        """What it is known by where its weights are not here: "profile" or "config"."""
+        return self.checkpoint.only if isinstance(self.checkpoint, Outline) else None
 
 
 class Gone(InputError):
@@ -48,27 +74,47 @@ class Gone(InputError):
 
 
 @st.cache_data(ttl=30, show_spinner=False)
-def found(where: tuple[str, ...]) -> Listing:
-    """The models that can be chosen: the demo first, then those under `where` (see `roots.scan`)."""
+def found(where: tuple[str, ...], also: tuple[str, ...] = ()) -> Listing:
+    """The models that can be chosen: the demo first, then those under `where`, and `also` these (see `roots.scan`)."""
     demo = common.ROOT / "assets" / "demo_model"
-    listing = scan(where)
+    listing = scan(where, also)
     if (demo / "model.safetensors").is_file():
         listing.models = {DEMO: str(demo)} | listing.models
     return listing
 
 
 def listing() -> Listing:
-    return found(tuple(map(str, roots())))
+    """The models of the roots, those that were chosen deeper in them too."""
+    return found(tuple(map(str, roots())), tuple(sorted(filter(os.path.isabs, opening_memory.recent()))))
 
 
-def cached_hub(hub_id: str) -> str | None:
-    """The folder of a hub model that is already on this disk, else None; never goes to the network."""
-    if not HUB_ID.fullmatch(hub_id):
-        return None
-    from huggingface_hub import try_to_load_from_cache
+@st.cache_data(ttl=30, show_spinner=False)
+def hub_models(cache: str) -> dict[str, str]:
+    """Hub id → folder of the models that are whole in the hub's cache."""
+    return hub.cached()
 
-    config = try_to_load_from_cache(hub_id, "config.json")
-    return str(Path(config).parent) if isinstance(config, str) else None
+
+def take(place: str) -> str:
+    """Makes the model of a folder or hub id the one in view. Returns "", or why that cannot be."""
+    alias: str | None = place
+    if os.path.isabs(place):
+        with suppress(InputError, OSError):
+            if inside(place, roots()):
+                opening_memory.remember(place)
+        found.clear()
+        real, known = os.path.realpath(place), listing()
+        alias = next((each for each, folder in known.models.items() if os.path.realpath(folder) == real), None)
+        if alias is None:
+            why = known.left_out.get(showable(Path(place).name), "no folder that may be opened has it any more.")
+            return f"{showable(Path(place).name)} cannot be opened: {why}"
+    else:
+        hub_models.clear()
+        if hub.snapshot(place):
+            with suppress(InputError, OSError):
+                opening_memory.remember(place)
+    st.session_state.model = alias
+    chosen_another()
+    return ""
 
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the model …")
@@ -87,15 +133,30 @@ def opened(folder: str, name: str, stamp: tuple) -> Checkpoint:
     return checkpoint
 
 
-def current() -> Model:
-    """The model in view, for a page to use. Says why, and stops, where there is none."""
+@st.cache_data(ttl=30, show_spinner=False)
+def outline_models(workspace: str) -> dict[str, str]:
+    """Key → name of the models that can be looked at without weights."""
+    return {key: f"{name} ({kind} only)" for key, (name, kind) in outlines().items()}
+
+
+def current(weights: bool = True) -> Model:
+    """The model in view, for a page to use. Says why, and stops, where there is none, or where the page has to read
+    weights (`weights`) that are not here."""
     common.inside_app()
     with common.plain_errors("opening the model"):
         view = find(st.session_state.get("model"))
         if view is None:
             offer_fetch(st.session_state.get("model"))
             st.stop()
+        if view.only and weights:
+            st.info(common.plain(view.checkpoint.missing))
+            st.stop()
         return view
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def outlined(workspace: str, key: str, stamp: int) -> Checkpoint:
+    return open_outline(key)
 
 
 def find(alias: str | None) -> Model | None:
@@ -103,11 +164,16 @@ def find(alias: str | None) -> Model | None:
     where it is gone or cannot be opened: nothing else ever comes in its place."""
     if not alias:
         return None
+    if MODEL_KEY.fullmatch(alias):
+        file = Workspace().model_dir(alias) / OUTLINE
+        if not file.is_file():
+            raise Gone(f"The model {alias} is gone: the workspace has it no more. Choose another model above.")
+        return Model(alias, str(file.parent), outlined(str(Workspace().root), alias, file.stat().st_mtime_ns))
     known = listing()
     alias = known.long.get(alias, alias)
     folder = known.models.get(alias)
     if folder is None:
-        folder = cached_hub(alias)
+        folder = str(kept) if (kept := hub.snapshot(alias)) else None
         if folder is None and HUB_ID.fullmatch(alias):
             return None
     elif alias != DEMO:
@@ -168,38 +234,32 @@ def still(view: Model) -> bool:
         now = find(view.alias)
     except Exception:  # the page, drawn anew, says which
         return False
-    return now is not None and (now.source, now.checkpoint.identity) == (view.source, view.checkpoint.identity)
+    return now is not None and (now.place, now.checkpoint.identity) == (view.place, view.checkpoint.identity)
 
 
 def offer_fetch(alias: str | None) -> None:
     """Says what is missing where no model is in view, and offers to fetch a hub model (never unasked)."""
     if alias and HUB_ID.fullmatch(alias):
-        fetching = job.followed("profile_job")
+        fetching = job.followed("fetch_job")
+        if fetching is not None and fetching.status()["state"] == "done":  # it is whole, so that it would be in view
+            job.forget("fetch_job")
+            fetching = None
         if fetching is not None:
-            job.panel(fetching, "profile_job")
+            job.panel(fetching, "fetch_job")
             return
-        st.info(f"{common.plain(alias)} is not on this machine yet.")
-        if st.button("Fetch and profile it", type="primary", key="fetch"):
-            job.start(["profile", alias, "--metrics", "weight"], f"Profile {alias}", "profile_job")
-            st.rerun()
+        opening.offer(alias, lambda: job.start(["fetch", alias], f"Fetch {alias}", "fetch_job"))
     else:
         st.info(
-            "No model here yet. Set KARIPAP_MODEL_ROOTS to a folder that holds Hugging Face models (safetensors) and "
-            "start the dashboard again, or type a hub id above."
+            "No model here yet. Press the button above and type the folder of a Hugging Face model (safetensors), or a "
+            "hub id. `make app MODELS=~/models` starts the dashboard with a folder of them."
         )
 
 
-def _choose_hub() -> None:
-    typed = st.session_state.get("hub", "").strip()
-    if HUB_ID.fullmatch(typed):
-        st.session_state.model = typed
-        chosen_another()
-    elif typed:
-        st.session_state.hub_wrong = typed
-
-
 def chosen_another() -> None:
-    """After another model was chosen: what was chosen of the one before is not asked of this one."""
+    """After another model was chosen: what was chosen of the one before is not asked of this one, the box closes, and
+    the whole page is drawn anew, not the box alone."""
+    st.session_state["k-model"] = False
+    st.session_state.model_taken = True
     for key in OF_MODEL:
         st.session_state.pop(key, None)
         st.query_params.pop(key, None)
@@ -207,39 +267,49 @@ def chosen_another() -> None:
 
 def bar() -> None:
     """The line at the top of every page: which model, its size, and how to choose another."""
-    known = listing()
+    if key := st.session_state.pop("open_pending", None):  # something to look at was dropped
+        outline_models.clear()
+        st.session_state.model = key
+        chosen_another()
+    known, hubs = listing(), hub_models(str(hub.cache()))
     asked = str(st.session_state.get("model") or st.query_params.get("model", ""))[:LONGEST]
     asked = known.long.get(asked, asked)
-    options = list(known.models)
+    options = [*known.models, *hubs, *outline_models(str(Workspace().root))]
     if asked and asked not in options:
         options.append(asked)  # it keeps its name, wherever it is: no other model comes in its place
     if options:
         st.session_state.model = asked or options[0]
     else:
         st.session_state.pop("model", None)
+    st.session_state.pop("model_taken", None)
     chosen = st.session_state.get("model")
     view, state = look(chosen)
     with st.container(key="k-bar", horizontal=True, vertical_alignment="center", gap="medium"):
-        label = common.plain(named(chosen) + (f" ({state})" if state else ""))
-        with st.popover(label, icon=":material/deployed_code:", key="k-model"):
-            if options:
-                st.selectbox(
-                    "Model",
-                    options,
-                    key="model",
-                    persist_state="session",
-                    format_func=lambda alias: named(alias, " (Python source)"),
-                    on_change=chosen_another,
-                )
-                say_left_out(known)
-            st.text_input("Hub id", key="hub", placeholder="owner/name", on_change=_choose_hub)
-            if wrong := st.session_state.pop("hub_wrong", None):
-                st.error(f"{common.plain(wrong[:80])} is no hub id: it looks like owner/name.")
-            st.caption("Folders are found under KARIPAP_MODEL_ROOTS. Only safetensors and JSON are ever read.")
+        chooser(named(chosen) + (f" ({state})" if state else ""), options, known, hubs)
         if options:
             common.share("model")  # also the first one: whoever opens the link may have others
         if view is not None:
             summary(view)
+
+
+@st.fragment
+def chooser(label: str, options: list[str], known: Listing, hubs: dict[str, str]) -> None:
+    """The button with the model's name, and behind it all by which another is opened. Typing re-runs only this."""
+    if st.session_state.pop("model_taken", False):
+        st.rerun()
+    with st.popover(common.plain(label), icon=":material/deployed_code:", key="k-model", on_change="rerun"):
+        opening.panel(known, hubs, take)
+        if options:
+            st.selectbox(
+                "Or choose one that is here",
+                options,
+                key="model",
+                persist_state="session",
+                format_func=lambda alias: named(alias, " (Python source)") + (HUB_SAYS if alias in hubs else ""),
+                on_change=chosen_another,
+            )
+            say_left_out(known)
+        st.caption(f"{opening.found_under()} Only safetensors and JSON are ever read.")
 
 
 def look(alias: str | None) -> tuple[Model | None, str]:
@@ -254,7 +324,9 @@ def look(alias: str | None) -> tuple[Model | None, str]:
 
 def named(alias: str | None, of_demo: str = "") -> str:
     """What the box calls a model."""
-    return f"demo model{of_demo}" if alias == DEMO else showable(alias or "No model")
+    if alias == DEMO:
+        return f"demo model{of_demo}"
+    return showable(outline_models(str(Workspace().root)).get(alias or "", alias or "No model"))
 
 
 def say_left_out(known: Listing) -> None:
@@ -277,7 +349,7 @@ def summary(view: Model) -> None:
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})
     parts = [
-        checkpoint.config.get("model_type", "no config.json"),
+        f"{view.only} only" if view.only else checkpoint.config.get("model_type", "no config.json"),
         f"{layers} layers",
         f"{checkpoint.parameters:,} parameters",
         f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",

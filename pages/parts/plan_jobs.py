@@ -51,11 +51,12 @@ def import_plan(view) -> None:
 
 def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None:
     """Keeps the plan in the workspace, starts its run and leaves for the Run page."""
+    source = view.source  # where the weights are not here it says so, before anything is written
     with st.spinner("Writing the plan …"):
         plan = draft.to_plan(now, view.checkpoint, found, totals)
         name = f"{now.network}-{plan.rule}-{totals['kept']:.3f}"
         name = Workspace().keep_plan(plan.to_json(), name)
-    argv = ["run", view.source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", "16384"]
+    argv = ["run", source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", "16384"]
     job.start(argv, f"{runs.shown(name)} on {view.checkpoint.name}", "job")
     st.session_state.plan = name
     query = {"model": view.alias, "plan": name}
@@ -112,7 +113,7 @@ def follow_search(view) -> None:
     status = running.status()
     argv = status["argv"]
     mine = plan_session.state()
-    ours = argv[:2] == ["plan", view.source]
+    ours = argv[:2] == ["plan", view.place]
     if status["state"] == "done" and ours and mine.get("taken") != running.id:
         plan_session.opened(view)
         mine["taken"] = running.id

@@ -20,6 +20,10 @@ def loaded(folder: str, stamp: int) -> Profile:
     return Profile.load(folder)
 
 
+BARE = (
+    "This profile came without its singular values: drop the spectra.safetensors that lies beside its profile.json, "
+    "together with it, for spectra, χ and the board."
+)
 CUTS = {
     "mpo": "The spectrum across every bond of each weight's matrix product operator.",
     "tree": "The entropy of every edge of a tree over the layers of one role: what the layers share, and what each has "
@@ -41,7 +45,8 @@ def folders(view) -> list[Path]:
         try:
             profile = _load(folder)
             first = profile.weights[0]
-            profile.sigma(first["name"], next(iter(first["spectra"])))  # the spectra must be readable too
+            if not (view.only and profile.bare):
+                profile.sigma(first["name"], next(iter(first["spectra"])))  # the spectra must be readable too
             if is_of(profile.document, view.checkpoint):
                 found.append(folder)
         except (InputError, LookupError):
@@ -69,6 +74,8 @@ def current(view) -> Profile | None:
 
 def follow(view, have: bool) -> None:
     """The job that makes a profile: shown while it runs, started unasked where the model has none at all."""
+    if view.only:  # what was given is all that there is
+        return
     running = job.followed("profile_job")
     plain = ["profile", view.source, "--metrics", "weight"]
     if running is None and not have:
@@ -90,6 +97,16 @@ def follow(view, have: bool) -> None:
         job.panel(running, "profile_job")
 
 
+def no_board(view) -> str:
+    """Why the χ board cannot be drawn of a model whose weights are not here: it needs singular values; "" where it
+    can."""
+    if view.only is None:
+        return ""
+    if view.only == "config":
+        return view.checkpoint.missing
+    return "" if any(not _load(folder).bare for folder in folders(view)) else BARE
+
+
 def with_network(view, network: str, metric: str) -> Profile | None:
     """The newest profile with the entropies of this network's cuts, under this metric where there is one."""
     found = [profile for folder in folders(view) if (profile := _load(folder)).settings["network"] == network]
@@ -100,6 +117,9 @@ def with_network(view, network: str, metric: str) -> Profile | None:
 def measure_cuts(view, network: str) -> None:
     """Offers to make a profile with the entropies of a network's cuts."""
     st.caption(CUTS[network])
+    if view.only:
+        st.info(common.plain(view.checkpoint.missing))
+        return
     if st.button("Compute it", key=f"cuts_{network}", icon=":material/calculate:"):
         job.start(
             ["profile", view.source, "--metrics", "weight", "--network", network],
@@ -119,6 +139,9 @@ def settings(view, profile: Profile) -> None:
             st.selectbox("Profile", list(found), key="profile", format_func=lambda name: describe(_load(found[name])))
         else:
             st.caption(f"This profile: {common.plain(describe(profile))}.")
+        if view.only:
+            st.caption(common.plain(view.checkpoint.missing))
+            return
         st.markdown("**Look at text too**")
         st.caption(
             "Adds spectra under two more metrics, the layers' outputs and the loss on text, and those of every cut of "

@@ -1,4 +1,5 @@
-"""The folders that the dashboard may open: those under KARIPAP_MODEL_ROOTS, and no link that leads out of them.
+"""The folders that the dashboard may open: those under KARIPAP_MODEL_ROOTS, those that its owner permitted on
+the screen since (see `opening_memory`), and no link that leads out of them.
 
 Every box and every address that takes a path goes through `confine`, and every folder that is offered through `scan`.
 What lies under the roots was put there by others: nothing in it may break a page, or keep one waiting.
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
+from pages.parts import opening_memory, server
 
 DEPTH = 2  # levels below a root that are looked at
 MOST_FOLDERS, MOST_ENTRIES = 2_000, 50_000  # looked at in all
@@ -40,8 +42,11 @@ class Listing:
 
 
 def roots() -> list[Path]:
-    """The folders whose models may be opened: KARIPAP_MODEL_ROOTS, separated as PATH is."""
-    return [Path(part).expanduser() for part in os.environ.get("KARIPAP_MODEL_ROOTS", "").split(os.pathsep) if part]
+    """The folders whose models may be opened: those of KARIPAP_MODEL_ROOTS, separated as PATH is, and those permitted
+    on the screen. What somebody at this machine permitted does not count for those who come from elsewhere."""
+    named = os.environ.get("KARIPAP_MODEL_ROOTS", "").split(os.pathsep)
+    permitted = [] if server.remote_allowed() else opening_memory.permitted()
+    return [*(Path(part).expanduser() for part in named if part), *permitted]
 
 
 def confine(path: str, allowed: list[Path]) -> Path:
@@ -83,15 +88,18 @@ def showable(name: str) -> str:
     return shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}…"
 
 
-def scan(where: Iterable[str]) -> Listing:
+def scan(where: Iterable[str], also: Iterable[str] = (), allowed: Iterable[Path] = ()) -> Listing:
     """The models under these folders, two levels deep, each opened no further than its config.json and the first bytes
-    of its weights. What is broken or leads out of them is left out, with the reason."""
-    allowed = [Path(root) for root in where]
+    of its weights. What is broken or leads out of them is left out, with the reason. also : folders of models that may
+    lie deeper. allowed : where links may lead (by default no further than `where`)."""
+    where = [Path(root) for root in where]
+    allowed = [*allowed] or where
     listing, found, seen = Listing(), [], set()
     left = MOST_ENTRIES
-    for root in allowed:
-        level = [root]
-        for _ in range(DEPTH + 1):
+    starts = [(root, DEPTH) for root in where] + [(Path(f), 0) for f in also if os.path.isdir(f) and inside(f, allowed)]
+    for start, depth in starts:
+        level = [start]
+        for _ in range(depth + 1):
             below: list[Path] = []
             for folder in level:
                 real = os.path.realpath(folder)
@@ -119,6 +127,11 @@ def scan(where: Iterable[str]) -> Listing:
             level = below
     _name(found, listing)
     return listing
+
+
+def folders_in(folder: Path, allowed: list[Path]) -> list[Path]:
+    """The folders within one, by name, without links that lead out. Raises OSError where it cannot be read."""
+    return list(_folders(_entries(folder, MOST_IN_ONE)[0], allowed, Listing()))
 
 
 def _entries(folder: Path, most: int) -> tuple[list[os.DirEntry], bool]:

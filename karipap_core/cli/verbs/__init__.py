@@ -6,11 +6,12 @@ of these files.
 """
 
 from karipap_core.cli.registry import Verb
-from karipap_core.cli.verbs import deployment, healing, reports, story, studies, tradeoff
+from karipap_core.cli.verbs import deployment, healing, hub, reports, story, studies, tradeoff
 
-__all__ = ["deployment", "healing", "in_order", "reports", "story", "studies", "tradeoff"]
+__all__ = ["deployment", "healing", "hub", "in_order", "reports", "story", "studies", "tradeoff"]
 
 FIRST = (
+    "fetch",
     "profile",
     "plan",
     "compress",

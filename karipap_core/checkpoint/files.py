@@ -1,0 +1,77 @@
+"""Which files of a folder make up its model: by an index, by their numbers, or all the .safetensors that there are."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from karipap_core.errors import InputError
+from karipap_core.reading import open_file, read_json
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors")
+
+
+def files_of(folder: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files that make up a folder's model, each with the tensors that an index says it holds."""
+    index, names = folder / "model.safetensors.index.json", names_in(folder)
+    if os.path.lexists(folder / "model.safetensors"):  # also a link that leads nowhere: it says so when it is opened
+        return {folder / "model.safetensors": None}
+    if os.path.lexists(index):
+        return _shards(folder, index)
+    found = [name for name in names if name.endswith(".safetensors") and not name.startswith("adapter_")]
+    found = [name for name in found if not name.startswith("consolidated")] or found
+    if found:
+        _complete(folder, found)
+        return dict.fromkeys(folder / name for name in found)
+    pickles = [name for name in names if name.endswith(PICKLES)]
+    if pickles:
+        raise InputError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can execute code and are never read: "
+            "save the model with safetensors first."
+        )
+    if any(name.startswith("adapter_") for name in names):
+        raise InputError(f"{folder} holds an adapter without the model it belongs to: save the two merged.")
+    raise InputError(f"{folder} holds no .safetensors file: name a folder or file with a model in it.")
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder. Raises InputError for what is no file where a library would take it for one, and wait."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(f"Folder {folder} cannot be read: {error.strerror}.") from None
+    for name in names:
+        if name.endswith(READ_BY_LIBRARIES) and not os.path.isfile(folder / name):
+            open_file(folder / name).close()
+    return names
+
+
+def _shards(folder: Path, index: Path) -> dict[Path, list[str] | None]:
+    """The files that an index names, each with the tensors that it says are there."""
+    weight_map = read_json(index, lenient=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map: fetch it again.")
+    named: dict[Path, list[str] | None] = {}
+    for tensor, file in sorted(weight_map.items()):
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise InputError(
+                f"{index} names {json.dumps(file)[:80]} for tensor {tensor}, which is no .safetensors file beside it."
+            )
+        if not os.path.lexists(folder / file):
+            raise InputError(f"{folder} lacks {file}, which its index names: fetch the model again.")
+        tensors = named.setdefault(folder / file, [])
+        if tensors is not None:
+            tensors.append(tensor)
+    return named
+
+
+def _complete(folder: Path, names: list[str]) -> None:
+    """Refuses shards without an index of which some are missing."""
+    for name in names:
+        if numbered := SHARD.fullmatch(name):
+            stem, _, count = numbered.groups()
+            for number in range(1, min(int(count), len(names) + 1) + 1):
+                if f"{stem}-{number:05d}-of-{count}.safetensors" not in names:
+                    raise InputError(f"{folder} lacks {stem}-{number:05d}-of-{count}.safetensors: fetch it again.")
