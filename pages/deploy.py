@@ -42,7 +42,7 @@ def page() -> None:
     instead, smaller = deploy_controls.other_models()
     with st.spinner("Counting …", show_time=False):
         if view.only == "profile" and instead is None:
-            st.info(f"{common.plain(view.checkpoint.missing)} What it takes in memory is in its config.json: drop that.")
+            st.info(f"{common.plain(view.checkpoint.missing)} Its config.json says what it takes.")
             return
         foot = instead or footprint_of(view.checkpoint.identity, view.checkpoint)
         document = deploy(foot, load, machine, plan, Constraints(fixed, smaller))

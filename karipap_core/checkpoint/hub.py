@@ -99,7 +99,9 @@ def offer(hub_id: str) -> Offer:
     files = {name: count for name, count in names.items() if wanted(name)}
     if not any(name.endswith(".safetensors") for name in files):
         pickled = next((name for name in names if name.endswith(PICKLES)), None)
-        why = f"only pickled weights ({pickled}), which can execute code and are never read" if pickled else "no weights"
+        why = (
+            f"only pickled weights ({pickled}), which can execute code and are never read" if pickled else "no weights"
+        )
         raise InputError(f"{hub_id} has no .safetensors file on the hub, {why}: choose a repository that has one.")
     return Offer(hub_id, found.sha or "main", files)
 
@@ -192,7 +194,7 @@ def _explained(hub_id: str) -> Iterator[None]:
         yield
     except GatedRepoError:
         raise InputError(
-            f"{hub_id} is given only to those who accepted its terms: do so on the hub, and log in with `hf auth login`."
+            f"{hub_id} is given only to those who accepted its terms: do so there, and log in with `hf auth login`."
         ) from None
     except RepositoryNotFoundError:
         raise InputError(f"The hub has no model {hub_id}, or it is a private one: check the id's letters.") from None

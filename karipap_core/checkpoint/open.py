@@ -1,7 +1,6 @@
 """Opens a checkpoint: a folder, a .safetensors file or a hub id becomes a `Checkpoint`."""
 
 import os
-import re
 from pathlib import Path
 
 from karipap_core.checkpoint import hub
@@ -26,8 +25,9 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
     """Opens a model from its headers: a folder, one .safetensors file, or a hub id ("owner/name").
 
     A hub model is fetched into the hub's own cache unless it is there, and `progress` is told of the bytes;
-    HF_HUB_OFFLINE is honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is nothing to open, where
-    the weights are pickled (pickle can execute code, so it is never read), and for damaged files.
+    HF_HUB_OFFLINE is honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is
+    nothing to open, where the weights are pickled (pickle can execute code, so it is never read), and for damaged
+    files.
     """
     path, name = Path(model).expanduser(), str(model)
     if not path.exists():

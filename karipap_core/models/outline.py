@@ -1,4 +1,4 @@
-"""The weights of a model by its config.json alone: built empty, on torch's meta device, and read off as a checkpoint is."""
+"""The weights of a model by its config.json alone: built empty, on torch's meta device, and read as a checkpoint is."""
 
 from pathlib import Path
 from typing import Any

@@ -82,7 +82,7 @@ def keep_profile(document: Any, spectra: bytes | None, source: str) -> str:
     schemas.check(document := _unsealed(document), "profile", source)
     rows = document["weights"]
     if not rows or len({row["name"] for row in rows}) != len(rows):
-        raise InputError(f"{source}, field weights names {'a weight twice' if rows else 'no weight'}: profile it again.")
+        raise InputError(f"{source}, field weights names {'a weight twice' if rows else 'none'}: profile it again.")
     metrics = document["settings"]["metrics"]
     if not any(metrics[0] in row["spectra"] for row in rows):
         raise InputError(f"{source} has no numbers under its metric {metrics[0]}: profile the model again.")

@@ -112,9 +112,19 @@ def take(place: str) -> str:
         if hub.snapshot(place):
             with suppress(InputError, OSError):
                 opening_memory.remember(place)
-    st.session_state.model = alias
-    chosen_another()
+    in_view(alias)
     return ""
+
+
+def in_view(alias: str) -> None:
+    """Another model, chosen by other means than the list of the box.
+
+    The box closes, and a browser tells a closed box's widgets nothing: it would send the values of before with its next
+    request, and they would count as a choice. So these widgets get names that it has not seen.
+    """
+    st.session_state.model = alias
+    opening.turn()
+    chosen_another()
 
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the model …")
@@ -265,12 +275,16 @@ def chosen_another() -> None:
         st.query_params.pop(key, None)
 
 
+def from_list(box: str) -> None:
+    st.session_state.model = st.session_state[box]
+    chosen_another()
+
+
 def bar() -> None:
     """The line at the top of every page: which model, its size, and how to choose another."""
     if key := st.session_state.pop("open_pending", None):  # something to look at was dropped
         outline_models.clear()
-        st.session_state.model = key
-        chosen_another()
+        in_view(key)
     known, hubs = listing(), hub_models(str(hub.cache()))
     asked = str(st.session_state.get("model") or st.query_params.get("model", ""))[:LONGEST]
     asked = known.long.get(asked, asked)
@@ -300,13 +314,17 @@ def chooser(label: str, options: list[str], known: Listing, hubs: dict[str, str]
     with st.popover(common.plain(label), icon=":material/deployed_code:", key="k-model", on_change="rerun"):
         opening.panel(known, hubs, take)
         if options:
+            box = opening.key("model")
+            if box != "model":
+                st.session_state[box] = st.session_state.model
             st.selectbox(
                 "Or choose one that is here",
                 options,
-                key="model",
+                key=box,
                 persist_state="session",
                 format_func=lambda alias: named(alias, " (Python source)") + (HUB_SAYS if alias in hubs else ""),
-                on_change=chosen_another,
+                on_change=from_list,
+                args=(box,),
             )
             say_left_out(known)
         st.caption(f"{opening.found_under()} Only safetensors and JSON are ever read.")

@@ -21,8 +21,8 @@ from pages.parts import common, opening_memory, roots, server
 FILES = (".safetensors", ".json")  # of a model: the folder around one is meant
 MOST_SHOWN = 40  # models, and folders, that are listed
 MOST_RECENT = 6
-# MB of a file that is dropped. Spectra have 8 bytes for each singular value: 7 MB for the weights of a 7 B model, 25 with
-# all three metrics, 110 for a 70 B one; more where every bond of a network is in it.
+# MB of a file that is dropped. Spectra have 8 bytes for each singular value: 7 MB for the weights of a 7 B model, 25
+# with all three metrics, 110 for a 70 B one; more where every bond of a network is in it.
 MOST_UPLOADED = 256
 LONGEST = 4096  # signs of a path
 REFUSAL = "This path is not inside the folders of KARIPAP_MODEL_ROOTS."
@@ -107,11 +107,17 @@ def _inside(lexical: Path, allowed: list[Path]) -> Found:
         folders = [f for f in roots.folders_in(folder, allowed) if str(f) not in models]
     except OSError:
         folders = []
-    said = ""
-    if not models:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(listing.left_out.items())[:3])
-        said = reasons or f"No model (safetensors) lies in {folder.name} or two levels below it."
+    own = roots.showable(folder.name)
+    said = "" if models or (folders and own not in listing.left_out) else why_none(listing, folder)
     return Found(models, folders, said=said)
+
+
+def why_none(listing: roots.Listing, folder: Path) -> str:
+    """The sentence for a folder in which there is nothing to choose."""
+    own = roots.showable(folder.name)
+    if why := listing.left_out.get(own):
+        return f"{own} cannot be opened: {why}"
+    return f"No model (safetensors) lies in {folder} or two levels below it."
 
 
 def permit(folder: str) -> str:
@@ -125,8 +131,7 @@ def permit(folder: str) -> str:
         return f"{folder} is too much to open: name a folder nearer to the models."
     listing = roots.scan([str(real)])
     if not listing.models:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(listing.left_out.items())[:3])
-        return reasons or f"No model (safetensors) lies in {folder} or two levels below it."
+        return why_none(listing, real)
     opening_memory.permit(real)
     return ""
 
@@ -137,8 +142,6 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
 
     def chosen(place: str) -> None:
         st.session_state.open_said = take(place)
-        if not st.session_state.open_said:
-            st.session_state.open_path = ""
 
     def of_hub(hub_id: str) -> None:
         st.session_state.open_sized = hub_id
@@ -153,14 +156,9 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
             models = list(roots.scan([os.path.realpath(folder)]).models.values())
             chosen(models[0]) if len(models) == 1 else browse(Path(os.path.realpath(folder)))
 
-    st.text_input(
-        "Open a model: folder, file or hub id",
-        key="open_path",
-        placeholder="~/models  or  owner/name",
-        max_chars=LONGEST,
-        live=True,
+    typed = st.text_input(
+        "Open a model: folder, file or hub id", key=key("open_path"), placeholder="~/models  or  owner/name", live=True
     )
-    typed = st.session_state.get("open_path", "")
     found = look(typed, known.models, hubs)
     if said := st.session_state.pop("open_said", "") or found.said:
         st.error(common.plain(roots.printable(said)))
@@ -177,8 +175,17 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
     permissions()
 
 
+def key(name: str) -> str:
+    """The present name of a widget of the box (see `model.in_view`)."""
+    return f"{name}_{turns}" if (turns := st.session_state.get("open_turns", 0)) else name
+
+
+def turn() -> None:
+    st.session_state.open_turns = st.session_state.get("open_turns", 0) + 1
+
+
 def browse(folder: Path) -> None:
-    st.session_state.open_path = str(folder) + os.sep
+    st.session_state[key("open_path")] = str(folder) + os.sep
 
 
 def lately(here: set[str], chosen: Callable[[str], None]) -> None:
@@ -187,14 +194,15 @@ def lately(here: set[str], chosen: Callable[[str], None]) -> None:
         return
 
     def again() -> None:
-        if place := st.session_state.open_recent:
-            st.session_state.open_recent = None
+        if place := st.session_state[key("open_recent")]:
             chosen(place)
+            if st.session_state.open_said:  # the box stays open, with nothing chosen
+                st.session_state[key("open_recent")] = None
 
     def say(place: str) -> str:
         return common.plain(name_of(place) + ("" if place in here else " (gone)"))
 
-    st.pills("Opened lately", places, key="open_recent", on_change=again, format_func=say)
+    st.pills("Opened lately", places, key=key("open_recent"), on_change=again, format_func=say)
 
 
 @st.cache_data(ttl=300, show_spinner="Asking the hub …")
@@ -240,7 +248,7 @@ def drop() -> None:
         "Or look without weights: drop a config.json, or a profile.json and its spectra.safetensors",
         type=["json", "safetensors"],
         accept_multiple_files=True,
-        key="open_files",
+        key=key("open_files"),  # an empty one after each choice
         max_upload_size=MOST_UPLOADED,
     )
     marks = [file.file_id for file in files or ()]

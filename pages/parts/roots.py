@@ -46,6 +46,9 @@ def roots() -> list[Path]:
     on the screen. What somebody at this machine permitted does not count for those who come from elsewhere."""
     named = os.environ.get("KARIPAP_MODEL_ROOTS", "").split(os.pathsep)
     permitted = [] if server.remote_allowed() else opening_memory.permitted()
+    permitted = [
+        folder for folder in permitted if os.path.realpath(folder) == str(folder)
+    ]  # no link in its place since
     return [*(Path(part).expanduser() for part in named if part), *permitted]
 
 

@@ -142,13 +142,6 @@ def test_the_first_paint_needs_no_torch(profiled, tmp_path):
 # ---- choosing a model -------------------------------------------------------------------------------------------
 
 
-def test_a_hub_model_is_not_fetched_unasked(tiny, started):
-    app = sound(opened(model="somebody/something"))
-    assert "not on this machine" in words(app) and started == []
-    sound(app.button(key="fetch").click().run())
-    assert started == [["profile", "somebody/something", "--metrics", "weight"]]
-
-
 def test_compressed_folders_and_pickles_are_no_models(tiny):
     compressed = tiny.parent / "compressed"
     compressed.mkdir()

@@ -20,7 +20,11 @@ BOXES = {
         "prompts",
     ): "lines of text, of bounded number and length, stored under the sum of what they say",
     ("pages/parts/curve.py", "sweep_budgets"): "numbers",
-    ("pages/parts/opening.py", "open_path"): "a path, looked at within the roots alone: see test_opening.py",
+    (
+        "pages/parts/opening.py",
+        None,
+    ): "a path, looked at within the roots alone; a config.json or a profile, held to schemas, stored under its sum: "
+    "see test_opening.py",
     ("pages/parts/deploy_controls.py", None): "a config.json, parsed within limits",
     ("pages/parts/plan_jobs.py", "board_file"): "a plan, parsed strictly",
     ("pages/run.py", "plan_file"): "a plan, parsed strictly",

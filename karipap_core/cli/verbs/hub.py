@@ -11,7 +11,9 @@ from karipap_core.progress import Progress
     "a model of the Hugging Face hub into its cache on this machine, to be opened by its id from then on",
     "HuggingFaceTB/SmolLM2-135M",
     table("fetch"),
-    option("hub_id", metavar="OWNER/NAME", help="the model's id on the hub; only safetensors, JSON and tokenizer files"),
+    option(
+        "hub_id", metavar="OWNER/NAME", help="the model's id on the hub; only safetensors, JSON and tokenizer files"
+    ),
 )
 def fetch(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.checkpoint import hub

@@ -1,0 +1,133 @@
+"""Fetching from the hub, against a server on this machine that plays it: bytes are counted, and what is broken off is
+no model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.errors import InputError
+from tests.helpers.hub_server import COMMIT, hub_with
+from tests.helpers.paths import REPOSITORY
+
+
+@pytest.fixture
+def files(made) -> dict[str, bytes]:
+    """A repository: a small model, and what must not be fetched."""
+    found = {file.name: file.read_bytes() for file in made("llama").iterdir() if file.is_file()}
+    return found | {"pytorch_model.bin": b"pickle", "modeling.py": b"code", "consolidated.safetensors": b"again"}
+
+
+def command(address: str, cache, *argv: str) -> subprocess.Popen:
+    settings = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    words = [sys.executable, "-m", "karipap_core", *argv, "--progress", "json", "--json"]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=os.environ | settings
+    )
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def reports(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_a_fetch_counts_its_bytes_and_takes_only_what_is_read(files, cache, made):
+    wanted = {name: data for name, data in files.items() if hub.wanted(name)}
+    assert {"config.json", "model.safetensors"} <= wanted.keys() < files.keys()
+    with hub_with(files) as (address, asked):
+        work = command(address, cache, "fetch", "someone/small")
+        out, err = work.communicate(timeout=60)
+    assert work.returncode == 0, err
+    told = reports(err)
+    total = sum(map(len, wanted.values()))
+    assert {line["total"] for line in told} == {total} and told[-1]["done"] == total
+    assert [line["done"] for line in told] == sorted(line["done"] for line in told) and len(told) > 2
+    assert set(asked) == set(wanted) and asked[-1] == "config.json"
+    assert json.loads(out)["bytes"] == total
+    assert open_checkpoint("someone/small").fingerprint == open_checkpoint(made("llama")).fingerprint  # offline
+
+
+def test_every_verb_that_names_a_hub_model_counts_bytes_too(files, cache):
+    with hub_with(files) as (address, _):
+        work = command(address, cache, "profile", "someone/small", "--metrics", "weight")
+        _, err = work.communicate(timeout=120)
+    assert work.returncode == 0, err
+    assert {"fetch", "profile"} <= {line["stage"] for line in reports(err)}
+
+
+def test_what_is_broken_off_is_no_model_and_the_next_fetch_goes_on(files, cache):
+    files = {name: data for name, data in files.items() if name != "model.safetensors"}
+    weights = (REPOSITORY / "assets" / "demo_model" / "model.safetensors").read_bytes()[: 1 << 20]
+    files |= {"a.json": b"{}", "model.safetensors": weights}  # `a.json` comes before it, config.json last
+    with hub_with(files, pause=0.1) as (address, asked):
+        work = command(address, cache, "fetch", "someone/small")
+        limit = time.monotonic() + 60
+        while "model.safetensors" not in asked and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        began = time.monotonic()
+        work.send_signal(signal.SIGTERM)
+        work.communicate(timeout=60)
+        assert work.returncode == 130 and time.monotonic() - began < 5
+    assert hub.snapshot("someone/small") is None and hub.cached() == {}
+    with hub_with(files) as (address, asked):
+        work = command(address, cache, "fetch", "someone/small")
+        _, err = work.communicate(timeout=60)
+        assert work.returncode == 0, err
+    assert "a.json" not in asked and {"model.safetensors", "config.json"} <= set(asked)
+    folder = cache / "models--someone--small" / "snapshots" / COMMIT
+    assert hub.cached() == {"someone/small": str(folder)} and (folder / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "only pickled weights (pytorch_model.bin), which can"),
+        ({"config.json": b"{}"}, "has no .safetensors file on the hub, no weights"),
+    ],
+)
+def test_a_repository_without_safetensors_is_refused_before_anything_is_fetched(files, said, cache):
+    with hub_with(files) as (address, asked):
+        work = command(address, cache, "fetch", "someone/small")
+        _, err = work.communicate(timeout=60)
+    assert work.returncode == 2 and said in err and asked == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["fetch", "someone/else"], "The hub has no model someone/else, or it is a private one"),
+        (["fetch", "not an id"], "not an id is no hub id: it looks like owner/name."),
+    ],
+)
+def test_what_the_hub_does_not_have_is_one_sentence(argv, said, cache):
+    with hub_with({"config.json": b"{}"}) as (address, _):
+        work = command(address, cache, *argv)
+        _, err = work.communicate(timeout=60)
+    assert work.returncode == 2 and said in err and len(err.strip().splitlines()) == 1
+
+
+def test_nobody_at_the_other_end_is_one_sentence(cache):
+    work = command("http://127.0.0.1:9", cache, "fetch", "someone/small")
+    _, err = work.communicate(timeout=60)
+    assert work.returncode == 2 and "the hub cannot be reached" in err and len(err.strip().splitlines()) == 1
+
+
+def test_the_hub_id_of_a_path_in_the_cache_is_read_off_its_letters(cache):
+    assert hub.repository_of(cache / "models--a--b--c" / "snapshots" / "0") == "a/b--c"
+    assert hub.repository_of(cache) is None and hub.repository_of(cache.parent / "models--a--b") is None
+    with pytest.raises(InputError, match="no hub id|does not exist"):
+        open_checkpoint("a/b/c")
