@@ -135,7 +135,7 @@ def new_run(view, running) -> None:
 def import_plan(view) -> str | None:
     """A plan from a file, checked field by field, kept in the workspace under its own name."""
     with st.popover("Import", icon=":material/upload:", key="k-import"):
-        file = st.file_uploader("plan.json", type=["json"], key="plan_file")
+        file = st.file_uploader("plan.json", type=["json"], key="plan_file", max_upload_size=common.MOST_UPLOADED)
         if file is None:
             return None
         with common.plain_errors("reading the plan"), st.spinner("Checking the plan …"):

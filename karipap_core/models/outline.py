@@ -26,7 +26,7 @@ def of_config(document: dict[str, Any], name: str) -> dict[str, Any]:
         for key, value in live.named_parameters()  # tied ones once
     }
     checkpoint = Checkpoint(name, PLACE, document | {"tie_word_embeddings": False}, tensors)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": weight.name,
             "layer": weight.layer,

@@ -20,6 +20,7 @@ from pages.parts.roots import showable
 
 ROOT = Path(__file__).resolve().parents[2]
 REMOVED = ["toImage", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]  # buttons of Plotly's that no figure needs
+MOST_UPLOADED = 8  # MB of a file that is uploaded: plans and texts
 LONGEST_ASKED = 200  # signs of what a URL asks for
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 log = logging.getLogger("karipap.pages")

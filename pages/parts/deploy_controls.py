@@ -155,7 +155,7 @@ def other_models() -> tuple[Footprint | None, Footprint | None]:
 
 
 def upload(label: str, key: str) -> Footprint | None:
-    file = st.file_uploader(label, type=["json"], key=key)
+    file = st.file_uploader(label, type=["json"], key=key, max_upload_size=1)
     if file is None:
         return None
     if file.size > LARGEST:

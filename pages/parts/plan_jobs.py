@@ -32,7 +32,7 @@ def exported(view, now: draft.Draft, found: tables.Tables, totals: dict) -> str:
 def import_plan(view) -> None:
     """A plan from a file, checked field by field, put on the board as one step."""
     with st.popover("Import", icon=":material/upload:", key="k-plan-import", type="tertiary"):
-        file = st.file_uploader("plan.json", type=["json"], key="board_file")
+        file = st.file_uploader("plan.json", type=["json"], key="board_file", max_upload_size=common.MOST_UPLOADED)
         if file is None:
             return
         mine = plan_session.state()

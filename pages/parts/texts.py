@@ -28,7 +28,8 @@ def choose(key: str, side: str) -> list[str] | None:
     if kind == LIBRARY:
         return []
     kinds = ["txt", "md", "raw", "json", "jsonl", "parquet"]
-    file = st.file_uploader("Text file (UTF-8 or Parquet, at most 8 MB)", type=kinds, key=f"{key}_file")
+    label = "Text file (UTF-8 or Parquet, at most 8 MB)"
+    file = st.file_uploader(label, type=kinds, key=f"{key}_file", max_upload_size=common.MOST_UPLOADED)
     if file is None:
         return None
     with common.plain_errors("reading the text"):
