@@ -263,6 +263,7 @@ class Board {
 
   /** Whether fingers are used: then the slider below the board does what dragging a cell does for a mouse. */
   touch(on) {
+    this.byTouch = on;
     this.root.classList.toggle("touch", on);
     this.hint = on ? TOUCH_HINT : HINT;
   }
@@ -316,7 +317,7 @@ class Board {
     if (event.button !== 0 || this.drag || !this.grid) return;
     const target = event.target.closest?.("[role=slider]");
     if (!target || event.target.closest(".toggle")) return;
-    if (event.pointerType !== "mouse" && !this.root.classList.contains("touch")) this.touch(true);
+    if (event.pointerType !== "mouse" && !this.byTouch) this.touch(true);
     if (event.pointerType === "touch" && target !== this.plot.el) return;
     this.flush();
     const it = this.grid.items.get(target);
@@ -471,10 +472,10 @@ class Board {
 
   drawStatus() {
     const it = (this.drag && this.drag.it) || this.hover || this.current;
-    if (this.current) {
-      const locked = this.free(this.current.weights).length === 0;
-      this.fingers.draw(this.current, this.keptBy(this.current), locked, Boolean(this.slide));
-    } else this.fingers.draw(null);
+    if (this.byTouch) {
+      const one = this.current;
+      this.fingers.draw(one, one && this.keptBy(one), one && this.free(one.weights).length === 0, Boolean(this.slide));
+    }
     this.lockButton.disabled = this.denseButton.disabled = !this.current;
     if (this.current) write(this.lockButton, this.current.weights.every((w) => this.locked[w]) ? "Unlock" : "Lock");
     if (!it) {

@@ -24,12 +24,17 @@ export class Figures {
       const tile = element("div", `figure ${key}`, list);
       this[key] = { title: element("dt", "", tile, title), value: element("dd", "value", tile), note: element("dd", "note", tile) };
     }
+    this.said = {};
   }
 
+  /** Touches the document only where a word changed: this runs on every frame of a drag. */
   put(key, value, note) {
-    write(this[key].value, value);
-    write(this[key].note, note);
-    this[key].value.classList.toggle("words", value.length > 9);
+    const said = (this.said[key] ??= {});
+    if (said.value !== value) {
+      this[key].value.textContent = said.value = value;
+      this[key].value.classList.toggle("words", value.length > 9);
+    }
+    if (said.note !== note) this[key].note.textContent = said.note = note;
   }
 
   /** `view`: T, shown (the figures), budget, chi, hand, locked; told: what Python knows of this very plan alone, or {}. */
@@ -46,15 +51,15 @@ export class Figures {
       `${formatPercent(s.bytes_kept)} of ${formatBytes(T.blockBytes + model.other_bytes)}; ${loaded}`);
     let dense = 0, hand = 0, locked = 0;
     for (let w = 0; w < T.n; w++) {
-      dense += nameAt(T, w, chi[w]) === "dense";
+      dense += chi[w] === 0 || (T.labels !== null && nameAt(T, w, chi[w]) === "dense") ? 1 : 0;
       hand += view.hand[w];
       locked += view.locked[w];
     }
     const by = [hand ? `${hand} set by hand` : "", locked ? `${locked} locked` : ""].filter(Boolean).join(", ");
-    this.put("cut", `${T.n - dense} of ${T.n}`, `${dense} stay dense, that is whole${by ? `; ${by}` : ""}`);
+    this.put("cut", `${T.n - dense} of ${T.n}`, `${dense} ${dense === 1 ? "stays" : "stay"} whole, "dense"${by ? `; ${by}` : ""}`);
     const adds = s.multiply_adds ?? told.adds ?? null;
     this.put("adds", adds === null ? "–" : formatPercent(adds), adds === null ? "counted when you let go"
-      : `of dense, blocks only: the work${adds > 1 ? ", more than before" : ""}`);
+      : `the work in the blocks, against dense${adds > 1 ? ": more than before" : ""}`);
     this.drawLoss(s, model, told, hand > 0);
   }
 
@@ -88,7 +93,7 @@ export class Figures {
 }
 
 /** Round places between two kept fractions, at most `most` of them. */
-export function roundTicks(low, high, most = 8) {
+export function roundTicks(low, high, most = 10) {
   const step = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25].find((s) => (high - low) / s <= most) ?? 0.5;
   const first = Math.ceil(low / step - 1e-9);
   const found = [];
