@@ -32,12 +32,13 @@ PAGES = {  # name of the file and of the address, title, icon; those of "" stand
         ("glossary", "Glossary", "menu_book"),
     ],
 }
+HIDDEN = [("jobs", "Jobs", "list")]  # in no menu: the chip in the top bar leads there
 
 
 def draw() -> None:
     st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layout="wide")
 
-    from pages.parts import common, model  # they draw, which must not come before set_page_config
+    from pages.parts import common, job_chip, model  # they draw, which must not come before set_page_config
 
     common.refuse_strangers()
     common.theme()
@@ -54,9 +55,14 @@ def draw() -> None:
         ]
         for section, pages in PAGES.items()
     }
+    sections[""] += [
+        st.Page(f"pages/{name}.py", title=title, icon=f":material/{icon}:", url_path=name, visibility="hidden")
+        for name, title, icon in HIDDEN
+    ]
     page = st.navigation(sections, position="top")
     st.set_page_config(page_title=f"{page.title} · Karipap")
     with common.plain_errors(f"drawing the page {page.title}", again=True):
+        job_chip.chip()
         model.bar()
         page.run()
 

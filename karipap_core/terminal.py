@@ -66,6 +66,21 @@ def nats(x: float) -> str:
     return f"{x:.{digits}f}"
 
 
+def about(seconds: float) -> str:
+    """A time that is guessed, as coarse as a guess is.
+
+    >>> [about(s) for s in (4, 34, 89, 100, 780, 5000)]
+    ['10 s', '40 s', '2 min', '2 min', '13 min', '1 h 25 min']
+    """
+    if seconds <= 50:
+        return f"{max(1, math.ceil(seconds / 10)) * 10} s"
+    minutes = max(1, round(seconds / 60)) if seconds < 60 else math.ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    minutes = 5 * round(minutes / 5)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def grid(head: list[str], rows: Iterable[list]) -> str:
     """Columns as wide as they need be, numbers to the right, the first column and texts to the left."""
     rows = [*rows]

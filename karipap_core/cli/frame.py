@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
-from karipap_core.cli import registry, verbs
+from karipap_core.cli import paces, registry, verbs
 from karipap_core.cli.options import AGAINST, MODEL
 from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError, StorageError
 from karipap_core.jobs.job import hold_work
 from karipap_core.progress import Progress, json_lines, silent
-from karipap_core.terminal import value
+from karipap_core.progress.meter import Meter
+from karipap_core.terminal import about, value
 from karipap_core.version import __version__
 from karipap_core.workspace.logs import keep_log
 
@@ -91,9 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     entry = registry.VERBS[args.verb]
     try:
         _prepare(args)
-        with _stop_on_signals(), _reporter(args) as progress, _nothing_else_on_stdout() as stdout:
+        meter = paces.meter_of(args)
+        with _stop_on_signals(), _reporter(args, meter) as progress, _nothing_else_on_stdout() as stdout:
             _fetch(entry, args, progress)
             document = entry.run(args, progress)
+            paces.keep(args, meter)
             text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
         _print(text, stdout)
     except InputError as error:
@@ -206,28 +209,36 @@ def _in_a_line(error: Exception, argv: list[str]) -> str:
 
 
 @contextmanager
-def _reporter(args: argparse.Namespace) -> Iterator[Progress]:
+def _reporter(args: argparse.Namespace, meter: Meter) -> Iterator[Progress]:
     if args.progress == "json":
-        yield json_lines()
+        yield json_lines(meter)
     elif args.progress == "off":
         yield silent
     else:
-        line = _Line(sys.stderr)
+        line = _Line(sys.stderr, meter)
         try:
             yield line
         finally:
             line.clear()
 
 
+def in_short(meter: Meter) -> str:
+    """How far the whole work is, before what is said of its present stage: "42 %, about 3 min left: "."""
+    if meter.overall is None or meter.left is None:
+        return ""
+    return f"{meter.overall:.0%}, about {about(meter.left)} left: "
+
+
 class _Line:
     """Progress for people: on a terminal one line that writes over itself, else a line a stage and every 10 s."""
 
-    def __init__(self, stream) -> None:
-        self.stream, self.terminal = stream, stream.isatty()
+    def __init__(self, stream, meter: Meter) -> None:
+        self.stream, self.terminal, self.meter = stream, stream.isatty(), meter
         self.stage: str | None = None
         self.shown = 0.0
 
     def __call__(self, stage: str, done: int, total: int, item: str = "", message: str = "") -> None:
+        self.meter(stage, done, total)
         now = time.monotonic()
         if stage == self.stage and now - self.shown < (0.1 if self.terminal else 10.0) and done < total:
             return
@@ -236,6 +247,7 @@ class _Line:
         self.stage, self.shown = stage, now
         text = " ".join(part for part in (f"{stage} {done}/{total}", item, message) if part)
         if self.terminal:
+            text = f"{in_short(self.meter)}{text}"
             width = max(20, os.get_terminal_size(self.stream.fileno()).columns - 1)
             print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
         else:

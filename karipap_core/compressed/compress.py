@@ -68,6 +68,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
         if (note := kept_note(file)) is None:
             note = _decompose(study, plan, weight, spec, file)
         rows.append(json.loads(note["row"]))
+    progress("compress", len(todo), len(todo))
     ledger = plan.ledger(checkpoint)
     result = {
         "kept": ledger.kept,

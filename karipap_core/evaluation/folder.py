@@ -58,13 +58,14 @@ def evaluate_folder(
     text = text or standard_library("heldout")
     notes: list[str] = []
     source = dense_model_of(folder, against, notes)
-    progress("load", 0, 1 + (source is not None), folder.name)
+    progress("load", 0, 2, folder.name)
     model, tokenizer = load_model(folder, dtype=DTYPES[dtype], device=device)
     dense = None
     if source is not None:
         progress("load", 1, 2, str(source))
         dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device)
         tokenizer = tokenizer or dense_tokenizer
+    progress("load", 2, 2)
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, is_causal(model))

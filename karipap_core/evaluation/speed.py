@@ -38,6 +38,7 @@ def measure_speed(
             decodes[name] += [] if decode is None else [decode]
         progress("speed", i + 1, repeats)
         if time.perf_counter() - began > seconds:
+            progress("speed", repeats, repeats)
             break
     return {
         name: {

@@ -175,6 +175,7 @@ def _healed(
     rows, validation = rows_and_sample(model, tokenizer, text, settings, accelerator.num_processes)
     progress("load", 1, 2, str(patient.source or ""))
     dense = patient.load_dense(device)
+    progress("load", 2, 2)
     dense_loss = None if dense is None else validation_loss(dense, validation)
     teacher = dense if settings.objective == "distill" else None
     before = validation_loss(model, validation)
@@ -203,6 +204,7 @@ def _healed(
     if packed:
         progress("quantize", 0, 1)
         store.pack_cores(bare, packed, _metrics(patient, weights, device, progress))
+        progress("quantize", 1, 1)
         values = {name: value for name, value in bare.state_dict().items() if ".cores." in name or name in values}
     tensors = store.new_tensors(bare, checkpoint, values)
     store.round_as_stored(bare, checkpoint, tensors)
@@ -253,6 +255,7 @@ def _healed(
     if accelerator.is_main_process:
         progress("write", 0, 1, out.name)
         store.write_healed(checkpoint, tensors if improved else {}, out, report | {"healing": healing})
+        progress("write", 1, 1)
     accelerator.wait_for_everyone()
     return result
 

@@ -153,6 +153,7 @@ class Training:
             if looks:
                 self._save()
             self.progress(self.stage, state.step, course.steps, f"step size {rate:.2g}", message)
+        self.progress(self.stage, course.steps, course.steps, "", state.stopped or "")
         self.put(self.best)
         state.seconds = time.monotonic() - self.began
         return state

@@ -6,6 +6,7 @@ A job is a folder, `workspace/jobs/<id>/`:
     job.log       what the command wrote on stderr: progress lines, warnings, errors
     result.json   what it wrote on stdout: one JSON document
     cancel        present once somebody asked to stop
+    seen          present once somebody has seen how it ended
     keeper.lock   held by the job's keeper while it lives
     work.lock     held by the command itself while it runs
 

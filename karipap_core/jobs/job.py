@@ -22,7 +22,6 @@ from karipap_core.workspace.files import write_json
 ENDED = ("done", "failed", "cancelled")
 FRESH = {"state": "queued", "started": None, "finished": None, "exit": None, "reason": None, "pid": None}
 TAIL = 256 * 1024  # bytes at the end of a log that are read
-ETA_LINES = 20  # progress lines behind a time estimate: two or three layers, so that it follows a change of pace
 STARTED = "--- started "  # a line in the log at each start: progress before it belongs to an earlier attempt
 LOST = "The process was lost (killed, or the machine was restarted). Resume goes on from what is on disk."
 
@@ -33,6 +32,8 @@ WORK_LOCK = "KARIPAP_WORK_LOCK"  # tells a command which lock to hold
 
 keepers: list[tuple[Path, subprocess.Popen]] = []  # those that this process started, with their jobs' folders
 held_for_life: list[FileLock] = []
+documents: dict[Path, tuple[tuple, dict]] = {}  # of job.json as read last, with the file's number, size and time
+MOST_DOCUMENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -55,28 +56,47 @@ class Job:
         """What `start` was given as its owner."""
         return self.document().get("owner")
 
-    def status(self) -> dict:
-        """Where the job stands, from a few small reads.
-
-        `id`, `title`, `argv`; `state`: queued, running, done, failed or cancelled; `position` in the queue (1 is next)
-        while queued; `progress`: the last progress line {"stage", "done", "total", "item", "seconds", "message"};
-        `eta_seconds` to the end of that stage; `log_tail`: the last lines, as text; `exit`: status (negative: killed by
-        that signal); `reason`: why it failed, in a sentence; `cancelling`: asked to stop, not yet stopped; `queued`,
-        `started`, `finished`: seconds since 1970. What is not known is None.
-        """
+    def brief(self) -> dict:
+        """Where the job stands, without its log: what `status` says but for `progress`, `overall`, `eta_seconds` and
+        `log_tail`. Of a job that has ended no file is read twice, so that long lists of them stay fast."""
         document, state, reason = self.look()
-        texts, progress = self.log()
-        status = {key: document[key] for key in ("title", "argv", "queued", "started", "finished", "exit")}
-        return status | {
+        brief = {key: document[key] for key in ("title", "argv", "queued", "started", "finished", "exit")}
+        return brief | {
             "id": self.id,
             "state": state,
             "reason": reason,
             "position": self.position(document) if state == "queued" else None,
-            "progress": progress[-1] if progress else None,
-            "eta_seconds": self.eta(progress) if state == "running" else None,
-            "log_tail": "\n".join(texts[-200:]),
             "cancelling": state in ("queued", "running") and self.cancel_file.exists(),
         }
+
+    def status(self) -> dict:
+        """Where the job stands, from a few small reads.
+
+        `id`, `title`, `argv`; `state`: queued, running, done, failed or cancelled; `position` in the queue (1 is next)
+        while queued; `progress`: the last progress line {"stage", "done", "total", "item", "seconds", "message",
+        "overall", "left"}; `overall`: the fraction of the whole job that is done; `eta_seconds` to its end; `log_tail`: the last lines, as text; `exit`: status (negative: killed by
+        that signal); `reason`: why it failed, in a sentence; `cancelling`: asked to stop, not yet stopped; `queued`,
+        `started`, `finished`: seconds since 1970. What is not known is None.
+        """
+        brief = self.brief()
+        texts, progress = self.log()
+        running = brief["state"] == "running" and bool(progress)
+        return brief | {
+            "progress": progress[-1] if progress else None,
+            "overall": progress[-1].get("overall") if progress else None,
+            "eta_seconds": self.eta(progress[-1]) if running else None,
+            "log_tail": "\n".join(texts[-200:]),
+        }
+
+    def see(self) -> None:
+        """Notes that somebody has seen how the job ended."""
+        with suppress(OSError):  # a workspace to read alone
+            self.seen_file.touch()
+
+    @property
+    def seen(self) -> bool:
+        """Whether somebody has seen how it ended: `see`, since the last `resume`."""
+        return self.seen_file.exists()
 
     def result(self) -> dict:
         """The JSON document that the command printed. Raises InputError unless the job is done."""
@@ -105,6 +125,7 @@ class Job:
             if state not in ENDED:  # somebody else was quicker
                 return self
             self.cancel_file.unlink(missing_ok=True)
+            self.seen_file.unlink(missing_ok=True)
             write_json(self.file, document | FRESH | {"queued": time.time()})
         self.keep()
         return self
@@ -128,6 +149,10 @@ class Job:
         return self.folder / "cancel"
 
     @property
+    def seen_file(self) -> Path:
+        return self.folder / "seen"
+
+    @property
     def keeper_lock(self) -> Path:
         return self.folder / "keeper.lock"
 
@@ -137,7 +162,17 @@ class Job:
 
     def document(self) -> dict:
         """What job.json says: title, argv, program, times, and the state that was written last."""
-        return schemas.read(self.file, "job")
+        try:
+            status = self.file.stat()
+        except OSError:
+            return schemas.read(self.file, "job")  # says what is wrong
+        stamp = status.st_ino, status.st_size, status.st_mtime_ns
+        known = documents.get(self.file)
+        if known is None or known[0] != stamp:
+            if len(documents) >= MOST_DOCUMENTS:
+                documents.clear()
+            known = documents[self.file] = stamp, schemas.read(self.file, "job")
+        return dict(known[1])
 
     def look(self) -> tuple[dict, str, str | None]:
         """The document, the true state, and why the job failed."""
@@ -189,14 +224,12 @@ class Job:
                 texts.append(line)
         return texts, progress
 
-    def eta(self, progress: list[dict]) -> float | None:
-        """Seconds to the end of the present stage at the pace of its last lines; None while there is no pace."""
-        stage = [line for line in progress[-ETA_LINES:] if line["stage"] == progress[-1]["stage"]]
-        if len(stage) < 2 or stage[-1]["done"] <= stage[0]["done"]:
+    def eta(self, last: dict) -> float | None:
+        """Seconds to the end of the job, by its last progress line and the time since; None where it says nothing."""
+        left = last.get("left")
+        if not isinstance(left, int | float):
             return None
-        pace = (stage[-1]["seconds"] - stage[0]["seconds"]) / (stage[-1]["done"] - stage[0]["done"])
-        since = max(0.0, time.time() - self.log_file.stat().st_mtime)
-        return max(0.0, pace * (stage[-1]["total"] - stage[-1]["done"]) - since)
+        return max(0.0, left - max(0.0, time.time() - self.log_file.stat().st_mtime))
 
     def keep(self) -> None:
         """Start a keeper. Where the job has one that lives, the new one finds its lock taken and ends."""

@@ -135,7 +135,7 @@ class Moments:
         self._tensors, self._loaded = {}, None
         file = self.folder / f"moments-{index:04d}.safetensors"
         if (found := kept_tensors(file)) is None:
-            tensors, keys = _collect(self, self.groups[index])
+            tensors, keys = _collect(self, index)
             found = tensors, {"keys": json.dumps(keys)}
             keep_tensors(file, *found)
         self._tensors, self._keys = found[0], json.loads(found[1]["keys"])
@@ -173,12 +173,12 @@ class _Sums:
         self.count += len(vectors)
 
 
-def _collect(moments: Moments, group: list[Weight]) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+def _collect(moments: Moments, index: int) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
     """One pass of forward and backward over the calibration windows for the weights of one group."""
     from karipap_core.models.load import load_model
     from karipap_core.models.sites import observe, sites
 
-    checkpoint, settings = moments.checkpoint, moments.settings
+    checkpoint, settings, group = moments.checkpoint, moments.settings, moments.groups[index]
     loaded, tokenizer = load_model(checkpoint, device=moments.device)
     model: Any = loaded  # a transformers model, which has more than an nn.Module
     vocabulary = model.config.get_text_config().vocab_size
@@ -211,14 +211,15 @@ def _collect(moments: Moments, group: list[Weight]) -> tuple[dict[str, torch.Ten
     model.get_input_embeddings().weight.requires_grad_(True)  # so that gradients flow through every block
     found = sites(model, checkpoint)
     watched = {weight.name: found[weight.name] for weight in group if weight.name in found}
+    before, total = index * len(windows), len(moments.groups) * len(windows)
     with observe(watched, on_input, on_gradient):
         for start in range(0, len(windows), batch):
-            moments.progress("activations", start, len(windows), group[0].name if group else "")
+            moments.progress("activations", before + start, total, group[0].name if group else "")
             rows = windows[start : start + batch].to(moments.device)
             sampled_loss(model, checkpoint.kind, rows, generator).backward()
             model.zero_grad(set_to_none=True)
             last = None
-    moments.progress("activations", len(windows), len(windows))
+    moments.progress("activations", before + len(windows), total)
     return _pack(group, inputs, gradients, shared, windows.numel())
 
 

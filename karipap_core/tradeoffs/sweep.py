@@ -143,6 +143,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
         runs.append(points.of_plan(plan, network, seconds))
         if write:
             _write_folder(study, plan, out / "models" / runs[-1].id, progress)
+    progress("sweep", len(todo), len(todo))
     if not runs:
         raise InputError(f"No budget can be met. {notes[-1]}")
     rivals = baselines(study, budgets, grid.scope) if grid.baselines else []
@@ -150,6 +151,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
     for number, rival in enumerate(rivals):
         progress("baselines", number, len(rivals), rival.label)
         compared.append(points.of_baseline(rival))
+    progress("baselines", len(rivals), len(rivals))
     quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
     notes[:0] = warnings_of(point.figures | {"label": point.label} for point in (*runs, *compared))
     rows = [point.figures | {"id": point.id} for point in (*runs, *compared)]
@@ -165,7 +167,6 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
         "notes": notes,
     }
     write_json(out / "sweep.json", document)
-    progress("sweep", len(todo), len(todo))
     return document
 
 

@@ -38,6 +38,8 @@ def only_writer(path: str | Path, what: str, waiting: Progress | None = None) ->
             waiting("waiting", 0, 1, path.name, f"for {_holder(place)}")
             told = True
         time.sleep(POLL)
+    if told and waiting is not None:
+        waiting("waiting", 1, 1, path.name)
     lock, descriptor = taken
     try:
         said = json.dumps({"pid": os.getpid(), "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")})

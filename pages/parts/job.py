@@ -11,6 +11,7 @@ import streamlit as st
 from karipap_core import jobs
 from karipap_core.errors import InputError
 from karipap_core.jobs import ENDED
+from karipap_core.terminal import about
 from pages.parts import common
 
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
@@ -44,7 +45,7 @@ def start(argv: list[str], title: str, name: str) -> None:
 def latest(argv: list[str]):
     """The job that was asked for last with exactly this command, or None: two browsers share one piece of work."""
     for job in jobs.list_jobs():
-        if job.status()["argv"] == argv:
+        if job.document()["argv"] == argv:
             return job
     return None
 
@@ -73,53 +74,63 @@ def forget(name: str) -> None:
 
 
 def panel(job, name: str) -> None:
-    """Progress, time left, log and the buttons of one job. Polls once a second while it runs; when the job ends, the
-    whole page is drawn anew, once, so that it can show what came out."""
-    state = job.status()["state"]
+    """Progress, time left, log and the buttons of one job, and where its result is. Polls once a second while it runs;
+    when the job ends, the whole page is drawn anew, once, so that it can show what came out."""
+    state = job.brief()["state"]
     st.fragment(_draw, run_every=None if state in ENDED else 1.0)(job, name, state)
 
 
 def _draw(job, name: str, drawn_as: str) -> None:
     status = job.status()
     state = status["state"]
-    if state in ENDED and drawn_as not in ENDED:
-        st.rerun()
+    if state in ENDED:
+        if drawn_as not in ENDED:
+            st.rerun()
+        job.see()
     with st.container(border=True, key=f"k-job-{name}"):
-        progress = status["progress"] or {}
         head, buttons = st.columns([3, 2], vertical_alignment="center")
-        head.html(_headline(status))
+        head.html(headline(status))
         with buttons.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
             if state not in ENDED:
                 _cancel_button(job, name, status["cancelling"])
             else:
-                if state != "done" and st.button(
-                    "Resume",
-                    key=f"{name}_resume",
-                    icon=":material/replay:",
-                    help="Goes on from the finished weights on disk.",
-                ):
-                    job.resume()
-                    st.rerun()
-                if st.button("Close", key=f"{name}_close", type="tertiary"):
-                    st.session_state[f"{name}_closed"] = job.id  # a fragment's rerun still sees the old URL
-                    st.rerun()
-        if state == "running":
-            total = progress.get("total") or 0
-            share = min(max(progress.get("done", 0) / total, 0.0), 1.0) if total else 0.0
-            st.progress(share)
-            st.html(_line(progress, status))
-        elif state == "queued":
-            ahead = (status["position"] or 1) - 1
-            st.caption(f"One heavy job runs at a time; {ahead} before this one." if ahead else "Next in line.")
-        elif state == "failed":
-            st.error(common.plain(status["reason"] or "It ended without a reason; the end of its log is below."))
-        elif state == "cancelled":
-            st.caption("Stopped. Finished weights are on disk, and Resume goes on from there.")
+                _buttons_of_ended(job, name, status)
+        if state == "failed":
+            st.error(common.plain(why(status)))
+        say_state(status)
+        if state == "done":
+            _where(job, status)
         with st.expander("Log and command", key=f"{name}_log"):
             st.code(job.command, language="bash", wrap_lines=True)
             with st.container(height=230, border=False, autoscroll=True):
                 st.code(status["log_tail"] or "Nothing yet.", language=None)
             st.caption("The job runs in a process of its own: reloading or closing this page does not stop it.")
+
+
+def _buttons_of_ended(job, name: str, status: dict) -> None:
+    """Resume, the page with the result, and Close."""
+    from pages.parts import results  # it knows the models, whose page follows jobs
+
+    if status["state"] != "done" and st.button(
+        "Resume", key=f"{name}_resume", icon=":material/replay:", help="Goes on from the finished weights on disk."
+    ):
+        job.resume()
+        st.rerun()
+    to = results.place(job, status)
+    here = to is not None and name in to.query  # its own page, which shows the result below
+    if to is not None and not here and st.button(to.label, key=f"{name}_go", icon=":material/arrow_forward:"):
+        results.go(to)
+    if st.button("Close", key=f"{name}_close", type="tertiary"):
+        st.session_state[f"{name}_closed"] = job.id  # a fragment's rerun still sees the old URL
+        st.rerun()
+
+
+def _where(job, status: dict) -> None:
+    """The path of what a finished job wrote."""
+    from pages.parts import results
+
+    if path := results.path(job, status):
+        st.html(f'<p class="k-note">On disk: <span class="k-name">{html.escape(path)}</span></p>')
 
 
 def _cancel_button(job, name: str, cancelling: bool) -> None:
@@ -146,25 +157,63 @@ def _cancel_button(job, name: str, cancelling: bool) -> None:
         st.rerun()
 
 
-def _headline(status: dict) -> str:
-    spent = ""
-    if status["started"]:
-        spent = common.seconds((status["finished"] or time.time()) - status["started"])
-    state = status["state"]
+# ---- one job in words -------------------------------------------------------------------------------------------
+
+
+def took(status: dict) -> str:
+    """For how long it has run, or ran; "" where it never did."""
+    if not status["started"]:
+        return ""
+    return common.seconds((status["finished"] or time.time()) - status["started"])
+
+
+def headline(status: dict) -> str:
+    """Its title, its state in words and how long it took."""
+    state, spent = status["state"], took(status)
+    said = "Cancelling" if status["cancelling"] else WORDS[state]
     return (
         f'<p class="k-job k-{state}"><b>{html.escape(status["title"])}</b>'
-        f"<span>{WORDS[state]}{', ' + spent if spent else ''}</span></p>"
+        f"<span>{said}{', ' + spent if spent else ''}</span></p>"
     )
 
 
-def _line(progress: dict, status: dict) -> str:
-    """Stage, count and item on the left, time left on the right."""
+def why(status: dict) -> str:
+    """Why a job failed, in a sentence."""
+    return status["reason"] or "It ended without a reason; the end of its log says more."
+
+
+def say_state(status: dict) -> None:
+    """The bar of a job that runs, the place of one that waits, what to do about one that was stopped."""
+    if status["state"] == "running":
+        st.html(bar(status))
+    elif status["state"] == "queued":
+        ahead = (status["position"] or 1) - 1
+        st.caption(f"One heavy job runs at a time; {ahead} before this one." if ahead else "Next in line.")
+    elif status["state"] == "cancelled":
+        st.caption("Stopped. Finished weights are on disk, and Resume goes on from there.")
+
+
+def bar(status: dict) -> str:
+    """One bar for the whole job, which never goes back: below it the stage on the left, the time left on the right.
+
+    While nothing says how long the work will be, the bar moves without an end.
+    """
+    overall, left = status["overall"], status["eta_seconds"]
+    progress = status["progress"] or {}
+    share = "" if overall is None else f' value="{overall:.4f}"'
+    percent = "" if overall is None else f"{overall:.0%}"
+    remaining = " · ".join(filter(None, (percent, "" if left is None else f"about {about(left)} left")))
+    return (
+        f'<progress class="k-bar" max="1"{share} aria-label="Progress of {html.escape(status["title"])}"></progress>'
+        f'<p class="k-progress"><span>{stage(progress)}</span><span>{remaining}</span></p>'
+    )
+
+
+def stage(progress: dict) -> str:
+    """The present stage, its count and its item, as HTML."""
     if not progress:
-        return '<p class="k-progress"><span>Starting …</span></p>'
-    stage, item = html.escape(str(progress.get("stage", ""))), html.escape(str(progress.get("item", "")))
+        return "Starting …"
     total = progress.get("total") or 0
     counted = f" {progress.get('done', 0):,} of {total:,}" if total else ""
-    message = html.escape(str(progress.get("message", "")))
-    left = status["eta_seconds"]
-    remaining = "" if left is None else f"about {common.seconds(left)} left in this stage"
-    return f'<p class="k-progress"><span>{stage}{counted}<i>{item}</i> {message}</span><span>{remaining}</span></p>'
+    item, message = (html.escape(str(progress.get(key, ""))) for key in ("item", "message"))
+    return f"{html.escape(str(progress.get('stage', '')))}{counted}<i>{item}</i> {message}"

@@ -77,6 +77,7 @@ class Suite:
                 if leaf.get_config("dataset_path") in FILES:
                     check_items(leaf, limit)
             self.hashes = {leaf.task_name: task_hash(leaf, limit) for leaf in leaves}
+        progress("tasks", len(self.names), len(self.names))
 
     def measure(self, load: Callable[[], tuple], model: str, dtype: str, progress: Progress = silent) -> dict:
         """{name: result} of one model.
@@ -99,10 +100,11 @@ class Suite:
             return live[0]
 
         found: dict[str, dict] = {}
-        for root in self.roots.values():
-            for leaf in leaves_of(root):
-                if leaf.task_name not in found:
-                    found[leaf.task_name] = self._leaf(leaf, harness, model, dtype, progress)
+        leaves = {leaf.task_name: leaf for root in self.roots.values() for leaf in leaves_of(root)}
+        for number, (name, leaf) in enumerate(leaves.items()):
+            progress("task", number, len(leaves), name)
+            found[name] = self._leaf(leaf, harness, model, dtype, progress)
+        progress("task", len(leaves), len(leaves))
         return {
             name: group_result(root, found) if is_group(root) else found[name]["result"]
             for name, root in self.roots.items()
@@ -175,8 +177,12 @@ def measure_folders(
 
     if dense is None:
         return one(folder), None
+    progress("benchmarks", 0, 2, str(dense))
     theirs = one(dense)
-    return with_difference(one(folder, causal(dense)), theirs), theirs
+    progress("benchmarks", 1, 2, str(folder))
+    ours = one(folder, causal(dense))
+    progress("benchmarks", 2, 2)
+    return with_difference(ours, theirs), theirs
 
 
 def add_tasks(found: dict, suite: Suite, folder: str | Path, device: str = "auto", progress: Progress = silent) -> dict:

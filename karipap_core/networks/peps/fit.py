@@ -92,7 +92,7 @@ def _swept(
     if max(core[..., 0].numel() for core in starts[0]) <= WIDEST:
         starts = [*starts, sites.merged(random_start(spec, W))]
         for done in range(SWEEPS * len(starts)):
-            progress("sweep", done, SWEEPS * len(starts))
+            progress("sweeps", done, SWEEPS * len(starts))
             starts[done % len(starts)] = sweep(sites, starts[done % len(starts)], target)
     return spec.shaped(min(starts, key=lambda cores: (target - sites.contracted(cores)).square().sum().item()))
 

@@ -236,7 +236,7 @@ def sweep(
     total = sum(view.absolute(view.W) for view in state.views)
     errors = [sum(state.errors())]
     for done in range(sweeps):
-        progress("sweep", done, sweeps, message=f"metric error {errors[-1] / total:.4g}" if total else "zero weights")
+        progress("sweeps", done, sweeps, message=f"metric error {errors[-1] / total:.4g}" if total else "zero weights")
         if errors[-1] <= ENOUGH * total or (tried := state.stepped()) is state:
             break
         error = sum(tried.errors())

@@ -75,6 +75,7 @@ def autopilot(
         log.write("running")
         refined_file = home / "plans" / f"refined-{key}.json"
         found = Search(trails, searching, criterion, limits, log, refined_file, progress).run()
+        progress("search", limits.max_evaluations, limits.max_evaluations)
         searching.release()  # its logits of the dense model make room for the verdict's
         verdict = Verdict(study, judging, criterion, log, progress)
         final = verdict.judge(found)

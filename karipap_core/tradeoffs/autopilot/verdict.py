@@ -53,6 +53,7 @@ class Verdict:
             final = self._measured(plan, found.trail, size, "By what this half of the text showed, the line is here.")
         decision = "The plan." if line is None else f"{self.criterion.against(final.point)}."
         self.log.decide(decision, self.criterion.holds(final.point))
+        self.progress("verdict", 1, 1, final.trail.name)
         self._measure_rivals(final)
         return final
 
@@ -72,6 +73,7 @@ class Verdict:
             rival = Rival(label, point, uncertainty.difference(final.point.figures, point.figures))
             why = f"At {self.criterion.size(point):.1%} of the bytes."
             self.log.add(Step("rival", why, beside(final.point, rival, self.criterion), rival=rival))
+        self.progress("rivals", len(rivals), len(rivals))
 
     def _rivals(self, final: Tried) -> list[tuple[str, Callable[[], Point]]]:
         """A uniform plan of the same network and format, SVD-LLM's, and plain integers: (its label, what measures

@@ -171,7 +171,8 @@ def test_cancel_lets_the_command_end_itself(work):
     job = start("sleep")
     running(job)
     jobs.cancel(job.id)
-    assert job.status()["state"] == "cancelled" or job.status()["cancelling"]
+    status = job.status()
+    assert status["state"] == "cancelled" or status["cancelling"]
     assert (ended(job)["state"], job.status()["exit"]) == ("cancelled", 130)
     job.cancel()
     assert job.status()["state"] == "cancelled"
@@ -297,23 +298,42 @@ def test_many_resumes_at_once_start_one_process(work):
     assert len(pids()) == 2
 
 
-def test_time_left_follows_the_pace_of_the_present_stage(work, monkeypatch):
+def test_time_left_is_what_the_last_line_said_less_the_time_since(work, monkeypatch):
     folder = Workspace().jobs_dir / "0"
     folder.mkdir(parents=True)
     (folder / "job.log").touch()
     written = (folder / "job.log").stat().st_mtime
     monkeypatch.setattr(job_module.time, "time", lambda: written + 4)
-
-    def line(stage, done, seconds):
-        return {"stage": stage, "done": done, "total": 100, "item": "", "seconds": seconds, "message": ""}
-
     eta = jobs.Job(folder).eta
-    pace = [line("earlier", 0, 0), line("earlier", 90, 1), line("now", 10, 2.0), line("now", 20, 4.0)]
-    assert eta(pace) == pytest.approx(16 - 4), "80 left at 5 a second, 4 seconds of which have passed"
-    assert eta([*pace, line("now", 99, 5.0)]) == 0, "never less than nothing"
-    slower = [line("now", done, 10.0 * done) for done in range(50, 80)]
-    assert eta([*pace, *slower]) == pytest.approx(21 * 10 - 4), "the last lines count"
-    assert [eta(lines) for lines in ([], pace[:1], [*pace, line("next", 0, 5.0)], pace[-1:] * 2)] == [None] * 4
+    assert eta({"left": 16.0}) == pytest.approx(12)
+    assert eta({"left": 3}) == 0, "never less than nothing"
+    assert [eta(line) for line in ({"left": None}, {}, {"left": "soon"})] == [None] * 3
+
+
+def test_what_somebody_has_seen_stays_seen_until_it_is_resumed(work):
+    job = start("bad")
+    ended(job)
+    assert not job.seen
+    job.see()
+    assert jobs.get(job.id).seen
+    job.resume()
+    assert not job.seen
+
+
+def test_a_long_list_reads_no_job_that_has_ended_twice(work, monkeypatch):
+    job = start("ok")
+    ended(job)
+    for number in range(50):
+        copy = Workspace().jobs_dir / f"20260101-000000-{number:06x}"
+        copy.mkdir()
+        (copy / "job.json").write_text(job.file.read_text())
+    assert len(jobs.list_jobs()) == 51
+    monkeypatch.setattr(job_module.schemas, "read", lambda *_: pytest.fail("read again"))
+    assert [each.brief()["state"] for each in jobs.list_jobs()] == ["done"] * 51
+    monkeypatch.undo()
+    document = json.loads(job.file.read_text())
+    job_module.write_json(job.file, document | {"title": "renamed"})
+    assert job.brief()["title"] == "renamed"
 
 
 def test_progress_of_an_earlier_start_is_not_shown_as_this_one(work):
