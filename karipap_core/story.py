@@ -14,10 +14,11 @@ from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
+from karipap_core.plan.effort import plan_costs
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles.document import Profile
-from karipap_core.progress import Progress, silent
+from karipap_core.progress import Progress, announce, silent
 from karipap_core.text import Text, divide, read_text, standard_library
 from karipap_core.values import Compressed, Densified, Evaluation, Verdict
 
@@ -80,6 +81,7 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     budget = budget if isinstance(budget, Budget) else Budget(kept=budget)
     budget.limit(study.checkpoint, study.tables if embedding != "dense" else ())  # before anything is measured
     choice = Choice(network, quantize, embedding, structure)
+    announce(progress, plan_costs(study, choice, metric, rule))
     return Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from karipap_core import schemas
-from karipap_core.cli.registry import VERBS
+from karipap_core.cli import registry
 from karipap_core.errors import InputError, StorageError
 from karipap_core.progress.meter import Expected, Meter
 from karipap_core.workspace import Workspace
@@ -58,8 +58,8 @@ def _in_order(others: list[dict], mine: list[dict], known: list[dict]) -> list[d
 
 def _files(args: argparse.Namespace) -> list[Path]:
     """Where paces of jobs like this one are kept, the likest first."""
-    options = {option.name: getattr(args, option.name) for option in VERBS[args.verb].options}
+    options = {option.name: getattr(args, option.name, None) for option in registry.VERBS[args.verb].options}
     model = options.get("model", options.get("folder"))
     how = {name: str(value) for name, value in options.items() if name not in PLACES and value is not None}
-    keys = ({"how": how}, {"model": str(model)}, {})
+    keys: tuple[dict, ...] = ({"how": how}, {"model": str(model)}, {})
     return [Workspace().cache_file("paces", f"{args.verb}-{settings_key(key)}") for key in keys]

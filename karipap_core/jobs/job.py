@@ -73,10 +73,10 @@ class Job:
         """Where the job stands, from a few small reads.
 
         `id`, `title`, `argv`; `state`: queued, running, done, failed or cancelled; `position` in the queue (1 is next)
-        while queued; `progress`: the last progress line {"stage", "done", "total", "item", "seconds", "message",
-        "overall", "left"}; `overall`: the fraction of the whole job that is done; `eta_seconds` to its end; `log_tail`: the last lines, as text; `exit`: status (negative: killed by
-        that signal); `reason`: why it failed, in a sentence; `cancelling`: asked to stop, not yet stopped; `queued`,
-        `started`, `finished`: seconds since 1970. What is not known is None.
+        while queued; `progress`: the last progress line, as `progress.json_lines` writes it; `overall`: the fraction of
+        the whole job that is done, `eta_seconds` to its end; `log_tail`: the last lines, as text; `exit`: status
+        (negative: killed by that signal); `reason`: why it failed, in a sentence; `cancelling`: asked to stop, not yet
+        stopped; `queued`, `started`, `finished`: seconds since 1970. What is not known is None.
         """
         brief = self.brief()
         texts, progress = self.log()

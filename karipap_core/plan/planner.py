@@ -12,30 +12,24 @@ import numpy as np
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError, unknown
+from karipap_core.plan import effort
 from karipap_core.plan.allocate import allocate, by_entropy, uniform
 from karipap_core.plan.budget import Budget
-from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, whole_plan
 from karipap_core.plan.document import RULES, Entry, Plan, model_entry
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
 from karipap_core.plan.predict import damage_sum, predicted, spec_error
-from karipap_core.progress import Progress, announce, costs, silent
+from karipap_core.progress import Progress, costs, silent
 
 if TYPE_CHECKING:  # torch: seconds
     from karipap_core.networks import Spec
     from karipap_core.plan.decompositions import Decompositions
     from karipap_core.plan.probe import Probe
 
-REFINE_ROUNDS = 5
-ROUNDS_USUAL = 3.5  # it stops when nothing is gained
-# What work costs for the time left, in the unit of `progress.announce`: a pass over the windows of the probe.
-PASSES_OF_A_PLAN = 5  # a whole plan built, and measured on the check windows
-PLANS_FITTED = 3  # whole plans that a calibration measures
 SINGLES_CHECKED = 2
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
-RULES_CALIBRATED = ("calibrated", "refined", "best")
 RULES_OF_TABLES = ("uniform", "calibrated", "refined")  # spectra alone do not say what a table of tokens is worth
 
 Entries = dict[str, dict[str, Any]]  # {weight: plan entry}
@@ -89,7 +83,6 @@ class Planner:
         self.progress = progress or self.progress
         if rule not in RULES:
             raise unknown("Rule", rule, RULES)
-        self._announce(rule)
         limit, unit = budget.limit(self.checkpoint, self.tables)
         if rule == "best":
             return self._best(budget, limit, unit)
@@ -103,26 +96,10 @@ class Planner:
         # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
         return self.plan(weights, rule, budget, measured=self.measure(weights))
 
-    def _announce(self, rule: str) -> None:
-        """Tells the progress what a rule is going to take."""
-        n_weights = len(self.study.weights)
-        shares: dict[str, float] = {}
-        if rule in RULES_CALIBRATED and not self.study.has_calibration(self.metric):
-            shares |= {"sensitivity": n_weights * len(LEVELS), "whole plans": PLANS_FITTED * PASSES_OF_A_PLAN}
-        if rule == "best" and not self.candidates.mixed:
-            shares["rules"] = sum(self._rule_costs())
-        elif rule == "refined":
-            shares["rounds"] = ROUNDS_USUAL * (n_weights + PASSES_OF_A_PLAN)
-        announce(self.progress, shares)
-
     def _rules(self) -> list[str]:
         """The rules that `best` compares, for one network."""
         nested = self.candidates.kinds[0].cls.nested and self.choice.quantize is None
         return [rule for rule in (RULES[:-1] if nested else RULES_WHEN_FITTED) if self._applies(rule)]
-
-    def _rule_costs(self) -> list[float]:
-        rounds = ROUNDS_USUAL * (len(self.study.weights) + PASSES_OF_A_PLAN)
-        return [rounds if rule == "refined" else PASSES_OF_A_PLAN for rule in self._rules()]
 
     def options(self, rule: str, unit: str) -> OptionTables:
         """What every weight can be under a rule; unit: of cost, "parameters" or "bytes"."""
@@ -183,9 +160,10 @@ class Planner:
         decompositions, probe = self.study.decompositions(self.metric), self.study.probe
         best = weights = self.allocated("calibrated", limit, unit)
         best_found = self.measure(weights, learn=True)
+        costs(self.progress, "rounds", effort.ROUNDS)
         tried.append({"rule": "calibrated"} | best_found)
-        for round_ in range(1, REFINE_ROUNDS + 1):
-            self.progress("rounds", round_ - 1, REFINE_ROUNDS)
+        for round_ in range(1, effort.REFINE_ROUNDS + 1):
+            self.progress("rounds", round_ - 1, effort.REFINE_ROUNDS)
             specs = _specs(weights)
             apply_plan(probe, decompositions, specs)
             found = marginals(probe, decompositions, self.candidates.weights, specs, self.progress)
@@ -203,7 +181,7 @@ class Planner:
                 best, best_found = weights, measured
             elif round_ >= 2 and measured["divergence"] > 1.02 * best_found["divergence"]:
                 break
-        self.progress("rounds", REFINE_ROUNDS, REFINE_ROUNDS)
+        self.progress("rounds", effort.REFINE_ROUNDS, effort.REFINE_ROUNDS)
         self.scale = {}
         return best, best_found
 
@@ -231,7 +209,7 @@ class Planner:
                 yield rule, alone.allocated("calibrated", limit, unit), None
             return
         rules = self._rules()
-        costs(self.progress, "rules", self._rule_costs())
+        costs(self.progress, "rules", [effort.item(self.study, self.choice, rule) for rule in rules])
         for number, rule in enumerate(rules):
             self.progress("rules", number, len(rules), rule)
             if rule == "refined":

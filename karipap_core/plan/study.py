@@ -222,15 +222,18 @@ class Study:
     def _kept_curves(self, kind: Kind, metric: str, which: str, weights: list[Weight]) -> Curves:
         key = (kind, metric, which)
         if key not in self._curves:
-            source = "none" if metric == "weight" else self.key
-            name = f"{kind.label.replace(' ', '-')}{which}-{metric}-{source}.safetensors"
-            file = self.folder / "curves" / name
+            file = self.curves_file(kind, metric, which)
             found = load_curves(file)
             if found is None:
                 found = self._new_curves(kind, metric, weights)
                 save_curves(file, found)
             self._curves[key] = found
         return self._curves[key]
+
+    def curves_file(self, kind: Kind, metric: str, which: str = "") -> Path:
+        """Where the curves of a kind of network are kept; `which`: "-tables" for those of the tables of tokens."""
+        source = "none" if metric == "weight" else self.key
+        return self.folder / "curves" / f"{kind.label.replace(' ', '-')}{which}-{metric}-{source}.safetensors"
 
     def _new_curves(self, kind: Kind, metric: str, weights: list[Weight]) -> Curves:
         decompositions = self.decompositions(metric)

@@ -12,6 +12,7 @@ RECENT = 0.25  # of what is done of a stage: the part whose pace counts again, s
 MEASURED = 0.2  # of a stage: from there on its own pace counts, before it partly what was expected
 POINTS = 32  # of the shape of a stage that are kept
 ANY = "*"  # in the place of the stage that another falls into: whichever asks first
+MOMENT, FOUND = 0.02, 20.0  # an item that took less than such a moment and so many times less than the next was found
 LEAST = 2.0  # seconds of evidence below which nothing is said
 TRUST = 15.0  # seconds of work by which the paces of an earlier job weigh against this one's
 
@@ -52,6 +53,10 @@ class Stage:
     def count(self, done: int, total: int | None) -> None:
         self.total = total
         if done > self.done:
+            at, spent = self.marks[-1]
+            usual = (spent - self.marks[0][1]) / max(at - self.first, 1)
+            if at > self.first and usual < MOMENT and self.spent - spent > FOUND * usual * (done - at):
+                self.first, self.marks = at, [(at, spent)]  # those before were there already: they are no pace
             self.done, self.inner = done, None
             self.marks.append((done, self.spent))
 
@@ -62,21 +67,22 @@ class Stage:
         done = min(done, self.total)
         if len(self.costs) == self.total:
             return sum(self.costs[:done]) / (sum(self.costs) or 1.0)
-        if len(self.shape) > 1 and (len(self.shape) - 1 == self.total or min(len(self.shape) - 1, self.total) >= POINTS):
-            place = done / self.total * (len(self.shape) - 1)
-            low = min(int(place), len(self.shape) - 2)
+        parts = len(self.shape) - 1
+        if parts > 0 and (parts == self.total or min(parts, self.total) >= POINTS):
+            place = done / self.total * parts
+            low = min(int(place), parts - 1)
             return self.shape[low] + (place - low) * (self.shape[low + 1] - self.shape[low])
         return done / self.total
 
     def pace(self) -> float | None:
         """Seconds for the whole stage by its items so far: the mean of the pace of all of them and of the last ones."""
         at, spent = self.marks[-1]
-        here, start = self.share(at), self.share(self.first)
+        here, start, spent = self.share(at), self.share(self.first), spent - self.marks[0][1]
         if here <= start or spent <= 0:
             return None
         shares = [self.share(done) for done, _ in self.marks]
         back = max(0, min(bisect_right(shares, here - RECENT * (here - start)) - 1, len(shares) - 2))
-        recent = (spent - self.marks[back][1]) / max(here - shares[back], 1e-9)
+        recent = (self.marks[-1][1] - self.marks[back][1]) / max(here - shares[back], 1e-9)
         return (spent / (here - start) + recent) / 2
 
     def left(self, usual: float | None) -> float | None:
@@ -84,22 +90,23 @@ class Stage:
         if self.over:
             return 0.0
         inner = self.inner.left(None) if self.inner is not None else None
-        here, after = self.share(self.done), self.share(self.done + 1)
+        start, here, after = (self.share(done) for done in (self.first, self.done, self.done + 1))
         item = self.spent - self.marks[-1][1]  # seconds in the present item
-        pace = self.pace()
-        if pace is not None and usual is not None:
-            weight = min(1.0, (here - self.share(self.first)) / MEASURED)
-            pace = weight * pace + (1 - weight) * usual
-        elif pace is None:
-            pace = usual
+        pace, sure = self.pace(), (here - start) / max(after - start, 1e-9)
+        if usual is not None:
+            weight = min(1.0, (here - start) / MEASURED, sure)
+            pace = usual if pace is None else weight * pace + (1 - weight) * usual
+            sure = max(sure, 0.5)
         if pace is None:
             if inner is None or not self.total:
                 return inner
             return inner + (item + inner) / max(after - here, 1e-9) * (1 - after)
-        rest = pace * (1 - after)
-        if item > pace * (after - here) and pace == usual:  # the very first item takes longer than was expected
-            rest *= item / max(pace * (after - here), 1e-9)
-        return max(pace * (1 - here) - item, rest + (inner or 0.0))
+        whole = pace * (after - here)  # what the present item takes, by the pace and by what it consists of
+        if inner is not None:
+            whole = sure * max(whole, item) + (1 - sure) * (item + inner)
+        if here == start:  # the very first item may take longer than was expected
+            pace = max(pace, item / max(after - here, 1e-9))
+        return max(whole - item, 0.0) + pace * (1 - after)
 
 
 class Meter:
@@ -117,7 +124,7 @@ class Meter:
         self.costs: dict[str, list[float]] = {}
         self.overall: float | None = None
         self.left: float | None = None
-        self.began = self.then = clock()
+        self.began = self.then = self.told = clock()  # the start, the last call, the last estimate
         self.tops: dict[str, Stage] = {}  # the last visit of each stage that is a part of no other
         self.fell: dict[str, tuple[str | None, float]] = {}  # {stage: the one that it fell into, how far into it}
         self.open: list[Stage] = []  # the one under way last; those before it wait for it
@@ -202,7 +209,7 @@ class Meter:
         while self.open and self.open[-1].over:
             self.open.pop()
         around = self.open[-1] if self.open else None
-        self.fell.setdefault(name, (around and around.name, around.share(around.done) if around else 0.0))
+        self.fell.setdefault(name, (None, 0.0) if around is None else (around.name, around.share(around.done)))
         self.tops[name] = made
         self.open.append(made)
 
@@ -219,14 +226,24 @@ class Meter:
             self.left = None
             return
         self.left = sum(known)
-        done = self.seconds / (self.seconds + self.left) if self.seconds else 0.0
-        self.overall = max(self.overall or 0.0, min(done, 0.999))
+        # What is not done yet shrinks by the part of its time that has passed: so the fraction never goes back, and a
+        # first estimate that was too short is made good by and by.
+        passed, self.told = self.then - self.told, self.then
+        if self.overall is None:
+            self.overall = 0.0
+        else:
+            shrunk = 1 - (1 - self.overall) * self.left / max(self.left + passed, 1e-9)
+            self.overall = max(self.overall, min(shrunk, 0.999))
+
+    def _last(self, which: Callable[[Expected], bool]) -> int:
+        """The place of the last expected stage that is so, -1 where none is."""
+        return max((number for number, each in enumerate(self.expected) if which(each)), default=-1)
 
     def _to_come(self) -> list[Expected]:
         """Expected stages that have not begun, without those that were left out: what comes after them has begun."""
-        begun = [number for number, each in enumerate(self.expected) if each.stage in self.tops and not each.during]
-        last = max(begun, default=-1)
-        number_last = max((number for number, each in enumerate(self.expected) if not each.during), default=-1)
+        last = self._last(lambda each: not each.during and each.stage in self.tops)
+        last_fallen = self._last(lambda each: bool(each.during) and each.stage in self.tops)
+        more = self._last(lambda each: not each.during) > last or not self.open or not self.open[0].over
         found: list[Expected] = []
         coming: set[str] = set()
         for number, each in enumerate(self.expected):
@@ -235,7 +252,7 @@ class Meter:
             if each.during is None:
                 wanted = number > last
             elif each.during == ANY:
-                wanted = number_last > last or not self.open or not self.open[0].over
+                wanted = number > last_fallen and more
             elif (around := self.tops.get(each.during)) is not None:
                 wanted = not around.over and around in self.open and around.share(around.done) <= each.at
             else:
@@ -255,7 +272,7 @@ class Meter:
             part = 1.0 if top.over else top.share(top.done)
             part -= top.share(top.first)
             if part > 0 and each.seconds > 0:
-                measured += top.marks[-1][1]
+                measured += top.marks[-1][1] - top.marks[0][1]
                 thought += part * each.seconds
         if self.sure:
             return (measured + TRUST) / (thought + TRUST)

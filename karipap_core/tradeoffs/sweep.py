@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Literal
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.wrong_text import warnings_of
+from karipap_core.plan import effort
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
-from karipap_core.progress import Progress, silent
+from karipap_core.progress import Progress, announce, costs, silent
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text, divide, read_text, standard_library
-from karipap_core.tradeoffs.baselines import baselines
+from karipap_core.tradeoffs.baselines import baseline_count, baselines
 from karipap_core.tradeoffs.effort import AUTO_RISES
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
@@ -124,6 +125,8 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
 ) -> dict:
     notes = [f"Measured on {text.name}; plans calibrated on {study.text.name}."]
     points = Points(study, text, out, scoring, suite, progress)
+    for choice in every(choices):
+        announce(progress, effort.once(study, grid.metric, choice))
     planners = [Planner(study, choice, grid.metric, progress=progress) for choice in every(choices)]
     budgets = grid.budgets
     if isinstance(budgets, str):
@@ -131,6 +134,10 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
         notes.append(f"Budgets found on this model's predicted curve: {', '.join(f'{b:g}' for b in budgets)}.")
     rules = dict.fromkeys(grid.rules)
     todo = [(planner, budget, rule) for planner in planners for rule in rules for budget in budgets]
+    item_costs = [effort.item(study, p.choice, rule) + effort.EVALUATION for p, _, rule in todo]
+    costs(progress, "sweep", item_costs)
+    rivals = baseline_count(budgets) if grid.baselines else 0
+    announce(progress, {"sweep": sum(item_costs), "baselines": rivals * effort.EVALUATION})
     runs: list[Point] = []
     for number, (planner, budget, rule) in enumerate(todo):
         network = planner.choice.network
@@ -146,12 +153,12 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
     progress("sweep", len(todo), len(todo))
     if not runs:
         raise InputError(f"No budget can be met. {notes[-1]}")
-    rivals = baselines(study, budgets, grid.scope) if grid.baselines else []
+    others = baselines(study, budgets, grid.scope) if grid.baselines else []
     compared = []
-    for number, rival in enumerate(rivals):
-        progress("baselines", number, len(rivals), rival.label)
+    for number, rival in enumerate(others):
+        progress("baselines", number, len(others), rival.label)
         compared.append(points.of_baseline(rival))
-    progress("baselines", len(rivals), len(rivals))
+    progress("baselines", len(others), len(others))
     quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
     notes[:0] = warnings_of(point.figures | {"label": point.label} for point in (*runs, *compared))
     rows = [point.figures | {"id": point.id} for point in (*runs, *compared)]

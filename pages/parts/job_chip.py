@@ -93,6 +93,7 @@ def _one(each: jobs.Job, brief: dict) -> None:
             job.say_state(brief)
         if state in ENDED:
             each.see()
-        to = results.place(each, brief)
-        if to is not None and st.button(to.label, key=f"chip_{each.id}", type="tertiary", icon=":material/arrow_forward:"):
-            results.go(to)
+        if (to := results.place(each, brief)) is not None:
+            sign = ":material/arrow_forward:"
+            if st.button(to.label, key=f"chip_{each.id}", type="tertiary", icon=sign):
+                results.go(to)

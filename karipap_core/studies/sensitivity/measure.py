@@ -17,8 +17,9 @@ import numpy as np
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan import effort
 from karipap_core.plan.choice import Choice
-from karipap_core.progress import Progress, silent
+from karipap_core.progress import Progress, announce, silent
 from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.studies.sensitivity.foretell import MEASURES, SUMMED, described
@@ -95,6 +96,8 @@ def sensitivity(
     document = opened(kept_file, study, settings) | {"by": by, "skipped": skipped}
     document["total"] = document["total"] | {by: len(parts)}
     rows = {row["name"]: row for row in document[f"{by}s"]}
+    announce(progress, effort.once(study, metric))
+    announce(progress, {"layer sensitivity": len(parts) * effort.EVALUATION})
     bench = None
     for number, part in enumerate(parts):
         progress("layer sensitivity", number, len(parts), part.name)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan import effort
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
 from karipap_core.plan.study import Study
-from karipap_core.progress import Progress, silent
+from karipap_core.progress import Progress, announce, silent
 from karipap_core.text import Text
 from karipap_core.tradeoffs.autopilot.aim import Aim, Criterion
 from karipap_core.tradeoffs.autopilot.log import Log
@@ -28,6 +29,7 @@ from karipap_core.workspace.locks import only_writer
 
 FORMAT, VERSION = "karipap-autopilot", 1
 LIMITS = Limits()
+RIVALS = 5  # that a verdict measures, about
 
 
 def autopilot(
@@ -70,6 +72,11 @@ def autopilot(
         texts = halves(text)
         log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
         points_in = Path(out) if out is not None else study.workspace.root
+        for choice in networks.values():
+            announce(progress, effort.once(study, "loss", choice))
+        each = effort.EVALUATION
+        searched = limits.max_evaluations * each + effort.rounds(study)
+        announce(progress, {"search": searched, "verdict": each, "rivals": RIVALS * each})
         searching, judging = (Points(study, half, points_in, scoring, progress=progress) for half in texts)
         trails = Trails(study, networks, aim.scope, _frozen_calibration(study, home, key), progress)
         log.write("running")

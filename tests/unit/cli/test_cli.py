@@ -94,6 +94,8 @@ def test_only_the_document_is_on_stdout_whoever_writes():
         "item": "item",
         "seconds": 0,
         "message": "message",
+        "overall": None,
+        "left": None,
     }
 
 
