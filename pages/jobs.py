@@ -78,8 +78,8 @@ def table(wanted: str) -> None:
 
 def _row(each, brief: dict) -> dict:
     state = brief["state"]
-    overall = each.status()["overall"] if state == "running" else 1.0 if state == "done" else None
-    said = job.WORDS[state] + (f" ({brief['position']}.)" if state == "queued" else "")
+    overall = round(each.status()["overall"] or 0.0, 2) if state == "running" else 1.0 if state == "done" else None
+    said = f"Waiting ({brief['position']})" if state == "queued" else job.WORDS[state]
     return {
         "title": brief["title"],
         "state": said,

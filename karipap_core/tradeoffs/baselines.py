@@ -61,11 +61,6 @@ def baselines(
     return found
 
 
-def baseline_count(kept: Sequence[float]) -> int:
-    """How many baselines there are about at these budgets, without making any."""
-    return 2 * len(kept) + 2 * len(QUANTIZED) + len(SPARSITIES)
-
-
 def measure_baseline(baseline: Baseline, bench: InPlace, checkpoint, progress: Progress = silent) -> dict:
     """Its sizes (`sizes`) and its figures (`InPlace.measure`) in one dictionary."""
     blocks = {weight.name: weight.parameters for weight in checkpoint.weights if weight.compressible}

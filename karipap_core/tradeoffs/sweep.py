@@ -23,8 +23,8 @@ from karipap_core.plan.study import Study
 from karipap_core.progress import Progress, announce, costs, silent
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text, divide, read_text, standard_library
-from karipap_core.tradeoffs.baselines import baseline_count, baselines
-from karipap_core.tradeoffs.effort import AUTO_RISES
+from karipap_core.tradeoffs.baselines import baselines
+from karipap_core.tradeoffs.effort import AUTO_RISES, models
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
 from karipap_core.workspace.files import settings_key, write_json
@@ -136,7 +136,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
     todo = [(planner, budget, rule) for planner in planners for rule in rules for budget in budgets]
     item_costs = [effort.item(study, p.choice, rule) + effort.EVALUATION for p, _, rule in todo]
     costs(progress, "sweep", item_costs)
-    rivals = baseline_count(budgets) if grid.baselines else 0
+    rivals = models((), 0, len(budgets))[1] if grid.baselines else 0
     announce(progress, {"sweep": sum(item_costs), "baselines": rivals * effort.EVALUATION})
     runs: list[Point] = []
     for number, (planner, budget, rule) in enumerate(todo):
