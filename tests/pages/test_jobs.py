@@ -12,7 +12,7 @@ from tests.helpers.app_page import words
 from tests.helpers.opened import opened, sound
 
 FAILS = (sys.executable, "-c", "import sys; print('error: the file is damaged.', file=sys.stderr); sys.exit(2)")
-DONE = (sys.executable, "-c", "print('{\"id\": \"run-1\", \"folder\": \"/here/model\"}')")
+DONE = (sys.executable, "-c", 'print(\'{"id": "run-1", "folder": "/here/model"}\')')
 LINE = (
     '{"stage": "refining", "done": 3, "total": 9, "item": "q", "seconds": 60, "message": "", '
     '"overall": 0.42, "left": 130.0}'
