@@ -186,7 +186,11 @@ def form(view, busy: bool) -> None:
         command += ["--max-evaluations", str(most), *(text or [])]
         ready = bool(networks) and text is not None and not busy
         if st.button(
-            "Find the plan", type="primary", key="autopilot_start", icon=":material/flight_takeoff:", disabled=not ready
+            texts.label("Find the plan", text),
+            type="primary",
+            key="autopilot_start",
+            icon=":material/flight_takeoff:",
+            disabled=not ready,
         ):
             st.session_state.pop("autopilot_shown", None)
             job.start(command, f"Autopilot for {view.checkpoint.name}", "autopilot_job")

@@ -79,7 +79,7 @@ def press(view, claim: Claim, document: dict | None) -> None:
         argv = ["claims", view.source, "--claim", claim.name, *(text or [])]
         again = "Check it again" if document else "Check it here"
         pressed = st.button(
-            again,
+            texts.label(again, text),
             type="secondary" if document else "primary",
             key="check",
             icon=":material/science:",

@@ -201,7 +201,11 @@ def new(view, running) -> None:
     argv = command(folder or "FOLDER", text or [], steps, objective, rate, norms, again, beside, points)
     busy = running is not None and running.status()["state"] not in job.ENDED
     if st.button(
-        "Heal", type="primary", key="heal", icon=":material/healing:", disabled=not folder or text is None or busy
+        texts.label("Heal", text),
+        type="primary",
+        key="heal",
+        icon=":material/healing:",
+        disabled=not folder or text is None or busy,
     ):
         label = Path(folder).name if chosen == OTHER else found[chosen]["label"]
         job.start(argv, f"Heal {label}", "heal_job")

@@ -96,6 +96,8 @@ def new_run(view, running) -> None:
             promise(found[name])
     with right:
         text = texts.choose("run", "held-out")
+        if not gone:
+            texts.warn_of_overlap(view, text, found[name].calibration)
         tokens = common.choose(
             st.select_slider,
             "Tokens to score, at most",
@@ -114,7 +116,7 @@ def new_run(view, running) -> None:
         )
         busy = running is not None and running.status()["state"] not in job.ENDED
         pressed = st.button(
-            "Compress & evaluate",
+            texts.label("Compress & evaluate", text),
             type="primary",
             key="start",
             icon=":material/play_arrow:",

@@ -144,7 +144,7 @@ def ask(view, running) -> None:
         argv += ["--quantize", form] if form != "none" else []
         argv += ["--max-tokens", str(tokens), *(text or [])]
         busy = running is not None and running.status()["state"] not in job.ENDED
-        if st.button("Measure", type="primary", key="sens_start", disabled=text is None or busy):
+        if st.button(texts.label("Measure", text), type="primary", key="sens_start", disabled=text is None or busy):
             st.session_state.pop("measurement", None)
             st.query_params.pop("measurement", None)
             job.start(argv, f"Sensitivity of {view.checkpoint.name}, {LABELS.get(network, network)}", "sensitivity_job")

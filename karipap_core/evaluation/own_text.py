@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.errors import InputError
-from karipap_core.evaluation.perplexity import default_window
 from karipap_core.progress import Progress, silent
 from karipap_core.text import TEXT_FORMAT, Text, read_text
 from karipap_core.workspace import Workspace
@@ -19,7 +18,7 @@ from karipap_core.workspace.locks import only_writer
 if TYPE_CHECKING:
     import torch
 
-TOKENS = 16384  # of one text: what a sweep scores, and enough for moments of models of some thousand columns
+TOKENS = 16384  # of the model's own samples: what a sweep scores, and enough for moments of some thousand columns
 ROWS = 32  # written at once
 
 
@@ -78,6 +77,8 @@ def _written(checkpoint: Checkpoint, seed: int, tokens: int, device: str, progre
 def rows(model, tokenizer, seed: int) -> "Iterator[list[int]]":
     """Token ids drawn from the model's own probabilities, one document after the other, without end."""
     import torch
+
+    from karipap_core.evaluation.perplexity import default_window
 
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(seed)

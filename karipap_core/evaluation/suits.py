@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
+from karipap_core.evaluation.own_text import own_text
+from karipap_core.evaluation.wrong_text import unsuited
 from karipap_core.progress import Progress, silent
 from karipap_core.text import FIELD, HUB, TEXT_FORMAT, Text, read_text, standard_library
 from karipap_core.workspace import Workspace
@@ -53,8 +55,6 @@ def text_of(
         seed = name.partition(":")[2] or str(SIDES.index(side))
         if not seed.isdecimal():
             raise InputError(f"--text {name[:80]}: a seed is a whole number, such as {SAMPLES}:7.")
-        from karipap_core.evaluation.own_text import own_text
-
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
         return own_text(checkpoint, int(seed), device=device, workspace=workspace, progress=progress)
     if name.startswith(HUB) and not os.path.exists(name):
@@ -90,6 +90,16 @@ def known(model: Checkpoint, workspace: Workspace | None = None) -> list[dict[st
     files = folder_of(model, workspace).glob("*.json")
     found = [document for file in files if (document := kept_json(file, "suits"))]
     return sorted(found, key=lambda each: max(each.get("used", {}).values(), default=0.0), reverse=True)
+
+
+def said_of(point: dict, workspace: Workspace | None = None) -> str | None:
+    """The warning (`wrong_text.unsuited`) about the text that a point was measured on, where that was looked at."""
+    workspace = workspace or Workspace()
+    key, sha256 = workspace.key_of(point.get("model") or {}), (point.get("text") or {}).get("sha256")
+    if not key or not sha256:
+        return None
+    found = kept_json(workspace.model_dir(key) / "texts" / f"{sha256[:32]}.json", "suits")
+    return unsuited(found) if found else None
 
 
 def found_for(documents: list[dict], spec: str, side: str) -> dict | None:

@@ -69,7 +69,7 @@ def form(view, first: bool) -> None:
             st.error(problem)
         busy = running is not None and running.status()["state"] not in job.ENDED
         ready = networks and rules and budgets and text is not None and not busy and not problem
-        if st.button("Start measuring", type="primary", key="sweep_start", disabled=not ready):
+        if st.button(texts.label("Start measuring", text), type="primary", key="sweep_start", disabled=not ready):
             argv = ["sweep", view.source, "--networks", ",".join(networks), "--rules", ",".join(rules)]
             argv += ["--budgets", budgets, "--scope", scope]
             argv += ["--quantize", stored] if stored != "none" else []

@@ -96,7 +96,7 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
                 "forward passes only. Then losses can be predicted."
             )
         text = texts.choose("search", "calibration")
-        if st.button("Start", key="search_start", type="primary", disabled=text is None):
+        if st.button(texts.label("Start", text), key="search_start", type="primary", disabled=text is None):
             budget = now.budget if now.budget is not None else plan_session.START_AT[0]
             argv = plan_argv(view, now.what, rule, budget, now.unit, now.scope)
             job.start(
@@ -148,7 +148,7 @@ def not_measured(view, what: tables.What) -> None:
         st.markdown(f"**{words}** has not been measured on this model yet.")
         text = texts.choose("missing", "calibration")
         with st.container(horizontal=True):
-            if st.button("Measure it", type="primary", key="missing_start", disabled=text is None):
+            if st.button(texts.label("Measure it", text), type="primary", key="missing_start", disabled=text is None):
                 now = plan_session.state()["history"].now if "history" in plan_session.state() else None
                 budget = now.budget if now and now.budget else plan_session.START_AT[0]
                 argv = plan_argv(view, what, "calibrated", budget, "parameters", "model")

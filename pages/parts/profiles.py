@@ -156,7 +156,7 @@ def settings(view, profile: Profile) -> None:
             format_func={"mpo": "MPO", "tree": "tree", "peps": "PEPS"}.get,
         )
         chosen = texts.choose("profile", "calibration")
-        if st.button("Measure", key="measure", disabled=chosen is None):
+        if st.button(texts.label("Measure", chosen), key="measure", disabled=chosen is None):
             argv = [
                 "profile",
                 view.source,

@@ -11,7 +11,7 @@ import streamlit as st
 
 from karipap_core import terminal as show
 from karipap_core.errors import InputError
-from karipap_core.evaluation import scores
+from karipap_core.evaluation import scores, suits
 from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
@@ -22,7 +22,6 @@ from pages.parts import common
 from pages.parts.roots import inside, roots
 
 MOST_SAID = 20
-STRANGE_TEXT = 3.0  # bits per byte of the dense model; xz needs about 2 on most text
 
 
 def of_model(view) -> list[dict]:
@@ -137,17 +136,11 @@ def describe(plan: Plan) -> str:
 
 
 def warn_of_text(*points: dict) -> None:
-    """A warning where figures of points on one text do not say what was lost, or the dense model itself predicts the
-    text badly: then no figure measured on it means much."""
-    if said := warnings_of(points):
-        st.warning(common.plain(said[0]))
-        return
-    dense = (points[0].get("dense") or {}).get("bits_per_byte")
-    if dense is not None and dense > STRANGE_TEXT:
-        st.warning(
-            f"The dense model itself needs {dense:.1f} bits for each byte of this text: it was not trained for it, "
-            "and what it loses there says little. Measure on a text of the model's own kind."
-        )
+    """A warning where figures of points on one text do not say what was lost, or the model was not trained for the
+    text: then no figure measured on it means much."""
+    said = [*warnings_of(points), suits.said_of(points[0])][0]
+    if said:
+        st.warning(common.plain(said))
 
 
 def is_main(run: dict, key: str) -> bool:

@@ -28,7 +28,11 @@ BOXES = {
     ("pages/parts/deploy_controls.py", None): "a config.json, parsed within limits",
     ("pages/parts/plan_jobs.py", "board_file"): "a plan, parsed strictly",
     ("pages/run.py", "plan_file"): "a plan, parsed strictly",
-    ("pages/parts/texts.py", None): "a text, stored under a name of its letters, digits and sum",
+    (
+        "pages/parts/texts.py",
+        None,
+    ): "a path: roots.confine; a text, stored under a name of its letters, digits and sum; "
+    "a data set by the pattern of its parts; a field, only looked for",
     ("pages/parts/plan_side.py", None): "χ and locks of listed weights",
 }
 # Functions that read the address, and what holds what they read.
