@@ -14,6 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
+from karipap_core.evaluation.suits import SIDES, suits, text_of  # noqa: E402
 from karipap_core.plan.options import WHOLE, kinds_of  # noqa: E402
 from karipap_core.plan.study import Study  # noqa: E402
 from karipap_core.progress import json_lines  # noqa: E402
@@ -21,7 +22,7 @@ from karipap_core.studies.sensitivity.measure import sensitivity  # noqa: E402
 from karipap_core.text import standard_library  # noqa: E402
 from karipap_core.workspace.files import write_json  # noqa: E402
 
-MEASURED = ("profiles", "curves", "calibration", "sensitivity")
+MEASURED = ("profiles", "curves", "calibration", "sensitivity", "texts")
 REACHABLE = ("reachable.json", "tables.json")  # which weights a plan can change: without them transformers is asked
 METRICS = ("weight", "functional", "loss")
 
@@ -39,6 +40,8 @@ def main() -> None:
     study.curves("lowrank", "functional")
     for by in ("weight", "layer"):
         sensitivity(study, standard_library("heldout"), by=by, progress=study.progress)
+    for side in SIDES:
+        suits(study.checkpoint, text_of(None, HERE, side), side=side, progress=study.progress)
     for name, weights in zip(REACHABLE, (study.weights, study.tables), strict=True):
         assert weights, name
         shutil.copyfile(study.folder / name, HERE / "karipap" / name)

@@ -96,7 +96,7 @@ def typed(key: str) -> str | None:
         key=f"{key}_path",
         placeholder="/folder/text.txt",
         persist_state="session",
-        help="In the folders that may be opened (KARIPAP_MODEL_ROOTS, and those permitted here). Upload any other file.",
+        help="In a folder of KARIPAP_MODEL_ROOTS, or one that was permitted here. Upload any other file.",
     ).strip()
     if not path:
         return None
@@ -198,7 +198,7 @@ def preferred(view, looked: list[dict], side: str) -> tuple[str, str]:
     if library is not None and unsuited(library, looked) and can_write(view):
         return (
             SAMPLES,
-            "This model was not trained on Python source, the text that comes with Karipap, so its own samples are offered.",
+            "This model was not trained on Python source, the bundled text, so its own samples are offered.",
         )
     return LIBRARY, ""
 
