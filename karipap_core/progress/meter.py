@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Made once for a model and kept, whatever asks for it first: its time is no part of the stage that it falls into.
-ONCE = {"activations", "sensitivity", "whole plans", "profile", "entropy of trees", "load", "dense", "waiting"}
+ONCE = {"activations", "sensitivity", "whole plans", "profile", "entropy of trees", "load", "dense", "waiting", "fetch"}
 ONCE_LIKE = ("curves of ",)
 RECENT = 0.25  # of what is done of a stage: the part whose pace counts again, so that changes of pace are followed
 MEASURED = 0.2  # of a stage: from there on its own pace counts, before it partly what was expected
@@ -65,13 +65,13 @@ class Stage:
         if not self.total:
             return 0.0
         done = min(done, self.total)
-        if len(self.costs) == self.total:
-            return sum(self.costs[:done]) / (sum(self.costs) or 1.0)
         parts = len(self.shape) - 1
         if parts > 0 and (parts == self.total or min(parts, self.total) >= POINTS):
             place = done / self.total * parts
             low = min(int(place), parts - 1)
             return self.shape[low] + (place - low) * (self.shape[low + 1] - self.shape[low])
+        if len(self.costs) == self.total:
+            return sum(self.costs[:done]) / (sum(self.costs) or 1.0)
         return done / self.total
 
     def pace(self) -> float | None:
@@ -85,8 +85,9 @@ class Stage:
         recent = (self.marks[-1][1] - self.marks[back][1]) / max(here - shares[back], 1e-9)
         return (spent / (here - start) + recent) / 2
 
-    def left(self, usual: float | None) -> float | None:
-        """Seconds to its end, where `usual` is what the whole was expected to take; None where nothing is known."""
+    def left(self, usual: float | None, trust: float = 0.5) -> float | None:
+        """Seconds to its end, where `usual` is what the whole was expected to take, and `trust` says how much that
+        counts beside what the present item consists of; None where nothing is known."""
         if self.over:
             return 0.0
         inner = self.inner.left(None) if self.inner is not None else None
@@ -96,7 +97,7 @@ class Stage:
         if usual is not None:
             weight = min(1.0, (here - start) / MEASURED, sure)
             pace = usual if pace is None else weight * pace + (1 - weight) * usual
-            sure = max(sure, 0.5)
+            sure = max(sure, trust)
         if pace is None:
             if inner is None or not self.total:
                 return inner
@@ -219,7 +220,7 @@ class Meter:
         scale = self._scale()
         usual = {each.stage: each.seconds * scale for each in self.expected} if scale is not None else {}
         under_way = [top for top in self.tops.values() if top in self.open or (_once(top.name) and not top.over)]
-        parts = [top.left(usual.get(top.name)) for top in under_way]
+        parts = [top.left(usual.get(top.name), 0.9 if self.sure else 0.5) for top in under_way]
         parts += [usual.get(each.stage) for each in self._to_come()]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or self.seconds < LEAST or not parts:
