@@ -318,7 +318,7 @@ def chooser(label: str, options: list[str], known: Listing, hubs: dict[str, str]
             if box != "model":
                 st.session_state[box] = st.session_state.model
             st.selectbox(
-                "Or choose one that is here",
+                "Or a model that is here",
                 options,
                 key=box,
                 persist_state="session",

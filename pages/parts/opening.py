@@ -309,12 +309,14 @@ def entries(found: Found, chosen: Callable[[str], None]) -> None:
     """Models to choose and folders to look into, a button each."""
     if not found.models and not found.folders:
         return
+    tops = roots.roots()
     with st.container(key="k-open-list", gap=None):
         for number, (place, name) in enumerate(list(found.models.items())[:MOST_SHOWN]):
             label, icon = common.plain(roots.showable(name)), ":material/deployed_code:"
             st.button(label, key=f"open_model_{number}", icon=icon, type="tertiary", on_click=chosen, args=(place,))
         for number, folder in enumerate(found.folders[:MOST_SHOWN]):
-            label, icon = common.plain(roots.showable(folder.name or str(folder)) + "/"), ":material/folder:"
+            shown = str(folder) if folder in tops else folder.name + "/"
+            label, icon = common.plain(roots.showable(shown)), ":material/folder:"
             st.button(label, key=f"open_folder_{number}", icon=icon, type="tertiary", on_click=browse, args=(folder,))
         more = sum(max(len(each) - MOST_SHOWN, 0) for each in (found.models, found.folders))
         if more:
