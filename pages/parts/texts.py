@@ -43,7 +43,10 @@ def choose(key: str, side: str) -> list[str] | None:
 
     side : calibration, held-out or train. What is known of the text for the model in view stands below the choice.
     """
-    view, known_as = model.current(), SIDES[side]
+    view, known_as = model.current(weights=False), SIDES[side]
+    if view.only:  # nothing can be measured, on any text
+        st.caption(common.plain(view.checkpoint.missing))
+        return None
     looked = suits.known(view.checkpoint)
     default, why = preferred(view, looked, known_as)
     options = [*KINDS, *used_before(looked)] if can_write(view) else [kind for kind in KINDS if kind != SAMPLES]
