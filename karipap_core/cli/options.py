@@ -15,6 +15,16 @@ if TYPE_CHECKING:  # imports torch, and `--help` has to be instant
     from karipap_core.evaluation.tasks.suite import Suite
 
 
+def name(text: str) -> str:
+    """A name for a plan or a run, as files may be called."""
+    from karipap_core.workspace.names import clean
+
+    try:
+        return clean(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
 def fraction(text: str) -> float:
     """0.7 or 70%: above 0 and at most 1."""
     try:
@@ -79,6 +89,7 @@ COMPRESSED = option("folder", metavar="DIR", type=Path, help="a compressed folde
 AGAINST = option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)")
 PLAN = option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard")
 FORCE = option("--force", action="store_true", help="use the plan although it was made for another checkpoint")
+NAME = option("--name", type=name, metavar="NAME", help="what to call it, such as smollm2-0.7-lowrank")
 DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 NETWORK = option(

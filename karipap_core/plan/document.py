@@ -16,6 +16,7 @@ from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
 from karipap_core.reading import parse_json, read_bytes
 from karipap_core.values import html_table
+from karipap_core.workspace.names import clean
 
 if TYPE_CHECKING:  # torch, seconds: not for reading a plan
     from karipap_core.networks import Spec
@@ -87,7 +88,8 @@ class Plan:
     """What each weight of one checkpoint becomes, and where that came from; see `plan.schema.json` for the fields.
 
     weights : {weight: entry} (see `Entry`).  predicted : what the plan costs and is predicted to do.  tried : what was
-    measured on the way to it, {"rule", "rise", "divergence", …} each.
+    measured on the way to it, {"rule", "rise", "divergence", …} each.  name : what people call it, no part of what it
+    is.
     """
 
     model: dict[str, Any]
@@ -102,6 +104,7 @@ class Plan:
     tried: list[dict] = field(default_factory=list)
     chosen_rule: str | None = None
     embedding: dict | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         self.weights = {name: Entry.of(entry) for name, entry in self.weights.items()}
@@ -115,6 +118,19 @@ class Plan:
         specs = [spec for name in self.weights if (spec := self.spec(name)) is not None]
         saved = sum(spec.n_out * spec.n_in - spec.parameters for spec in specs)
         return 1 - saved / self.model["parameters"]
+
+    @property
+    def called(self) -> str:
+        """Its name, or one made of the model, what is kept and the networks, such as "smollm2-0.7-lowrank"."""
+        if self.name:
+            return self.name
+        networks = sorted({entry["network"] for entry in self.weights.values()} - {"dense", "tt_embedding"})
+        formats = sorted({entry.get("quantize") or "" for entry in self.weights.values()} - {""})
+        made = "+".join(networks) if len(networks) < 3 else "mixed"
+        stored = formats[0] if len(formats) == 1 else "few-bits" if formats else ""
+        kept = self.budget_bytes or self.budget or self.kept
+        model = clean(str(self.model["name"]).rpartition("/")[2].lower(), otherwise="model")[:28]
+        return clean("-".join([model, f"{kept:.2g}", *filter(None, (made, stored))]))
 
     def __repr__(self) -> str:
         foretold = self.predicted or {}
@@ -137,6 +153,7 @@ class Plan:
         return html_table(repr(self)[1:-1], ("weight", "network", "χ", "numbers"), rows)
 
     def to_json(self) -> dict:
+        """What the plan is, in JSON; its name is not part of that (see `named`)."""
         document = {"format": FORMAT, "version": VERSION, "model": self.model, "metric": self.metric}
         document |= {"rule": self.rule, "scope": self.scope, "budget": self.budget, "budget_bytes": self.budget_bytes}
         document |= {"calibration": self.calibration, "weights": self.weights, "predicted": self.predicted}
@@ -147,6 +164,10 @@ class Plan:
         if self.embedding:
             document["embedding"] = self.embedding
         return document
+
+    def named(self) -> dict:
+        """The document of a file that people exchange: `to_json`, and the name where it has one."""
+        return self.to_json() | ({"name": self.name} if self.name else {})
 
     @classmethod
     def from_json(cls, document: dict, source: str = "plan") -> "Plan":
@@ -167,7 +188,7 @@ class Plan:
     def save(self, path: str | Path) -> None:
         from karipap_core.workspace.files import write_json
 
-        write_json(Path(path), self.to_json())
+        write_json(Path(path), self.named())
 
     def spec(self, name: str) -> "Spec | None":
         """The network of one weight, or None where the weight stays as it is. Raises InputError naming the weight."""

@@ -18,6 +18,7 @@ from karipap_core.schemas import checked_name
 from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.terminal import argument
+from karipap_core.tradeoffs.point import called
 from karipap_core.version import __version__
 from karipap_core.workspace import Workspace, documents
 from karipap_core.workspace.files import whole_file, write_json
@@ -90,7 +91,7 @@ def collect(what: Iterable[str | Path]) -> list[dict]:
     models = {point["model"].get("fingerprint"): point["model"].get("name") for point in found.values()}
     if len(models) > 1:
         raise InputError(f"A report is about one model; these runs are of {len(models)}: {', '.join(models.values())}.")
-    return sorted(found.values(), key=lambda point: point.get("created", 0))
+    return called(sorted(found.values(), key=lambda point: point.get("created", 0)))
 
 
 def _of_workspace(name: str) -> Path:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from karipap_core.plan.document import Plan, is_of
 from karipap_core.schemas import SEAL
 from karipap_core.workspace import Workspace, shipped
+from karipap_core.workspace.names import Names, apart
 from karipap_core.workspace.runs import RUN_FORMAT, RUN_VERSION, read_runs
 
 _NAMED = ("id", "created", "kind", "method", "label", "settings", "model", "plan", "predicted")
@@ -71,9 +72,22 @@ def plan_settings(plan: Plan, network: str) -> dict[str, Any]:
 
 def runs_of_model(checkpoint, workspace: Workspace | None = None) -> list[dict[str, Any]]:
     """The documents of all runs of this very checkpoint, oldest first, networks and baselines: the workspace's, and
-    what ships with the model as `karipap/runs` (see `Workspace.adopt`)."""
+    what ships with the model as `karipap/runs` (see `Workspace.adopt`); each as it is `called`."""
     beside = shipped(checkpoint)
     found = {run["id"]: run for run in (read_runs(beside / "runs") if beside else [])}
     found |= {run["id"]: run for run in (workspace or Workspace()).runs}
-    mine = [run for run in found.values() if is_of(run["model"], checkpoint)]
+    mine = called([run for run in found.values() if is_of(run["model"], checkpoint)], workspace)
     return sorted(mine, key=lambda run: run.get("created", 0))
+
+
+def called(runs: list[dict[str, Any]], workspace: Workspace | None = None) -> list[dict[str, Any]]:
+    """The same documents; those that somebody named in the workspace have that "name", as their "label" too, and what
+    they were labelled as "described"."""
+    names = Names(workspace).all()
+    labels = apart({run["id"]: names[run["id"]] for run in runs if run["id"] in names})
+    return [
+        run | {"name": names[run["id"]], "label": labels[run["id"]], "described": run["label"]}
+        if run["id"] in labels
+        else run
+        for run in runs
+    ]

@@ -13,7 +13,9 @@ from pathlib import Path
 import streamlit as st
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pages.parts import pictures
@@ -26,6 +28,7 @@ HEADERS = {
 }
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*?)\.?(?::\d{1,5})?")  # name, or address in brackets; port
 FIRST_PAGE = "/profile"
+TAKEN = {"model": "", "dense": "-dense"}  # what can be taken home of a run, and what that adds to its name
 ESTABLISHED = "01"  # of the kernel's states of a connection
 POLICY_VIOLATION = 1008  # RFC 6455; before a handshake is accepted the client sees status 403
 
@@ -38,6 +41,35 @@ def remote_allowed() -> bool:
 def middleware() -> list[Middleware]:
     """For `st.App`: runs before all that Streamlit does with a request."""
     return [Middleware(Guard), Middleware(FirstPage), Middleware(Library)]
+
+
+def routes() -> list[Route]:
+    """For `st.App`: what is too large for a download button of Streamlit's, which holds it in memory."""
+    return [Route("/take-home/{run}/{what}.zip", take_home, methods=["GET"])]
+
+
+def take_home(request: Request) -> Response:
+    """The compressed folder of a run of the workspace as a ZIP file, or the ordinary dense one that was written from it
+    (`what`: model, dense). Ids alone are taken, and a folder lies where its run's id says and nowhere else."""
+    from karipap_core.compressed import archive
+    from karipap_core.errors import InputError
+    from karipap_core.schemas import checked_name
+    from karipap_core.workspace import Workspace
+    from karipap_core.workspace.names import Names
+
+    if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return PlainTextResponse("Another site's page may not use this dashboard.", status_code=403)
+    try:
+        run, what = checked_name(request.path_params["run"]), request.path_params["what"]
+        if what not in TAKEN:
+            raise InputError("There is a model.zip and a dense.zip.")
+        name = (Names().of(run) or run) + TAKEN[what]
+        folder = Workspace().runs_dir / run / what
+        files = archive.members(folder, name, {"HOW-TO-LOAD.txt": archive.how_to_load(what, name).encode()})
+    except InputError:
+        return PlainTextResponse("The workspace has no such folder.", status_code=404)
+    headers = {"Content-Length": str(archive.size(files)), "Content-Disposition": f'attachment; filename="{name}.zip"'}
+    return StreamingResponse(archive.stream(files), media_type="application/zip", headers=headers)
 
 
 class Guard:

@@ -21,6 +21,7 @@ def table(document: dict) -> str:
     predicted = document.get("predicted") or {}
     rule = document.get("rule", "hand")
     facts = {
+        **({"name": document["name"]} if document.get("name") else {}),
         "model": document["model"]["name"],
         "fingerprint": document["model"]["fingerprint"],
         "rule": f"{rule} ({document['chosen_rule']} won)" if document.get("chosen_rule") else rule,

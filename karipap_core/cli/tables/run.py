@@ -8,7 +8,8 @@ from karipap_core.tradeoffs.ranking import rank, sentence
 def table(document: dict) -> str:
     """One measured point of the trade-off, with its plan where it has one."""
     settings = {key: entry for key, entry in (document.get("settings") or {}).items() if entry is not None}
-    facts = {"run": document.get("id"), "what": document.get("label")}
+    facts = {"name": document.get("name")} if document.get("name") else {}
+    facts |= {"run": document.get("id"), "what": document.get("described") or document.get("label")}
     facts |= {"settings": inline(settings) or None, "seconds": inline(document.get("seconds") or {}) or None}
     parts = [page(facts, ""), evaluation.table(document | {"model": (document.get("model") or {}).get("name")})]
     if document.get("plan"):

@@ -15,9 +15,11 @@ from karipap_core.progress import Progress
     option("path", metavar="PROFILE|PLAN|RUN", type=Path, help="a profile's folder, a plan, a run.json, a sweep …"),
 )
 def show(args: argparse.Namespace, progress: Progress) -> dict:
+    from karipap_core.tradeoffs.point import called
     from karipap_core.workspace.documents import find
 
-    return find(args.path)
+    found = find(args.path)
+    return called([found])[0] if found.get("format") == "karipap-run" else found
 
 
 @verb(

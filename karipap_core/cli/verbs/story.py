@@ -13,6 +13,7 @@ from karipap_core.cli.options import (
     FORCE,
     HELD_OUT,
     MODEL,
+    NAME,
     NETWORK,
     PLAN,
     QUANTIZE,
@@ -100,6 +101,7 @@ def text(args: argparse.Namespace, progress: Progress) -> dict:
     STRUCTURE,
     CALIBRATION,
     DEVICE,
+    NAME,
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
 )
 def plan(args: argparse.Namespace, progress: Progress) -> dict:
@@ -120,9 +122,10 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
         device=args.device,
         progress=progress,
     )
+    found.name = args.name
     if args.out:
         found.save(args.out)
-    return found.to_json()
+    return found.named()
 
 
 @verb(

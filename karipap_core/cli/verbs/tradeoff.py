@@ -11,6 +11,7 @@ from karipap_core.cli.options import (
     FORCE,
     HELD_OUT,
     MODEL,
+    NAME,
     PLAN,
     QUANTIZE,
     SCOPE,
@@ -44,20 +45,27 @@ from karipap_core.progress import Progress
     *SCORING,
     CONVENTIONS,
     *TASKS,
+    NAME,
     option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
     FORCE,
     DEVICE,
 )
 def run(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.plan.document import Plan
+    from karipap_core.tradeoffs.point import called
     from karipap_core.tradeoffs.run import Extras
     from karipap_core.tradeoffs.run import run as measure
     from karipap_core.tradeoffs.sweep import DEFAULT_SCORING
+    from karipap_core.workspace.names import Names
 
     prepare(args, progress, "heldout")
-    warn_of_overlap(args, progress, Plan.load(args.plan).calibration)
+    chosen = Plan.load(args.plan)
+    warn_of_overlap(args, progress, chosen.calibration)
     extras, scoring = Extras(suite_of(args, progress), args.conventions), scoring_of(args, DEFAULT_SCORING)
-    return measure(args.model, args.plan, args.text, scoring, extras, args.out, args.force, args.device, progress)
+    found = measure(args.model, chosen, args.text, scoring, extras, args.out, args.force, args.device, progress)
+    if name := args.name or chosen.name:
+        Names().give(found["id"], name)
+    return called([found])[0]
 
 
 @verb(
