@@ -9,7 +9,7 @@ from karipap_core.cli.tables import compare
 from karipap_core.errors import InputError
 from karipap_core.tradeoffs import compare as core
 from karipap_core.tradeoffs import sides
-from pages.parts import common, model, runs
+from pages.parts import common, model, naming, runs
 
 DENSE = "dense"
 
@@ -217,7 +217,7 @@ def report(view, measured: list[dict]) -> None:
         st.download_button(
             "Download the report",
             written,
-            f"karipap-{view.checkpoint.name}.html",
+            f"karipap-{naming.file_name(view.checkpoint.name, 'report')}.html",
             "text/html",
             key="report",
             on_click="ignore",

@@ -167,22 +167,23 @@ def actions(view, history: draft.History, found: tables.Tables, totals: dict) ->
         st.space("stretch")
         plan_jobs.search(view, now, found)
         plan_jobs.import_plan(view)
+        name = plan_jobs.name_box(view, now)
         st.download_button(
             "Export",
-            lambda: plan_jobs.exported(view, now, found, totals),
-            "plan.json",
+            lambda: plan_jobs.exported(view, now, found, totals, name),
+            f"{name}.plan.json",
             "application/json",
             key="export_plan",
             on_click="ignore",
             icon=":material/download:",
-            help="plan.json, as the command line reads it",
+            help="The plan as a file, under the name beside, as the command line reads it",
             **quiet,
         )
         # One primary button: where nothing was measured yet it is the one that measures.
         measured = found.calibration is not None and not plan_session.state().get("missing")
         weight = "primary" if measured else "secondary"
         if st.button("Compress & evaluate", type=weight, key="compress", icon=":material/play_arrow:"):
-            plan_jobs.compress(view, now, found, totals)
+            plan_jobs.compress(view, now, found, totals, name)
 
 
 def board(history: draft.History, found: tables.Tables) -> None:

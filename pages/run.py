@@ -1,9 +1,10 @@
 """Run: compress a plan and measure what came out, as a job that outlives this page; and all past runs."""
 
 import html
-import json
+import re
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -15,7 +16,8 @@ from karipap_core.plan import predictions
 from karipap_core.plan.calibration import words
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
-from pages.parts import common, draft, job, model, runs, texts
+from karipap_core.workspace.names import Names, clean, plan_key
+from pages.parts import common, draft, job, model, naming, plan_jobs, runs, take_home, texts
 
 TOKENS = [2048, 4096, 8192, 16384, 32768, 65536, 131072]
 
@@ -23,44 +25,51 @@ TOKENS = [2048, 4096, 8192, 16384, 32768, 65536, 131072]
 def page() -> None:
     view = model.current()
     common.title("Run", "Turn a plan into a compressed Hugging Face folder, and measure it beside the dense model.")
+    st.html(Path(runs.__file__).with_name("run.css"))
     running = job.followed("job")
+    finished = False
     if running is not None:
         job.panel(running, "job")
-        show_result_of(view, running)
-    new_run(view, running)
+        finished = show_result_of(view, running)
+    new_run(view, running, finished)
     past(view)
     runs.say_passed_over(runs.passed_over())
 
 
-def show_result_of(view, running) -> None:
-    """What came out of a job that is done, in a sentence; its run is put in view, once."""
+def show_result_of(view, running) -> bool:
+    """What came out of a job that is done, in a sentence, and the button that leads on; its run is put in view, here
+    and on the trade-off, once. Whether there was something to show."""
     if running.status()["state"] != "done":
-        return
+        return False
     try:
         run = running.result()
     except InputError:
-        return
+        return False
     if not {"id", "kept", "label"} <= run.keys():
-        return
+        return False
     mine = (run.get("model") or {}).get("fingerprint") == view.checkpoint.fingerprint
     if mine and st.session_state.get("shown_job") != running.id:
-        st.session_state.shown_job, st.session_state.run = running.id, run["id"]
+        st.session_state.shown_job = running.id
+        st.session_state.run = st.session_state.point = run["id"]
     said = f"{run['kept']:.1%} of the parameters and {run['bytes_kept']:.1%} of the bytes are kept"
     if run.get("rise") is not None:
         predicted = (run.get("predicted") or {}).get("rise")
         said += f"; the loss {'rose' if run['rise'] >= 0 else 'fell'} by {abs(run['rise']):.4f} nats a token"
         said += f", {predicted:.4f} was predicted" if predicted is not None else ""
     st.html(f'<p class="k-verdict">{html.escape(said)}.</p>')
-    st.page_link(
-        "pages/tradeoff.py",
-        label="See the point on the trade-off",
-        icon=":material/show_chart:",
-        query_params={"model": view.alias, "point": run["id"]},
-    )
+    see(view, run, "see_result", "primary")
+    return True
 
 
-def new_run(view, running) -> None:
-    """Plan, text, tokens and the button."""
+def see(view, run: dict, key: str, weight: str) -> None:
+    """The button that leads to a run's point."""
+    if st.button("See it on the trade-off", key=key, type=weight, icon=":material/show_chart:"):
+        st.session_state.point = run["id"]
+        st.switch_page("pages/tradeoff.py", query_params={"model": view.alias, "point": run["id"]})
+
+
+def new_run(view, running, finished: bool) -> None:
+    """Plan, text, tokens, name and the button, which is the page's first one until a run has finished."""
     st.subheader("Compress and evaluate", anchor=False)
     found = runs.plans(view)
     left, right = st.columns([3, 2], gap="large")
@@ -79,6 +88,7 @@ def new_run(view, running) -> None:
         with upload:
             if import_plan(view):
                 found = runs.plans(view)
+        names = Names().all()
         asked = st.query_params.get("plan", "")
         if asked and asked not in found:
             with suppress(InputError):
@@ -90,10 +100,11 @@ def new_run(view, running) -> None:
             "plan",
             next(iter(found)),
             "plan",
-            format_func=lambda key: f"{runs.shown(key)}: {runs.describe(found[key])}",
+            format_func=lambda key: f"{runs.shown(key, names)}: {runs.describe(found[key])}",
         )
         if not gone:
             promise(found[name])
+            naming.rename(plan_key(found[name].to_json()), called(found[name], names), "plan")
     with right:
         text = texts.choose("run", "held-out")
         if not gone:
@@ -114,10 +125,11 @@ def new_run(view, running) -> None:
             help="Also measures the whole text, however many tokens are chosen above, which takes longer: in "
             "windows of 2,048 tokens that do not overlap (GPTQ, SVD-LLM), sliding (Hugging Face), rolling (lm-eval).",
         )
+        own_name = naming.box("Name", "run_name", called(found[name], names) if not gone else "run")
         busy = running is not None and running.status()["state"] not in job.ENDED
         pressed = st.button(
             texts.label("Compress & evaluate", text),
-            type="primary",
+            type="secondary" if finished else "primary",
             key="start",
             icon=":material/play_arrow:",
             disabled=text is None or busy or gone,
@@ -130,7 +142,8 @@ def new_run(view, running) -> None:
             kept = Workspace().keep_plan(found[name].to_json(), name)
             argv = ["run", view.source, "--plan", str(Workspace().plan_file(kept)), "--max-tokens", str(tokens)]
             argv += ["--conventions"] if papers else []
-            job.start(argv + text, f"{runs.shown(kept)} on {view.checkpoint.name}", "job")
+            argv += ["--name", own_name]
+            job.start(argv + text, f"{own_name} on {view.checkpoint.name}", "job")
             st.rerun()
 
 
@@ -141,13 +154,20 @@ def import_plan(view) -> str | None:
         if file is None:
             return None
         with common.plain_errors("reading the plan"), st.spinner("Checking the plan …"):
-            plan = Plan.parse(file.getvalue(), file.name)
+            plan = plan_jobs.of_this_model(view, Plan.parse(file.getvalue(), file.name), "force")
+            if plan is None:
+                return None
             draft.check(plan, view.checkpoint)
-            stem = Workspace().keep_plan(plan.to_json(), file.name.removesuffix(".json"))
+            stem = runs.keep(plan, plan.name or clean(re.sub(r"(\.plan)?\.json$", "", file.name), otherwise="plan"))
         if st.session_state.get("imported") != file.file_id:
             st.session_state.imported, st.session_state.plan = file.file_id, stem
         st.success(f"Imported as {common.plain(runs.shown(stem))}.")
         return stem
+
+
+def called(plan: Plan, names: dict[str, str]) -> str:
+    """The name of a stored plan: what it was given, or what it would be."""
+    return names.get(plan_key(plan.to_json())) or plan.called
 
 
 def promise(plan: Plan) -> None:
@@ -216,7 +236,7 @@ def past(view) -> None:
         },
     )
     with st.container(horizontal=True, horizontal_alignment="right"):
-        common.csv_button(rows, "karipap-runs", "runs_csv")
+        common.csv_button(rows, naming.file_name(view.checkpoint.name, "runs"), "runs_csv")
     picked = event["selection"]["rows"]
     if picked and found[picked[0]]["id"] != st.session_state.get("run_row"):
         st.session_state.run_row = st.session_state.run = found[picked[0]]["id"]
@@ -231,7 +251,13 @@ def past(view) -> None:
 
 def one_run(view, run: dict, points: list[dict]) -> None:
     """Everything about one run: figures, prediction against measurement, what each weight lost, what to do next."""
-    st.subheader(common.plain(run["label"]), anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader(common.plain(run["label"]), anchor=False, width="content")
+        with st.container(horizontal=True, gap="small", width="content"):
+            naming.rename(run["id"], run.get("name") or Plan.from_json(run["plan"], run["id"]).called, "run")
+            if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
+                runs.open_on_board(run)
+            see(view, run, "see", "secondary")
     runs.facts(run)
     when = time.strftime("%d %b %Y %H:%M", time.localtime(run["created"]))
     spent = run.get("seconds") or {}
@@ -242,6 +268,8 @@ def one_run(view, run: dict, points: list[dict]) -> None:
     )
     st.html(f'<p class="k-note">{html.escape(" ".join([note, *run.get("notes", [])]))}</p>')
     runs.warn_of_text(run)
+    if run["id"] in runs.own([run]):
+        take_home.page(view, run)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Predicted against measured**")
@@ -267,25 +295,6 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors")
         what = "outputs on calibration text" if field == "functional_error" else "weights"
         st.html(f'<p class="k-note">Relative squared error of the {what}, cores as stored; coloured by decades.</p>')
-    with st.container(horizontal=True, gap="small"):
-        if st.button("Open this plan on the board", key="to_board", icon=":material/tune:"):
-            runs.open_on_board(run)
-        st.download_button(
-            "Export its plan",
-            lambda: json.dumps(run["plan"], indent=1),
-            f"{run['id']}.plan.json",
-            "application/json",
-            key="export",
-            on_click="ignore",
-            icon=":material/download:",
-        )
-        st.page_link("pages/tradeoff.py", label="See it on the trade-off", icon=":material/show_chart:")
-    with st.expander("Use the compressed model", key="k-use"):
-        st.code(
-            "import karipap_core\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({run['folder']!r})",
-            language="python",
-        )
 
 
 with common.plain_errors("drawing the run"):

@@ -15,7 +15,7 @@ from karipap_core.figures.published import add_published
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
-from pages.parts import common, curve, model, predicted, runs, winner
+from pages.parts import common, curve, model, naming, predicted, runs, winner
 
 SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
 COLUMNS = {
@@ -189,10 +189,10 @@ def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
 def picture(view, points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     """Chart, chosen point and table; a click re-runs only this."""
     with common.plain_errors("drawing the trade-off"):
-        _picture(points, x, y, log, published)
+        _picture(view, points, x, y, log, published)
 
 
-def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
+def _picture(view, points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     chosen = selected(points)
     fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"], runs.own(points))
     if published:
@@ -220,7 +220,7 @@ def _picture(points: list[dict], x: str, y: str, log: bool | None, published: bo
         sources(x, y)
     if chosen:
         one_point(chosen)
-    whole_table(points, x, y)
+    whole_table(view, points, x, y)
 
 
 def bars(points: list[dict], y: str) -> str:
@@ -292,11 +292,16 @@ def selected(points: list[dict]) -> dict | None:
 def one_point(point: dict) -> None:
     with st.container(border=True, key="k-point"):
         head, buttons = st.columns([3, 2], vertical_alignment="center")
-        head.html(f'<p class="k-job"><b>{html.escape(point["label"])}</b></p>')
+        described = f"<span>{html.escape(point['described'])}</span>" if point.get("described") else ""
+        head.html(f'<p class="k-job"><b>{html.escape(point["label"])}</b>{described}</p>')
         with buttons.container(horizontal=True, horizontal_alignment="right", gap="small"):
             if point.get("plan"):
                 if st.button("Open this plan on the board", key="to_board", type="primary", icon=":material/tune:"):
                     runs.open_on_board(point)
+                if point["id"] in runs.own([point]) and st.button("Take it home", key="home", icon=":material/home:"):
+                    st.session_state.run = point["id"]
+                    query = {"model": st.session_state.model, "run": point["id"]}
+                    st.switch_page("pages/run.py", query_params=query)
             else:
                 st.caption("No plan: this baseline is not a tensor network.")
             if st.button("Close", key="point_close", type="tertiary"):
@@ -306,7 +311,7 @@ def one_point(point: dict) -> None:
         runs.facts(point)
 
 
-def whole_table(points: list[dict], x: str, y: str) -> None:
+def whole_table(view, points: list[dict], x: str, y: str) -> None:
     """Every point in a row, as on the chart; choosing a row is choosing its marker."""
     more = axes.quality(points, y).more
     tasks = scores.keys(points)
@@ -332,7 +337,7 @@ def whole_table(points: list[dict], x: str, y: str) -> None:
     head, button = st.columns([5, 1], vertical_alignment="bottom")
     head.subheader("All points", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
-        common.csv_button(frame, "karipap-tradeoff", "tradeoff_csv")
+        common.csv_button(frame, naming.file_name(view.checkpoint.name, "tradeoff"), "tradeoff_csv")
     settings = {
         key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
         for key, (label, form) in columns.items()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.errors import InputError
-from karipap_core.reading import open_file
+from karipap_core.reading import open_file, read_json
 
 CHUNK = 1 << 20
 LIMIT = ONES = 0xFFFFFFFF  # from LIMIT on a number of 32 bits is written as ones, and itself as ZIP64
@@ -44,30 +44,31 @@ def members(folder: str | Path, name: str, more: Mapping[str, bytes] | None = No
     return found + [Member(f"{name}/{key}".encode(), data, len(data)) for key, data in (more or {}).items()]
 
 
-def how_to_load(what: str, name: str) -> str:
-    """The text that goes with a folder called `name`: lines that load it. what : "model", as it was compressed, or
-    "dense"."""
-    if what == "dense":
-        lines = f"import transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained({name!r})"
+def how_to_load(folder: Path, name: str) -> str:
+    """The text that goes with the archive of a folder: lines that load what is unpacked of it as `name`."""
+    config = read_json(folder / "config.json", lenient=True)
+    causal = any(str(each).endswith("ForCausalLM") for each in config.get("architectures") or ())
+    lines = two_lines(name, "causal" if causal else "encoder")
+    if "quantization_config" not in config:
+        lines = lines.replace("karipap_core, ", "")
         return f"{name}: an ordinary dense model, written from a compressed one by Karipap.\n\n{lines}\n"
     return (
         f"{name}: a model compressed by Karipap, which has to be installed where it is loaded. In Python:\n\n"
-        f"{two_lines(name)}\n\n"
+        f"{lines}\n\n"
         "For engines that know nothing of Karipap, write an ordinary dense folder, as large as the original:\n\n"
         f"karipap densify {name} --out {name}-dense\n"
     )
 
 
-def two_lines(folder: str | Path) -> str:
-    """Python that loads a compressed folder.
+def two_lines(folder: str | Path, kind: str = "causal") -> str:
+    """Python that loads a compressed folder; kind as of `Checkpoint.kind`.
 
     >>> print(two_lines("mine"))
     import karipap_core, transformers
     model = transformers.AutoModelForCausalLM.from_pretrained('mine')
     """
-    return (
-        f"import karipap_core, transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-    )
+    loader = "AutoModelForCausalLM" if kind == "causal" else "AutoModel"
+    return f"import karipap_core, transformers\nmodel = transformers.{loader}.from_pretrained({str(folder)!r})"
 
 
 def size(files: list[Member]) -> int:
@@ -127,8 +128,8 @@ def _central(file: Member, crc: int, offset: int) -> bytes:
     extra = struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
     shown, version = ONES if big else file.size, 45 if numbers else 20
     fixed = (b"PK\1\2", 3 << 8 | version, version, UTF8, 0, 0, DATE, crc, shown, shown, len(file.name), len(extra))
-    fixed += (0, 0, 0, OWNER, ONES if offset >= LIMIT else offset)
-    return struct.pack("<4s6H3I5H2I", *fixed) + file.name + extra
+    last = (0, 0, 0, OWNER, ONES if offset >= LIMIT else offset)
+    return struct.pack("<4s6H3I5H2I", *fixed, *last) + file.name + extra
 
 
 def _end(count: int, length: int, offset: int) -> bytes:

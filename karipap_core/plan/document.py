@@ -6,7 +6,7 @@ stays dense. Nothing here imports torch until a network has to be checked.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +196,13 @@ class Plan:
             return Entry.of(self.weights.get(name, DENSE)).spec
         except InputError as error:
             raise InputError(f"Plan, weight {name}: {error}") from None
+
+    def adopted(self, checkpoint) -> "Plan":
+        """This plan as one of another checkpoint, as --force uses it: the same entries, which nobody chose for these
+        weights, and no prediction. Raises InputError where they do not fit."""
+        found = replace(self, model=model_entry(checkpoint), rule="hand", chosen_rule=None, predicted=None, tried=[])
+        found.check(checkpoint)
+        return found
 
     def check(self, checkpoint, force: bool = False) -> None:
         """Hold the plan against a checkpoint.

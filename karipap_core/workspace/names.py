@@ -73,7 +73,7 @@ class Names:
 def _read(file: str, stamp: tuple[int, ...]) -> str | None:
     """A name from its file, which has this stamp: pages ask for all of them at every click."""
     document = kept_json(Path(file), "name") if stamp else None
-    return document and document["name"]
+    return document["name"] if document else None
 
 
 def apart(named: Mapping[str, str]) -> dict[str, str]:

@@ -89,13 +89,14 @@ def will_take(view, networks: list[str], rules: list[str], budgets: str) -> str:
     """How many models the form asks for, and how long that is by what earlier ones took on this machine."""
     count = len(AUTO_RISES) if budgets == "auto" else len(budgets.split(","))
     plans, rivals = effort.models(networks, len(rules), count)
-    mine = [run for run in runs.of_model(view) if run["id"] in {each["id"] for each in Workspace().runs}]
+    here = {run["id"] for run in Workspace().runs}
+    mine = [run for run in runs.of_model(view) if run["id"] in here]
     each = effort.seconds_each(mine)
     long = "how long is unknown yet: none was measured on this machine"
     if each is not None:
         many = "one that was" if len(mine) == 1 else f"the {len(mine)} that were"
         long = f"about {common.seconds(each * (plans + rivals))} on this machine, by {many} measured here"
-    return f"At most {plans + rivals} models ({plans} plans, {rivals} rivals): {long}."
+    return f"At most {plans + rivals} models ({plans} plan{'' if plans == 1 else 's'}, {rivals} rivals): {long}."
 
 
 def sweep_tasks(view) -> tuple[list[str], str]:

@@ -7,7 +7,8 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace, new_id
-from pages.parts import common, draft, job, plan_session, plan_side, profiles, runs, tables, texts
+from karipap_core.workspace.names import clean
+from pages.parts import common, draft, job, naming, plan_session, plan_side, profiles, runs, tables, texts
 
 NETWORK_SAYS = {
     "lowrank": "low-rank",
@@ -25,8 +26,30 @@ NETWORK_HELP = (
 SEARCHES = {"refined": "refine the calibrated plan", "best": "try every rule, keep the best"}
 
 
-def exported(view, now: draft.Draft, found: tables.Tables, totals: dict) -> str:
-    return json.dumps(draft.to_plan(now, view.checkpoint, found, totals).to_json(), indent=1)
+def exported(view, now: draft.Draft, found: tables.Tables, totals: dict, name: str) -> str:
+    plan = draft.to_plan(now, view.checkpoint, found, totals)
+    plan.name = name
+    return json.dumps(plan.named(), indent=1)
+
+
+def name_box(view, now: draft.Draft) -> str:
+    """The box with the plan's name, beside what saves and runs it."""
+    stored = [now.quantize] if now.quantize else []
+    model = naming.file_name(view.checkpoint.name.rpartition("/")[2].lower())[:28]
+    start = naming.file_name(model, f"{now.budget or 1:.2g}", now.network, *stored)
+    return naming.box("Name", "plan_name", start, width=230, label_visibility="collapsed")
+
+
+def of_this_model(view, plan: Plan, key: str) -> Plan | None:
+    """The plan, where it was made for the model in view. One of another checkpoint is made this one's where somebody
+    ticks that; None until then. Raises InputError where it does not fit."""
+    if plan.model["fingerprint"] == view.checkpoint.fingerprint:
+        return plan
+    st.warning(
+        f"This plan was made for {common.plain(plan.model['name'])}, another checkpoint than "
+        f"{common.plain(view.checkpoint.name)}: its χ were chosen for other weights. Its predictions are left out."
+    )
+    return plan.adopted(view.checkpoint) if st.checkbox("Use it all the same", key=key) else None
 
 
 def import_plan(view) -> None:
@@ -37,29 +60,34 @@ def import_plan(view) -> None:
             return
         mine = plan_session.state()
         if mine.get("imported") != file.file_id:
-            mine["imported"], mine["import_error"] = file.file_id, None
+            mine["import_error"] = None
             try:
                 with st.spinner("Checking the plan …"):
-                    plan_session.open_plan(view, Plan.parse(file.getvalue(), file.name), file.name)
+                    plan = of_this_model(view, Plan.parse(file.getvalue(), file.name), "board_force")
+                    if plan is None:
+                        return
+                    mine["imported"] = file.file_id
+                    plan_session.open_plan(view, plan, file.name)
             except InputError as error:
-                mine["import_error"] = str(error)
+                mine["imported"], mine["import_error"] = file.file_id, str(error)
             else:
+                if plan.name:
+                    st.session_state.plan_name = clean(plan.name)
                 st.rerun()
         if problem := mine["import_error"]:
             st.error(common.plain(problem))
 
 
-def compress(view, now: draft.Draft, found: tables.Tables, totals: dict) -> None:
+def compress(view, now: draft.Draft, found: tables.Tables, totals: dict, name: str) -> None:
     """Keeps the plan in the workspace, starts its run and leaves for the Run page."""
     source = view.source  # where the weights are not here it says so, before anything is written
     with st.spinner("Writing the plan …"):
         plan = draft.to_plan(now, view.checkpoint, found, totals)
-        name = f"{now.network}-{plan.rule}-{totals['kept']:.3f}"
-        name = Workspace().keep_plan(plan.to_json(), name)
-    argv = ["run", source, "--plan", str(Workspace().plan_file(name)), "--max-tokens", "16384"]
-    job.start(argv, f"{runs.shown(name)} on {view.checkpoint.name}", "job")
-    st.session_state.plan = name
-    query = {"model": view.alias, "plan": name}
+        stem = runs.keep(plan, name)
+    argv = ["run", source, "--plan", str(Workspace().plan_file(stem)), "--max-tokens", "16384", "--name", name]
+    job.start(argv, f"{runs.shown(stem)} on {view.checkpoint.name}", "job")
+    st.session_state.plan = stem
+    query = {"model": view.alias, "plan": stem}
     if job_id := st.session_state.get("job"):
         query["job"] = job_id
     st.switch_page("pages/run.py", query_params=query)

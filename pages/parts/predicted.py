@@ -8,7 +8,7 @@ import streamlit as st
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
-from pages.parts import common, runs
+from pages.parts import common, naming, runs
 
 SIDES = {"told": "As predicted when planned", "now": "By today's calibration, each left out"}
 
@@ -44,7 +44,7 @@ def page(view) -> None:
         )
     error = stated(pairs[shown], calibration)
     scatter(pairs[shown], error)
-    figures(pairs, shown)
+    figures(view, pairs, shown)
     if calibration:
         fits(calibration)
         refit(file, calibration, mine)
@@ -95,7 +95,7 @@ def scatter(pairs: list, error: float | None) -> None:
     )
 
 
-def figures(pairs: dict, shown: str) -> None:
+def figures(view, pairs: dict, shown: str) -> None:
     """The figures of all predictions and of each network."""
     rows = []
     for side, members in pairs.items():
@@ -115,7 +115,7 @@ def figures(pairs: dict, shown: str) -> None:
     head, button = st.columns([5, 1], vertical_alignment="bottom")
     head.subheader("How far off", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
-        common.csv_button(frame, "karipap-predictions", "predictions_csv")
+        common.csv_button(frame, naming.file_name(view.checkpoint.name, "predictions"), "predictions_csv")
     st.dataframe(
         frame,
         hide_index=True,

@@ -17,6 +17,7 @@ from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.tradeoffs.point import runs_of_model
 from karipap_core.workspace import Workspace
+from karipap_core.workspace.names import Names, apart, plan_key
 from karipap_core.workspace.runs import read_runs, stamp
 from pages.parts import common
 from pages.parts.roots import inside, roots
@@ -103,14 +104,28 @@ def plans(view) -> dict[str, Plan]:
     return found
 
 
-def shown(name: str) -> str:
-    """The name of a stored plan as people read it: of its content's key (`Workspace.keep_plan`) six digits."""
+def shown(name: str, names: dict[str, str] | None = None) -> str:
+    """A stored plan as people read it: the name that it was given, or that of its file, with six digits of its
+    content's key (`Workspace.keep_plan`) where it has no other, or several have it. names: `Names.all`, for who shows
+    many."""
+    stem, _, key = name.rpartition("-")
+    names = Names().all() if names is None else names
+    if given := names.get(key):
+        return apart({each: called for each, called in names.items() if "-" not in each}).get(key, given)
     return re.sub(r"(-[0-9a-f]{6})[0-9a-f]{10}$", r"\1", name)
+
+
+def keep(plan: Plan, name: str) -> str:
+    """Stores a plan in the workspace under a name, which it then is called by, and returns its file's stem."""
+    stem = Workspace().keep_plan(plan.to_json(), name)
+    Names().give(plan_key(plan.to_json()), name)
+    return stem
 
 
 def open_on_board(run: dict) -> None:
     """Leaves for the Plan page with this run's plan."""
-    name = Workspace().keep_plan(Plan.from_json(run["plan"], run["label"]).to_json(), run["id"])
+    plan = Plan.from_json(run["plan"], run["label"])
+    name = keep(plan, run["name"]) if run.get("name") else Workspace().keep_plan(plan.to_json(), run["id"])
     st.session_state.pop("plan", None)
     st.switch_page("pages/plan.py", query_params={"model": st.session_state.model, "plan": name})
 

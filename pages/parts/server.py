@@ -65,7 +65,7 @@ def take_home(request: Request) -> Response:
             raise InputError("There is a model.zip and a dense.zip.")
         name = (Names().of(run) or run) + TAKEN[what]
         folder = Workspace().runs_dir / run / what
-        files = archive.members(folder, name, {"HOW-TO-LOAD.txt": archive.how_to_load(what, name).encode()})
+        files = archive.members(folder, name, {"HOW-TO-LOAD.txt": archive.how_to_load(folder, name).encode()})
     except InputError:
         return PlainTextResponse("The workspace has no such folder.", status_code=404)
     headers = {"Content-Length": str(archive.size(files)), "Content-Disposition": f'attachment; filename="{name}.zip"'}

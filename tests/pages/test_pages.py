@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.document import Entry, Plan, model_entry
+from karipap_core.tradeoffs import effort
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key, write_json
-from pages.parts import common, model, roots, runs
+from karipap_core.workspace.names import Names
+from pages.parts import common, model, roots
 from tests.helpers import app_page, made_up
 from tests.helpers.opened import opened, sound, words
 
@@ -267,11 +270,11 @@ def test_the_button_runs_the_very_command_and_the_job_is_in_the_url(plan, tiny, 
     sound(app.button(key="start").click().run())
     name = f"halved-{settings_key(plan.to_json())}"
     file = str(Workspace().plan_file(name))
-    assert started == [["run", str(tiny), "--plan", file, "--max-tokens", "16384"]]
+    assert started == [["run", str(tiny), "--plan", file, "--max-tokens", "16384", "--name", "tiny-0.9-lowrank"]]
     job_id = app.query_params["job"]
-    assert app.button(key="start").disabled and f"{runs.shown(name)} on tiny" in words(app)
+    assert app.button(key="start").disabled and "tiny-0.9-lowrank on tiny" in words(app)
     again = sound(opened(page="run", job=job_id))  # a reload, or another browser
-    assert f"{runs.shown(name)} on tiny" in words(again)
+    assert "tiny-0.9-lowrank on tiny" in words(again)
 
     def stopping() -> bool:
         return jobs.get(job_id).status()["cancelling"] or jobs.get(job_id).status()["state"] == "cancelled"
@@ -327,7 +330,7 @@ def test_perplexity_as_papers_give_it_is_asked_for_and_shown(plan, tiny, started
     assert "rolling: lm-eval is not installed." in said
     sound(app.checkbox(key="papers").check().run())
     sound(app.button(key="start").click().run())
-    assert started[0][-1] == "--conventions"
+    assert "--conventions" in started[0]
 
 
 @pytest.mark.parametrize("job_id", ["x", "../../etc", "20260101-000000-abcdef", "<b>"])
@@ -389,12 +392,85 @@ def test_a_link_by_the_name_that_a_plan_once_had_still_opens_it(plan):
     assert sound(opened(page="run", plan="halved")).selectbox(key="plan").value == "halved"
 
 
-def test_a_plan_for_another_model_is_refused(plan, tiny):
+def test_a_plan_for_another_model_waits_for_a_tick_that_says_why(plan, tiny, started):
     document = plan.to_json()
-    document["model"] = dict(document["model"], fingerprint="f" * 64)
+    document["model"] = dict(document["model"], name="other *model*", fingerprint="f" * 64)
     app = opened(page="run")
     app.file_uploader(key="plan_file").upload("other.json", json.dumps(document).encode(), "application/json").run()
-    assert "fingerprint" in app.error[0].value
+    said = app.warning[0].value
+    assert r"made for other \*model\*, another checkpoint than tiny" in said and "--force" not in said
+    assert len(app.selectbox(key="plan").options) == 1
+    sound(app.checkbox(key="force").check().run())
+    assert len(app.selectbox(key="plan").options) == 2
+    sound(app.button(key="start").click().run())
+    used = Plan.load(started[0][started[0].index("--plan") + 1])
+    assert used.model == plan.model and used.weights == plan.weights
+    assert used.predicted is None and used.rule == "hand", "nobody predicted it for these weights, or chose it for them"
+    document["weights"]["model.layers.0.q_proj"] = document["weights"]["model.layers.0.q_proj"] | {"out": [12]}
+    app = opened(page="run")
+    app.file_uploader(key="plan_file").upload("odd.json", json.dumps(document).encode(), "application/json").run()
+    app.checkbox(key="force").check().run()
+    assert "multiply to" in app.error[0].value, "a tick does not make it fit"
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_its_name_everywhere_and_two_of_one_name_stay_apart(plan, tiny):
+    keep_run(plan, "run-aaaa11", rise=0.02)
+    keep_run(plan, "run-bbbb22", rise=0.3, bytes_kept=0.5)
+    app = sound(opened(page="run", run="run-aaaa11"))
+    app.text_input(key="run_name_run-aaaa11").set_value(" my run <b>")
+    sound(app.button(key="run_rename").click().run())
+    document = Workspace().runs_dir / "run-aaaa11" / "run.json"
+    assert json.loads(document.read_text())["label"] == "run run-aaaa11", "what was measured stays as it is"
+    assert list(app.dataframe[0].value["label"]) == ["run run-bbbb22", "my-run-b"]
+    assert "my-run-b" in words(sound(opened(page="tradeoff", point="run-aaaa11")))
+    Names().give("run-bbbb22", "my-run-b")
+    assert list(app.run().dataframe[0].value["label"]) == ["my-run-b (bbbb22)", "my-run-b (aaaa11)"]
+    app.text_input(key="run_name_run-aaaa11").set_value("…")
+    app.button(key="run_rename").click().run()
+    assert not app.exception and "A name needs a letter" in app.error[0].value.replace("\\", "")
+
+
+def test_a_plan_is_imported_under_the_name_in_it_else_that_of_its_file(plan):
+    app = opened(page="run")
+    named = json.dumps(plan.to_json() | {"name": "smollm2-0.7-lowrank"}).encode()
+    sound(app.file_uploader(key="plan_file").upload("plan (1).json", named, "application/json").run())
+    assert app.selectbox(key="plan").options[0].startswith("smollm2-0.7-lowrank: ")
+    app = opened(page="run")
+    bare = json.dumps(plan.to_json()).encode()
+    sound(app.file_uploader(key="plan_file").upload("come back.plan.json", bare, "application/json").run())
+    assert any(each.startswith("come-back: ") for each in app.selectbox(key="plan").options)
+
+
+def test_a_finished_run_leads_on_by_the_only_primary_button_of_its_kind(plan, tiny, started):
+    run = keep_run(plan, "run-one", rise=0.012)
+    started.program = f"print({json.dumps(json.dumps(run))})"
+    app = sound(opened(page="run"))
+    assert app.button(key="start").proto.type == "primary"
+    sound(app.button(key="start").click().run())
+    for _ in range(100):
+        if jobs.get(app.query_params["job"]).status()["state"] == "done":
+            break
+        time.sleep(0.1)
+    sound(app.run())
+    assert "90.0% of the bytes are kept" in words(app)
+    primary = [button.key for button in app.button if button.proto.type == "primary"]
+    assert primary == ["see_result"]
+    assert app.session_state.point == "run-one", "the trade-off rings it"
+
+
+def test_a_curve_says_how_many_models_and_how_long(plan):
+    keep_run(plan, "net", rise=0.2, bytes_kept=0.5, seconds={"plan": 0, "measure": 60})
+    app = sound(opened(page="tradeoff"))
+    assert not app.multiselect, "the form comes when it is asked for"
+    sound(app.button(key="sweep_form").click().run())
+    app.toggle(key="sweep_auto").set_value(False).run()
+    sound(app.text_input(key="sweep_budgets").input("0.9").run())
+    plans, rivals = effort.models(["lowrank"], 1, 1)
+    said = next(each.value for each in app.caption if "At most" in each.value)
+    assert f"At most {plans + rivals} models (1 plan, {rivals} rivals): about {plans + rivals} min" in said
 
 
 # ---- plan ---------------------------------------------------------------------------------------------------------

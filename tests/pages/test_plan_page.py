@@ -191,7 +191,6 @@ def test_an_exported_plan_comes_back(measured, tiny):  # noqa: F811
     ("break_it", "words_"),
     [
         (lambda d: d.update(version=9), "version"),
-        (lambda d: d["model"].update(fingerprint="0" * 64), "was made for"),
         (lambda d: d["weights"].update({"gone": {"network": "dense"}}), "gone"),
         (lambda d: d["weights"]["model.layers.0.q_proj"].update(chi=[10**6]), "q_proj"),
         (lambda d: d.update(metric="taste"), "metric"),
@@ -214,11 +213,23 @@ def test_a_file_that_is_no_plan_is_refused(measured, data):
     assert not app.exception and len(app.error) == 1
 
 
+def test_a_plan_of_another_checkpoint_comes_onto_the_board_by_a_tick(measured, tiny):  # noqa: F811
+    app = plan_page(rule="uniform")
+    document = exported(app, tiny).to_json() | {"name": "from-elsewhere"}
+    document["model"]["fingerprint"] = "0" * 64
+    before = now(app)
+    app.file_uploader(key="board_file").upload("other.json", json.dumps(document).encode(), "application/json").run()
+    assert "another checkpoint than tiny" in app.warning[0].value and now(app) == before
+    sound(app.checkbox(key="board_force").check().run())
+    assert now(app).chi == before.chi and now(app) != before
+    assert app.text_input(key="plan_name").value == "from-elsewhere"
+
+
 def test_compress_keeps_the_plan_and_starts_the_very_command(measured, started, tiny):  # noqa: F811
     app = plan_page()
     sound(app.button(key="compress").click().run())
     ((verb, source, _, file, *more),) = started
-    assert (verb, source, more) == ("run", str(tiny), ["--max-tokens", "16384"])
+    assert (verb, source, more) == ("run", str(tiny), ["--max-tokens", "16384", "--name", "tiny-0.7-lowrank"])
     plan = Plan.load(file)
     assert plan.rule == "calibrated" and plan.predicted["source"] == "curve"
     plan.check(open_checkpoint(tiny))

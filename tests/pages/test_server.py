@@ -1,15 +1,19 @@
 """What the server lets in: asked with real requests over a real socket, as a browser or an attacker would."""
 
 import http.client
+import io
 import json
 import os
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 from streamlit import config
 
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.names import Names
 from pages.parts import pictures, server
 from tests.helpers.browser import UPGRADE, dashboard
 from tests.helpers.paths import REPOSITORY
@@ -21,8 +25,13 @@ def python_of_all() -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with dashboard(REPOSITORY / "app.py", tmp_path_factory.mktemp("server")) as address:
+def place_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def place(place_folder):
+    with dashboard(REPOSITORY / "app.py", place_folder) as address:
         yield address.removeprefix("http://")
 
 
@@ -152,3 +161,51 @@ def test_the_first_page_opens_by_its_name_too(place, path, leads_to):
     answer = ask(place, path, {})
     assert answer.status == 307 and answer.headers["Location"] == leads_to
     assert ask(place, leads_to, {}).status == 200
+
+
+@pytest.fixture
+def kept(place_folder):
+    folder = place_folder / "workspace" / "runs" / "run-one" / "model"
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        config = {"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "karipap"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(bytes(3_000_000))
+        (folder.parent / "run.json").write_text("{}")
+        Names(Workspace(place_folder / "workspace")).give("run-one", "mine")
+    return folder
+
+
+def test_a_folder_is_taken_home_as_a_zip_file_of_the_size_that_was_said(place, kept):
+    answer = ask(place, "/take-home/run-one/model.zip", {"Accept-Encoding": "gzip", "Sec-Fetch-Site": "same-origin"})
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="mine.zip"'
+    data = answer.read()
+    assert answer.status == 200 and len(data) == int(answer.headers["Content-Length"])
+    with zipfile.ZipFile(io.BytesIO(data)) as found:
+        assert set(found.namelist()) == {"mine/config.json", "mine/model.safetensors", "mine/HOW-TO-LOAD.txt"}
+        assert b"import karipap_core" in found.read("mine/HOW-TO-LOAD.txt")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "run-one/dense",
+        "run-one/run",
+        "nosuch/model",
+        "../model",
+        "..%2f..%2fetc/model",
+        "run-one/..%2f..%2f",
+        ".x/model",
+    ]
+    + ["run-one%00/model", "%2Fetc/model", "x" * 3000 + "/model"],
+)
+def test_nothing_else_is_taken_home(place, kept, path):
+    answer = ask(place, f"/take-home/{path}.zip", {})
+    assert answer.status in (400, 404) or answer.headers["Content-Type"].startswith("text/html")  # Streamlit's own page
+    assert b"PK" not in answer.read()[:2]
+
+
+def test_another_sites_page_starts_no_download(place, kept):
+    for site in ("cross-site", "same-site"):
+        assert ask(place, "/take-home/run-one/model.zip", {"Sec-Fetch-Site": site}).status == 403
+    assert ask(place, "/take-home/run-one/model.zip", {"Host": "evil.example"}).status == 403

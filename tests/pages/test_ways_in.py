@@ -28,6 +28,7 @@ BOXES = {
     ("pages/parts/deploy_controls.py", None): "a config.json, parsed within limits",
     ("pages/parts/plan_jobs.py", "board_file"): "a plan, parsed strictly",
     ("pages/run.py", "plan_file"): "a plan, parsed strictly",
+    ("pages/parts/naming.py", None): "a name, made one that files can have: names.clean",
     (
         "pages/parts/texts.py",
         None,
