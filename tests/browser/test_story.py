@@ -1,15 +1,22 @@
 """The story in a real browser: see the map, open a weight, run a plan, see its point, carry the plan away and back."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import pytest
 
 from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.compressed import archive
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.workspace import Workspace
+from karipap_core.workspace.names import Names
+from pages.parts import take_home
 from tests.helpers import browser as shared
 
 
@@ -142,13 +149,13 @@ def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser,
     drag(page, budget, 0.55)
     reader.still()
     kept = float(value(budget))
-    assert 45 < kept < 65 and f"{kept:.1f}%" in reader.text()  # the figures below the board followed
+    assert 45 < kept < 65 and page.get_by_text(f"{kept:.1f}%").count()  # the figures above the board followed
     cell.focus()
     for _ in range(3):
         page.keyboard.press("ArrowDown")
     reader.still()
     now = int(value(cell))
-    assert now != chi and "1 set by hand" in reader.text()
+    assert now != chi and page.get_by_text(re.compile("1 (weight )?set by hand")).count()
     page.get_by_role("button", name="Compress & evaluate").click()
     page.wait_for_selector(".st-key-k-job-job")
     job_id = re.search(r"job=([\w-]+)", page.url)[1]
@@ -166,11 +173,20 @@ def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser,
     said = reader.text()
     assert f"{run['rise']:+.4f}" in said and f"{run['kept']:.1%}" in said and "dense" in said
     assert open_checkpoint(run["folder"], compressed=True).parameters == run["parameters"] < checkpoint.parameters
-    page = reader.go("Trade-off")
-    assert "No baseline has been measured" in reader.text()
-    markers = page.locator(".st-key-curve .scatterlayer .point")
-    assert markers.count() == 1
-    markers.first.click(force=True)
+    assert page.get_by_role("button", name="See it on the trade-off").count() == 2  # the result's, and the run's own
+    page.get_by_role("button", name="See it on the trade-off").first.click()
+    page.wait_for_url("**/tradeoff?**")
+    reader.still()
+    assert "No baseline has been measured" in reader.text() and f"point={run['id']}" in page.url
+    chart = page.locator(".st-key-curve")
+    name = Names(workspace).of(run["id"])
+    assert name.startswith("small-0.") and chart.locator(".annotation").filter(has_text=name).count() == 1
+    markers = chart.locator(".scatterlayer .point")
+    assert markers.count() == 3, "the run, the ring around it, and the dense model"
+    page.get_by_role("button", name="Close").click()
+    reader.still()
+    assert markers.count() == 2 and "point=" not in page.url
+    markers.last.click(force=True)
     reader.still()
     assert f"point={run['id']}" in page.url
     page.get_by_role("button", name="Open this plan on the board").click()
@@ -179,22 +195,38 @@ def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser,
     assert value(page.get_by_role("slider", name="layer 0 q", exact=True)) == str(now)
 
 
-def test_a_plan_is_carried_away_and_back(reader, place):
+def test_a_run_is_carried_away_and_its_plan_back(reader, place, tmp_path):
     _, workspace, checkpoint = place
     if not workspace.runs:
         pytest.skip("nothing has been run")
     page = reader.open("/run?model=small")
+    name = Names(workspace).of(workspace.runs[-1]["id"])
     with page.expect_download() as download:
-        page.get_by_role("button", name="Export its plan").click()
+        page.get_by_role("link", name="Download the model").click()
+    assert download.value.suggested_filename == f"{name}.zip"
+    with zipfile.ZipFile(download.value.path()) as found:
+        assert found.testzip() is None
+        found.extractall(tmp_path)
+    load = archive.two_lines(tmp_path / name) + "; print(sum(p.numel() for p in model.parameters()))"
+    path = {"PYTHONPATH": "" if take_home.installed() else str(shared.REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", load], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.split()[-1:] == [str(workspace.runs[-1]["parameters"])], done.stderr[-2000:]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Its plan").click()
+    assert download.value.suggested_filename == f"{name}.plan.json"
     file = download.value.path()
     exported = json.loads(file.read_text())
+    assert exported.pop("name") == name
     assert exported["weights"] in [run["plan"]["weights"] for run in workspace.runs]
     page.get_by_role("button", name="Import").click()
     page.set_input_files(
-        "input[type=file]", {"name": "come back.json", "mimeType": "application/json", "buffer": file.read_bytes()}
+        "input[type=file]",
+        {"name": "come back.json", "mimeType": "application/json", "buffer": json.dumps(exported).encode()},
     )
     page.get_by_text("Imported as come-back").wait_for()
-    assert Plan.load(workspace.find_plan("come-back")).weights == Plan.from_json(exported).weights
+    assert Plan.load(workspace.find_plan(name)).weights == Plan.from_json(exported).weights
 
 
 def test_cancel_stops_a_job_and_says_so(reader, place):
