@@ -478,7 +478,7 @@ def test_a_curve_says_how_many_models_and_how_long(plan):
 
 def test_the_board_opens_on_what_the_profile_knows(profiled):
     app = sound(opened(page="plan"))
-    assert "Parameters kept" in words(app) and "after / before" in words(app)
+    assert "From this χ on the cores have more numbers" in words(app)  # the whole model's figures are the component's
 
 
 # ---- trade-off --------------------------------------------------------------------------------------------------
