@@ -34,7 +34,7 @@ def now(app) -> draft.Draft:
 
 
 def exported(app, tiny) -> Plan:  # noqa: F811
-    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny), only=None)
     found = tables.of(view, now(app))
     return draft.to_plan(now(app), view.checkpoint, found, chi_board.totals(found.rows, found.model, now(app).chi))
 
@@ -155,7 +155,7 @@ def test_what_was_set_by_hand_stays_when_the_rule_or_the_count_changes(measured)
 
 
 def test_a_budget_that_what_is_held_leaves_no_room_for_is_told_in_a_sentence(measured, tiny):
-    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny), only=None)
     app = plan_page(budget="0.8", scope="blocks")
     found = tables.of(view, now(app))
     held = tuple(found.names[1:])
@@ -167,7 +167,7 @@ def test_the_table_says_dense_and_takes_an_emptied_cell_for_it(measured, tiny):
     from pages.parts import plan_side
 
     app = plan_page(budget="0.9")
-    view = SimpleNamespace(checkpoint=open_checkpoint(tiny))
+    view = SimpleNamespace(checkpoint=open_checkpoint(tiny), only=None)
     data = plan_side.as_table(now(app), tables.of(view, now(app)))
     shown = plan_side.without_zeros(data)
     assert (data["chi"] == 0).any() and shown["chi"].isna().equals(data["chi"] == 0)
