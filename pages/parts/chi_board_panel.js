@@ -32,7 +32,7 @@ export class Figures {
     const said = (this.said[key] ??= {});
     if (said.value !== value) {
       this[key].value.textContent = said.value = value;
-      this[key].value.classList.toggle("words", value.length > 9);
+      this[key].value.classList.toggle("words", value.length > 14);
     }
     if (said.note !== note) this[key].note.textContent = said.note = note;
   }

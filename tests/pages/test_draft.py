@@ -124,6 +124,41 @@ def test_a_release_of_the_board_is_taken_in(start, found):
     assert set(new.chi.values()) == {3} and new.locked == (found.names[1],) and new.budget == 0.5
 
 
+def test_what_is_held_is_carried_over_as_far_as_it_is_an_option_there(start, found):
+    names = found.names
+    now = start.with_chi(
+        start.chi | {names[0]: 0, names[1]: 9, names[2]: 0}, hand=(names[0], names[1]), locked=(names[2], names[3])
+    )
+    before = SimpleNamespace(choices=None, network="lowrank", rows=found.rows)
+    same, dropped = draft.carried(now, draft.replace(now, rule="uniform"), before, before)
+    assert dropped == 0 and same.hand == now.hand and same.locked == now.locked
+    assert same.chi == {names[0]: 0, names[1]: 9, names[2]: 0, names[3]: 5}, "the rule chooses the others"
+    # Another network has none of the options but dense.
+    other, dropped = draft.carried(
+        now, draft.replace(now, network="mpo"), before, SimpleNamespace(**vars(before) | {"network": "mpo"})
+    )
+    assert dropped == 2 and (other.hand, other.locked) == ((names[0],), (names[2],))
+    assert other.chi == {names[0]: 0, names[2]: 0}
+
+
+def test_weights_that_share_cores_are_carried_over_together_or_not_at_all(start, found):
+    names = found.names
+    rows = [row | {"group": "g" if k < 3 else None} for k, row in enumerate(found.rows)]
+    before = SimpleNamespace(choices=None, network="lowrank", rows=found.rows)
+
+    def after(places):
+        choices = SimpleNamespace(of_entry=lambda name, entry: places[name, entry["chi"][0]])
+        return SimpleNamespace(choices=choices, network="auto", rows=rows)
+
+    now = start.with_chi(start.chi | {names[1]: 4}, hand=(names[0], names[1], names[4]))
+    new = draft.replace(now, network="auto")
+    places = {(names[0], 5): {2, 3}, (names[1], 4): {3, 7}, (names[4], 5): {9}}
+    kept, dropped = draft.carried(now, new, before, after(places))
+    assert dropped == 0 and kept.chi == {names[0]: 3, names[1]: 3, names[2]: 3, names[4]: 9}
+    kept, dropped = draft.carried(now, new, before, after(places | {(names[1], 4): {7}}))
+    assert dropped == 2 and kept.hand == (names[4],) and kept.chi == {names[4]: 9}
+
+
 # ---- the plan's file --------------------------------------------------------------------------------------------
 
 

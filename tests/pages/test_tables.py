@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def view(checkpoint):
     Study(checkpoint).save()
-    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up")
+    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up", only=None)
 
 
 @pytest.mark.parametrize("rule", ["calibrated", "loss", "functional", "entropy", "uniform"])
@@ -123,7 +123,7 @@ def test_tables_need_no_torch(view, checkpoint):
     code = (
         "import sys; from types import SimpleNamespace as S; "
         "from karipap_core.checkpoint.open import open_checkpoint; from pages.parts import tables, draft, chi_board; "
-        f"c = open_checkpoint({str(checkpoint.path)!r}); v = S(checkpoint=c); "
+        f"c = open_checkpoint({str(checkpoint.path)!r}); v = S(checkpoint=c, only=None); "
         "t = tables.tables(v, tables.What('lowrank', 'loss'), None, {}); "
         "x = tables.choose(t, .5, 'parameters', 'blocks', {}, ()); "
         "d = draft.Draft('lowrank', 'loss', t.rule, x); m = chi_board.totals(t.rows, t.model, x); "
@@ -197,7 +197,7 @@ class Mixed(Study):
 @pytest.fixture
 def mixed(checkpoint):
     Mixed(checkpoint).save()
-    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up")
+    return SimpleNamespace(checkpoint=checkpoint, alias="made-up", source="/made-up", only=None)
 
 
 CASES = [
