@@ -80,7 +80,8 @@ def chart(document: dict, key: str) -> None:
     if not document["tried"]:
         return
     alt = f"{len(document['tried'])} measured plans, bytes kept against {document['quality'].replace('_', ' ')}"
-    common.figure(figures_autopilot.search(document), f"autopilot_{key}", alt, "karipap-autopilot")
+    text = common.text_name({"text": document["texts"]["search"]})
+    common.figure(figures_autopilot.search(document), f"autopilot_{key}", alt, "karipap-autopilot", text=text)
 
 
 def steps(document: dict) -> None:

@@ -120,6 +120,7 @@ def details(claim: Claim, document: dict) -> None:
                 f"claim_chart_{number}",
                 f"{chart['title']}; the numbers are in the table below.",
                 f"karipap-claim-{claim.name}-{number}",
+                text=common.text_name(document),
             )
     for note in document["notes"]:
         st.html(f'<p class="k-note">{html.escape(note)}</p>')

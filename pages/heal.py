@@ -101,7 +101,8 @@ def pair(view, points: list[dict]) -> None:
     alike = [run for run in known.values() if runs.conditions(run) == runs.conditions(both[1])]
     st.markdown("**Before and after, on text that nothing learnt from**")
     alt = f"Rise in loss {both[0]['rise']:.4f} before healing and {both[1]['rise']:.4f} after"
-    common.figure(figures_heal.moved(*both, alike), "moved", alt, "karipap-heal-points")
+    text = runs.say_conditions(both[1])
+    common.figure(figures_heal.moved(*both, alike), "moved", alt, "karipap-heal-points", text=text)
     runs.warn_of_text(both[1])
     st.html(f'<p class="k-note">{html.escape(runs.say_conditions(both[1]))}.</p>')
     st.page_link(

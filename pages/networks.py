@@ -220,6 +220,8 @@ def curve(name: str, shape: tuple[int, int], label: str, last: int, chi: int) ->
         "networks_curve",
         "Bytes and multiply-adds over those of the dense weight, by χ; the figures above are for the chosen χ.",
         f"karipap-{name}-size",
+        f"{name}: bytes and multiply-adds over those of the dense weight, by χ",
+        model=False,
     )
 
 

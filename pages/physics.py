@@ -53,6 +53,8 @@ def page() -> None:
             "Exact curve and computed points over temperature, with their relative errors; the numbers are in the "
             "table below.",
             "karipap-ising-curve",
+            "Ising model: exact curve and computed points over temperature",
+            model=False,
         )
         note(f"Points: {figures_ising.NAMES[method]} at χ = {curve_chi}. " + SAYS[quantity])
     with right:
@@ -64,6 +66,8 @@ def page() -> None:
             "physics_convergence",
             "Relative error by bond dimension for TRG and HOTRG; the numbers are in the table below.",
             "karipap-ising-error",
+            "Ising model: relative error by bond dimension",
+            model=False,
         )
         note(
             f"At T = {temperature:.4g}, up to the χ above, the other method up to {QUICK_RIVAL}. Both fall by orders "
@@ -184,6 +188,8 @@ def flow_and_why(document: dict) -> None:
             "physics_flow",
             "Levels of the transfer matrix by the size of the block that one tensor stands for.",
             "karipap-ising-flow",
+            "Ising model: levels of the transfer matrix by the size of the block",
+            model=False,
         )
         note(flow_says(document["temperature"]))
     with right:

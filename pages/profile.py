@@ -10,7 +10,7 @@ from karipap_core.figures import peps as figures_peps
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
 from karipap_core.figures import tree as figures_tree
-from karipap_core.figures.map import Numbers, weight_map
+from karipap_core.figures.map import Numbers, row_name, seats, weight_map
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile
@@ -174,6 +174,8 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
             "map",
             "Map of the model, layers down and roles across; the same numbers are in the table below.",
             "karipap-map",
+            title=heading(numbers, quantity, metric),
+            text=of_text(profile, metric) if quantity != "sensitivity" else "",
             on_select=clicked,
             selection_mode="points",
         )
@@ -183,6 +185,19 @@ def _explore(profile: Profile, view, quantity: str, metric: str, error: float, f
     with right:
         twin(profile, chosen)
         one_weight(profile, chosen, metric, view)
+
+
+def heading(numbers: Numbers, quantity: str, metric: str) -> str:
+    """What a saved map is headed with."""
+    if quantity == "sensitivity":
+        return f"Damage by each weight cut to {st.session_state.level:.0%} of its break-even χ"
+    of = {"weight": "the weights", "functional": "the layers' outputs", "loss": "the loss estimate"}[metric]
+    return f"{numbers.label} of every weight, spectrum of {of}"
+
+
+def of_text(profile: Profile, metric: str) -> str:
+    """The text that this metric was measured on; the spectra of the weights themselves need none."""
+    return "" if metric == "weight" else str(profile.settings.get("text") or "")
 
 
 def what_colours_mean(quantity: str) -> None:
@@ -236,16 +251,15 @@ def selected(profile: Profile, metric: str) -> dict:
 def twin(profile: Profile, chosen: dict) -> None:
     """The keyboard's way to what a click does: a list of cells, and of experts where a cell folds several."""
     folded: dict = {}
-    for row in profile.weights:
-        key = (row["layer"], row["role"]) if row["layer"] is not None else row["name"]
-        folded.setdefault(key, []).append(row["name"])
+    for row, seat in zip(profile.weights, seats(profile.weights), strict=True):
+        folded.setdefault(seat if row["layer"] is not None else row["name"], []).append(row["name"])
     heads = {names[0]: key for key, names in folded.items()}
     mine = next(names for names in folded.values() if chosen["name"] in names)
     st.session_state.cell = mine[0]
 
     def say(name: str) -> str:
         key = heads[name]
-        return key if isinstance(key, str) else f"layer {key[0]} · {key[1]}"
+        return key if isinstance(key, str) else f"{row_name(key[0])} · {key[1]}"
 
     def open_cell() -> None:
         st.session_state.weight = st.session_state.cell
@@ -297,7 +311,8 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
     else:
         draw = {"spectrum": figures.spectrum, "kept": figures.cumulative, "bonds": figures.bonds}[shown]
         fig = draw(profile, row["name"], metric)
-        common.figure(fig, "detail", f"{names[shown]} of {row['name']}", f"karipap-{shown}-{row['name']}")
+        alt, text = f"{names[shown]} of {row['name']}", of_text(profile, metric)
+        common.figure(fig, "detail", alt, f"karipap-{shown}-{row['name']}", text=text)
     numbers, n_out, n_in = row["spectra"][metric], *row["shape"]
     excess = "–" if numbers["excess"] is None else f"{numbers['excess']:+.3f} nats"
     common.listing(
@@ -348,6 +363,7 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
             "detail",
             f"The lattice of {row['name']}, bonds as thick as their entropy",
             f"karipap-peps-{row['name']}",
+            text=of_text(found, has),
         )
         st.html(
             '<p class="k-note">Sites are factors out·in of the weight. A bond is as thick as the entropy S of the cut '
@@ -363,6 +379,7 @@ def cuts(view, row: dict, metric: str, network: str) -> None:
         "detail",
         f"The tree over {len(group['members'])} layers, edges as thick as their entropy",
         f"karipap-tree-{row['name']}",
+        text=of_text(found, has),
     )
     alone = (
         " The layers of this role share nothing by default, so this tree has one layer."
@@ -395,6 +412,7 @@ def against_lowrank(view, profile: Profile, group: dict, metric: str) -> None:
         "tree_line",
         "Error of the tree against its size, beside low rank on each layer",
         f"karipap-tree-line-{group['members'][0]}",
+        text=of_text(profile, metric),
     )
     if curve is None:
         st.caption(f"The tree's own line is drawn once it was measured under the metric {metric} (Plan page).")

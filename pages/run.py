@@ -277,7 +277,8 @@ def one_run(view, run: dict, points: list[dict]) -> None:
         if pairs:
             error = (run.get("predicted") or {}).get("error")
             fig = figures_predictions.scatter(pairs, error, run["id"]).update_layout(height=340, showlegend=False)
-            common.figure(fig, "promise", "Predicted against measured rise in loss of all runs", "karipap-prediction")
+            alt = "Predicted against measured rise in loss of all runs"
+            common.figure(fig, "promise", alt, "karipap-prediction")
             band = f"; the band is ±{error:.0%}, the error stated with this one" if error else ""
             st.html(f'<p class="k-note">All measured plans of this model, this one ringed{band}.</p>')
         else:
@@ -292,8 +293,9 @@ def one_run(view, run: dict, points: list[dict]) -> None:
             if w.compressible
         ]
         fig = figures_runs.lost(weights, rows, field)
-        common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors")
         what = "outputs on calibration text" if field == "functional_error" else "weights"
+        heading = f"Relative squared error of each weight's {what}: {run['label']}"
+        common.figure(fig, "lost", "Relative squared error of each weight", "karipap-errors", heading)
         st.html(f'<p class="k-note">Relative squared error of the {what}, cores as stored; coloured by decades.</p>')
 
 

@@ -212,6 +212,8 @@ def _results(view, name: str) -> None:
             "sens_map",
             "Map of the model, layers down and roles across; the same numbers are in the table below.",
             "karipap-sensitivity",
+            title=f"What each weight loses when it alone is compressed: {figures.LABELS[quality]}",
+            text=common.text_name(document),
             on_select=clicked,
             selection_mode="points",
         )
@@ -219,9 +221,9 @@ def _results(view, name: str) -> None:
         details(selected, quality)
     with right:
         st.subheader("Which number could have said so", anchor=False)
-        foretold(rows, quality, found, selected)
+        foretold(rows, quality, found, selected, common.text_name(document))
     if found:
-        forest(found)
+        forest(found, common.text_name(document))
     if document["layers"]:
         st.subheader("Layer by layer", anchor=False)
         common.figure(
@@ -229,6 +231,7 @@ def _results(view, name: str) -> None:
             "sens_layers",
             "What the model loses when one layer's weights are compressed and all else is dense",
             "karipap-sensitivity-layers",
+            text=common.text_name(document),
         )
     table(document, rows, by)
 
@@ -288,7 +291,7 @@ def details(row: dict, quality: str) -> None:
     common.listing(items)
 
 
-def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> None:
+def foretold(rows: list[dict], quality: str, found: dict, selected: dict, text: str) -> None:
     """A measure against what was measured."""
     measures = [key for key in foretell.MEASURES if any(row.get(key) is not None for row in rows)]
     measure = common.choose(
@@ -306,13 +309,14 @@ def foretold(rows: list[dict], quality: str, found: dict, selected: dict) -> Non
         "sens_scatter",
         f"{foretell.MEASURES[measure].label} of each part against what was measured",
         f"karipap-sensitivity-{measure}",
+        text=text,
         on_select=picked,
         selection_mode="points",
     )
     st.html(f'<p class="k-note">{html.escape(foretell.MEASURES[measure].says)}.</p>')
 
 
-def forest(found: dict) -> None:
+def forest(found: dict, text: str) -> None:
     """ρ of every measure as a figure, and in words."""
     st.subheader("Spearman's ρ of every measure", anchor=False)
     left, right = st.columns([9, 11], gap="large")
@@ -322,6 +326,7 @@ def forest(found: dict) -> None:
             "sens_forest",
             "Spearman's rank correlation of every measure with its interval",
             "karipap-sensitivity-rho",
+            text=text,
         )
     with right:
         lines = []

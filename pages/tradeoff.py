@@ -203,6 +203,8 @@ def _picture(view, points: list[dict], x: str, y: str, log: bool | None, publish
             "curve",
             "Size against quality of every measured model; the same numbers are in the table below.",
             "karipap-tradeoff",
+            f"{axes.SIZES[x].label} against {axes.quality(points, y).label.lower()}",
+            runs.say_conditions(points[0]),
             on_select=clicked,
             selection_mode="points",
             height="stretch",  # as tradeoff.css has it: the legend below the chart takes more lines on a narrow screen

@@ -78,6 +78,12 @@ def _stack(weight: dict) -> str:
     return weight["name"][: match.start(1)].strip(".") if match else ""
 
 
+def row_name(row: Hashable) -> str:
+    """What a row is called: "layer 3", "encoder 3", or "outside" (the blocks)."""
+    stack, layer = row if isinstance(row, tuple) else ("layer", row)
+    return "outside" if layer is None else f"{stack} {layer}"
+
+
 def _apart(names: Sequence[str]) -> dict[str, str]:
     """Dotted names without the words that all of them begin or end with."""
     words = [name.split(".") for name in names]
@@ -285,11 +291,11 @@ def _axes(figure: go.Figure, rows: Sequence[Hashable], columns: Iterable[str], e
         **quiet,
     )
     step = next((step for step in (1, 2, 5, 10, 20, 50) if step * each >= 15), 100)
-    named = [(row if isinstance(row, tuple) else ("layer", row)) for row in rows]
-    shown = [i for i, (_, layer) in enumerate(named) if layer is None or layer % step == 0]
+    numbers: list = [row[1] if isinstance(row, tuple) else row for row in rows]
+    shown = [i for i, layer in enumerate(numbers) if layer is None or layer % step == 0]
     figure.update_yaxes(
         tickvals=shown,
-        ticktext=["outside" if rows[i] is None else f"{escape(named[i][0])} {named[i][1]}" for i in shown],
+        ticktext=[escape(row_name(rows[i])) for i in shown],
         range=[len(rows) - 0.5, -0.5],
         **quiet,
     )

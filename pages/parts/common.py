@@ -202,6 +202,11 @@ def figure(fig: go.Figure, key: str, alt: str, file: str, title: str = "", text:
     return drawn
 
 
+def text_name(document: dict) -> str:
+    """The name of the text that a document was measured on, "" where it has none."""
+    return str((document.get("text") or {}).get("name") or "")
+
+
 def csv(table: pd.DataFrame) -> bytes:
     """The table as CSV; text that a spreadsheet would take for a formula gets an apostrophe in front."""
     safe = table.copy()
