@@ -78,7 +78,8 @@ def lattice(rows: Sequence[dict], grid: Sequence[int], sites: Sequence[str] = ()
                 figure.add_scatter(  # a line can be touched at its points only: give it a middle
                     x=array([float(np.mean(x))]),
                     y=array([float(np.mean(y))]),
-                    mode="text",
+                    mode="markers+text",
+                    marker=dict(size=_width(row), color="rgba(0,0,0,0)"),  # keeps the number off the bond
                     text=[f"{row['entropy']:.2f}"],
                     textposition="top center" if direction == "horizontal" else "middle right",
                     showlegend=False,

@@ -33,7 +33,7 @@ def chi_by_layer(rows: Iterable[dict]) -> go.Figure:
         height=340, margin=dict(l=8, r=8, t=8, b=8), hovermode="closest", showlegend=True, legend=BELOW
     )
     last = max((layer for layers in roles.values() for layer in layers), default=0)
-    figure.update_xaxes(dtick=1 if last < 40 else None)
+    figure.update_xaxes(dtick=1 if last <= 12 else None)
     figure.update_xaxes(title_text="layer", gridcolor=FAINT, zeroline=False, automargin=True, tickformat="d")
     figure.update_yaxes(title_text="χ", gridcolor=FAINT, zeroline=False, automargin=True, rangemode="tozero")
     return figure

@@ -13,7 +13,9 @@ import plotly.graph_objects as go
 from karipap_core.checkpoint.roles import place
 from karipap_core.figures.style import BLUE, FAINT, GREY, ORANGE, POINTS, escape, log_ticks
 
-WIDEST = 26  # pixels of the edge with the largest entropy there is in the figure
+WIDEST = 26  # pixels of the edge with the largest entropy there is in the figure, where there are no more than …
+THINNER = 12  # … leaves: of more of them all edges are as much thinner, and leaves stay apart
+NAMED = 6  # leaves that have their numbers under them
 SAYS = {
     "in": "basis of the inputs, all layers stacked",
     "out": "basis of the outputs, all layers stacked",
@@ -33,7 +35,7 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
     spread = np.linspace(-1, 1, len(leaves)) if len(leaves) > 1 else np.zeros(1)
     ends = {"in": (-1.0, 1.0), "out": (1.0, 1.0), "layer": (0.0, -0.4)}
     shared = {"in", "out"} if share in ("both", "all") else {share}
-    widest = max([max(row["entropy"], row["null"]) for row in rows] + [1e-9])
+    widest = max([max(row["entropy"], row["null"]) for row in rows] + [1e-9]) * max(1, len(leaves) / THINNER)
     x, y, hover = [], [], []
     bands: list[dict] = []
     edges: list[dict] = []
@@ -71,19 +73,17 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
         hovertemplate="%{hovertext}<extra></extra>",
         marker=dict(size=22, color="rgba(0,0,0,0)"),
     )
-    for text, edge, color, side in (
-        ("inputs", "in", ORANGE if "in" in shared else BLUE, "right"),
-        ("outputs", "out", ORANGE if "out" in shared else BLUE, "left"),
-    ):
+    for text, edge in (("inputs", "in"), ("outputs", "out")):
+        color = ORANGE if edge in shared else BLUE
         row = next(row for row in rows if row["edge"] == edge)
         label = f"{text}{', stored once' if edge in shared else ''}<br>S {row['entropy']:.2f} of {row['null']:.2f}"
-        _label(figure, *ends[edge], label, color, side, "bottom")
+        _label(figure, ends[edge][0], 1.12, label, color, "center", "bottom")
     row = next(row for row in rows if row["edge"] == "layer")
     _label(figure, 0.12, -0.05, f"layers S {row['entropy']:.2f} of {row['null']:.2f}", GREY, "left", "middle")
-    step = max(1, math.ceil(len(leaves) / 12))
+    step = max(1, math.ceil(len(leaves) / NAMED))
     for at in range(0, len(leaves), step):
         layer = place(leaves[at]["members"][0])[0]
-        name = leaves[at]["members"][0] if layer is None else f"layer {layer}" if len(leaves) <= 8 else str(layer)
+        name = leaves[at]["members"][0] if layer is None else f"layer {layer}" if len(leaves) <= 4 else str(layer)
         _label(
             figure, float(spread[at]), -1.45, f"{escape(name)}<br>{leaves[at]['entropy']:.2f}", GREY, "center", "top"
         )
@@ -91,7 +91,7 @@ def tree(rows: Sequence[dict], share: str | None = None) -> go.Figure:
         height=380, margin=dict(l=8, r=8, t=24, b=8), hovermode="closest", dragmode=False, uirevision="keep"
     )
     figure.update_xaxes(visible=False, range=[-1.45, 1.45], fixedrange=True)
-    figure.update_yaxes(visible=False, range=[-2.0, 1.5], fixedrange=True)
+    figure.update_yaxes(visible=False, range=[-2.0, 1.8], fixedrange=True)
     return figure
 
 
