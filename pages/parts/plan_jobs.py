@@ -85,6 +85,7 @@ def compress(view, now: draft.Draft, found: tables.Tables, totals: dict, name: s
         plan = draft.to_plan(now, view.checkpoint, found, totals)
         stem = runs.keep(plan, name)
     argv = ["run", source, "--plan", str(Workspace().plan_file(stem)), "--max-tokens", "16384", "--name", name]
+    argv += texts.offered(view, "held-out")
     job.start(argv, f"{runs.shown(stem)} on {view.checkpoint.name}", "job")
     st.session_state.plan = stem
     query = {"model": view.alias, "plan": stem}

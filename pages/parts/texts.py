@@ -47,6 +47,9 @@ def choose(key: str, side: str) -> list[str] | None:
     if view.only:  # nothing can be measured, on any text
         st.caption(common.plain(view.checkpoint.missing))
         return None
+    if view.only:
+        st.caption("The model's weights are not here: no text can be read.")
+        return None
     looked = suits.known(view.checkpoint)
     default, why = preferred(view, looked, known_as)
     options = [*KINDS, *used_before(looked)] if can_write(view) else [kind for kind in KINDS if kind != SAMPLES]
@@ -188,6 +191,12 @@ def used_before(looked: list[dict]) -> list[str]:
 
 def short(spec: str) -> str:
     return spec if spec.startswith(HUB) else os.path.basename(spec)
+
+
+def offered(view, side: str) -> list[str]:
+    """Command-line arguments for the text that `choose` offers first, for a button that asks for none."""
+    spec, _ = preferred(view, suits.known(view.checkpoint), SIDES[side])
+    return [] if spec == LIBRARY else ["--text", spec]
 
 
 def preferred(view, looked: list[dict], side: str) -> tuple[str, str]:

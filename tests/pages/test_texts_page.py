@@ -1,11 +1,14 @@
 """The choice of a text: which is offered, what is said of it, and what each way of giving one leads to."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.evaluation import suits
 from karipap_core.text import Text
 from karipap_core.workspace.kept import keep_json
+from pages.parts import texts
 from tests.helpers.opened import opened, sound, words
 
 
@@ -83,6 +86,12 @@ def test_what_was_used_last_is_offered_first(model, tmp_path):
     assert app.selectbox("heal_text").value == str(file) and "mine.txt" in app.selectbox("heal_text").options
     file.unlink()
     assert sound(heal()).selectbox("heal_text").value == "library"
+
+
+def test_the_board_measures_on_the_text_that_is_offered(model):
+    assert texts.offered(SimpleNamespace(checkpoint=model), "held-out") == []
+    looked_at(model, "", "heldout", 7.0)
+    assert texts.offered(SimpleNamespace(checkpoint=model), "held-out") == ["--text", "samples"]
 
 
 def test_a_path_is_confined_and_a_field_is_asked_of_files_that_have_fields(model, tmp_path, started):
