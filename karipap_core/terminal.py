@@ -20,10 +20,10 @@ def perplexity_rise(entry: dict) -> str | None:
     """By how much perplexity by a convention rose over the dense one, e^rise − 1, with its 95 % interval."""
     if entry.get("rise") is None:
         return None
-    said = f"{100 * math.expm1(entry['rise']):+.2f} %"
+    said = f"{100 * math.expm1(entry['rise']):+z.2f} %"
     if entry.get("rise_low") is None:
         return said
-    low, high = (f"{100 * math.expm1(entry[key]):+.2f}" for key in ("rise_low", "rise_high"))
+    low, high = (f"{100 * math.expm1(entry[key]):+z.2f}" for key in ("rise_low", "rise_high"))
     none = ", no measurable difference" if entry["rise_low"] <= 0 <= entry["rise_high"] else ""
     return f"{said} ({low} to {high} %{none})"
 

@@ -167,7 +167,7 @@ class Evaluation(Value):
         return self.document["notes"]
 
     def _figures(self) -> list[tuple[str, Any]]:
-        interval = self.interval and "{:+.4f} to {:+.4f}".format(*self.interval)
+        interval = self.interval and "{:+z.4f} to {:+z.4f}".format(*self.interval)
         named = [
             ("perplexity", self.perplexity),
             ("perplexity of the dense model", self.dense_perplexity),

@@ -238,13 +238,13 @@ def show(view, document: dict) -> None:
         st.html(f'<p class="k-verdict">{html.escape(sentence)}</p>')
     line = document["line"]
     low, high = document["rise_low"], document["rise_high"]
-    span = f"95 % interval {low:+.4f} to {high:+.4f}" if low is not None else "no interval"
+    span = f"95 % interval {low:+z.4f} to {high:+z.4f}" if low is not None else "no interval"
     items = [
         ("Bytes kept", f"{document['bytes_kept']:.1%}", "of the whole model, 16 bits a number not quantized"),
-        ("Rise in loss" if document["quality"] == "rise" else "Output error", f"{document['rise']:+.4f}", span),
+        ("Rise in loss" if document["quality"] == "rise" else "Output error", f"{document['rise']:+z.4f}", span),
     ]
     if "perplexity_rise" in document:
-        items.append(("Perplexity", f"{document['perplexity_rise']:+.1%}", f"now {document['perplexity']:.3f}"))
+        items.append(("Perplexity", f"{document['perplexity_rise']:+z.1%}", f"now {document['perplexity']:.3f}"))
     if "max_rise" in line:
         sure = {True: "outside the uncertainty", False: "not outside the uncertainty", None: "no interval to go by"}
         held = "met" if document["met"] else "not met"

@@ -119,7 +119,7 @@ def quality(measured: dict | None) -> str:
         return "<i>not measured</i>"
     words = {"rise": "nats a token above dense", "relative_error": "relative output error"}[measured["measure"]]
     where = html.escape(" on ".join(filter(None, (measured["label"], measured["text"]))))
-    return f"measured: {measured['value']:+.4f}<small>{words}; {where}</small>"
+    return f"measured: {measured['value']:+z.4f}<small>{words}; {where}</small>"
 
 
 def charts(document: dict, foot: Footprint) -> None:

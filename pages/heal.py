@@ -100,7 +100,7 @@ def pair(view, points: list[dict]) -> None:
         return
     alike = [run for run in known.values() if runs.conditions(run) == runs.conditions(both[1])]
     st.markdown("**Before and after, on text that nothing learnt from**")
-    alt = f"Rise in loss {both[0]['rise']:.4f} before healing and {both[1]['rise']:.4f} after"
+    alt = f"Rise in loss {both[0]['rise']:z.4f} before healing and {both[1]['rise']:z.4f} after"
     text = runs.say_conditions(both[1])
     common.figure(figures_heal.moved(*both, alike), "moved", alt, "karipap-heal-points", text=text)
     runs.warn_of_text(both[1])
@@ -239,7 +239,7 @@ def past(view) -> None:
         st.caption("Nothing yet. Healings that were measured appear here and on the Trade-off page.")
         return
     for run in healed[:20]:
-        said = f"{run['label']}: rise {run['rise']:+.4f}, {run['bytes_kept']:.1%} of the bytes"
+        said = f"{run['label']}: rise {run['rise']:+z.4f}, {run['bytes_kept']:.1%} of the bytes"
         st.page_link(
             "pages/tradeoff.py",
             label=common.plain(said),

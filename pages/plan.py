@@ -5,7 +5,13 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.spectra.spectrum import METRICS
-from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, profiles, tables
+from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, profiles, tables, terms
+
+WORDS = (
+    *("chi", "break_even", "kept", "bytes_kept", "budget", "dense", "locked", "cores", "damage", "rule", "calibrated"),
+    *("predicted", "metric", "kfac", "lowrank", "mpo", "tree", "peps", "disentangled", "qlr", "auto", "quantized"),
+    *("tt_embedding", "nats"),
+)
 
 
 def page() -> None:
@@ -25,6 +31,7 @@ def page() -> None:
         return
     st.html(Path(plan_side.__file__).with_name("plan.css"))
     workbench(view)
+    terms.strip(*WORDS)
 
 
 @model.fragment

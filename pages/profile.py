@@ -314,7 +314,7 @@ def one_weight(profile: Profile, row: dict, metric: str, view) -> None:
         alt, text = f"{names[shown]} of {row['name']}", of_text(profile, metric)
         common.figure(fig, "detail", alt, f"karipap-{shown}-{row['name']}", text=text)
     numbers, n_out, n_in = row["spectra"][metric], *row["shape"]
-    excess = "–" if numbers["excess"] is None else f"{numbers['excess']:+.3f} nats"
+    excess = "–" if numbers["excess"] is None else f"{numbers['excess']:+z.3f} nats"
     common.listing(
         [
             ("Shape, out × in", f"{n_out:,} × {n_in:,}", terms.line("weight")),
@@ -462,7 +462,7 @@ def whole_table(profile: Profile, metric: str) -> None:
         settings[key]["help"] = terms.line(HELP[key])
     settings["layer"] = st.column_config.NumberColumn("Layer", width="small")
     st.dataframe(
-        rows,
+        common.no_signed_zeros(rows, {key: form for key, (_, form) in COLUMNS.items()}),
         column_order=list(COLUMNS),
         column_config=settings,
         hide_index=True,

@@ -17,9 +17,23 @@ from karipap_core.plan.calibration import words
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.names import Names, clean, plan_key
-from pages.parts import common, draft, job, model, naming, plan_jobs, runs, take_home, texts
+from pages.parts import common, draft, job, model, naming, plan_jobs, runs, take_home, terms, texts
 
 TOKENS = [2048, 4096, 8192, 16384, 32768, 65536, 131072]
+
+
+WORDS = (
+    "kept",
+    "bytes_kept",
+    "rise",
+    "perplexity",
+    "bits_per_byte",
+    "kl",
+    "top1",
+    "heldout",
+    "predicted",
+    "fingerprint",
+)
 
 
 def page() -> None:
@@ -34,6 +48,7 @@ def page() -> None:
     new_run(view, running, finished)
     past(view)
     runs.say_passed_over(runs.passed_over())
+    terms.strip(*WORDS)
 
 
 def show_result_of(view, running) -> bool:
@@ -182,7 +197,7 @@ def promise(plan: Plan) -> None:
             ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
         ]
     if predicted.get("rise") is not None:
-        items.append(("Predicted rise in loss", f"{predicted['rise']:.4f} nats, {words(predicted)}"))
+        items.append(("Predicted rise in loss", f"{predicted['rise']:z.4f} nats, {words(predicted)}"))
     if plan.calibration:
         items.append(("Calibrated on", plan.calibration["text"]))
     common.listing(items)
@@ -213,7 +228,7 @@ def past(view) -> None:
         for run in found
     )
     event = st.dataframe(
-        rows,
+        common.no_signed_zeros(rows, dict.fromkeys(("predicted", "rise", "kl"), "%.4f")),
         hide_index=True,
         key="past",
         on_select="rerun",

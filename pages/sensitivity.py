@@ -280,8 +280,8 @@ def details(row: dict, quality: str) -> None:
     st.html(f'<p class="k-name">{html.escape(row["name"])}</p>')
     items = [("χ", f"{row['chi']:,}" if row["chi"] else "of each"), ("Kept", f"{row['kept']:.1%}")]
     if row["rise"] is not None:
-        span = "" if row["rise_low"] is None else f" ({row['rise_low']:+.4f} to {row['rise_high']:+.4f})"
-        items += [("Rise in loss", f"{row['rise']:+.4f}{span}"), ("KL", f"{row['kl']:.4g}")]
+        span = "" if row["rise_low"] is None else f" ({row['rise_low']:+z.4f} to {row['rise_high']:+z.4f})"
+        items += [("Rise in loss", f"{row['rise']:+z.4f}{span}"), ("KL", f"{row['kl']:.4g}")]
         items += [("Top-1 agreement", f"{row['top1_agreement']:.1%}")]
     else:
         items += [("Output error", f"{row['relative_error']:.4g}")]

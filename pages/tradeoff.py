@@ -15,7 +15,7 @@ from karipap_core.figures.published import add_published
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
-from pages.parts import common, curve, model, naming, predicted, runs, winner
+from pages.parts import common, curve, model, naming, predicted, runs, terms, winner
 
 SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
 COLUMNS = {
@@ -36,6 +36,12 @@ COLUMNS = {
     "relative_error": ("Output error", "%.4f"),
     "on_front": ("Front", None),
 }
+
+
+WORDS = (
+    *("kept", "bytes_kept", "loss", "rise", "perplexity", "bits_per_byte", "kl", "top1", "interval", "pareto"),
+    *("baseline", "calibrated", "cores", "qlr", "lowrank", "quantized", "heldout", "nats"),
+)
 
 
 def page() -> None:
@@ -67,6 +73,7 @@ def page() -> None:
     else:
         chart(view, same_conditions(points))
     runs.say_passed_over(runs.passed_over())
+    terms.strip(*WORDS)
 
 
 def same_conditions(points: list[dict]) -> list[dict]:
@@ -345,9 +352,8 @@ def whole_table(view, points: list[dict], x: str, y: str) -> None:
         for key, (label, form) in columns.items()
     }
     settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
-    exact = [key for key, (_, form) in columns.items() if form == "%.4f" and key in frame.columns]
     event = st.dataframe(
-        frame.assign(**{key: frame[key].round(4) + 0.0 for key in exact}),  # no minus before a nought
+        common.no_signed_zeros(frame, {key: form for key, (_, form) in columns.items()}),
         column_order=[c for c in columns if c in frame.columns],
         column_config=settings,
         hide_index=True,

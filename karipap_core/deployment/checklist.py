@@ -220,7 +220,7 @@ def _said_evaluation(result: dict) -> tuple[bool, str]:
     said = f"{result.get('tokens') or 0:,} tokens of {text.get('name')} (SHA-256 {text['sha256'][:12]}…), "
     said += f"windows of {result['window']}"
     if result.get("rise") is not None:
-        return True, f"{said}; loss {result['rise']:+.4f} nats a token"
+        return True, f"{said}; loss {result['rise']:+z.4f} nats a token"
     if result.get("fidelity"):
         return True, f"{said}; relative output error {result['fidelity']['relative_error']:.2g}"
     return False, f"{said}; it was not compared with the dense model"

@@ -76,7 +76,7 @@ def _quantize_sentence(case: Case, quantized: Way, fixed: bool | None) -> str:
         sentence += " A smaller dense model is the other simple answer."
     measured = quantized["measured"]
     if measured and measured["measure"] == "rise":
-        sentence += f" Measured here, it raises the loss by {measured['value']:.4f} nats a token."
+        sentence += f" Measured here, it raises the loss by {measured['value']:z.4f} nats a token."
     return sentence + " The full pipeline earns its upkeep only where this is not enough."
 
 

@@ -41,7 +41,7 @@ def text_warning(point: dict, vocabulary: int, healed: bool = False) -> str | No
     rise = rise_of(point)
     if rise is None or rise.high >= -LEAST_GAIN:
         return None
-    span = f"{rise.mean:+.4f}, 95 % interval {rise.low:+.4f} to {rise.high:+.4f}"
+    span = f"{rise.mean:+z.4f}, 95 % interval {rise.low:+z.4f} to {rise.high:+z.4f}"
     better = f"measurably better than the dense one ({span} nats a token)"
     if healed:
         return (

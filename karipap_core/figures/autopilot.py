@@ -92,9 +92,9 @@ def _add(figure, rows: list[dict], name: str, marker: dict, top: float | None, u
 
 
 def _hover(row: dict, unit: str) -> str:
-    lines = [f"<b>{escape(row['label'])}</b>", f"{row['rise']:+.4f} {unit}"]
+    lines = [f"<b>{escape(row['label'])}</b>", f"{row['rise']:+z.4f} {unit}"]
     if row["low"] is not None and row["high"] is not None:
-        lines.append(f"95 % interval {row['low']:+.4f} to {row['high']:+.4f}")
+        lines.append(f"95 % interval {row['low']:+z.4f} to {row['high']:+z.4f}")
     if row.get("predicted") is not None:
         lines.append(f"predicted {row['predicted']:.4f}")
     return "<br>".join(lines)

@@ -115,7 +115,7 @@ def moved(before: dict, after: dict, others: Sequence[dict] = ()) -> go.Figure:
             y=np.array([run["rise"]], np.float32),
             name=name,
             mode="markers+text",
-            text=[f"{run['rise']:.4f}"],
+            text=[f"{run['rise']:z.4f}"],
             textposition="middle right",
             hoverinfo="skip",
             marker=dict(color=color, size=12, symbol=symbol),

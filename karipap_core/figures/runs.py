@@ -278,7 +278,7 @@ def _hover(point: dict, size: Axis, y: str) -> str:
             if axis.key != "rise":
                 continue
             ends, error = interval(point, "rise"), point.get("rise_error")
-            lines[-1] += f" (95 % {ends[0]:+.4f} to {ends[1]:+.4f})" if ends else f" ± {error:.2g}" if error else ""
+            lines[-1] += f" (95 % {ends[0]:+z.4f} to {ends[1]:+z.4f})" if ends else f" ± {error:.2g}" if error else ""
     if measurable(point, y) is False:
         lines.append("<b>no measurable difference</b> to dense")
     predicted = (point.get("predicted") or {}).get("rise")

@@ -175,7 +175,7 @@ def _points(points: list[dict], front: set[str]) -> Table:
     for point in ordered:
         interval = bootstrap.rise_of(point)
         if interval is not None:
-            span = f"{interval.low:+.4f} to {interval.high:+.4f}"
+            span = f"{interval.low:+z.4f} to {interval.high:+z.4f}"
             span += "" if interval.measurable else ": no measurable difference"
         else:
             span = f"± {point['rise_error']:.2g} (standard error)" if point.get("rise_error") else ""
@@ -226,7 +226,7 @@ def _scores(points: list[dict], key: str) -> list[list]:
         between = scores.to_dense(point, key)
         row = [key, point["label"], _share(point.get("bytes_kept")), _number(task[metric])]
         row += [_number(scores.error_of(task, metric)), _number(dense), _number(chance), task.get("items")]
-        span = f"{between.low:+.3f} to {between.high:+.3f}" if between else ""
+        span = f"{between.low:+z.3f} to {between.high:+z.3f}" if between else ""
         span += ": no measurable difference" if between and not between.measurable else ""
         rows.append([*row, task.get("shots"), span])
     return rows
@@ -250,7 +250,7 @@ def _predictions(points: list[dict], drawn: Drawn) -> dict | None:
         inside = "" if found["inside"] is None else f"; {found['inside']:.0%} were inside the error that was stated"
         sentence = (
             f"Over {found['plans']} plans, predictions by the curve were off by {found['median']:.0%} in the median "
-            f"and {found['largest']:.0%} at most, with a bias of {found['bias']:+.0%}{inside}."
+            f"and {found['largest']:.0%} at most, with a bias of {found['bias']:+z.0%}{inside}."
         )
     return {"sentence": sentence, "drawing": drawn.place(figures_predictions.scatter(pairs, error), says)}
 

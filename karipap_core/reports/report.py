@@ -217,7 +217,7 @@ def summary(points: list[dict], group: dict) -> list[str]:
         best = min(near, key=lambda point: point["bytes_kept"])
         lines.append(
             f"The smallest network within 3 % of the dense perplexity keeps {best['bytes_kept']:.1%} of the bytes: "
-            f"{best['label']} ({best['rise']:+.4f} nats a token)."
+            f"{best['label']} ({best['rise']:+z.4f} nats a token)."
         )
     elif any(known(point, "rise") for point in networks):
         lines.append("No network measured here stays within 3 % of the dense perplexity.")

@@ -136,7 +136,7 @@ def _kept(units: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
     return tuple(_drawn(units, resamples, seed))
 
 
-def in_words(found: Interval | None, form: str = "+.4f") -> str:
+def in_words(found: Interval | None, form: str = "+z.4f") -> str:
     """ "+0.0123 (95 % interval +0.0101 to +0.0150)", or that there is no measurable difference."""
     if found is None:
         return "no interval: too little was measured"

@@ -292,8 +292,8 @@ def verdict(document: dict) -> str:
             return f"{words}The predicted rise in loss is {a:.4f} nats a token for A and {b:.4f} for B."
         return f"{words}No figure of quality is known of both."
     if loss["low"] is None:
-        return f"{words}The loss of B is {loss['difference']:+.4f} nats a token beside A's, without an interval."
-    span = f"95 % interval {loss['low']:+.4f} to {loss['high']:+.4f}"
+        return f"{words}The loss of B is {loss['difference']:+z.4f} nats a token beside A's, without an interval."
+    span = f"95 % interval {loss['low']:+z.4f} to {loss['high']:+z.4f}"
     if not loss["measurable"]:
         return f"{words}There is no measurable difference in loss ({span} nats a token)."
     return f"{words}The loss of B is {abs(loss['difference']):.4f} nats a token " + (

@@ -4,7 +4,7 @@ import html
 import io
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -205,6 +205,14 @@ def figure(fig: go.Figure, key: str, alt: str, file: str, title: str = "", text:
 def text_name(document: dict) -> str:
     """The name of the text that a document was measured on, "" where it has none."""
     return str((document.get("text") or {}).get("name") or "")
+
+
+def no_signed_zeros(table: pd.DataFrame, formats: Mapping[str, str | None]) -> pd.DataFrame:
+    """The table with the numbers that are shown as "%.4f" (or other digits) at those digits: a browser would write a
+    fall of 0.00001 as "-0.0000"."""
+    digits = {key: int(form[2:-1]) for key, form in formats.items() if form and re.fullmatch(r"%\.\df", form)}
+    shown = {key: table[key].astype(float).round(n) + 0.0 for key, n in digits.items() if key in table.columns}
+    return table.assign(**shown)
 
 
 def csv(table: pd.DataFrame) -> bytes:

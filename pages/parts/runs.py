@@ -143,7 +143,7 @@ def describe(plan: Plan) -> str:
     if predicted.get("kept") is not None:
         words.append(f"{predicted['kept']:.1%} kept")
     if predicted.get("rise") is not None:
-        words.append(f"predicted rise {predicted['rise']:.3f}")
+        words.append(f"predicted rise {predicted['rise']:z.3f}")
     return ", ".join(words)
 
 
@@ -172,7 +172,7 @@ def task_fact(run: dict, key: str) -> tuple[str, str, str]:
     notes += [f"chance {chance:{form}}"] if chance is not None else []
     found = scores.to_dense(run, key)
     if found is not None:
-        notes.append(uncertainty.in_words(found, "+.3f"))
+        notes.append(uncertainty.in_words(found, "+z.3f"))
     elif (error := scores.error_of(task, metric)) is not None:
         notes.append(f"± {scores.NORMAL * error:{form}}")
     return key, f"{task[metric]:{form}}", "; ".join(notes)
@@ -189,13 +189,13 @@ def facts(run: dict) -> None:
         error = f"± {run['rise_error']:.2g} " if run.get("rise_error") else ""
         interval = uncertainty.rise_of(run)
         if interval is not None:
-            error = f"{uncertainty.in_words(interval).removeprefix(f'{interval.mean:+.4f} ')} "
+            error = f"{uncertainty.in_words(interval).removeprefix(f'{interval.mean:+z.4f} ')} "
         predicted = run.get("predicted") or {}
         told = "nothing was predicted"
         if predicted.get("rise") is not None:
-            told = f"{predicted['rise']:.4f} was predicted"
+            told = f"{predicted['rise']:z.4f} was predicted"
             told += f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
-        items.append(("Rise in loss", f"{run['rise']:+.4f}", f"{error}nats a token; {told}"))
+        items.append(("Rise in loss", f"{run['rise']:+z.4f}", f"{error}nats a token; {told}"))
         items.append(("Perplexity", f"{run['perplexity']:.3f}", f"dense {dense.get('perplexity', math.nan):.3f}"))
         items.append(
             ("Bits per byte", f"{run['bits_per_byte']:.3f}", f"dense {dense.get('bits_per_byte', math.nan):.3f}")

@@ -1,17 +1,21 @@
 """The first screen and the words: what it is, what high and low mean, one next step, and a line for every word."""
 
 import html
+import importlib
+import re
 
 import numpy as np
+import pandas as pd
 import plotly.colors
 import pytest
 
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
 from pages import profile as page
-from pages.parts import terms
+from pages.parts import common, terms
 from tests.helpers import made_up
 from tests.helpers.opened import opened, sound, words
+from tests.helpers.paths import REPOSITORY
 
 
 def test_the_first_screen_says_what_this_is_and_leads_on(profiled):
@@ -59,5 +63,24 @@ def test_the_glossary_has_every_word(profiled):
         assert term.name in said and term.line in said
 
 
-def test_words_of_the_page_are_known():
-    assert set(page.WORDS) <= terms.TERMS.keys() and set(page.HELP.values()) <= terms.TERMS.keys()
+@pytest.mark.parametrize("name", ["profile", "plan", "tradeoff", "run"])
+def test_words_of_a_page_are_at_its_end(profiled, name):
+    words_of = importlib.import_module(f"pages.{name}").WORDS
+    said = html.unescape(words(sound(opened(name))))
+    assert words_of and all(terms.line(key) in said for key in words_of)
+    assert set(page.HELP.values()) <= terms.TERMS.keys()
+
+
+def test_no_number_is_a_nought_with_a_minus():
+    table = pd.DataFrame({"rise": [-0.00001, 0.00004, -0.5], "kept": [0.1, 0.2, -0.00001], "label": ["a", "b", "c"]})
+    shown = common.no_signed_zeros(table, {"rise": "%.4f", "kept": "percent", "label": None, "gone": "%.4f"})
+    assert [f"{number:.4f}" for number in shown["rise"]] == ["0.0000", "0.0000", "-0.5000"]
+    assert shown["kept"].equals(table["kept"]) and list(table["rise"]) == [-0.00001, 0.00004, -0.5]
+
+
+@pytest.mark.parametrize("folder", ["pages", "karipap_core"])
+def test_differences_are_written_without_a_signed_nought(folder):
+    """Python's own way to say so is the z of a format (PEP 682)."""
+    bare = re.compile(r":\+\.\df")
+    found = [file.name for file in (REPOSITORY / folder).rglob("*.py") if bare.search(file.read_text("utf-8"))]
+    assert not found

@@ -12,7 +12,7 @@ def table(document: dict) -> str:
     line = document["line"]
     if "max_rise" in line:
         aim = f"at most {line['max_rise']:.4g} {line['of']}"
-        aim += f" (perplexity {line['max_perplexity']:+.2%})" if "max_perplexity" in line else ""
+        aim += f" (perplexity {line['max_perplexity']:+z.2%})" if "max_perplexity" in line else ""
     else:
         aim = f"{line['bytes_kept']:.1%} of the bytes of the {line['scope']}"
     facts = {

@@ -36,7 +36,7 @@ def task_table(ours: dict[str, dict], dense: dict[str, dict]) -> list[str]:
         figures = [_with_error(one.get(metric), one.get(_stderr(metric))) if one else None for one in (found, theirs)]
         said = found.get("difference")
         interval = said and Interval(said["mean"], said["low"], said["high"], said["items"])
-        rows.append([f"{name}, {metric}", *figures, interval and in_words(interval, "+.3f"), found.get("chance")])
+        rows.append([f"{name}, {metric}", *figures, interval and in_words(interval, "+z.3f"), found.get("chance")])
         rows[-1] += [found["items"], found["shots"]]
     head = ["benchmark task", "this model", "dense", "difference", "guessing", "items", "shots"]
     return [grid(head, rows)] if rows else []

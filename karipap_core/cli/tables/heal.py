@@ -23,6 +23,6 @@ def table(document: dict) -> str:
         red = [check["name"] for check in document["verify"]["checks"] if not check["ok"]]
         lines.append(f"verified, {'red: ' + ', '.join(red) if red else 'all green'}")
     for point in document.get("points", ()):
-        lines.append(f"on {point['text']}: rise {point['rise']:+.4f}, {point['label']}")
+        lines.append(f"on {point['text']}: rise {point['rise']:+z.4f}, {point['label']}")
         lines += filter(None, [point.get("text_warning")])
     return "\n".join([*lines, *document["notes"], document["folder"]])

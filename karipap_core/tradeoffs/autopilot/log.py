@@ -101,8 +101,8 @@ class Step:
             was = f", predicted {figure(predicted)}" if predicted is not None else ""
             span = ""
             if measured["low"] is not None:
-                span = f" (95 % interval {measured['low']:+.4f} to {measured['high']:+.4f})"
-            said.append(f"{'Rise' if criterion.causal else 'Output error'} {measured['rise']:+.4f}{span}{was}.")
+                span = f" (95 % interval {measured['low']:+z.4f} to {measured['high']:+z.4f})"
+            said.append(f"{'Rise' if criterion.causal else 'Output error'} {measured['rise']:+z.4f}{span}{was}.")
         return " ".join(filter(None, [*said, self.decision]))
 
 

@@ -161,13 +161,12 @@ class Verdict:
         said.append(self._about_the_aim(final))
         for rival in others:
             size, lost = criterion.size(rival.point), criterion.lost(rival.point)
-            said.append(
-                f"{rival.label} at {size:.1%}: {criterion.quality_words} {lost:+.4f}. {beside(point, rival, criterion)}"
-            )
+            between = beside(point, rival, criterion)
+            said.append(f"{rival.label} at {size:.1%}: {criterion.quality_words} {lost:+z.4f}. {between}")
         searched = next((tried for tried in self.log.tried if tried.plan.weights == final.plan.weights), None)
         if searched is not None:
             seen = criterion.lost(searched.point)
-            said.append(f"The search saw {seen:+.4f} for this plan on its own half of the text.")
+            said.append(f"The search saw {seen:+z.4f} for this plan on its own half of the text.")
         if backs := self.log.steps_back:
             said.append(
                 f"{backs} smaller {'plan was' if backs == 1 else 'plans were'} given up on the verdict's own text, so "
@@ -183,16 +182,16 @@ class Verdict:
         how += " and meets the line too" if self._under(rival) else ""
         return (
             f"Plain quantization does better here: {rival.label} is {how}, with {size:.1%} of the bytes and a "
-            f"{criterion.quality_words} of {lost:+.4f}. {beside(point, rival, criterion)}"
+            f"{criterion.quality_words} of {lost:+z.4f}. {beside(point, rival, criterion)}"
         )
 
     def _about_the_aim(self, final: Tried) -> str:
         """Whether the line is met, and how surely; or what the best plan of the size loses."""
         criterion, point = self.criterion, final.point
         interval, value = uncertainty.rise_of(point.figures), criterion.lost(point)
-        span = "" if interval is None else f" (95 % interval {interval.low:+.4f} to {interval.high:+.4f})"
-        lost = f"{criterion.quality_words} {value:+.4f}{span}"
-        lost += f", perplexity {math.expm1(value):+.1%}" if criterion.causal else ""
+        span = "" if interval is None else f" (95 % interval {interval.low:+z.4f} to {interval.high:+z.4f})"
+        lost = f"{criterion.quality_words} {value:+z.4f}{span}"
+        lost += f", perplexity {math.expm1(value):+z.1%}" if criterion.causal else ""
         of = " of the blocks" if criterion.aim.scope == "blocks" else ""
         kept = f"{criterion.size(point):.1%} of the bytes{of}"
         if criterion.line is None:
@@ -227,7 +226,7 @@ def beside(ours: Point, rival: Rival, criterion: Criterion) -> str:
     if between is None:
         gap = criterion.lost(rival.point) - criterion.lost(ours)
         return f"It loses {abs(gap):.4f} {'more' if gap > 0 else 'less'}; no interval."
-    span = f"{abs(between.mean):.4f} (95 % interval of the difference {between.low:+.4f} to {between.high:+.4f})"
+    span = f"{abs(between.mean):.4f} (95 % interval of the difference {between.low:+z.4f} to {between.high:+z.4f})"
     if not between.measurable:
         return f"No measurable difference: {span}."
     return f"It loses {'more' if between.mean > 0 else 'less'}, by {span}."

@@ -131,7 +131,7 @@ def middle(study: Study) -> list[Weight]:
 
 
 def correlation(pair: tuple[float | None, float | None], n: int) -> str:
-    return "too few to say" if pair[0] is None else f"ρ = {pair[0]:+.2f} (p = {pair[1]:.2g}, {n} points)"
+    return "too few to say" if pair[0] is None else f"ρ = {pair[0]:+z.2f} (p = {pair[1]:.2g}, {n} points)"
 
 
 def factor(of: float, over: float) -> str:

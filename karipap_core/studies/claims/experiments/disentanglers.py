@@ -187,4 +187,4 @@ def _verdict(measured: dict, rows: dict, dense: int) -> str:
 def _percent(bench: Bench, row: dict) -> str:
     if not bench.causal:
         return bench.words(row)
-    return f"{math.expm1(min(row['rise'], 700)):+.2%} perplexity, KL {row['damage']:.3g}"
+    return f"{math.expm1(min(row['rise'], 700)):+z.2%} perplexity, KL {row['damage']:.3g}"

@@ -98,7 +98,7 @@ def _by_role(rows: list[dict], key: str) -> list[tuple[str, list, list]]:
 def _depth_verdict(damage: tuple, excess: tuple, late: float, early: float) -> str:
     if damage[0] is None or early <= 0:
         return "This model has too few layers to speak of depth."
-    link = f"ρ = {damage[0]:+.2f}, p = {damage[1]:.2g}"
+    link = f"ρ = {damage[0]:+z.2f}, p = {damage[1]:.2g}"
     if damage[1] > 0.05:
         says = f"Damage does not go with depth layer by layer ({link})"
     elif damage[0] < 0:
@@ -106,7 +106,9 @@ def _depth_verdict(damage: tuple, excess: tuple, late: float, early: float) -> s
     else:
         says = f"The opposite is seen here: deeper layers lose more ({link})"
     spectra = (
-        "" if excess[0] is None else f" Excess over noise against depth has ρ = {excess[0]:+.2f} (p = {excess[1]:.2g})."
+        ""
+        if excess[0] is None
+        else f" Excess over noise against depth has ρ = {excess[0]:+z.2f} (p = {excess[1]:.2g})."
     )
     return f"{says}; the deeper half of the layers loses {factor(late, early)} what the first half does.{spectra}"
 

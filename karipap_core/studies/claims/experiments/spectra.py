@@ -46,8 +46,8 @@ def structure(study: Study, progress: Progress) -> dict:
     }
     above = {who: sum(row[f"{who}_excess"] > 3 * row["deviation"] for row in kept) for who in ("trained", "twin")}
     measured = {
-        "trained": f"{mean['trained_excess']:.4f} nats",
-        "twin": f"{mean['twin_excess']:+.4f} nats",
+        "trained": f"{mean['trained_excess']:z.4f} nats",
+        "twin": f"{mean['twin_excess']:+z.4f} nats",
         "above": f"{above['trained']} of {len(kept)} trained, {above['twin']} of {len(kept)} of the twin",
         "error": f"{mean['trained_error']:.1%} / {mean['twin_error']:.1%}",
     }
