@@ -178,8 +178,8 @@ def _results(view, name: str) -> None:
         )
     rows, quality = document[f"{by}s"], document["quality"]
     both = {key: correlations(rows, key, f"{document['path']}|{by}", len(rows)) for key in QUALITIES[quality]}
-    said = foretell.verdict(document, by, both[quality], both.get("kl", {}))
-    st.html(f'<p class="k-verdict">{html.escape(said)}</p>')
+    first, *rest = foretell.sentences(document, by, both[quality], both.get("kl", {}))
+    st.html(f'<p class="k-verdict">{html.escape(first)}</p><p class="k-note">{html.escape(" ".join(rest))}</p>')
     if len(both) > 1:
         quality = common.choose(
             st.segmented_control,

@@ -100,7 +100,7 @@ def scatter(
     said = in_words(found) if found else f"{len(known)} measured: too few for ρ"
     figure.update_layout(
         clickmode="event+select",
-        title=dict(text=said, font_size=15, x=0, xref="paper"),
+        title=dict(text=said, font_size=13, x=0, xref="paper"),
         margin_t=44,
         legend=BELOW,
         showlegend=len(roles) > 1,

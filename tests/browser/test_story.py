@@ -171,7 +171,7 @@ def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser,
     name = next(w.name for w in checkpoint.weights if (w.layer, w.role) == (0, "q"))
     assert run["plan"]["weights"][name]["chi"] == [now]
     said = reader.text()
-    assert f"{run['rise']:+.4f}" in said and f"{run['kept']:.1%}" in said and "dense" in said
+    assert f"{run['rise']:+z.4f}" in said and f"{run['kept']:.1%}" in said and "dense" in said
     assert open_checkpoint(run["folder"], compressed=True).parameters == run["parameters"] < checkpoint.parameters
     assert page.get_by_role("button", name="See it on the trade-off").count() == 2  # the result's, and the run's own
     page.get_by_role("button", name="See it on the trade-off").first.click()

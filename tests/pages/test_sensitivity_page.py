@@ -1,5 +1,6 @@
 """The Sensitivity page through Streamlit's AppTest."""
 
+import html
 import json
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_nothing_measured_says_what_to_do():
 def test_a_measurement_is_shown_whole(llama_roots):
     document = measured(llama_roots)
     app = opened()
-    assert foretell.described(document)["verdict"] in words(app).replace("&lt;", "<").replace("&gt;", ">")
+    said = html.unescape(words(app).replace('</p><p class="k-note">', " "))
+    assert foretell.described(document)["verdict"] in said
     table = app.dataframe[0].value
     assert table["measure"].tolist() == [foretell.MEASURES[key].label for key in foretell.MEASURES]
     best = table.set_index("measure").loc["Output error"]

@@ -95,11 +95,16 @@ def answer(found: dict | None, sign: int = 1) -> str:
 
 
 def verdict(document: dict, by: str, found: dict, steadier: dict) -> str:
+    """`sentences` as one text."""
+    return " ".join(sentences(document, by, found, steadier))
+
+
+def sentences(document: dict, by: str, found: dict, steadier: dict) -> list[str]:
     """What the measurement says, in a few sentences: entropy, the best measure, the most sensitive part. `found` and
     `steadier` are the correlations with the quality and with KL (see `described`)."""
     rows, quality = rows_of(document, by), document["quality"]
     if not rows:
-        return "Nothing measured yet."
+        return ["Nothing measured yet."]
     many = "s" if len(rows) > 1 else ""
     parts, entropy = f"{len(rows)} {'part' if _grouped(rows) else by}{many}", found.get("entropy")
     said = [f"Does entropy predict sensitivity here? {_capital(answer(entropy))}"]
@@ -123,7 +128,7 @@ def verdict(document: dict, by: str, found: dict, steadier: dict) -> str:
     unmeasurable = sum(row["rise_low"] is not None and row["rise_low"] <= 0 <= row["rise_high"] for row in rows)
     if unmeasurable:
         said.append(f"{unmeasurable} of {len(rows)} lose nothing that can be measured on this text.")
-    return " ".join(said)
+    return said
 
 
 def in_words(found: dict) -> str:

@@ -158,7 +158,7 @@ def test_it_beats_uniform_where_weights_differ_and_the_log_can_be_followed(study
         assert step["step"] == number and step["did"] and step["why"] and step["decision"], step
         assert step["says"].startswith(step["did"]) and step["says"].endswith(step["decision"])
         if step["measured"]:
-            assert f"{step['measured']['rise']:+.4f}" in step["says"] and step["bytes_kept"] > 0
+            assert f"{step['measured']['rise']:+z.4f}" in step["says"] and step["bytes_kept"] > 0
     shown = table(found)
     assert found["verdict"][0][:40] in shown and all(
         step["did"] in shown.replace("\n     ", " ") for step in found["log"]
