@@ -14,6 +14,7 @@ from karipap_core.figures import predictions as figures_predictions
 from karipap_core.figures import runs as figures_runs
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import words
+from karipap_core.plan.checks import rise_in_words, rise_of
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.names import Names, clean, plan_key
@@ -68,9 +69,9 @@ def show_result_of(view, running) -> bool:
         st.session_state.run = st.session_state.point = run["id"]
     said = f"{run['kept']:.1%} of the parameters and {run['bytes_kept']:.1%} of the bytes are kept"
     if run.get("rise") is not None:
-        predicted = (run.get("predicted") or {}).get("rise")
+        predicted = rise_in_words(run.get("predicted"))
         said += f"; the loss {'rose' if run['rise'] >= 0 else 'fell'} by {abs(run['rise']):.4f} nats a token"
-        said += f", {predicted:.4f} was predicted" if predicted is not None else ""
+        said += f"; predicted: {predicted}" if predicted else ""
     st.html(f'<p class="k-verdict">{html.escape(said)}.</p>')
     see(view, run, "see_result", "primary")
     return True
@@ -196,8 +197,10 @@ def promise(plan: Plan) -> None:
             ("Parameters kept", f"{predicted['kept']:.1%}"),
             ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
         ]
-    if predicted.get("rise") is not None:
-        items.append(("Predicted rise in loss", f"{predicted['rise']:z.4f} nats, {words(predicted)}"))
+    if predicted.get("beyond"):
+        items.append(("Predicted rise in loss", words(predicted)))
+    elif rise := rise_in_words(predicted):
+        items.append(("Predicted rise in loss", f"{rise} nats a token, {words(predicted)}"))
     if plan.calibration:
         items.append(("Calibrated on", plan.calibration["text"]))
     common.listing(items)
@@ -217,7 +220,7 @@ def past(view) -> None:
             "when": pd.Timestamp(run["created"], unit="s", tz="UTC"),
             "kept": run["kept"],
             "bytes_kept": run["bytes_kept"],
-            "predicted": (run.get("predicted") or {}).get("rise"),
+            "predicted": rise_of(run.get("predicted")),
             "rise": run.get("rise"),
             "perplexity": run.get("perplexity"),
             "kl": run.get("kl"),

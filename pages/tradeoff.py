@@ -12,6 +12,7 @@ from karipap_core.figures import axes
 from karipap_core.figures import runs as figures_runs
 from karipap_core.figures.methods import network_color
 from karipap_core.figures.published import add_published
+from karipap_core.plan.checks import rise_of
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
@@ -334,7 +335,7 @@ def whole_table(view, points: list[dict], x: str, y: str) -> None:
             "interval": in_short(point),
             "rise_low": point.get("rise_low"),
             "rise_high": point.get("rise_high"),
-            "predicted_rise": (point.get("predicted") or {}).get("rise"),
+            "predicted_rise": rise_of(point.get("predicted")),
             "to_dense": {False: "no measurable difference"}.get(axes.measurable(point, y)),
             "on_front": point["id"] in front,
             "id": point["id"],

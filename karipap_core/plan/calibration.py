@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from karipap_core import schemas
-from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
+from karipap_core.plan.checks import BEYOND, Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
 
 if TYPE_CHECKING:
     from karipap_core.plan.document import Plan
@@ -32,7 +32,6 @@ HELD = 0.8  # share of predictions that are off by no more than the error stated
 FEWEST_CHECKS = 4  # for a network to have an error of its own, and for a text to have factors
 KEPT_VERSIONS = 20
 MIXED = "mixed"
-BEYOND = "beyond what was checked"  # in place of a number that `beyond_checked` says means nothing
 
 
 @dataclass(frozen=True)

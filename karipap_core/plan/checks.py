@@ -6,6 +6,7 @@ from typing import NotRequired, TypedDict
 
 LEAST_RISE = 0.01  # nats: smaller ones are within the noise of a few thousand tokens, where no standard error is known
 LEAST_ERRORS = 4.0  # standard errors: a smaller rise says nothing of the ratio of predicted to measured
+BEYOND = "beyond what was checked"  # in place of a number that `beyond_checked` says means nothing
 COMMON_WEIGHT = 1.0  # checks that the mean over all networks counts for in the factor of one
 
 
@@ -86,3 +87,20 @@ def log_factor(rows: list[tuple[str | None, float]], group: str | None) -> float
     everyone = sum(ratio for _, ratio in rows) / len(rows)
     own = [ratio for mine, ratio in rows if mine == group and group is not None]
     return (sum(own) + COMMON_WEIGHT * everyone) / (len(own) + COMMON_WEIGHT)
+
+
+def rise_of(predicted: dict | None) -> float | None:
+    """The predicted rise in loss, from a plan's `predicted` fields; None without one, or past what was checked."""
+    return None if not predicted or predicted.get("beyond") else predicted.get("rise")
+
+
+def rise_in_words(predicted: dict | None, digits: int = 4) -> str:
+    """The same for people: "0.0127", `BEYOND`, or "" where nothing was predicted.
+
+    >>> [rise_in_words(made) for made in ({"rise": 0.01268}, {"rise": 9.0, "beyond": True}, None)]
+    ['0.0127', 'beyond what was checked', '']
+    """
+    if predicted and predicted.get("beyond"):
+        return BEYOND
+    rise = rise_of(predicted)
+    return "" if rise is None else f"{rise:z.{digits}f}"

@@ -11,7 +11,7 @@ import streamlit as st
 
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
-from karipap_core.plan.calibration import BEYOND
+from karipap_core.plan.checks import BEYOND
 from karipap_core.plan.document import made_of
 from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables

@@ -13,6 +13,7 @@ from karipap_core import terminal as show
 from karipap_core.errors import InputError
 from karipap_core.evaluation import scores, suits
 from karipap_core.evaluation.wrong_text import warnings_of
+from karipap_core.plan.checks import rise_in_words
 from karipap_core.plan.document import Plan
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.tradeoffs.point import runs_of_model
@@ -142,8 +143,8 @@ def describe(plan: Plan) -> str:
     predicted = plan.predicted or {}
     if predicted.get("kept") is not None:
         words.append(f"{predicted['kept']:.1%} kept")
-    if predicted.get("rise") is not None:
-        words.append(f"predicted rise {predicted['rise']:z.3f}")
+    if rise := rise_in_words(predicted, 3):
+        words.append(f"predicted rise {rise}")
     return ", ".join(words)
 
 
@@ -192,8 +193,8 @@ def facts(run: dict) -> None:
             error = f"{uncertainty.in_words(interval).removeprefix(f'{interval.mean:+z.4f} ')} "
         predicted = run.get("predicted") or {}
         told = "nothing was predicted"
-        if predicted.get("rise") is not None:
-            told = f"{predicted['rise']:z.4f} was predicted"
+        if rise := rise_in_words(predicted):
+            told = f"predicted: {rise}"
             told += f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
         items.append(("Rise in loss", f"{run['rise']:+z.4f}", f"{error}nats a token; {told}"))
         items.append(("Perplexity", f"{run['perplexity']:.3f}", f"dense {dense.get('perplexity', math.nan):.3f}"))

@@ -348,7 +348,7 @@ def test_a_finished_run_shows_prediction_beside_measurement(plan):
         "run one" in said
         and "+0.0120" in said
         and "± 0.001 nats a token" in said
-        and "0.0100 was predicted" in said
+        and "predicted: 0.0100" in said
         and "dense 7.400" in said
     )
     assert len(app.get("plotly_chart")) == 2
