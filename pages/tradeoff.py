@@ -16,6 +16,7 @@ from karipap_core.plan.checks import rise_of
 from karipap_core.statistics.pareto import pareto
 from karipap_core.tradeoffs import published as anchors
 from karipap_core.tradeoffs import ranking
+from karipap_core.workspace.runs import stamp
 from pages.parts import common, curve, model, naming, predicted, runs, terms, winner
 
 SHOWN = {"tradeoff": "Size against quality", "predictions": "Predicted against measured"}
@@ -202,9 +203,8 @@ def picture(view, points: list[dict], x: str, y: str, log: bool | None, publishe
 
 def _picture(view, points: list[dict], x: str, y: str, log: bool | None, published: bool) -> None:
     chosen = selected(points)
-    fig = figures_runs.tradeoff(points, x, y, log, chosen and chosen["id"], runs.own(points))
-    if published:
-        add_published(fig, x, published_axis(x, y))
+    what = tuple((point["id"], point["label"], stamp(Path(point["path"]))) for point in points)
+    fig = drawn(what, points, x, y, log, chosen and chosen["id"], frozenset(runs.own(points)), published)
     with st.container(key="k-curve-published" if published else "k-curve-box"):
         common.figure(
             fig,
@@ -231,6 +231,14 @@ def _picture(view, points: list[dict], x: str, y: str, log: bool | None, publish
     if chosen:
         one_point(chosen)
     whole_table(view, points, x, y)
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def drawn(what: tuple, _points: list[dict], x: str, y: str, log, selected: str | None, own: frozenset, published: bool):
+    """The figure, which is made once for points that stay as they are (`what`): that takes longer than all else here.
+    Nobody may change it."""
+    fig = figures_runs.tradeoff(_points, x, y, log, selected, own)
+    return add_published(fig, x, published_axis(x, y)) if published else fig
 
 
 def bars(points: list[dict], y: str) -> str:

@@ -12,11 +12,14 @@ from karipap_core.tradeoffs.effort import AUTO_RISES
 from karipap_core.workspace import Workspace
 from pages.parts import common, job, plan_jobs, runs, tables, texts
 
+FIRST = "lowrank"  # the network that the form begins with
+
 
 def button(view, first: bool) -> None:
     """Opens and closes the form; where nothing was measured yet it is open."""
     if not first:
-        st.button("Measure a curve", key="sweep_form", icon=":material/add_chart:", on_click=turned)
+        asked = will_take(view, [FIRST], ["calibrated"], "auto")
+        st.button("Measure a curve", key="sweep_form", icon=":material/add_chart:", on_click=turned, help=asked)
 
 
 def turned() -> None:
@@ -36,7 +39,7 @@ def form(view, first: bool) -> None:
             networks = st.multiselect(
                 "Networks",
                 ["all", *tables.networks()],
-                ["lowrank"],
+                [FIRST],
                 key="sweep_networks",
                 format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
             )
