@@ -36,7 +36,16 @@ from karipap_core.cli import frame  # noqa: E402  (torch reads the environment w
 
 VERBS = ("profile", "plan", "compress", "heal", "sweep", "run", "autopilot")
 TROUBLES = ("full disk", "file-size limit", "ulimit -v", "read-only", "clock set back", "two writers")
-VOLATILE = {"seconds", "created", "date", "seal", "speed", "memory", "environment"}  # fields that tell of one run alone
+VOLATILE = {
+    "seconds",
+    "created",
+    "date",
+    "seal",
+    "speed",
+    "memory",
+    "environment",
+    "used",
+}  # fields that tell of one run alone
 WORK = (".tmp", ".lock", ".partial.json")
 KEEP = Path(os.environ["SOAK_KEEP"]) if "SOAK_KEEP" in os.environ else None  # where rounds that differ stay
 LONGEST = 300.0  # seconds that a start may take

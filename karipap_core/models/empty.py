@@ -279,6 +279,8 @@ def explained(sentence: str) -> Iterator[None]:
     except Exception as error:  # what is not a model's is told in many ways
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise
+        if "MemoryError" in str(error):  # of an import within, which transformers tells as one of its own
+            raise MemoryError from error
         raise InputError(f"{sentence}: {reason(error)}") from error
 
 

@@ -323,7 +323,7 @@ def test_progress_is_told_and_may_cancel():
 
     with pytest.raises(Stop):
         Peps.for_shape(24, 24, 3).decompose(random(24, 24), metric_of("loss", 24, 24), progress)
-    assert told[0] == "sweep" and told[-1] == "refine"
+    assert told[0] == "sweeps" and told[-1] == "refine"
 
 
 @pytest.mark.parametrize("W", [torch.zeros(12, 12), torch.ones(12, 12)])

@@ -73,7 +73,8 @@ def test_who_waits_says_so_and_comes_next(tmp_path):
     with only_writer(tmp_path / "out", "profile", waiting=lambda *line: told.append(line)):
         assert time.monotonic() - began > 0.3
     process.wait()
-    assert len(told) == 1 and told[0][0] == "waiting" and f"for compress (process {process.pid}" in told[0][4]
+    assert [line[:3] for line in told] == [("waiting", 0, 1), ("waiting", 1, 1)]
+    assert f"for compress (process {process.pid}" in told[0][4]
 
 
 def test_of_many_at_once_one_is_in_at_a_time(tmp_path):
