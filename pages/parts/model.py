@@ -120,7 +120,8 @@ def in_view(alias: str) -> None:
     """Another model, chosen by other means than the list of the box.
 
     The box closes, and a browser tells a closed box's widgets nothing: it would send the values of before with its next
-    request, and they would count as a choice. So these widgets get names that it has not seen.
+    request, and they would count as a choice. So these widgets get names that it has not seen, and what still comes of
+    the names before is nobody's choice (`from_list`): a browser that was interrupted may send it minutes later.
     """
     st.session_state.model = alias
     opening.turn()
@@ -276,8 +277,9 @@ def chosen_another() -> None:
 
 
 def from_list(box: str) -> None:
-    st.session_state.model = st.session_state[box]
-    chosen_another()
+    if box == opening.key("models"):  # not one that is gone
+        st.session_state.model = st.session_state[box]
+        chosen_another()
 
 
 def bar() -> None:
@@ -314,14 +316,12 @@ def chooser(label: str, options: list[str], known: Listing, hubs: dict[str, str]
     with st.popover(common.plain(label), icon=":material/deployed_code:", key="k-model", on_change="rerun"):
         opening.panel(known, hubs, take)
         if options:
-            box = opening.key("model")
-            if box != "model":
-                st.session_state[box] = st.session_state.model
+            box = opening.key("models")
+            st.session_state[box] = st.session_state.model
             st.selectbox(
                 "Or a model that is here",
                 options,
                 key=box,
-                persist_state="session",
                 format_func=lambda alias: named(alias, " (Python source)") + (HUB_SAYS if alias in hubs else ""),
                 on_change=from_list,
                 args=(box,),

@@ -194,7 +194,7 @@ def lately(here: set[str], chosen: Callable[[str], None]) -> None:
         return
 
     def again() -> None:
-        if place := st.session_state[key("open_recent")]:
+        if place := st.session_state.get(key("open_recent")):
             chosen(place)
             if st.session_state.open_said:  # the box stays open, with nothing chosen
                 st.session_state[key("open_recent")] = None

@@ -19,7 +19,7 @@ GONE = "The model nosuch is gone: no folder of KARIPAP_MODEL_ROOTS has it. Choos
 
 
 def box(app):
-    return app.selectbox(key="model")
+    return app.selectbox(key="models")
 
 
 def errors(app) -> list[str]:

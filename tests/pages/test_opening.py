@@ -108,6 +108,17 @@ def test_a_root_is_browsed_by_folder_down_to_a_model_deeper_than_the_list_looks(
     assert model.find("deep").place == str(deep)  # its alias, in a link, leads there in another session too
 
 
+def test_what_a_browser_still_holds_of_the_box_brings_no_model_back(profiled, tiny):
+    """A browser that was interrupted may send the values of a box that is gone, with any request that comes later."""
+    app = sound(opened(model="demo"))
+    held = app._tree.get_widget_states()
+    app = typed(app, tiny.parent)
+    app = app.button(key="open_model_0").click().run()
+    assert app.session_state.model == "tiny"
+    app = sound(app._run(held))
+    assert app.session_state.model == "tiny" and app.query_params["model"] in ("tiny", ["tiny"])
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", ""])
 def test_a_file_of_a_model_means_the_model(profiled, tiny, name):
     app = typed(opened(model="demo"), tiny / name)

@@ -118,7 +118,7 @@ def test_what_is_broken_is_left_out_with_the_reason_and_every_other_model_works(
     began = time.monotonic()
     app = sound(opened())
     assert len(app.get("plotly_chart")) == 2 and time.monotonic() - began < 10
-    assert set(app.selectbox(key="model").options) == {"demo model (Python source)", "tiny"}
+    assert set(app.selectbox(key="models").options) == {"demo model (Python source)", "tiny"}
     assert "1 left out:\n- bad: " in captions(app) and why in captions(app)
     asked = AppTest.from_file(app_page.APP, default_timeout=30)
     asked.query_params["model"] = "bad"
