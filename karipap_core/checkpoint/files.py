@@ -9,6 +9,7 @@ from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+GGUF = ".gguf"
 READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
@@ -25,15 +26,26 @@ def files_of(folder: Path) -> dict[Path, list[str] | None]:
     if found:
         _complete(folder, found)
         return dict.fromkeys(folder / name for name in found)
-    pickles = [name for name in names if name.endswith(PICKLES)]
-    if pickles:
-        raise InputError(
-            f"{folder} holds only pickled weights ({pickles[0]}), which can execute code and are never read: "
-            "save the model with safetensors first."
-        )
+    if other := unread(names):
+        raise InputError(f"{folder} {other}")
     if any(name.startswith("adapter_") for name in names):
         raise InputError(f"{folder} holds an adapter without the model it belongs to: save the two merged.")
     raise InputError(f"{folder} holds no .safetensors file: name a folder or file with a model in it.")
+
+
+def unread(names: list[str]) -> str:
+    """What is said of weights among these names that are in a form that is never read, and what to do; "" for none."""
+    if pickled := next((name for name in names if name.endswith(PICKLES)), None):
+        return (
+            f"holds only pickled weights ({pickled}), which can execute code and are never read: save the model with "
+            "safetensors first (save_pretrained of transformers does)."
+        )
+    if packed := next((name for name in names if name.lower().endswith(GGUF)), None):
+        return (
+            f"holds only a file for llama.cpp ({packed}), which is not read: open the Hugging Face model that it was "
+            "made from (safetensors)."
+        )
+    return ""
 
 
 def names_in(folder: Path) -> list[str]:

@@ -7,12 +7,15 @@ button alone: nothing in an address gets here.
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import streamlit as st
 
 from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.files import GGUF, PICKLES, unread
 from karipap_core.errors import InputError, StorageError
 from karipap_core.profiles import outline
 from karipap_core.reading import parse_json
@@ -82,7 +85,7 @@ def asked_for(lexical: Path) -> Path:
     for folder in (lexical, *lexical.parents):
         if folder.name.startswith("models--"):
             return folder
-    return lexical.parent if lexical.suffix in FILES else lexical
+    return lexical.parent if lexical.suffix in (*FILES, *PICKLES, GGUF) else lexical
 
 
 def _inside(lexical: Path, allowed: list[Path]) -> Found:
@@ -99,6 +102,8 @@ def _inside(lexical: Path, allowed: list[Path]) -> Found:
         return Found(folders=folders, said="" if folders else f"There is no {lexical.name} in {lexical.parent}.")
     folder = lexical if real.is_dir() else lexical.parent
     if not real.is_dir() and real.suffix not in FILES:
+        if unread([lexical.name]):
+            return _inside(lexical.parent, allowed)
         return Found(said=f"{lexical.name} is no file of a model: name its config.json, a .safetensors or its folder.")
     listing = roots.scan([str(folder)], allowed=allowed)
     models = {place: os.path.relpath(place, folder) for place in listing.models.values()}
@@ -117,6 +122,9 @@ def why_none(listing: roots.Listing, folder: Path) -> str:
     own = roots.showable(folder.name)
     if why := listing.left_out.get(own):
         return f"{own} cannot be opened: {why}"
+    with suppress(OSError), os.scandir(folder) as entries:
+        if other := unread([entry.name for entry in islice(entries, roots.MOST_IN_ONE)]):
+            return f"{own} {other}"
     return f"No model (safetensors) lies in {folder} or two levels below it."
 
 

@@ -222,6 +222,23 @@ def test_a_permission_without_a_model_is_not_given(profiled, path, said):
     assert errors(app) == [said] and opening_memory.permitted() == []
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("pytorch_model.bin", "mine holds only pickled weights (pytorch_model.bin), which can execute code"),
+        ("mine-q4_k_m.gguf", "mine holds only a file for llama.cpp (mine-q4_k_m.gguf), which is not read: open the"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_in_another_form_are_called_by_name(profiled, outside, file, said, whole):
+    (outside / "model.safetensors").rename(outside / file)
+    app = typed(opened(), outside / file if whole else outside)
+    assert str(outside) in [code.value for code in app.code]  # the folder is asked about, not the file
+    app.button(key="open_permit").click().run()
+    (error,) = errors(app)
+    assert error.startswith(said) and opening_memory.permitted() == []
+
+
 def test_what_is_asked_for_is_told_by_letters_alone(monkeypatch):
     def touched(*_, **__):
         raise AssertionError("the disk was touched")
