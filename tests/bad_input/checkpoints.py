@@ -256,9 +256,10 @@ CASES = [
          "model.bin is a pickle, which can execute code and is never read: save it as .safetensors."),
     Case("only pickles in the folder", renamed("model.safetensors", "pytorch_model.bin"), "profile model --metrics weight",
          "model holds only pickled weights (pytorch_model.bin), which can execute code and are never read: "
-         "save the model with safetensors first."),
+         "save the model with safetensors first (save_pretrained of transformers does)."),
     Case("only a GGUF in the folder", renamed("model.safetensors", "model.gguf"), "profile model --metrics weight",
-         "model holds no .safetensors file: name a folder or file with a model in it."),
+         "model holds only a file for llama.cpp (model.gguf), which is not read: open the Hugging Face model that it "
+         "was made from (safetensors)."),
     Case("an adapter without its model", adapter, "profile model --metrics weight",
          "model holds an adapter without the model it belongs to: save the two merged."),
     Case("weights in a folder below", below, "profile model --metrics weight",
