@@ -1,8 +1,8 @@
-"""Takes the screenshots of this folder from a running dashboard.
+"""Takes pictures of every page of a running dashboard: light and dark, 1440, 900 and 390 pixels wide, each page whole.
 
-    python docs/screenshots/take.py http://127.0.0.1:8501 [chromium]
+    python docs/screenshots/take.py http://127.0.0.1:8501 FOLDER [page …]
 
-Every page in light and dark, wide and 900 pixels; whole pages, in 256 colours (a tenth of the bytes).
+Those that README shows are kept here, in 256 colours (a tenth of the bytes): copy them from FOLDER.
 """
 
 import sys
@@ -12,48 +12,47 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-HERE = Path(__file__).parent
-PAGES = {
-    "profile": "/?model=demo&quantity=excess&metric=loss",
-    "plan": "/plan?model=demo",
-    "run": "/run?model=demo",
-    "tradeoff": "/tradeoff?model=demo",
-    "sensitivity": "/sensitivity?model=demo",
-    "networks": "/networks?network=peps",
-}
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from app import HIDDEN, PAGES
+
 READY = (
     "!document.querySelector('[data-testid=stSkeleton]') && [...document.querySelectorAll("
     "'[data-testid=stPlotlyChart]')].every(chart => chart.querySelector('.main-svg'))"
 )
+WIDTHS = (1440, 900, 390)
 
 
 def still(page) -> None:
-    for _ in range(3):
-        page.wait_for_timeout(700)
+    for _ in range(2):
+        page.wait_for_timeout(600)
         page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=60_000)
         page.wait_for_function(READY, timeout=60_000)
 
 
-def main(address: str, chromium: str = "/usr/bin/chromium") -> None:
+def main(address: str, folder: str, *wanted: str) -> None:
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    names = wanted or [name for pages in [*PAGES.values(), HIDDEN] for name, *_ in pages]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         for scheme in ("light", "dark"):
-            for width, name in ((1440, "wide"), (900, "900")):
-                context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            for width in WIDTHS:
+                phone = width < 500
+                window = {"width": width, "height": 900}
+                context = browser.new_context(viewport=window, color_scheme=scheme, has_touch=phone, is_mobile=phone)
                 page = context.new_page()
-                for title, path in PAGES.items():
-                    page.set_viewport_size({"width": width, "height": 900})
-                    page.goto(address + path)
+                for name in names:
+                    page.set_viewport_size(window)
+                    page.goto(f"{address}/{name}")
+                    page.wait_for_selector(".k-title", timeout=60_000)
                     still(page)
                     height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
                     page.set_viewport_size({"width": width, "height": height + 10})
                     still(page)
-                    picture = (
-                        Image.open(BytesIO(page.screenshot()))
-                        .convert("RGB")
-                        .quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=0)
-                    )
-                    picture.save(HERE / f"{title}-{scheme}-{name}.png", optimize=True)
+                    picture = Image.open(BytesIO(page.screenshot())).convert("RGB")
+                    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=0)
+                    picture.save(out / f"{name}-{scheme}-{width}.png", optimize=True)
                 context.close()
         browser.close()
 
