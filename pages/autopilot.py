@@ -12,7 +12,7 @@ from karipap_core.errors import InputError
 from karipap_core.figures import autopilot as figures_autopilot
 from karipap_core.plan.document import Plan, is_of
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, model, plan_jobs, runs, tables, texts
+from pages.parts import common, job, model, plan_session, runs, tables, texts
 
 AIMS = {"rise": "Rise in loss", "perplexity": "Rise of perplexity", "bytes": "Bytes kept"}
 EVALUATIONS = [6, 8, 12, 16, 24, 32]
@@ -164,7 +164,7 @@ def form(view, busy: bool) -> None:
                 ["lowrank"],
                 key="autopilot_networks",
                 persist_state="session",
-                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
+                format_func=lambda name: {"all": "all of them"}.get(name) or plan_session.NETWORK_SAYS.get(name, name),
                 help="The three with the best predictions are measured. A network whose curves this model does not "
                 "have yet is measured first, which takes long.",
             )

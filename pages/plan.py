@@ -79,7 +79,7 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
         draw(label, options, key=f"board_{field}", on_change=chosen(field), **more)
 
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small", key="k-plan-controls"):
-        names = plan_jobs.NETWORK_SAYS
+        names = plan_session.NETWORK_SAYS
         widget(
             st.selectbox,
             "Network",

@@ -10,7 +10,7 @@ from karipap_core.plan.document import RULES
 from karipap_core.tradeoffs import effort
 from karipap_core.tradeoffs.effort import AUTO_RISES
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, plan_jobs, runs, tables, texts
+from pages.parts import common, job, plan_session, runs, tables, texts
 
 FIRST = "lowrank"  # the network that the form begins with
 
@@ -41,7 +41,7 @@ def form(view, first: bool) -> None:
                 ["all", *tables.networks()],
                 [FIRST],
                 key="sweep_networks",
-                format_func=lambda name: {"all": "all of them"}.get(name) or plan_jobs.NETWORK_SAYS.get(name, name),
+                format_func=lambda name: {"all": "all of them"}.get(name) or plan_session.NETWORK_SAYS.get(name, name),
             )
             rules = st.multiselect(
                 "Rules",

@@ -10,15 +10,6 @@ from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.names import clean
 from pages.parts import common, draft, job, naming, plan_session, plan_side, profiles, runs, tables, texts
 
-NETWORK_SAYS = {
-    "lowrank": "low-rank",
-    "mpo": "MPO",
-    "qlr": "quantized + low-rank",
-    "peps": "PEPS",
-    "disentangled": "disentangled",
-    "tree": "tree",
-    "auto": "auto: what pays",
-}
 NETWORK_HELP = (
     "What a weight becomes. auto lets every weight, or group of weights, have the network and the format that lose "
     "least for their bytes."
@@ -109,7 +100,11 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
     """Rules that measure, at the present budget, as a job; the measurement itself where there is none."""
     calibrated = found.calibration is not None
     label = "Search by measuring" if calibrated else "Measure the damages"
-    with st.popover(label, icon=":material/science:", key="k-search", type="tertiary" if calibrated else "primary"):
+    mine = plan_session.state()
+    # One primary button: where a network was chosen that is not measured yet, it is the one beside that sentence.
+    weight = "tertiary" if calibrated or mine.get("missing") else "primary"
+    name = f"k-search-{mine.get('searches', 0)}"  # another after each start, since a new one is closed
+    with st.popover(label, icon=":material/science:", key=name, type=weight):
         if calibrated:
             rule = st.radio(
                 "How", list(SEARCHES), key="search_rule", format_func=lambda key: SEARCHES[key].capitalize()
@@ -131,6 +126,7 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
             job.start(
                 argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}", "plan_job"
             )
+            mine["searches"] = mine.get("searches", 0) + 1
             st.rerun()
 
 
@@ -173,8 +169,9 @@ def _made_of(argv: list[str]) -> tables.What:
 def not_measured(view, what: tables.What) -> None:
     """Says what is missing for these choices, and offers to measure it."""
     with st.container(border=True, key="k-missing"):
-        words = f"{plan_session.says(what)} under the metric {plan_side.METRIC_SAYS[what.metric]}"
-        st.markdown(f"**{words}** has not been measured on this model yet.")
+        words = f"{plan_session.says(what)} with the error of {plan_side.METRIC_SAYS[what.metric]}"
+        kept = " The board stays as it is until it was." if "history" in plan_session.state() else ""
+        st.markdown(f"**{words}** has not been measured on this model yet.{kept}")
         text = texts.choose("missing", "calibration")
         with st.container(horizontal=True):
             if st.button(texts.label("Measure it", text), type="primary", key="missing_start", disabled=text is None):

@@ -10,6 +10,15 @@ from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft, tables
 from pages.parts.roots import showable
 
+NETWORK_SAYS = {
+    "lowrank": "low-rank",
+    "mpo": "MPO",
+    "qlr": "quantized + low-rank",
+    "peps": "PEPS",
+    "disentangled": "disentangled",
+    "tree": "tree",
+    "auto": "auto: what pays",
+}
 START_AT = (0.7, 0.8, 0.9, 0.95, 1.0)  # kept fractions to begin with: the first that this model can meet
 
 
@@ -160,7 +169,7 @@ def rework(view, **changes) -> None:
 
 def says(what: tables.What) -> str:
     """What plans are made of, in words."""
-    words = what.network
+    words = NETWORK_SAYS.get(what.network, what.network)
     words += f", stored in {what.quantize}" if what.quantize else ""
     return words + (f", embedding {what.embedding}" if what.embedding != "dense" else "")
 

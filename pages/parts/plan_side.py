@@ -184,15 +184,15 @@ def damage_figure(row: dict) -> go.Figure:
 
 
 COLUMNS = {
-    "layer": st.column_config.NumberColumn("Layer", width=55),
-    "role": st.column_config.TextColumn("Role", width=60),
+    "layer": st.column_config.NumberColumn("Layer", width=50),
+    "role": st.column_config.TextColumn("Role", width=50),
     "expert": st.column_config.NumberColumn("Expert", width=60),
-    "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=75, help="0, or nothing, is dense"),
+    "chi": st.column_config.NumberColumn("χ", min_value=0, step=1, width=70, help="0, or nothing, is dense"),
     "becomes": st.column_config.TextColumn("Becomes", width=90),
     "locked": st.column_config.CheckboxColumn("Lock", width=65),
-    "kept": st.column_config.ProgressColumn("Kept", format="%d %%", min_value=0, max_value=100, width=95),
-    "share": st.column_config.NumberColumn("Damage", format="%.1f %%", width=80, help="Share of the summed damages"),
-    "by": st.column_config.TextColumn("By", width=55),
+    "kept": st.column_config.ProgressColumn("Kept", format="%.0f %%", min_value=0, max_value=100, width=85),
+    "share": st.column_config.NumberColumn("Damage", format="%.1f %%", width=75, help="Share of the summed damages"),
+    "by": st.column_config.TextColumn("By", width=58),
     "name": st.column_config.TextColumn("Weight"),
 }
 

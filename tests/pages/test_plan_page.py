@@ -63,6 +63,7 @@ def test_without_a_calibration_nothing_is_predicted_and_the_measurement_is_offer
     assert now(app).rule == "loss" and "no loss is predicted" in words(app)
     sound(app.button(key="search_start").click().run())
     out = started[0][started[0].index("--out") + 1]
+    assert app.session_state["plan_board"]["searches"] == 1, "the box of before is gone, with its Start"
     assert started[0][:2] == ["plan", str(tiny)] and started[0][started[0].index("--rule") + 1] == "calibrated"
     assert out.startswith(str(Workspace().plans))
 
@@ -170,6 +171,7 @@ def test_the_table_says_dense_and_takes_an_emptied_cell_for_it(measured, tiny):
     view = SimpleNamespace(checkpoint=open_checkpoint(tiny), only=None)
     data = plan_side.as_table(now(app), tables.of(view, now(app)))
     shown = plan_side.without_zeros(data)
+    assert plan_side.COLUMNS["kept"]["type_config"]["format"] == "%.0f %%", "rounded, as on the board"
     assert (data["chi"] == 0).any() and shown["chi"].isna().equals(data["chi"] == 0)
     assert app.data_editor[0].proto.placeholder == "dense"
 
@@ -256,7 +258,12 @@ def test_a_network_that_was_not_measured_offers_to(measured, started):  # noqa: 
     before = now(app)
     app.session_state["plan_board"]["missing"] = tables.What("mpo", "loss")
     sound(app.run())
-    assert "has not been measured on this model yet" in " ".join(m.value for m in app.markdown)
+    said = (
+        "**MPO with the error of loss** has not been measured on this model yet. The board stays as it is until it was."
+    )
+    assert said in [m.value for m in app.markdown]
+    primary = [each.proto.popover.type for each in app.get("popover")]
+    assert "primary" not in primary, "one primary button at a time: the one beside the sentence"
     sound(app.button(key="missing_start").click().run())
     assert started[0][started[0].index("--network") + 1] == "mpo" and now(app) == before
 
