@@ -71,8 +71,10 @@ def show_result_of(view, running) -> bool:
     if run.get("rise") is not None:
         predicted = rise_in_words(run.get("predicted"))
         said += f"; the loss {'rose' if run['rise'] >= 0 else 'fell'} by {abs(run['rise']):.4f} nats a token"
-        said += f"; predicted: {predicted}" if predicted else ""
+        if predicted:
+            said += f"; predicted: {'a rise of ' if predicted[0].isdigit() else ''}{predicted}"
     st.html(f'<p class="k-verdict">{html.escape(said)}.</p>')
+    runs.warn_of_text(run)  # it says whether the figure above means anything
     see(view, run, "see_result", "primary")
     return True
 

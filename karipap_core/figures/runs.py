@@ -33,6 +33,8 @@ def tradeoff(
 ) -> go.Figure:
     """Size against quality: a line for each method of networks and rivals, and the Pareto front of them all.
 
+    log : None chooses, linear where no number is above the floor.
+
     y is a key of `QUALITIES` or a score of a task (`scores.keys`); then points alone that were scored in one way are
     drawn. Bars are 95 % intervals (`interval`). Every marker's `customdata` is the point's id. On a logarithmic axis,
     numbers at or below the noise floor (a ten-thousandth of a nat, or the smallest number of the scale) are drawn on
@@ -45,10 +47,11 @@ def tradeoff(
     size, axis = SIZES[x], quality(points, y)
     score = y not in QUALITIES
     points = scores.with_score(points, y) if score else points
-    log = axis.log if log is None else log
     drawn = [point for point in points if known(point, x) and known(point, y)]
     figure = go.Figure()
     floor = 1e-4 if y in ("rise", "kl") else 1e-6
+    above = any(point[y] > floor for point in drawn)
+    log = axis.log and above if log is None else log
 
     def height(point: dict) -> float:
         return max(point[y], floor) if log else point[y]
@@ -142,6 +145,8 @@ def tradeoff(
         zeroline=False,
         automargin=True,
     )
+    if log and not above:  # its own choice of a range would be a thousandth of a decade
+        figure.update_yaxes(range=[math.log10(floor) - 0.3, math.log10(floor) + 3])
     if log and any(point[y] < floor for point in [*drawn, *([] if dense is None else [{y: dense}])]):
         figure.add_annotation(
             x=0,

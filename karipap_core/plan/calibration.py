@@ -106,6 +106,9 @@ def words(predicted: dict) -> str:
         return f"{BEYOND}: more is cut than in any plan that was measured"
     version, checked, error = (predicted.get(key) for key in ("fit", "checked", "error"))
     said = "predicted" if version is None else f"predicted with calibration v{version}"
+    if checked == 0:
+        tried = "" if error is None else f", within ±{error:.0%} on the plans that were measured for it"
+        return f"{said}{tried} (no run has checked it yet)"
     if checked is not None:
         said += f" ({checked} {'plan' if checked == 1 else 'plans'} checked)"
     return said if error is None else f"{said}, usually within ±{error:.0%}"

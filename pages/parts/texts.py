@@ -206,7 +206,8 @@ def preferred(view, looked: list[dict], side: str) -> tuple[str, str]:
     if used:
         last = max(used, key=lambda each: each["used"][side])
         return last["spec"] or LIBRARY, ""
-    library = suits.found_for(looked, "", side)
+    sides = (side, *suits.SIDES)  # of one library: where none was looked at, another side tells
+    library = next(filter(None, (suits.found_for(looked, "", each) for each in sides)), None)
     if library is not None and unsuited(library, looked) and can_write(view):
         return (
             SAMPLES,

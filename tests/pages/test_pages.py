@@ -445,7 +445,7 @@ def test_a_plan_is_imported_under_the_name_in_it_else_that_of_its_file(plan):
 
 
 def test_a_finished_run_leads_on_by_the_only_primary_button_of_its_kind(plan, tiny, started):
-    run = keep_run(plan, "run-one", rise=0.012)
+    run = keep_run(plan, "run-one", rise=-0.012, text_warning="The text is wrong for it.")
     started.program = f"print({json.dumps(json.dumps(run))})"
     app = sound(opened(page="run"))
     assert app.button(key="start").proto.type == "primary"
@@ -455,7 +455,9 @@ def test_a_finished_run_leads_on_by_the_only_primary_button_of_its_kind(plan, ti
             break
         time.sleep(0.1)
     sound(app.run())
-    assert "90.0% of the bytes are kept" in words(app)
+    said = words(app)
+    assert "90.0% of the bytes are kept; the loss fell by 0.0120 nats a token; predicted: a rise of 0.0100." in said
+    assert [warning.value for warning in app.warning][:1] == ["The text is wrong for it."], "beside the figure"
     primary = [button.key for button in app.button if button.proto.type == "primary"]
     assert primary == ["see_result"]
     assert app.session_state.point == "run-one", "the trade-off rings it"

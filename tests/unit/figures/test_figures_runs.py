@@ -58,6 +58,14 @@ def test_a_rise_below_the_floor_is_drawn_on_it_and_told_truly(points):
     assert lines(figures_runs.tradeoff(points, log=False))["lowrank, calibrated"].y[-1] < 0
 
 
+def test_where_nothing_rose_the_axis_is_linear_and_a_logarithmic_one_spans_decades():
+    fell = [point("a", "network", "lowrank", 0.8, -0.6)]
+    figure = figures_runs.tradeoff(fell)
+    assert figure.layout.yaxis.type == "linear" and figure.data[-1].y[0] == pytest.approx(-0.6)
+    forced = figures_runs.tradeoff(fell, log=True).layout.yaxis
+    assert forced.type == "log" and forced.range[1] - forced.range[0] > 3
+
+
 def test_points_without_the_number_are_left_out(points):
     points.append(point("gone", "baseline", "svd", 0.5, float("nan")))
     points.append({**point("odd", "network", "lowrank", 0.5, 1.0), "bytes_kept": None})

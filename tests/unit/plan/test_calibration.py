@@ -116,6 +116,10 @@ def test_how_a_prediction_is_put_in_words():
     said = words(found.fit("lowrank").predicted(0.5))
     assert said == "predicted with calibration v2 (1 plan checked), usually within ±25%"
     assert words({"rise": 0.1, "error": 0.2}) == "predicted, usually within ±20%"
+    made = {"rise": 0.1, "fit": 1, "checked": 0, "error": 0.04}
+    assert words(made) == (
+        "predicted with calibration v1, within ±4% on the plans that were measured for it (no run has checked it yet)"
+    )
     assert words({"source": "this plan on calibration text"}).startswith("measured on calibration text")
 
 
