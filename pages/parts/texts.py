@@ -200,9 +200,9 @@ def offered(view, side: str) -> list[str]:
 
 
 def preferred(view, looked: list[dict], side: str) -> tuple[str, str]:
-    """(the text to offer first, why): the one that was last used with this model for this; the library where the model
-    knows Python; else what it writes itself."""
-    used = [each for each in looked if side in each.get("used", {})]
+    """(the text to offer first, why): the one that was last used with this model for this, if it suits; the library
+    where the model knows Python; else what it writes itself."""
+    used = [each for each in looked if side in each.get("used", {}) and not unsuited(each, looked)]
     if used:
         last = max(used, key=lambda each: each["used"][side])
         return last["spec"] or LIBRARY, ""

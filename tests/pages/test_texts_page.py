@@ -88,6 +88,11 @@ def test_what_was_used_last_is_offered_first(model, tmp_path):
     assert sound(heal()).selectbox("heal_text").value == "library"
 
 
+def test_what_was_used_and_does_not_suit_is_not_offered_again(model):
+    looked_at(model, "", "heldout", 7.0, {"heldout": 10.0})
+    assert texts.offered(SimpleNamespace(checkpoint=model), "held-out") == ["--text", "samples"]
+
+
 @pytest.mark.parametrize("side", ["heldout", "calibration"])
 def test_the_board_measures_on_the_text_that_is_offered(model, side):
     """Also where only the other side of the library was looked at, as before damages are measured."""
