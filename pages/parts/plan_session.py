@@ -80,7 +80,9 @@ def begin(view) -> draft.Draft | None:
         network, metrics = "lowrank", tables.metrics(view, "lowrank")
     if not metrics:
         return None
-    metric = given.get("metric") if given.get("metric") in metrics else metrics[-1]
+    # The best one: whose damages were measured, since what was waited for should not be out of sight.
+    best = [each for each in metrics if tables.sources(view, tables.What(network, each)).calibration] or metrics
+    metric = given.get("metric") if given.get("metric") in metrics else best[-1]
     stored = given.get("quantize") if given.get("quantize") in tables.FORMATS[1:] else None
     what = tables.What(network, metric, stored, given.get("embedding", "dense"))
     if what.embedding not in tables.EMBEDDINGS or not tables.available(view, what):

@@ -68,6 +68,17 @@ def test_without_a_calibration_nothing_is_predicted_and_the_measurement_is_offer
     assert out.startswith(str(Workspace().plans))
 
 
+def test_it_opens_under_the_metric_whose_damages_were_measured(profiled, tiny):
+    """A profile that reads text brings better metrics, but what was waited for stays in sight."""
+    checkpoint = open_checkpoint(tiny)
+    assert now(plan_page()).metric == "loss"
+    made = Study(checkpoint).calibration("loss").to_json()
+    write_json(Workspace().calibration_file(checkpoint.key, "weight-abc"), made | {"metric": "weight"})
+    app = plan_page()
+    assert (now(app).metric, now(app).rule) == ("weight", "calibrated")
+    assert now(plan_page(metric="loss")).metric == "loss"
+
+
 def test_the_rule_and_what_the_budget_counts_allocate_anew_at_the_same_size(measured):
     app = plan_page()
     before = now(app)
