@@ -79,7 +79,8 @@ def page() -> None:
 
 
 def same_conditions(points: list[dict]) -> list[dict]:
-    """The runs measured on one text in one way; the reader chooses where there are several."""
+    """The runs measured on one text in one way; the reader chooses where there are several, and a point that is asked
+    for brings its own."""
     groups: dict = {}
     for point in points:
         groups.setdefault(runs.conditions(point), []).append(point)
@@ -87,6 +88,12 @@ def same_conditions(points: list[dict]) -> list[dict]:
     if len(ranked) == 1:
         return ranked[0]
     names = {f"{i + 1}": f"{runs.say_conditions(group[0])} ({len(group)})" for i, group in enumerate(ranked)}
+    point = st.session_state.get("point") or st.query_params.get("point")
+    if point != st.session_state.get("measured_for"):  # once: where the reader goes on to another text, that one stays
+        st.session_state.measured_for = point
+        homes = [name for name, group in zip(names, ranked, strict=True) if point in [each["id"] for each in group]]
+        if homes:
+            st.session_state.measured = homes[0]
     chosen = common.choose(st.selectbox, "Measured on", list(names), "measured", "1", format_func=names.get)
     return ranked[int(chosen) - 1]
 

@@ -463,6 +463,18 @@ def test_a_finished_run_leads_on_by_the_only_primary_button_of_its_kind(plan, ti
     assert app.session_state.point == "run-one", "the trade-off rings it"
 
 
+def test_a_point_that_is_asked_for_brings_the_text_that_it_was_measured_on(plan):
+    keep_run(plan, "run-a1")
+    keep_run(plan, "run-a2")
+    keep_run(plan, "run-b", text={"name": "its own samples", "sha256": "cd"})
+    app = sound(opened(page="tradeoff", point="run-b"))
+    assert "its own samples" in app.selectbox(key="measured").options[1] and app.selectbox(key="measured").value == "2"
+    assert not app.warning
+    app.selectbox(key="measured").select("1").run()
+    assert app.selectbox(key="measured").value == "1", "the reader's choice stays"
+    assert "is not on this chart" in app.warning[0].value
+
+
 def test_a_curve_says_how_many_models_and_how_long(plan):
     keep_run(plan, "net", rise=0.2, bytes_kept=0.5, seconds={"plan": 0, "measure": 60})
     app = sound(opened(page="tradeoff"))
