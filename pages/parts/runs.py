@@ -195,7 +195,11 @@ def facts(run: dict) -> None:
         told = "nothing was predicted"
         if rise := rise_in_words(predicted):
             told = f"predicted: {rise}"
-            told += f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
+            told += (
+                f", usually within ±{predicted['error']:.0%}"
+                if predicted.get("error") and not predicted.get("beyond")
+                else ""
+            )
         items.append(("Rise in loss", f"{run['rise']:+z.4f}", f"{error}nats a token; {told}"))
         items.append(("Perplexity", f"{run['perplexity']:.3f}", f"dense {dense.get('perplexity', math.nan):.3f}"))
         items.append(

@@ -475,6 +475,13 @@ def test_a_point_that_is_asked_for_brings_the_text_that_it_was_measured_on(plan)
     assert "is not on this chart" in app.warning[0].value
 
 
+@pytest.mark.parametrize("beyond", [True, False])
+def test_what_was_beyond_the_checked_has_no_usual_error(plan, beyond):
+    keep_run(plan, "run-one", predicted={"rise": 0.5, "error": 0.04, "beyond": beyond})
+    said = words(sound(opened(page="run", run="run-one")))
+    assert ("usually within ±4%" in said) is not beyond and ("predicted: beyond what was checked" in said) is beyond
+
+
 def test_a_curve_says_how_many_models_and_how_long(plan):
     keep_run(plan, "net", rise=0.2, bytes_kept=0.5, seconds={"plan": 0, "measure": 60})
     app = sound(opened(page="tradeoff"))
