@@ -38,10 +38,11 @@ HIDDEN = [("jobs", "Jobs", "list")]  # in no menu: the chip in the top bar leads
 def draw() -> None:
     st.set_page_config(page_title="Karipap", page_icon="assets/theme/icon.png", layout="wide")
 
-    from pages.parts import common, job_chip, model  # they draw, which must not come before set_page_config
+    from pages.parts import common, focus, job_chip, model  # they draw, which must not come before set_page_config
 
     common.refuse_strangers()
     common.theme()
+    focus.keep()
     sections = {
         section: [
             st.Page(

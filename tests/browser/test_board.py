@@ -20,7 +20,6 @@ FOCUSED = (  # the name of what has the keyboard
     "(() => { let at = document.activeElement; while (at.shadowRoot) at = at.shadowRoot.activeElement;"
     " return at.getAttribute('aria-label'); })()"
 )
-PHONE = {"width": 390, "height": 844}
 
 
 class Board:
@@ -307,27 +306,9 @@ def test_the_ink_can_be_read_on_every_heat(browser, address, scheme):
     board.reader.context.close()
 
 
-class Finger:
-    """Real touches, as the browser's own gestures see them."""
-
-    def __init__(self, page) -> None:
-        self.page, self.chromium = page, page.context.new_cdp_session(page)
-
-    def swipe(self, *places: tuple[float, float]) -> None:
-        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
-        for kind, (x, y) in zip(kinds, places, strict=True):
-            self.chromium.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-            self.page.wait_for_timeout(25)
-        self.chromium.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-    def across(self, box: dict, dx: float, dy: float = 0, part: float = 0.5) -> None:
-        x, y = box["x"] + part * box["width"], box["y"] + box["height"] / 2
-        self.swipe(*((x + dx * k / 8, y + dy * k / 8) for k in range(9)))
-
-
 def test_on_a_phone_swipes_scroll_and_a_tapped_cell_is_set_with_a_slider(browser, address):
-    board = Board(browser, address, "?layers=24&listed=1", has_touch=True, is_mobile=True, viewport=PHONE)
-    finger, page = Finger(board.page), board.page
+    board = Board(browser, address, "?layers=24&listed=1", **shared.PHONE)
+    finger, page = shared.Finger(board.page), board.page
     scroll = page.locator(".scroll")
     assert "Tap a cell" in page.locator(".status-text").inner_text()
     page.locator(".fingers").wait_for()
@@ -366,7 +347,7 @@ def test_on_a_phone_swipes_scroll_and_a_tapped_cell_is_set_with_a_slider(browser
 
 
 def test_seven_columns_fit_a_phone(browser, address):
-    board = Board(browser, address, "?layers=24", has_touch=True, is_mobile=True, viewport=PHONE)
+    board = Board(browser, address, "?layers=24", **shared.PHONE)
     assert board.page.locator(".scroll").evaluate("s => s.scrollWidth <= s.clientWidth")
     box = board.slider("layer 3 down").bounding_box()
     assert box["width"] >= 34 and box["height"] >= 39 and box["x"] + box["width"] <= 390

@@ -1,6 +1,7 @@
 """A dashboard of its own, and a browser, for tests that a person could do by hand."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ UPGRADE = {  # headers that ask for a websocket
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
+
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
 def free_port() -> int:
@@ -114,3 +117,40 @@ class Reader:
 
     def __exit__(self, *_) -> None:
         self.context.close()
+
+
+def value(slider) -> str:
+    """Where a slider of the board stands; waits until it is drawn."""
+    from playwright.sync_api import expect
+
+    expect(slider).to_have_attribute("aria-valuenow", re.compile(r"\d"), timeout=30_000)
+    return slider.get_attribute("aria-valuenow")
+
+
+def drag(page, slider, start: float, to: float) -> None:
+    """Drags a slider of the board with the mouse, from one share of its width to another."""
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] * start, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * to, middle, steps=8)
+    page.mouse.up()
+
+
+class Finger:
+    """Real touches, as the browser's own gestures see them."""
+
+    def __init__(self, page) -> None:
+        self.page, self.chromium = page, page.context.new_cdp_session(page)
+
+    def swipe(self, *places: tuple[float, float]) -> None:
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.chromium.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+            self.page.wait_for_timeout(25)
+        self.chromium.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    def across(self, box: dict, dx: float, dy: float = 0, part: float = 0.5) -> None:
+        x, y = box["x"] + part * box["width"], box["y"] + box["height"] / 2
+        self.swipe(*((x + dx * k / 8, y + dy * k / 8) for k in range(9)))
