@@ -62,7 +62,6 @@ def draw() -> None:
     ]
     page = st.navigation(sections, position="top")
     st.set_page_config(page_title=f"{page.title} · Karipap")
-    common.here(page.url_path or "profile")
     with common.plain_errors(f"drawing the page {page.title}", again=True):
         job_chip.chip()
         model.bar()

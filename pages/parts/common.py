@@ -12,7 +12,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from karipap_core.errors import InputError
 from karipap_core.workspace.logs import keep_log
@@ -53,25 +52,6 @@ def inside_app() -> None:
         files = sorted((ROOT / "pages").glob("*.py"), key=lambda file: file.stem != "profile")  # the first has no path
         st.navigation([st.Page(file) for file in files], position="hidden")
         st.rerun()
-
-
-def here(name: str) -> None:
-    """Notes which page is in view, and under which address, for `stay`."""
-    context = get_script_run_ctx()
-    if context is not None:
-        st.session_state.page_in_view = context.page_script_hash, name, st.query_params.to_dict()
-
-
-def stay() -> None:
-    """For the beginning of what is drawn again by the clock: goes back to the page in view where a look that the page
-    before had asked for put that one in its place.
-
-    A browser asks in the name of the page that it still shows. Where that comes just after a change of pages, streamlit
-    1.67 takes the session back to the old page, draws nothing of it, and leaves the reader with an empty one.
-    """
-    context, (page, name, query) = get_script_run_ctx(), st.session_state.get("page_in_view", ("", "", {}))
-    if context is not None and page and context.page_script_hash != page:
-        st.switch_page(f"pages/{name}.py", query_params=query)
 
 
 def theme() -> None:

@@ -81,7 +81,6 @@ def panel(job, name: str) -> None:
 
 
 def _draw(job, name: str, drawn_as: str) -> None:
-    common.stay()
     status = job.status()
     state = status["state"]
     if state in ENDED:

@@ -9,7 +9,7 @@ import streamlit as st
 from karipap_core import jobs
 from karipap_core.errors import InputError
 from karipap_core.jobs import ENDED
-from pages.parts import common, job, results
+from pages.parts import job, results
 
 OFTEN, SELDOM = 2.0, 6.0  # seconds between two looks: while something is active, and else
 FORGOTTEN = 24 * 3600.0  # seconds after which a job that ended unseen is no news
@@ -50,7 +50,6 @@ def news(found: list[tuple[jobs.Job, dict]]) -> list[tuple[jobs.Job, dict]]:
 
 
 def _draw() -> None:
-    common.stay()
     found = looked_at()
     fresh = news(found)
     with st.popover(label(fresh), key="jobs_open", on_change="rerun", type="tertiary") as opened:

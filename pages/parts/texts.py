@@ -252,7 +252,6 @@ def _job(view, spec: str, side: str):
 
 def _check(view, spec: str, side: str, key: str) -> None:
     """The check before it has a result: started, running, failed, or a button with what it takes."""
-    common.stay()
     if suits.found_for(suits.known(view.checkpoint), spec, side) is not None:
         st.rerun()
     running = _job(view, spec, side)
