@@ -52,6 +52,7 @@ ADDRESSES = {
     ("pages/run.py", "new_run"): "a list of plans",
     ("pages/run.py", "past"): "a list of runs",
     ("pages/sensitivity.py", "in_view"): "a list of weights",
+    ("pages/tradeoff.py", "same_conditions"): "a list of points",
     ("pages/tradeoff.py", "selected"): "a list of points",
 }
 
