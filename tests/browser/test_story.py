@@ -80,8 +80,7 @@ def test_quantity_and_view_change_the_picture_and_the_url(reader):
     page.get_by_role("radio", name="Singular values").click()
     reader.still()
     assert "view=" not in page.url and "quantity=excess" in page.url
-    chart = page.locator(".st-key-detail")
-    assert "edge of the bulk" in chart.inner_text()
+    page.locator(".st-key-detail").get_by_text("edge of the bulk").first.wait_for()
 
 
 @pytest.mark.parametrize("path", ["/", "/plan", "/run", "/tradeoff"])
