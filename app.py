@@ -6,7 +6,7 @@ for each look of each session.
 
 import streamlit as st
 
-from pages.parts import server
+from pages.parts import page_changes, server
 
 PAGES = {  # name of the file and of the address, title, icon; those of "" stand in front, the rest in menus
     "": [
@@ -71,4 +71,5 @@ def draw() -> None:
 if __name__ == "__main__":
     draw()
 else:
+    page_changes.hold()
     app = st.App(__file__, routes=server.routes(), middleware=server.middleware())
