@@ -11,16 +11,15 @@ go to the page's other figures redrawn by Python.
 import argparse
 import os
 import shutil
-import socket
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).resolve().parents[1]
+from reliability.dashboard import ROOT, served
+
+BOARD = ROOT / "tests" / "browser" / "board_app.py"
 
 # Frames asked for while a pointer move is handled are the board's: note what each costs.
 PROBE = """
@@ -44,32 +43,6 @@ PROBE = """
   };
 })();
 """
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@contextmanager
-def served(script: Path = ROOT / "tests" / "browser" / "board_app.py"):
-    """A Streamlit server for one script; yields its address."""
-    port = free_port()
-    flags = ["--server.port", str(port), "--server.headless", "true", "--server.address", "127.0.0.1"]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @contextmanager
@@ -138,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     heads = ("drag", "weights", "moves", "frames", "script", "frame", "worst", "cpu", "release")
     print("{:<26}{:>8}{:>7}{:>8}{:>9}{:>8}{:>8}{:>7}{:>9}   (ms, medians)".format(*heads))
-    with served() as address, browser() as chromium:
+    with TemporaryDirectory() as folder, served(Path(folder), BOARD) as (address, _), browser() as chromium:
         page = chromium.new_page(viewport={"width": 1400, "height": 1000})
         page.add_init_script(PROBE)
         for layers in options.layers:

@@ -9,22 +9,17 @@ stretch as much. The two checkouts take turns, round by round, so that both meet
 """
 
 import argparse
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
-from bench.chi_board import free_port
+from bench.chi_board import browser
+from reliability.dashboard import ROOT, served, to_page
 
-ROOT = Path(__file__).resolve().parents[1]
 STILL = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'"
 NO_SKELETON = "!document.querySelector('[data-testid=stSkeleton]')"
 DRAWN = {
@@ -34,30 +29,6 @@ DRAWN = {
     "curve": "document.querySelectorAll('.st-key-curve .scatterlayer .point').length > 50",
     "run": "document.querySelector('.k-title h1')?.innerText === 'Run'",
 }
-
-
-@contextmanager
-def served(folder: Path):
-    """The dashboard of a checkout; yields (address, its process)."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    with tempfile.TemporaryDirectory() as workspace:
-        settings = {"KARIPAP_WORKSPACE": workspace, "KARIPAP_MODEL_ROOTS": "", "PYTHONPATH": str(folder)}
-        server = subprocess.Popen(
-            command, cwd=folder, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.25)
-            yield address, psutil.Process(server.pid)
-        finally:
-            server.terminate()
-            server.wait(20)
 
 
 class Person:
@@ -78,19 +49,6 @@ class Person:
         self.cpu.setdefault(name, []).append(after.user + after.system - times.user - times.system)
         self.page.wait_for_timeout(600)  # what is drawn later is no part of the next act
 
-    def go(self, page: str) -> None:
-        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=page)
-        if link.count():
-            link.first.click()
-            return
-        for section in self.page.get_by_test_id("stTopNavSection").all():
-            section.click()
-            entry = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=page)
-            if entry.count():
-                entry.first.click()
-                return
-            self.page.keyboard.press("Escape")
-
     def drag(self, slider, to: float) -> None:
         slider.scroll_into_view_if_needed()
         box = slider.bounding_box()
@@ -110,15 +68,15 @@ class Person:
         page.set_default_timeout(120_000)
         self.waits("first paint", lambda: page.goto(self.address), DRAWN["map"])
         self.click_on_the_map(turn)
-        self.waits("Profile → Plan", lambda: self.go("Plan"), DRAWN["board"])
+        self.waits("Profile → Plan", lambda: to_page(self.page, "Plan"), DRAWN["board"])
         for name, label, to in (("cell release", "layer 1 gate", 0.3), ("budget release", "budget", 0.55)):
             self.drag(page.get_by_role("slider", name=label, exact=True), to + 0.02 * (turn % 4))
             address = page.url
             self.waits(name, page.mouse.up, f"location.href !== {address!r}")
-        self.go("Run")
+        to_page(page, "Run")
         page.wait_for_function(f"{STILL} && {DRAWN['run']}")
         page.wait_for_timeout(600)
-        self.waits("Run → Trade-off", lambda: self.go("Trade-off"), DRAWN["curve"])
+        self.waits("Run → Trade-off", lambda: to_page(page, "Trade-off"), DRAWN["curve"])
         context.close()
 
     def click_on_the_map(self, turn: int) -> None:
@@ -131,17 +89,17 @@ class Person:
 
 
 def main() -> None:
-    from playwright.sync_api import sync_playwright
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, help="another checkout of this project")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    chromium = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
     folders = {"this": ROOT} | ({"other": options.against.resolve()} if options.against else {})
-    with ExitStack() as stack, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        people = {name: Person(browser, *stack.enter_context(served(folder))) for name, folder in folders.items()}
+    with ExitStack() as stack, browser() as chromium:
+        people = {}
+        for name, folder in folders.items():
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            address, server = stack.enter_context(served(place, checkout=folder))
+            people[name] = Person(chromium, address, psutil.Process(server.pid))
         for person in people.values():  # the first look imports what later ones find
             person.round(0)
             person.cold = {name: times.pop() for name, times in person.seconds.items()}
@@ -150,7 +108,6 @@ def main() -> None:
             for person in people.values():
                 person.round(turn)
         show(people, options.rounds)
-        browser.close()
 
 
 def show(people: dict[str, Person], rounds: int) -> None:

@@ -454,10 +454,7 @@ def whole_table(profile: Profile, metric: str) -> None:
     head.subheader("All weights", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(rows, "karipap-profile", "profile_csv")
-    settings = {
-        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
-        for key, (label, form) in COLUMNS.items()
-    }
+    settings = common.columns(COLUMNS)
     for key in COLUMNS.keys() & HELP.keys():
         settings[key]["help"] = terms.line(HELP[key])
     settings["layer"] = st.column_config.NumberColumn("Layer", width="small")

@@ -210,8 +210,9 @@ def promise(plan: Plan) -> None:
 
 def past(view) -> None:
     """All runs of this model that went through the button or `run`; a row opens it."""
-    found = [run for run in reversed(runs.of_model(view)) if run.get("folder")]
-    points = [run for run in runs.of_model(view) if run["kind"] == "network"]
+    mine = runs.of_model(view)
+    found = [run for run in reversed(mine) if run.get("folder")]
+    points = [run for run in mine if run["kind"] == "network"]
     st.subheader("Past runs", anchor=False)
     if not found:
         st.caption("None yet. Sweeps of many plans are on the Trade-off page.")

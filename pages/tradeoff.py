@@ -66,8 +66,8 @@ def page() -> None:
                 required=True,
                 label_visibility="collapsed",
             )
-        curve.button(view, first=not points)
-    curve.form(view, first=not points)
+        curve.button(points)
+    curve.form(view, points)
     if not points:
         st.info("Nothing has been measured on this model yet. Measure a curve, or compress a plan on the Plan page.")
     elif shown == "predictions":
@@ -363,10 +363,7 @@ def whole_table(view, points: list[dict], x: str, y: str) -> None:
     head.subheader("All points", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, naming.file_name(view.checkpoint.name, "tradeoff"), "tradeoff_csv")
-    settings = {
-        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
-        for key, (label, form) in columns.items()
-    }
+    settings = common.columns(columns)
     settings["on_front"] = st.column_config.CheckboxColumn("Front", help="On the Pareto front of these two axes")
     event = st.dataframe(
         common.no_signed_zeros(frame, {key: form for key, (_, form) in columns.items()}),

@@ -12,23 +12,18 @@ import argparse
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from app import PAGES
 from karipap_core import jobs
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
+from reliability.dashboard import served, to_page
 
 ROOT = Path(__file__).resolve().parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -59,31 +54,6 @@ class Findings:
         return not self.mixed and not self.log and self.asked and (growth is None or growth < MOST_GROWTH)
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The dashboard on a free port; its address and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {"KARIPAP_WORKSPACE": str(folder / "workspace"), "KARIPAP_MODEL_ROOTS": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}", "--server.headless=true"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=log, stderr=log)
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.25)
-            yield f"http://127.0.0.1:{port}", server
-        finally:
-            for job in jobs.list_jobs(Workspace(folder / "workspace")):  # they outlive a server, and a test that failed
-                job.cancel()
-            server.terminate()
-            server.wait(30)
-
-
 class Session:
     """One person's tab, and a draft at a size that nobody else has."""
 
@@ -105,12 +75,7 @@ class Session:
         self.still()
 
     def go(self, title: str) -> None:
-        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=title)
-        if not link.count():  # in a menu
-            section = next(name for name, pages in PAGES.items() if title in [shown for _, shown, _ in pages])
-            self.page.get_by_test_id("stTopNavSection").filter(has_text=section).click()
-            link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=title)
-        link.click()
+        to_page(self.page, title)
         self.page.wait_for_function("t => document.title.startsWith(t)", arg=title)
         self.still()
 

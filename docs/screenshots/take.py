@@ -10,11 +10,11 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from app import HIDDEN, PAGES
+from bench.chi_board import browser
 
 READY = (
     "!document.querySelector('[data-testid=stSkeleton]') && [...document.querySelectorAll("
@@ -34,13 +34,12 @@ def main(address: str, folder: str, *wanted: str) -> None:
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     names = wanted or [name for pages in [*PAGES.values(), HIDDEN] for name, *_ in pages]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+    with browser() as chromium:
         for scheme in ("light", "dark"):
             for width in WIDTHS:
                 phone = width < 500
                 window = {"width": width, "height": 900}
-                context = browser.new_context(viewport=window, color_scheme=scheme, has_touch=phone, is_mobile=phone)
+                context = chromium.new_context(viewport=window, color_scheme=scheme, has_touch=phone, is_mobile=phone)
                 page = context.new_page()
                 for name in names:
                     page.set_viewport_size(window)
@@ -54,7 +53,6 @@ def main(address: str, folder: str, *wanted: str) -> None:
                     picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=0)
                     picture.save(out / f"{name}-{scheme}-{width}.png", optimize=True)
                 context.close()
-        browser.close()
 
 
 if __name__ == "__main__":

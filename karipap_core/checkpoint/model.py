@@ -65,6 +65,11 @@ class Weight:
     def bytes(self) -> int:
         return self.parameters * (4 if self.dtype == "float32" else 2)
 
+    def facts(self) -> dict[str, Any]:
+        """The beginning of a document's row about this weight: name, layer, role, expert, shape and parameters."""
+        keys = ("name", "layer", "role", "expert")
+        return {key: getattr(self, key) for key in keys} | {"shape": list(self.shape), "parameters": self.parameters}
+
 
 class Checkpoint:
     """A model on disk, opened from its headers alone. Make one with `open_checkpoint`.

@@ -16,10 +16,6 @@ from karipap_core.workspace.kept import keep_json
 PLACES = ("out", "folder", "plan", "against", "force")  # options that say where, or what else, and not how much
 FORMAT, VERSION = "karipap-paces", 1
 
-# What the stages of each verb take beside one another where no job has been measured: shares of the whole on the
-# bundled model, made once included. A stage that does not come is passed over.
-USUAL: dict[str, dict[str, float]] = {}
-
 
 def meter_of(args: argparse.Namespace) -> Meter:
     """A meter that expects what the last job of this verb took: with these options, else on this model, else at all."""
@@ -27,7 +23,7 @@ def meter_of(args: argparse.Namespace) -> Meter:
         with suppress(InputError):
             stages = schemas.read(file, "paces")["stages"]
             return Meter([Expected(**stage) for stage in stages], sure=number < 2)
-    return Meter([Expected(stage, share) for stage, share in USUAL.get(args.verb, {}).items()])
+    return Meter()
 
 
 def keep(args: argparse.Namespace, meter: Meter) -> None:

@@ -27,18 +27,7 @@ def of_config(document: dict[str, Any], name: str) -> dict[str, Any]:
     }
     checkpoint = Checkpoint(name, PLACE, document | {"tie_word_embeddings": False}, tensors)
     rows: list[dict[str, Any]] = [
-        {
-            "name": weight.name,
-            "layer": weight.layer,
-            "role": weight.role,
-            "expert": weight.expert,
-            "shape": list(weight.shape),
-            "parameters": weight.parameters,
-            "dtype": weight.dtype,
-            "compressible": weight.compressible,
-            "notes": [],
-            "spectra": {},
-        }
+        weight.facts() | {"dtype": weight.dtype, "compressible": weight.compressible, "notes": [], "spectra": {}}
         for weight in checkpoint.weights
     ]
     return {

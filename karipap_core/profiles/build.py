@@ -135,13 +135,7 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     chosen = {name: None if name == "weight" else moments.metric(weight.name, name) for name in wanted}
     cuts = _cuts(weight.shape, settings["network"]) if settings["network"] == "mpo" else []
     lattice = _lattice(weight.shape) if settings["network"] == "peps" and weight.compressible else None
-    row = {
-        "name": weight.name,
-        "layer": weight.layer,
-        "role": weight.role,
-        "expert": weight.expert,
-        "shape": list(weight.shape),
-        "parameters": weight.parameters,
+    row = weight.facts() | {
         "dtype": weight.dtype,
         "compressible": weight.compressible,
         "notes": notes,

@@ -204,13 +204,8 @@ def numbers_of_shapes(weights: list[Weight]) -> list[dict[str, Any]]:
         if noise is None:
             noise = known[weight.shape] = null_entropy(*weight.shape)
         rows.append(
-            {
-                "name": weight.name,
-                "layer": weight.layer,
-                "role": weight.role,
-                "expert": weight.expert,
-                "shape": list(weight.shape),
-                "parameters": weight.parameters,
+            weight.facts()
+            | {
                 "bytes": weight.bytes,
                 "null_entropy": noise,
                 "largest_entropy": math.log(min(weight.shape)),

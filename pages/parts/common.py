@@ -207,6 +207,14 @@ def text_name(document: dict) -> str:
     return str((document.get("text") or {}).get("name") or "")
 
 
+def columns(named: Mapping[str, tuple[str, str | None]]) -> dict:
+    """`st.dataframe`'s column_config of column → (heading, format of its numbers; None for a text)."""
+    return {
+        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
+        for key, (label, form) in named.items()
+    }
+
+
 def no_signed_zeros(table: pd.DataFrame, formats: Mapping[str, str | None]) -> pd.DataFrame:
     """The table with the numbers that are shown as "%.4f" (or other digits) at those digits: a browser would write a
     fall of 0.00001 as "-0.0000"."""

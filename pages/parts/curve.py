@@ -10,15 +10,15 @@ from karipap_core.plan.document import RULES
 from karipap_core.tradeoffs import effort
 from karipap_core.tradeoffs.effort import AUTO_RISES
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, plan_session, runs, tables, texts
+from pages.parts import common, job, plan_session, tables, texts
 
 FIRST = "lowrank"  # the network that the form begins with
 
 
-def button(view, first: bool) -> None:
-    """Opens and closes the form; where nothing was measured yet it is open."""
-    if not first:
-        asked = will_take(view, [FIRST], ["calibrated"], "auto")
+def button(points: list[dict]) -> None:
+    """Opens and closes the form; where nothing was measured yet (no points) it is open."""
+    if points:
+        asked = will_take(points, [FIRST], ["calibrated"], "auto")
         st.button("Measure a curve", key="sweep_form", icon=":material/add_chart:", on_click=turned, help=asked)
 
 
@@ -26,12 +26,12 @@ def turned() -> None:
     st.session_state.sweep_open = not st.session_state.get("sweep_open")
 
 
-def form(view, first: bool) -> None:
+def form(view, points: list[dict]) -> None:
     """The sweep that runs, and the form that starts one: many plans, each measured, beside the baselines."""
     running = job.followed("sweep_job")
     if running is not None:
         job.panel(running, "sweep_job")
-    if not (first or st.session_state.get("sweep_open")):
+    if points and not st.session_state.get("sweep_open"):
         return
     with st.container(border=True, key="k-sweep"):
         left, middle, right = st.columns(3, gap="large")
@@ -82,18 +82,18 @@ def form(view, first: bool) -> None:
             st.session_state.sweep_open = False
             st.rerun()
         st.caption(
-            f"{will_take(view, networks, rules, budgets)} "
+            f"{will_take(points, networks, rules, budgets)} "
             "Points appear on the chart as they are measured. Rivals: plain SVD, SVD-LLM's uniform rule, "
             "integers of 8 to 2 bits rounded and by GPTQ, magnitude pruning."
         )
 
 
-def will_take(view, networks: list[str], rules: list[str], budgets: str) -> str:
+def will_take(points: list[dict], networks: list[str], rules: list[str], budgets: str) -> str:
     """How many models the form asks for, and how long that is by what earlier ones took on this machine."""
     count = len(AUTO_RISES) if budgets == "auto" else len(budgets.split(","))
     plans, rivals = effort.models(networks, len(rules), count)
     here = {run["id"] for run in Workspace().runs}
-    mine = [run for run in runs.of_model(view) if run["id"] in here]
+    mine = [run for run in points if run["id"] in here]
     each = effort.seconds_each(mine)
     long = "how long is unknown yet: none was measured on this machine"
     if each is not None:

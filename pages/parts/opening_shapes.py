@@ -59,10 +59,7 @@ def table(rows: list[dict]) -> None:
     head.subheader("All weights", anchor=False)
     with button.container(horizontal=True, horizontal_alignment="right"):
         common.csv_button(frame, "karipap-shapes", "shapes_csv")
-    settings = {
-        key: st.column_config.TextColumn(label) if form is None else st.column_config.NumberColumn(label, format=form)
-        for key, (label, form) in COLUMNS.items()
-    }
+    settings = common.columns(COLUMNS)
     settings["layer"] = st.column_config.NumberColumn("Layer", width="small")
     st.dataframe(
         frame,

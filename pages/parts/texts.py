@@ -47,9 +47,6 @@ def choose(key: str, side: str) -> list[str] | None:
     if view.only:  # nothing can be measured, on any text
         st.caption(common.plain(view.checkpoint.missing))
         return None
-    if view.only:
-        st.caption("The model's weights are not here: no text can be read.")
-        return None
     looked = suits.known(view.checkpoint)
     default, why = preferred(view, looked, known_as)
     options = [*KINDS, *used_before(looked)] if can_write(view) else [kind for kind in KINDS if kind != SAMPLES]

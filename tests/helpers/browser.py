@@ -1,16 +1,10 @@
 """A dashboard of its own, and a browser, for tests that a person could do by hand."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from app import PAGES
+from reliability.dashboard import served, to_page
 from tests.helpers.paths import REPOSITORY
 
 QUIET = ("404",)  # Streamlit looks for its own health address below each page's, and misses
@@ -24,37 +18,11 @@ UPGRADE = {  # headers that ask for a websocket
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @contextmanager
 def dashboard(script: Path | str, folder: Path, roots: str = "", flags: tuple[str, ...] = ()):
-    """Serves a Streamlit script on a free port with a workspace of its own; yields its address."""
-    port = free_port()
-    settings = {"KARIPAP_WORKSPACE": str(folder / "workspace"), "KARIPAP_MODEL_ROOTS": roots, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "streamlit", "run", str(script), f"--server.port={port}", "--server.headless=true"]
-    command += flags
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=REPOSITORY, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
-                    break
-                except OSError:
-                    assert server.poll() is None, (folder / "server.log").read_text()[-2000:]
-                    time.sleep(0.25)
-            yield address
-        finally:
-            server.terminate()
-            server.wait(20)
+    """`served` for who needs its address alone."""
+    with served(folder, script, roots, flags, REPOSITORY) as (address, _):
+        yield address
 
 
 class Reader:
@@ -91,12 +59,7 @@ class Reader:
         return page
 
     def go(self, page: str):
-        link = self.page.get_by_test_id("stTopNavLink").filter(has_text=page)
-        if not link.count():  # in the menu of a section
-            section = next(title for title, pages in PAGES.items() if page in [name for _, name, _ in pages])
-            self.page.get_by_test_id("stTopNavSection").filter(has_text=section).click()
-            link = self.page.get_by_test_id("stTopNavDropdownLink").filter(has_text=page)
-        link.click()
+        to_page(self.page, page)
         return self.still()
 
     def text(self) -> str:

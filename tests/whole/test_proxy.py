@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from tests.helpers.browser import UPGRADE, dashboard, free_port
+from reliability.dashboard import free_port
+from tests.helpers.browser import UPGRADE, dashboard
 from tests.helpers.paths import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
