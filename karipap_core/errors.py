@@ -12,6 +12,11 @@ class StorageError(Exception):
     file. What was finished before is on disk, and the same command goes on from there."""
 
 
+class NotVerified(Exception):
+    """A folder that was written is not the model that its plan describes: one sentence that names it and what is wrong.
+    The folder stays for whoever wants to look, and nothing is measured on it."""
+
+
 class Cancelled(Exception):
     """The user asked to stop; what is finished is on disk, and the same command goes on from there."""
 

@@ -1,8 +1,9 @@
 """`karipap VERB` (or `python -m karipap_core VERB`): the frame around the verbs.
 
 Exit status: 0 done; 1 an unexpected failure (one line that names a log with the traceback), a machine that cannot keep
-a file (the disk is full: one sentence that names it), or a verdict of not ok (`verify`, `checklist`: the document is
-printed all the same); 2 bad input, which a place that may not be written is too; 130 cancelled.
+a file (the disk is full: one sentence that names it), or a verdict of not ok (`verify`, `checklist`, and every verb
+that writes a compressed folder which `verify` does not pass: the document is printed all the same, but that of `run`,
+which does not measure such a folder); 2 bad input, which a place that may not be written is too; 130 cancelled.
 Only the result goes to stdout: a table, or with --json exactly one JSON document. All else, that of libraries
 included, goes to stderr. Nothing here imports torch: `--help` is instant.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from karipap_core.cli import paces, registry, verbs
 from karipap_core.cli.options import AGAINST, MODEL
 from karipap_core.cli.registry import option
-from karipap_core.errors import Cancelled, InputError, StorageError
+from karipap_core.errors import Cancelled, InputError, NotVerified, StorageError
 from karipap_core.jobs.job import hold_work
 from karipap_core.progress import Progress, json_lines, silent
 from karipap_core.progress.meter import Meter
@@ -66,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Compress language models with tensor networks: profile → plan → compress → evaluate → sweep.",
         epilog="MODEL is a folder, a .safetensors file or a hub id. `VERB --help` shows an example of each verb. "
-        "Exit status: 0 done, 1 failed or (verify, checklist) not ok, 2 bad input, 130 cancelled.",
+        "Exit status: 0 done, 1 failed or (verify, checklist, a folder that was written) not ok, 2 bad input, 130 "
+        "cancelled.",
     )
     parser.add_argument("--version", action="version", version=f"karipap {__version__}")
     subparsers = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
@@ -101,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         _print(text, stdout)
     except InputError as error:
         return _fail(args, str(error), BAD_INPUT)
-    except StorageError as error:
+    except (StorageError, NotVerified) as error:
         return _fail(args, str(error), FAILED)
     except (KeyboardInterrupt, Cancelled):
         return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
@@ -111,7 +113,17 @@ def main(argv: list[str] | None = None) -> int:
         except MemoryError:  # there was not enough to write the log either
             said = NO_MEMORY_SAYS.format("MemoryError")
         return _fail(args, said, FAILED)
-    return FAILED if document.get("ok") is False else DONE  # so that a pipeline stops at a verdict of not ok
+    return _status(args, document)
+
+
+def _status(args: argparse.Namespace, document: dict) -> int:
+    """0, or 1 for a verdict of not ok, so that a pipeline stops there; that on a folder just written is said."""
+    written = document.get("verify")
+    if isinstance(written, dict) and written.get("ok") is False:
+        from karipap_core.compressed.verify import not_verified
+
+        return _fail(args, not_verified(args.out, written), FAILED)
+    return FAILED if document.get("ok") is False else DONE
 
 
 def _prepare(args: argparse.Namespace) -> None:

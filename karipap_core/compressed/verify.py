@@ -102,6 +102,12 @@ def verify(
     return verdict | {"folder": str(folder), "loader": loader(folder)}
 
 
+def not_verified(folder: str | Path, verdict: dict) -> str:
+    """What is wrong with a folder whose verdict is not ok, in a sentence."""
+    wrong = [f"{check['name']} ({check['detail']})" for check in verdict["checks"] if check["ok"] is False]
+    return f"{folder} is NOT verified: {'; '.join(wrong)}. It stays there to be looked at: do not use it as a model."
+
+
 def summary(verdict: dict) -> str:
     """A verdict in a line."""
     wrong = [check["name"] for check in verdict["checks"] if check["ok"] is False]

@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from karipap_core.errors import InputError
+from karipap_core.compressed.verify import not_verified
+from karipap_core.errors import InputError, NotVerified
 from karipap_core.healing.heal import first_process, heal
 from karipap_core.healing.settings import Settings
 from karipap_core.plan.document import Plan
@@ -33,7 +34,8 @@ def heal_and_measure(
     measured_on: default the standard library's held-out modules; as many tokens of it as `run` takes by default. The
     folder that comes in is not measured again where `run` measured it on the same text and cut (its run.json lies
     beside it). Returns heal's result with "points": [{"id", "label", "loss", "rise", "text_warning", "text"}, the same
-    after]. Raises InputError, before anything is trained, where the text measured on is the one learnt from.
+    after]. Raises InputError, before anything is trained, where the text measured on is the one learnt from, and
+    NotVerified where the healed folder is not what its plan says.
     """
     measured_on = measured_on if isinstance(measured_on, Text) else read_text(measured_on) if measured_on else None
     measured_on = measured_on or standard_library("heldout")
@@ -45,6 +47,8 @@ def heal_and_measure(
     found = heal(folder, out, settings, text, distill, device, compare_dense, progress)
     if not first_process():
         return found
+    if not found["verify"]["ok"]:
+        raise NotVerified(not_verified(out, found["verify"]))
     pair = [
         measure(path, measured_on, distill, device, healed, progress)
         for path, healed in ((Path(folder), None), (Path(out), found))

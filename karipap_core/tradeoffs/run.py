@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from karipap_core.errors import NotVerified
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, measured_model
 from karipap_core.progress import Progress, silent
@@ -55,7 +56,8 @@ def run(
     force : use the plan although it was made for another checkpoint.
 
     Returns, and writes to `<out>/run.json`, a point as `tradeoffs.Points` describes it, with "speed", "memory",
-    "folder" and "weights" (the rows of `compress`) besides. Raises InputError for what does not fit.
+    "folder" and "weights" (the rows of `compress`) besides. Raises InputError for what does not fit, and NotVerified
+    where the folder that was written is not what the plan says: nothing is measured on it then.
     """
     from karipap_core import story
     from karipap_core.checkpoint.open import open_checkpoint
@@ -84,11 +86,11 @@ def run(
     known = kept_json(folder / "run.json", "run")
     if known is not None and known.get("id") == name:
         if (folder / "model").exists() and not as_written(folder / "model", report_of(folder / "model")):
-            story.compress(model, plan, folder / "model", force, device, progress)
+            _compress(model, plan, folder / "model", force, device, progress)
         return _with_extras(known, folder, model, text, scoring, extras, device, progress)
     check(checkpoint)  # before a folder is made
     with only_writer(folder, "run"):
-        report = story.compress(model, plan, folder / "model", force, device, progress).to_json()
+        report = _compress(model, plan, folder / "model", force, device, progress)
         compressed = time.monotonic()
         found = story.evaluate(
             folder / "model",
@@ -123,6 +125,19 @@ def run(
         story.study_of(model, plan, device, progress).check_prediction(plan, point, text.name)
         keep_json(folder / "run.json", point)
         return point
+
+
+def _compress(
+    model: str | Path, plan: Plan, folder: Path, force: bool, device: str, progress: Progress
+) -> dict[str, Any]:
+    """The report of the compressed folder. Raises NotVerified."""
+    from karipap_core import story
+    from karipap_core.compressed.verify import not_verified
+
+    written = story.compress(model, plan, folder, force, device, progress)
+    if not written.verified:
+        raise NotVerified(not_verified(folder, written.document["verify"]))
+    return written.to_json()
 
 
 def _with_extras(

@@ -149,7 +149,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
             continue
         runs.append(points.of_plan(plan, network, seconds))
         if write:
-            _write_folder(study, plan, out / "models" / runs[-1].id, progress)
+            notes += _write_folder(study, plan, out / "models" / runs[-1].id, progress)
     progress("sweep", len(todo), len(todo))
     if not runs:
         raise InputError(f"No budget can be met. {notes[-1]}")
@@ -264,7 +264,10 @@ def check_held_out(study: Study, text: Text) -> None:
         raise InputError(f"{text.name} is calibrated on and measured on: give another text for one of the two.")
 
 
-def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> None:
+def _write_folder(study: Study, plan: Plan, folder: Path, progress: Progress) -> list[str]:
+    """Writes a plan's model; what there is to say of it."""
     from karipap_core.compressed.compress import compress
+    from karipap_core.compressed.verify import not_verified
 
-    compress(study, plan, folder, progress=progress)
+    verdict = compress(study, plan, folder, progress=progress)["verify"]
+    return [] if verdict["ok"] else [not_verified(folder, verdict)]

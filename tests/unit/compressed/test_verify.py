@@ -294,6 +294,18 @@ def test_the_verb_prints_the_checks_and_the_loader(world, capsys):
     assert "NOT verified" in table(document | {"ok": False})
 
 
+def test_compress_that_is_not_verified_ends_with_status_1_every_time(world, tmp_path, capsys, monkeypatch):
+    plan_for(world[0]).save(tmp_path / "plan.json")
+    no = {"ok": False, "checks": [{"name": "logits", "ok": False, "detail": "relative error 2"}]}
+    monkeypatch.setattr("karipap_core.compressed.compress.verify", lambda *args, **more: no)
+    command = ["compress", str(world[0]), "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "out")]
+    for _ in range(2):  # the second time it is found finished
+        assert cli.main([*command, "--json", "--progress", "off"]) == 1
+        out, err = capsys.readouterr()
+        assert json.loads(out)["verify"] == no
+        assert "error: " in err and "out is NOT verified: logits (relative error 2)." in err
+
+
 def test_a_folder_that_is_none_of_ours(made, capsys):
     with pytest.raises(InputError, match="not a model compressed"):
         verify(made("llama"))

@@ -7,7 +7,7 @@ import pytest
 
 from karipap_core import story as pipeline
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.errors import Cancelled, InputError
+from karipap_core.errors import Cancelled, InputError, NotVerified
 from karipap_core.evaluation import folder as evaluate
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.document import Plan, model_entry
@@ -100,6 +100,16 @@ def test_a_run_that_was_stopped_goes_on_with_the_weights_it_has(model, plan, tmp
     found = measured(model, plan, out=tmp_path, progress=lambda stage, *rest, **more: stages.append(stage))
     assert "compress" not in stages
     assert read_runs(tmp_path.parent)[-1]["id"] == found["id"]
+
+
+def test_a_folder_that_is_not_verified_is_not_measured(model, plan, tmp_path, monkeypatch):
+    no = {"ok": False, "checks": [{"name": "logits", "ok": False, "detail": "relative error 2"}]}
+    monkeypatch.setattr("karipap_core.compressed.compress.verify", lambda *args, **more: no)
+    monkeypatch.setattr(pipeline, "evaluate", lambda *args, **more: pytest.fail("measured"))
+    for _ in range(2):  # the second time the folder is found finished
+        with pytest.raises(NotVerified, match=r"model is NOT verified: logits \(relative error 2\)\. It stays"):
+            measured(model, plan, out=tmp_path)
+    assert not (tmp_path / "run.json").exists() and (tmp_path / "model" / "config.json").is_file()
 
 
 def test_a_plan_for_another_model_is_refused_before_anything_is_written(model, plan, tmp_path):
