@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.roles import TABLES, compressible, listing_key, place, role_of
-from karipap_core.checkpoint.tensorfile import FLOATS, TensorInfo, chunks
+from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
 from karipap_core.reading import open_file
 from karipap_core.terminal import size
@@ -77,10 +78,21 @@ class Checkpoint:
     `name` (as shown), `path` (folder or file), `config` (config.json, {} without one), `kind` ("causal", "encoder", or
     None where no config says it), `weights`, `skipped` (a list of {"name", "why"}), `tensors` (name → TensorInfo),
     `parameters` and `bytes` (the whole model, tied tensors once), `block_parameters` (of what can be compressed).
+    `form` says how the files store it where that is not how the model computes (quantized …): then `tensors` are those
+    that it opens to, `form.stored` those in the files. `home` is the folder that config.json and tokenizer are in.
     """
 
-    def __init__(self, name: str, path: Path, config: dict, tensors: dict[str, TensorInfo]):
-        self.name, self.path, self.config, self.tensors = name, path, config, tensors
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        config: dict,
+        tensors: dict[str, TensorInfo],
+        form: Form | None = None,
+        home: Path | None = None,
+    ):
+        self.name, self.path, self.config, self.tensors, self.form = name, path, config, tensors, form
+        self.home = home or (path if path.is_dir() else path.parent)
         self.weights: list[Weight] = []
         self.skipped: list[dict[str, str]] = []
         self._handles: dict[Path, Any] = {}
@@ -205,10 +217,10 @@ class Checkpoint:
         return {entry["name"] for entry in self.skipped if entry["why"] == BUFFER}
 
     @property
-    def quantized(self) -> str | None:
-        """The method by which the model's weights are stored in fewer bits, as config.json names it."""
+    def compressed(self) -> bool:
+        """Whether this is a folder that Karipap wrote."""
         settings = self.config.get("quantization_config")
-        return None if settings is None else settings.get("quant_method") or "by a method that is not named"
+        return settings is not None and settings.get("quant_method") == "karipap"
 
     @property
     def _has_head(self) -> bool:
@@ -228,8 +240,11 @@ class Checkpoint:
         import torch
 
         weight = self.weight(name)
+        info = self.tensors[weight.tensor]
         if weight.index is None:
             matrix = self.read_tensor(weight.tensor)
+        elif isinstance(info, OpenedTensor):
+            matrix = info.make(weight.index)
         else:
             with self._readable(weight.tensor) as file:
                 matrix = file.get_slice(weight.tensor)[weight.index]
@@ -245,6 +260,9 @@ class Checkpoint:
         """Any tensor as stored, by its name on disk. Raises InputError where there is none, or it cannot be read."""
         if tensor not in self.tensors:
             raise InputError(f"{self.name} has no tensor named {tensor}.")
+        info = self.tensors[tensor]
+        if isinstance(info, OpenedTensor):
+            return info.make(None)
         with self._readable(tensor) as file:
             return file.get_tensor(tensor)
 
@@ -262,9 +280,14 @@ class Checkpoint:
             raise InputError(f"{file} cannot be read by safetensors ({error}): fetch it again.") from None
 
     @property
-    def home(self) -> Path:
-        """The folder that the model's tensors, config.json and tokenizer are in."""
-        return self.path if self.path.is_dir() else self.path.parent
+    def stored(self) -> dict[str, TensorInfo]:
+        """The tensors in the files, by their names there."""
+        return self.form.stored if self.form else self.tensors
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors in the files, as they are."""
+        return sum(info.size for info in self.form.stored.values()) if self.form else self.bytes
 
     @property
     def settings_files(self) -> list[Path]:
@@ -291,19 +314,23 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over every tensor's name, dtype, shape and bytes, by name: blind to how the model is sharded.
+        """SHA-256 (hex) over every stored tensor's name, dtype, shape and bytes, by name, and over the recipe that
+        opens them: blind to how the model is sharded.
 
         Kept in the workspace by the files' paths, sizes and times, so that a large model is hashed once.
         """
-        files = sorted({info.file for info in self.tensors.values()})
+        files = sorted({info.file for info in self.stored.values()})
         facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        file = Workspace().cache_file("fingerprints", settings_key({"files": facts}))
+        recipe = {"recipe": self.form.recipe} if self.form else {}
+        file = Workspace().cache_file("fingerprints", settings_key({"files": facts} | recipe))
         known = kept_json(file)
         if known is not None and "fingerprint" in known:
             return str(known["fingerprint"])
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            info = self.tensors[name]
+        if recipe:
+            digest.update(json.dumps(recipe, sort_keys=True).encode())
+        for name in sorted(self.stored):
+            info = self.stored[name]
             digest.update(json.dumps([name, info.dtype, list(info.shape)]).encode())
             for data in chunks(info):
                 digest.update(data)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from karipap_core.checkpoint import hub
 from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, names_in
+from karipap_core.checkpoint.form import opened
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import TensorInfo, read_header
 from karipap_core.errors import InputError
@@ -59,7 +60,8 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
     tensors = _tensors_of(files)
     if not tensors:
         raise InputError(f"{path} holds no tensors: fetch it again.")
-    return Checkpoint(name, path, config, tensors)
+    found = opened(config, tensors, name)
+    return Checkpoint(name, path, found.config, found.tensors, found.form)
 
 
 def _tensors_of(files: dict[Path, list[str] | None]) -> dict[str, TensorInfo]:

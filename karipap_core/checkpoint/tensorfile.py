@@ -10,10 +10,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from karipap_core.errors import InputError
 from karipap_core.reading import instead, open_file, parse_json
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 HEADER_CAP = 100_000_000
 LONGEST_NAME = 512  # characters of a tensor's name
@@ -23,6 +26,7 @@ ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
 OTHERS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # that safetensors has besides
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F64": "float64"}
+TORCH |= {"U16": "uint16", "U32": "uint32", "U64": "uint64"}
 TORCH |= FLOATS | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
 
 
@@ -45,6 +49,43 @@ class TensorInfo:
     @property
     def items(self) -> int:
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class OpenedTensor(TensorInfo):
+    """A tensor that is made from stored ones of another form (packed integers and their scales …) when it is read.
+
+    `make(index)` gives it in the dtype of `dtype`, whole for None, else the slice `index` of its first dimension.
+    `size` is what it takes once made; `file` is where its first part lies.
+    """
+
+    make: "Callable[[int | None], torch.Tensor]"
+
+
+def opened(
+    parts: TensorInfo, shape: tuple[int, ...], make: "Callable[[int | None], torch.Tensor]", dtype: str = "BF16"
+) -> OpenedTensor:
+    """The tensor of that shape and dtype (safetensors' word) that `make` makes; `parts` is the first of what it is made
+    from."""
+    return OpenedTensor(parts.file, dtype, tuple(shape), 0, math.prod(shape) * ITEM_BYTES[dtype], make)
+
+
+def read_stored(info: TensorInfo) -> "torch.Tensor":
+    """A tensor as its file stores it. Types that torch packs or lacks (4- and 6-bit floats) come as their bytes, uint8,
+    one-dimensional. Raises InputError where the file has become shorter."""
+    import torch
+
+    data = torch.frombuffer(bytearray().join(chunks(info)) or bytearray(1), dtype=torch.uint8)[: info.size]
+    if info.dtype not in TORCH:
+        return data
+    return data.view(getattr(torch, TORCH[info.dtype])).reshape(info.shape)
+
+
+def raw_bytes(tensor: "torch.Tensor") -> memoryview:
+    """The bytes of a tensor on the CPU as safetensors stores them: row by row, without gaps."""
+    import torch
+
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -109,6 +150,10 @@ def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
 
 def chunks(info: TensorInfo) -> Iterator[bytes]:
     """A tensor's bytes, at most a megabyte at a time. Raises InputError where the file has become shorter."""
+    if isinstance(info, OpenedTensor):
+        made = raw_bytes(info.make(None))
+        yield from (bytes(made[start : start + (1 << 20)]) for start in range(0, len(made), 1 << 20))
+        return
     with open_file(info.file) as file:
         file.seek(info.start)
         left = info.size

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.checkpoint.tensorfile import Piece, copied
+from karipap_core.checkpoint.tensorfile import Piece, copied, raw_bytes
 from karipap_core.compressed.folder import (
     CORE,
     SHARD_BYTES,
@@ -14,7 +14,6 @@ from karipap_core.compressed.folder import (
     fill_folder,
     in_natural_order,
     new_folder,
-    raw_bytes,
     with_progress,
 )
 from karipap_core.errors import InputError

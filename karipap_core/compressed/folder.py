@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.roles import TABLES
-from karipap_core.checkpoint.tensorfile import FLOATS, Piece, TensorInfo, copied, read_header, word_of, write_model
+from karipap_core.checkpoint.tensorfile import (
+    FLOATS,
+    Piece,
+    TensorInfo,
+    copied,
+    raw_bytes,
+    read_header,
+    word_of,
+    write_model,
+)
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.workspace.files import flush, writing
@@ -91,7 +100,7 @@ def write_compressed(
         config |= {"dtype": original["dtype"]}
         original |= {"config": ["dtype"]}
     settings = {"quant_method": "karipap", "plan": plan, "original": original}
-    source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    source = checkpoint.home
     with new_folder(out, source, overwrite, mend) as folder:
         fill_folder(
             folder,
@@ -182,13 +191,6 @@ def computed(name: str, dtype: str, shape: Sequence[int], tensor: Callable[[], "
         file.write(raw_bytes(tensor()))
 
     return Piece(name, dtype, tuple(shape), write)
-
-
-def raw_bytes(tensor: "torch.Tensor") -> memoryview:
-    """The bytes of a tensor on the CPU as safetensors stores them: row by row, without gaps."""
-    import torch
-
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _slice_piece(checkpoint: Checkpoint, weight: Weight) -> Piece:

@@ -177,8 +177,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> Footprint:
         raise InputError(f"{checkpoint.name} has no config.json: nothing says how large its KV cache is.")
     config = config_of(checkpoint.config, checkpoint.name)
     cache_of(config)
-    if checkpoint.quantized is None:
-        empty_model(checkpoint)
+    empty_model(checkpoint)
     dtypes = [weight.dtype for weight in checkpoint.weights]
     matrices = tuple(
         Matrix(weight.shape[0], weight.shape[1], expert=weight.expert is not None)

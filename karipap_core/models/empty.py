@@ -110,13 +110,11 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     shape, one in a block that the model has no place for; where transformers cannot build what the config describes;
     and for models that read no text, or are an encoder and a decoder.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    name, method = checkpoint.name, checkpoint.quantized
+    name = checkpoint.name
     if not checkpoint.config:
         raise InputError(f"{name} has no config.json, so no model can be made of it: add the file.")
-    if method not in (None, "karipap"):
-        raise InputError(f"{name} is quantized ({method}), which is not run here: give the model in 16 or 32 bits.")
     check_config(checkpoint.config, name)
     dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or DTYPES[0]
     if dtype not in DTYPES:
@@ -128,10 +126,10 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
                 f"{checkpoint.home / 'config.json'} begins with a byte order mark, which transformers does not read: "
                 "save it as UTF-8 without one."
             )
-    if method is None:  # experts that are compressed may differ
+    if not checkpoint.compressed:  # experts that are compressed may differ
         _check_experts(checkpoint)
     with quiet(), config_explained(name, checkpoint.config):
-        config = AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
+        config = live_config(checkpoint)
         _check_kind(config, auto, name)
         with torch.device("meta"):
             model = auto.from_config(config)
@@ -146,6 +144,16 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
         )
     _check_fit(checkpoint, type(model).__name__, found)
     return model.eval()
+
+
+def live_config(checkpoint: Checkpoint) -> "PretrainedConfig":
+    """transformers' config of a checkpoint: from the file that is there, or, where another stored form was opened, from
+    what that left."""
+    from transformers import AutoConfig
+
+    if checkpoint.form is not None:
+        return config_of(checkpoint.config, checkpoint.name)
+    return AutoConfig.from_pretrained(checkpoint.home, local_files_only=True, trust_remote_code=False)
 
 
 def check_text(config: "PretrainedConfig", name: str) -> None:
@@ -234,7 +242,7 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
             else f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again."
         )
     for name, info in checkpoint.tensors.items():
-        if checkpoint.quantized is None and info.dtype in WHOLE and name not in unexpected | buffers:
+        if not checkpoint.compressed and info.dtype in WHOLE and name not in unexpected | buffers:
             raise InputError(
                 f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what these "
                 "stand for: give the model in 16 or 32 bits."

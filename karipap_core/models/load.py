@@ -12,12 +12,12 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import FLOATS
 from karipap_core.errors import InputError
-from karipap_core.models.empty import empty_model, explained, quiet
+from karipap_core.models.empty import empty_model, explained, live_config, quiet
 from karipap_core.reading import named, open_file, read_json
 from karipap_core.spectra.spectrum import pick_device
 
 if TYPE_CHECKING:  # transformers is imported where a model is loaded
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TEXT = "A tokenizer is tried on this."
 TRIED = 4  # tokens that a model is tried on when it is loaded
@@ -49,32 +49,40 @@ def load_model(
     config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
     holds NaN or infinity.
     """
-    from transformers import AutoConfig
-
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model, compressed=True)
     folder, device = checkpoint.home, pick_device(device)
     architecture = type(empty_model(checkpoint))
     tokenizer = load_tokenizer(folder)
     with quiet(), explained(f"{checkpoint.name} cannot be loaded by transformers"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = live_config(checkpoint)
         config.return_dict = True  # whatever the file says: outputs are asked for by name
-        config.transformers_weights = _weights_file(checkpoint)
         if _unaligned_experts(checkpoint, dtype):
             config._experts_implementation = "eager"
-        live = architecture.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
+        live = _filled(architecture, config, checkpoint, dtype)
     for name, parameter in live.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise checkpoint.damaged(name)
     live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
     _try(live.eval(), checkpoint.name)
     return live, tokenizer
+
+
+def _filled(
+    architecture: "type[PreTrainedModel]", config: "PretrainedConfig", checkpoint: Checkpoint, dtype: torch.dtype
+) -> "PreTrainedModel":
+    """The model with its weights: read by transformers from the files, or given to it where the form was opened."""
+    if checkpoint.form is not None:
+        tensors = {name: checkpoint.read_tensor(name) for name in checkpoint.tensors}
+        return architecture.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    config.transformers_weights = _weights_file(checkpoint)
+    return architecture.from_pretrained(
+        checkpoint.home,
+        config=config,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
 
 
 def _try(model: "PreTrainedModel", name: str) -> None:

@@ -507,9 +507,9 @@ CASES = [
     Case("more layers than are believed", config(num_hidden_layers=3), "evaluate model",
          "The config of model: num_hidden_layers is 3, not a whole number from 1 to 1.", limits={"karipap_core.models.empty:LIMITS": ONE_LAYER}),
     Case("a quantized model (gptq)", config(quantization_config={"quant_method": "gptq", "bits": 4}), "evaluate model",
-         "model is quantized (gptq), which is not run here: give the model in 16 or 32 bits."),
+         "model is quantized (gptq), which is not opened here: give the model in 16 or 32 bits."),
     Case("a quantized model without a method", config(quantization_config={"bits": 4}), "evaluate model",
-         "model is quantized (by a method that is not named), which is not run here: give the model in 16 or "
+         "model is quantized (by a method that is not named), which is not opened here: give the model in 16 or "
          "32 bits."),
     Case("a Karipap folder without a plan", config(quantization_config={"quant_method": "karipap"}), "evaluate model",
          "quantization_config of this model holds no Karipap plan: write the folder anew."),

@@ -1,0 +1,40 @@
+"""The form that a checkpoint is stored in where that is not the one that the model computes with: quantized, packed
+into another kind of file, or a model and an adapter of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from karipap_core.checkpoint.tensorfile import TensorInfo
+from karipap_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Form:
+    """`words` for people ("int4 (GPTQ, g128)"), the `stored` tensors by their names in the files, and the `recipe`:
+    what besides them decides about the opened values (bits, scaling …), as JSON."""
+
+    words: str
+    stored: dict[str, TensorInfo]
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint in the form that the model computes with: the `config` without what told of the stored form, and the
+    `tensors` by the names that transformers gives them, those of another form as `OpenedTensor`s."""
+
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    form: Form | None = None
+
+
+def opened(config: dict[str, Any], stored: dict[str, TensorInfo], name: str) -> Opened:
+    """The tensors of a checkpoint as its model computes with them, by the rules of the library that quantized it.
+
+    Raises InputError for a method that cannot be opened here.
+    """
+    settings = config.get("quantization_config")
+    if settings is None or settings.get("quant_method") == "karipap":
+        return Opened(config, stored)
+    method = settings.get("quant_method") or "by a method that is not named"
+    raise InputError(f"{name} is quantized ({method}), which is not opened here: give the model in 16 or 32 bits.")
