@@ -6,11 +6,13 @@ bounded here: size, depth, digits of a number.
 """
 
 import errno
+import gzip
 import json
 import os
 import re
 import stat
-from io import BufferedReader
+import zlib
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ MOST_BYTES = 64 << 20  # of one JSON file; tokenizers of 250,000 words take 30 M
 MOST_DEPTH = 64  # objects and lists within each other
 MOST_DIGITS = 400  # of one number; 64-bit integers have 20, the largest double written out has 309
 UNPACK = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+GZIP, PACKED = b"\x1f\x8b", ".gz"  # how such a file begins, and how its name ends
 DOCUMENTS = {b"%PDF-": "PDF", b"{\\rtf": "RTF"}  # of which all bytes may be ASCII
 OTHER_UNICODE = {  # UTF-32 first: its mark begins as that of UTF-16 does
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -90,6 +93,28 @@ def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     if len(data) > most:
         raise InputError(f"{path} has more than {most:,} bytes: that is too much for a file of this kind.")
     return data
+
+
+def kind_of(path: str | Path) -> str:
+    """The end of a file's name, in small letters, that of one packed by gzip without the packing: ".json"."""
+    return Path(str(path).lower().removesuffix(PACKED)).suffix
+
+
+def gunzip(data: bytes, source: str, most: int = MOST_BYTES) -> bytes:
+    """What these bytes pack where they are a gzip file, else the bytes. `source` begins each error's sentence.
+
+    Raises InputError for a damaged file, and for one that unpacks to more than `most` bytes, of which no more are made.
+    """
+    if not data.startswith(GZIP):
+        return data
+    try:
+        with gzip.open(BytesIO(data)) as file:
+            found = file.read(most + 1)
+    except (OSError, EOFError, zlib.error):
+        raise InputError(f"{source} is a damaged gzip file: fetch it again.") from None
+    if len(found) > most:
+        raise InputError(f"{source} unpacks to more than {most:,} bytes: give a part of it.")
+    return found
 
 
 def decode(data: bytes, source: str) -> str:

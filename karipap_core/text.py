@@ -17,7 +17,7 @@ from pathlib import Path
 
 from karipap_core import schemas
 from karipap_core.errors import InputError
-from karipap_core.reading import decode, open_file, parse_json, read_bytes
+from karipap_core.reading import decode, gunzip, kind_of, open_file, parse_json, read_bytes
 
 SPLITS = ("train", "calibration", "heldout")
 END_OF_TEXT = "<|endoftext|>"
@@ -97,9 +97,10 @@ def standard_library(split: str, root: Path | None = None) -> Text:
 
 
 def read_text(path: str | Path) -> Text:
-    """A text as documents: plain UTF-8 cut at every `<|endoftext|>`, `.json` / `.jsonl` of strings or of objects with a
-    field `text`, or `.parquet` with a column `text`; `FILE::NAME` for another field or column. Others say nothing here.
-    A text that Karipap stored (`Text.save`) is read as it was.
+    """A text as documents: plain UTF-8 cut at every `<|endoftext|>`, `.jsonl` (a record a line) / `.json` (a list, or a
+    record a line) of strings or of objects with a field `text`, each packed by gzip or not, or `.parquet` with a column
+    `text`; `FILE::NAME` for another field or column. Others say nothing here. A text that Karipap stored (`Text.save`)
+    is read as it was.
 
     `path` is a file; a folder of splits, whose test split is read; or, where no such file is, `wikitext-2-raw-v1` or
     `wikitext` for the test split of WikiText-2, or `hub:ID[,CONFIG[,SPLIT[,FIELD]]]`, from the Hugging Face hub, which
@@ -117,9 +118,9 @@ def read_text(path: str | Path) -> Text:
         name, field = str(path), ""
     file = _test_split(Path(name)) if os.path.isdir(name) else Path(name)
     _check_there(file)
-    if file.suffix.lower() == ".parquet":
+    if kind_of(file) == ".parquet":
         documents = _row_documents(_parquet_rows(file, field or "text"))
-    elif file.suffix.lower() == ".json" and (stored := _stored(file)):
+    elif kind_of(file) == ".json" and (stored := _stored(file)):
         return stored
     else:
         parts = _parts(file, field or "text")
@@ -155,13 +156,13 @@ def _check_there(path: Path) -> None:
 
 def _parts(path: Path, field: str) -> list[str]:
     """The documents of a file that is not Parquet, empty ones among them."""
-    data = read_bytes(path, MOST_BYTES)
+    source = f"Text file {path}"
+    data = gunzip(read_bytes(path, MOST_BYTES), source, MOST_BYTES)
     if data.startswith(PARQUET):
-        raise InputError(f"Text file {path} is Parquet: let its name end with .parquet.")
-    kind = path.suffix.lower()
+        raise InputError(f"{source} is Parquet: let its name end with .parquet.")
+    kind, text = kind_of(path), decode(data, source)
     if kind == ".json":
-        return _json_documents(path, data, field)
-    text = decode(data, f"Text file {path}")
+        return _json_documents(path, text, field)
     if kind == ".jsonl":
         return _lines_documents(path, text, field)
     return text.replace("\r\n", "\n").replace("\r", "\n").split(END_OF_TEXT)
@@ -188,7 +189,7 @@ def _test_split(folder: Path) -> Path:
         files = sorted(folder.iterdir())
     except OSError as error:
         raise InputError(f"Folder {folder} cannot be read: {error.strerror}.") from None
-    found = [file for file in files if "test" in file.name and file.suffix.lower() in SUFFIXES]
+    found = [file for file in files if "test" in file.name and kind_of(file) in SUFFIXES]
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:8]) + (f" and {len(found) - 8} more" if found[8:] else "")
         raise InputError(
@@ -304,15 +305,17 @@ def _row_documents(rows: list[str]) -> tuple[str, ...]:
     return tuple(row.strip("\n") for row in rows if row.strip())
 
 
-def _json_documents(path: Path, data: bytes, field: str) -> list[str]:
-    """The documents of a JSON list."""
+def _json_documents(path: Path, text: str, field: str) -> list[str]:
+    """The documents of a JSON list, or of JSON Lines, which most data sets of the hub call .json."""
     source = f"Text file {path}"
     try:
-        rows = parse_json(data, source, lenient=True)
+        rows = parse_json(text, source, lenient=True)
     except InputError:
-        if _is_json(data.partition(b"\n")[0], dict | str):
-            raise InputError(f"{source} is JSON Lines: let its name end with .jsonl.") from None
+        if _is_json(text.lstrip().partition("\n")[0], dict | str):
+            return _lines_documents(path, text, field)
         raise
+    if isinstance(rows, dict) and field in rows:
+        rows = [rows]  # lines of which there is one
     if not isinstance(rows, list):
         raise InputError(f"{source} must hold a list of strings or of objects with a field `{field}`.")
     return [_row_text(row, f"{source}: item {number} of its list", field) for number, row in enumerate(rows, 1)]
@@ -330,7 +333,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
         try:
             row = parse_json(line, f"Text file {path}, line {number}", lenient=True)
         except InputError:
-            if number == 1 and _is_json(text.encode(), dict | list):
+            if number == 1 and _is_json(text, dict | list):
                 raise InputError(f"Text file {path} is one JSON document: let its name end with .json.") from None
             # The same sentence with the line as the file counts it, not as the parser did.
             parse_json("\n" * (number - 1) + line, f"Text file {path}", lenient=True)
@@ -338,8 +341,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, object]]:
         yield number, row
 
 
-def _is_json(data: bytes, kinds) -> bool:
-    """Whether bytes are one JSON value of these kinds."""
+def _is_json(data: str, kinds) -> bool:
+    """Whether a text is one JSON value of these kinds."""
     try:
         return isinstance(parse_json(data, "", lenient=True), kinds)
     except InputError:

@@ -130,9 +130,9 @@ def text_option(use: str, default: str) -> Option:
         "--text",
         type=Path,
         metavar="FILE",
-        help=f"text to {use}: .txt, .raw, .json, .jsonl or .parquet (FILE::FIELD: a field other than text); samples: "
-        "what the model writes itself; hub:ID,CONFIG,SPLIT,FIELD: a data set of the hub; wikitext: WikiText-2's test "
-        f"split (default: the standard library's {default})",
+        help=f"text to {use}: .txt, .raw, .json, .jsonl, each .gz too, or .parquet (FILE::FIELD: a field other than "
+        "text); samples: what the model writes itself; hub:ID,CONFIG,SPLIT,FIELD: a data set of the hub; wikitext: "
+        f"WikiText-2's test split (default: the standard library's {default})",
     )
 
 

@@ -17,6 +17,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation import suits
 from karipap_core.evaluation.own_text import TOKENS
 from karipap_core.evaluation.wrong_text import same_text, unsuited
+from karipap_core.reading import PACKED, kind_of
 from karipap_core.text import FIELD, HUB, hub_parts, read_text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import whole_file
@@ -32,7 +33,7 @@ KINDS = {
     DATA_SET: "A Hugging Face data set",
 }
 SIDES = {"calibration": "calibration", "held-out": "heldout", "train": "train"}
-SUFFIXES = ["txt", "md", "raw", "json", "jsonl", "parquet"]
+SUFFIXES = ["txt", "md", "raw", "json", "jsonl", "parquet", "gz"]
 WITH_FIELDS = (".json", ".jsonl", ".parquet")
 SMALL = 400_000_000  # bytes of a model that is checked unasked: seconds on any machine
 WAIT = 2.0  # seconds after the page was drawn until that starts
@@ -128,7 +129,7 @@ def uploaded(key: str) -> str | None:
 
 def with_field(file: str, key: str) -> str:
     """The file with the field that holds its text, where files of this kind have fields."""
-    if not file.lower().endswith(WITH_FIELDS):
+    if kind_of(file) not in WITH_FIELDS:
         return file
     field = st.text_input("Field or column with the text", "text", key=f"{key}_field", max_chars=100).strip()
     return file if field in ("", "text") else f"{file}{FIELD}{field}"
@@ -157,8 +158,11 @@ def data_set(key: str) -> str | None:
 
 def keep(name: str, data: bytes) -> Path:
     """The upload as a file of the workspace, named by its content, so that resuming finds it again."""
-    stem = "".join(sign if sign.isalnum() else "-" for sign in Path(name).stem)[:40].strip("-") or "text"
-    path = Workspace().root / "texts" / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{Path(name).suffix.lower()}"
+    packed = PACKED if name.lower().endswith(PACKED) else ""
+    own = name[: len(name) - len(packed)]
+    stem = "".join(sign if sign.isalnum() else "-" for sign in Path(own).stem)[:40].strip("-") or "text"
+    ending = f"{Path(own).suffix.lower()}{packed}"
+    path = Workspace().root / "texts" / f"{stem}-{hashlib.sha256(data).hexdigest()[:12]}{ending}"
     if not path.is_file():
         with whole_file(path) as temporary:
             temporary.write_bytes(data)

@@ -14,7 +14,7 @@ from karipap_core.errors import InputError
 from karipap_core.text import Text, read_text
 
 NUL = "Text file FILE holds NUL characters, which no text does: is it a binary file, or UTF-16? Give it as UTF-8."
-LINES = "Text file FILE is JSON Lines: let its name end with .jsonl."
+BROKEN = "is not valid JSON (line 2, column 2: Expecting property name enclosed in double quotes)."
 
 
 def said(call, *args) -> str:
@@ -41,6 +41,10 @@ def table(file, **columns) -> None:
         ("a.JSONL", b'"one"\n\n   \n"two"', ("one", "two")),
         ("lines.jsonl", '"a\u2028b"\n{"text": "c\u2029d\x85e"}\n'.encode(), ("a\u2028b", "c\u2029d\x85e")),
         ("escapes.jsonl", b'"a\\u2028b \\ud834\\udd1e"', ("a\u2028b \U0001d11e",)),
+        ("c4.json", b'\n{"text": "one"}\n\n{"text": "two"}\n', ("one", "two")),
+        ("single.json", b'\xef\xbb\xbf{"text": "one"}\n', ("one",)),
+        ("c4.json.gz", gzip.compress(b'{"text": "one"}\n') + gzip.compress(b'{"text": "two"}\n'), ("one", "two")),
+        ("packed", gzip.compress(b"a<|endoftext|>b"), ("a", "b")),
         ("empties.json", b'["", "one", "\\n \\n", "two"]', ("one", "two")),
     ],
 )
@@ -61,8 +65,9 @@ def test_columns_of_strings_of_every_kind_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("a.txt", gzip.compress(b"one", mtime=0), "Text file FILE is packed with gzip: unpack it first."),
-        ("a.jsonl", gzip.compress(b'"one"', mtime=0), "Text file FILE is packed with gzip: unpack it first."),
+        ("a.txt.gz", gzip.compress(b"one", mtime=0)[:-9], "Text file FILE is a damaged gzip file: fetch it again."),
+        ("a.txt", gzip.compress(b"one\n", mtime=0) + b"more", "Text file FILE is a damaged gzip file: fetch it again."),
+        ("a.json.gz", gzip.compress(b'{"text": "a"}\n{', mtime=0), f"Text file FILE {BROKEN}"),
         ("a.json", b"(\xb5/\xfd0123", "Text file FILE is packed with zstandard: unpack it first."),
         ("a.txt", "é".encode("latin-1"), "Text file FILE is not text in UTF-8 (line 1): save it as UTF-8."),
         ("a.txt", b"one\ntwo\n\xff", "Text file FILE is not text in UTF-8 (line 3): save it as UTF-8."),
@@ -96,13 +101,8 @@ def test_columns_of_strings_of_every_kind_are_read(tmp_path):
         ("a.json", b'["", " "]', "Text file FILE is empty: nothing to measure on."),
         ("a.jsonl", b"\n\n", "Text file FILE is empty: nothing to measure on."),
         ("a.json", b"", "Text file FILE is empty."),
-        (
-            "a.json",
-            b'{"text": "one"}\n{"text": "two"}\n',
-            "Text file FILE is JSON Lines: let its name end with .jsonl.",
-        ),
         ("a.jsonl", b'[\n"one",\n"two"\n]', "Text file FILE is one JSON document: let its name end with .json."),
-        ("a.json", b'{"text": "one"}', "Text file FILE must hold a list of strings or of objects with a field `text`."),
+        ("a.json", b'{"txt": "one"}', "Text file FILE must hold a list of strings or of objects with a field `text`."),
         (
             "a.json",
             b'["one", {"txt": "two"}]',
@@ -180,6 +180,10 @@ def test_a_table_that_unpacks_to_too_much_is_not_held(tmp_path, monkeypatch):
     file = tmp_path / "a.parquet"
     table(file, text=["the same words " * 10] * 1000)
     assert file.stat().st_size < 20_000
+    assert said(read_text, file) == f"Text file {file} unpacks to more than 20,000 bytes: give a part of it."
+    file = tmp_path / "a.txt.gz"
+    file.write_bytes(gzip.compress(b"the same words " * 10_000))
+    assert file.stat().st_size < 1000
     assert said(read_text, file) == f"Text file {file} unpacks to more than 20,000 bytes: give a part of it."
 
 
