@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest bad-input fuzz load soak lint format bench environment test-environment \
+.PHONY: help app test test-lowest bad-input fuzz architectures load soak lint format bench environment test-environment \
 	system-packages javascript-test clean
 
 help:  ## this list
@@ -35,6 +35,9 @@ fuzz: test-environment  ## damaged input for our readers, ten minutes (ARGS="--s
 
 bad-input: test-environment  ## the catalogue of bad input: cases of each kind, and how many hold
 	$(TEST_ENVIRONMENT) $(BIN)/python -m tests.bad_input
+
+architectures: test-environment  ## a tiny model of every architecture through the whole chain (ARGS="causal llava")
+	$(TEST_ENVIRONMENT) $(BIN)/python -m reliability.architectures $(ARGS)
 
 load: test-environment system-packages  ## 20 browsers at one dashboard, 500 reruns, a job running: what holds, in figures
 	$(TEST_ENVIRONMENT) $(BIN)/python -m reliability.load

@@ -1,0 +1,96 @@
+"""`python -m reliability.architectures [names or kinds …]`: the conformance run over architectures."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+SECONDS = 120.0  # that one architecture may take
+
+
+def main() -> int:
+    """Prints the table and ends with 1 where something is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m reliability.architectures", description=__doc__)
+    parser.add_argument("names", nargs="*", help="model types or kinds (causal, encoder, …); default: all")
+    parser.add_argument("--folder", type=Path, help="where checkpoints are kept and found again")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        os.environ["KARIPAP_WORKSPACE"] = str(folder / "workspace")
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return _run(given.names, folder, given.jobs, given.write)
+
+
+def _run(names: Sequence[str], folder: Path, jobs: int, write: bool) -> int:
+    import torch
+    from transformers.utils import logging
+
+    from reliability.architectures import table
+    from reliability.architectures.listing import architectures
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    wanted = [each for each in architectures() if not names or each.name in names or each.kind in names]
+    began, rows = time.monotonic(), []
+    for row in _rows(wanted, folder, jobs):
+        rows.append(row)
+        print(f"{len(rows)}/{len(wanted)} {row.name}: {row.verdict} {table.why(row)[:160]}", flush=True)
+    rows.sort(key=lambda row: row.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.json").write_text(json.dumps([row.to_json() for row in rows], indent=1), "utf-8")
+    print(table.plain(rows))
+    print(*table.summary(rows), f"{time.monotonic() - began:.0f} s.", sep="\n")
+    if write:
+        print(f"written: {table.write(rows)}")
+    return int(any(row.verdict == "wrong" for row in rows))
+
+
+def _rows(wanted: Sequence, folder: Path, jobs: int) -> Iterator:
+    """A row for each architecture, in a process of its own that has everything imported, as they end."""
+    from reliability.architectures.chain import Row
+
+    context, waiting = multiprocessing.get_context("fork"), list(wanted)[::-1]
+    running: dict[Connection, tuple[ForkProcess, Row, float]] = {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            each = waiting.pop()
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_one, args=(each, folder / each.name, sender))
+            process.start()
+            sender.close()
+            empty = Row(each.name, each.class_name, each.kind)
+            running[receiver] = process, empty, time.monotonic() + SECONDS
+        for receiver in wait(list(running), timeout=1):
+            process, row, _ = running.pop(receiver)
+            try:
+                row = Row(**receiver.recv())
+            except EOFError:
+                process.join()
+                row.steps["process"] = row.faults["process"] = f"ended with status {process.exitcode}"
+            process.join()
+            yield row
+        for receiver, (process, row, latest) in list(running.items()):
+            if time.monotonic() > latest:
+                process.kill()
+                del running[receiver]
+                row.steps["time"] = row.faults["time"] = f"more than {SECONDS:.0f} s"
+                yield row
+
+
+def _one(architecture, folder: Path, sender: Connection) -> None:
+    from reliability.architectures.chain import run
+
+    sender.send(run(architecture, folder).to_json())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
