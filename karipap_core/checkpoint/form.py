@@ -4,8 +4,8 @@ into another kind of file, or a model and an adapter of it."""
 from dataclasses import dataclass
 from typing import Any
 
+from karipap_core.checkpoint.quantized import open_quantized
 from karipap_core.checkpoint.tensorfile import TensorInfo
-from karipap_core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Opened:
 def opened(config: dict[str, Any], stored: dict[str, TensorInfo], name: str) -> Opened:
     """The tensors of a checkpoint as its model computes with them, by the rules of the library that quantized it.
 
-    Raises InputError for a method that cannot be opened here.
+    Raises InputError for a method that cannot be opened here, and for parts that are missing or do not fit.
     """
-    settings = config.get("quantization_config")
+    inner = config.get("text_config") or {}
+    settings = config.get("quantization_config") or inner.get("quantization_config")
     if settings is None or settings.get("quant_method") == "karipap":
         return Opened(config, stored)
-    method = settings.get("quant_method") or "by a method that is not named"
-    raise InputError(f"{name} is quantized ({method}), which is not opened here: give the model in 16 or 32 bits.")
+    plain, tensors, words, recipe = open_quantized(config, settings, stored, name)
+    return Opened(plain, tensors, Form(words, stored, recipe))

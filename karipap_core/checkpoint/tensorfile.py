@@ -23,11 +23,17 @@ LONGEST_NAME = 512  # characters of a tensor's name
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 ITEM_BYTES |= {"U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4}
 ITEM_BYTES |= {"U64": 8, "I64": 8, "F64": 8, "C64": 8}
-OTHERS = ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")  # that safetensors has besides
+ITEM_BITS = {word: 8 * size for word, size in ITEM_BYTES.items()} | {"F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+ITEM_BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # packed: a shape counts numbers, not bytes
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 TORCH = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64", "F64": "float64"}
 TORCH |= {"U16": "uint16", "U32": "uint32", "U64": "uint64"}
 TORCH |= FLOATS | {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+
+
+def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """What a tensor of this dtype (safetensors' word) and shape takes in a file."""
+    return -(-math.prod(shape) * ITEM_BITS[dtype] // 8)
 
 
 def word_of(dtype: object) -> str:
@@ -67,7 +73,7 @@ def opened(
 ) -> OpenedTensor:
     """The tensor of that shape and dtype (safetensors' word) that `make` makes; `parts` is the first of what it is made
     from."""
-    return OpenedTensor(parts.file, dtype, tuple(shape), 0, math.prod(shape) * ITEM_BYTES[dtype], make)
+    return OpenedTensor(parts.file, dtype, tuple(shape), 0, bytes_of(dtype, shape), make)
 
 
 def read_stored(info: TensorInfo) -> "torch.Tensor":
@@ -138,12 +144,11 @@ def _entry(path: Path, name: str, entry, base: int) -> TensorInfo:
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not isinstance(dtype, str) or any(type(number) is not int or number < 0 for number in numbers) or end < begin:
         raise InputError(f"{path}: tensor {name} has a malformed dtype, shape or data_offsets: fetch it again.")
-    if dtype not in ITEM_BYTES and dtype not in OTHERS:
+    if dtype not in ITEM_BITS:
         raise InputError(
             f"{path}: tensor {name} has the dtype {dtype[:20]}, which no safetensors file has: fetch it again."
         )
-    # Types unknown to us (four-bit floats) are passed on and skipped later; only their place in the file is checked.
-    if dtype in ITEM_BYTES and end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+    if end - begin != bytes_of(dtype, shape):
         raise InputError(f"{path}: tensor {name} has {end - begin} bytes, not what {dtype} {shape} takes.")
     return TensorInfo(path, dtype, tuple(shape), base + begin, end - begin)
 
@@ -176,7 +181,7 @@ class Piece:
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        return bytes_of(self.dtype, self.shape)
 
 
 def copied(name: str, info: TensorInfo) -> Piece:
@@ -193,7 +198,7 @@ def write_file(path: Path, pieces: list[Piece]) -> None:
     """Writes a safetensors file, one tensor in memory at a time. The same pieces give the same bytes."""
     header: dict = {"__metadata__": {"format": "pt"}}
     # Wide types first, so that every tensor begins at a multiple of its item size.
-    ordered = sorted(pieces, key=lambda piece: (-ITEM_BYTES[piece.dtype], piece.name))
+    ordered = sorted(pieces, key=lambda piece: (-ITEM_BITS[piece.dtype], piece.name))
     end = 0
     for piece in ordered:
         header[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [end, end + piece.size]}

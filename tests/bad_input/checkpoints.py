@@ -506,8 +506,11 @@ CASES = [
          "model lacks parameter model.layers.0.self_attn.k_proj.bias of a Qwen2ForCausalLM: fetch it again."),
     Case("more layers than are believed", config(num_hidden_layers=3), "evaluate model",
          "The config of model: num_hidden_layers is 3, not a whole number from 1 to 1.", limits={"karipap_core.models.empty:LIMITS": ONE_LAYER}),
-    Case("a quantized model (gptq)", config(quantization_config={"quant_method": "gptq", "bits": 4}), "evaluate model",
-         "model is quantized (gptq), which is not opened here: give the model in 16 or 32 bits."),
+    Case("a dense model that says it is quantized (gptq)", config(quantization_config={"quant_method": "gptq", "bits": 4}), "evaluate model",
+         "The config of model says that it is quantized (gptq), and no tensor of it is: take "
+         "quantization_config out of config.json, or fetch the model again."),
+    Case("a quantized model of a method that nobody knows", config(quantization_config={"quant_method": "zip", "bits": 4}), "evaluate model",
+         "model is quantized (zip), which is not opened here: give the model in 16 or 32 bits."),
     Case("a quantized model without a method", config(quantization_config={"bits": 4}), "evaluate model",
          "model is quantized (by a method that is not named), which is not opened here: give the model in 16 or "
          "32 bits."),

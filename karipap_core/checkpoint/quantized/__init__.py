@@ -1,0 +1,43 @@
+"""Quantized checkpoints opened to the weights that their codes stand for, weight by weight, by the rules of the library
+that wrote them. Nothing is read but headers until a weight is asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+from karipap_core.checkpoint.quantized.fp8 import fp8
+from karipap_core.checkpoint.quantized.gptq import gptq
+from karipap_core.checkpoint.quantized.mxfp4 import mxfp4
+from karipap_core.checkpoint.quantized.opening import Opening
+from karipap_core.checkpoint.tensorfile import TensorInfo
+from karipap_core.errors import InputError
+
+# quant_method → what takes the packed weights out of an `Opening`, and says in words how they were stored.
+READERS: dict[str, Callable[[Opening], str]] = {
+    "fp8": fp8,
+    "mxfp8": fp8,
+    "fbgemm_fp8": fp8,
+    "mxfp4": mxfp4,
+    "gptq": gptq,
+}
+
+
+def open_quantized(
+    config: dict[str, Any], settings: dict[str, Any], stored: dict[str, TensorInfo], name: str
+) -> tuple[dict[str, Any], dict[str, TensorInfo], str, dict[str, Any]]:
+    """(config without a word of quantization, the opened tensors, words such as "int4 (GPTQ, g128)", what besides the
+    stored tensors decides about their values) of a checkpoint with a quantization_config.
+
+    Raises InputError for a method that is not opened here, and where parts of a weight are missing or do not fit.
+    """
+    method = settings.get("quant_method")
+    if method not in READERS:
+        said = method or "by a method that is not named"
+        raise InputError(f"{name} is quantized ({said}), which is not opened here: give the model in 16 or 32 bits.")
+    opening = Opening(config, settings, stored, name)
+    words = READERS[method](opening)
+    if not opening.made:
+        raise InputError(
+            f"The config of {name} says that it is quantized ({method}), and no tensor of it is: take "
+            "quantization_config out of config.json, or fetch the model again."
+        )
+    return opening.plain_config, opening.tensors, words, {"quantization_config": settings, "dtype": opening.dtype}

@@ -1,0 +1,92 @@
+"""Weights that GPTQ quantized, in the layout of AutoGPTQ and GPTQModel.
+
+`qweight` (in · bits / 32, out) holds the codes q of a column below each other, the lowest bits first; with 3 bits, 32
+of them are three words. `scales` (groups, out); `qzeros` (groups, out · bits / 32) the zeros z, side by side, each
+stored as z − 1 in the first version of the format ("gptq") and as z in the second ("gptq_v2"); `g_idx` (in) the group
+of each input, i // group_size where it is left out. W[o, i] = s[g, o] · (q[i, o] − z[g, o]) with g = g_idx[i].
+
+Sources: AutoGPTQ's qlinear_cuda_old.py, GPTQModel's nn_modules/qlinear/torch.py and utils/model.py
+(convert_gptq_v1_to_v2_format).
+"""
+
+from typing import TYPE_CHECKING
+
+from karipap_core.checkpoint.quantized.opening import HALVES, Opening, by, read, stream
+from karipap_core.errors import InputError
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
+
+BITS = (2, 3, 4, 8)
+WORDS32 = ("I32", "U32")
+ENDINGS = (".qweight", ".qzeros", ".scales", ".g_idx")
+
+
+def gptq(opening: Opening) -> str:
+    """Opens the packed weights. Raises InputError where parts do not fit, or a setting is of another layout."""
+    bits, group = opening.setting("bits", 4, *BITS), opening.number("group_size", 128)
+    plus = _added(opening)
+    for base, _ in opening.bases(".qweight"):
+        _open(opening, base, _bits_of(opening, base, bits), group, plus)
+    opening.alone(*ENDINGS)
+    return f"int{bits} (GPTQ, {f'g{group}' if group > 0 else 'per channel'})"
+
+
+def _added(opening: Opening) -> int:
+    """What is added to a stored zero: 1 in the first version of the format."""
+    field = "checkpoint_format" if "checkpoint_format" in opening.settings else "format"
+    if opening.method == "auto-round":
+        field = "packing_format"
+    said = str(opening.settings.get(field) or "gptq").removeprefix("auto_round:")
+    versions = {"gptq": 1, "auto_gptq": 1, "gptq_v2": 0}
+    if said not in versions:
+        raise opening.unreadable(field, said, f"not one of {', '.join(versions)}")
+    return versions[said]
+
+
+def _bits_of(opening: Opening, base: str, bits: int) -> int:
+    """The bits of one weight: `dynamic` gives some modules others than the rest, by patterns of their names; what is
+    stored tells them where its zeros do."""
+    zeros, scales = opening.maybe(f"{base}.qzeros", WORDS32), opening.maybe(f"{base}.scales", HALVES)
+    if zeros is None or scales is None or len(zeros.shape) != 2 or len(scales.shape) != 2 or 0 in scales.shape:
+        return bits
+    return next((b for b in (bits, *BITS) if -(-scales.shape[1] * b // 32) == zeros.shape[1]), bits)
+
+
+def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None:
+    names = {ending: base + ending for ending in ENDINGS}
+    codes = opening.part(names[".qweight"], WORDS32, base)
+    scales = opening.part(names[".scales"], HALVES, names[".qweight"])
+    zeros = opening.part(names[".qzeros"], WORDS32, names[".qweight"])
+    order = opening.maybe(names[".g_idx"], ("I32", "I64"))
+    if len(codes.shape) != 2 or 0 in codes.shape or codes.shape[0] * 32 % bits:
+        raise opening.wrong(names[".qweight"], f"is {by(codes.shape)}, not in · {bits} / 32 × out")
+    inputs, outputs = codes.shape[0] * 32 // bits, codes.shape[1]
+    if order is not None:
+        inputs = min(inputs, *order.shape) if len(order.shape) == 1 else inputs  # rows are filled up to whole words
+        opening.shaped(names[".g_idx"], (inputs,))
+    groups = -(-inputs // group) if group > 0 else 1
+    opening.shaped(names[".scales"], (groups, outputs))
+    opening.shaped(names[".qzeros"], (groups, -(-outputs * bits // 32)))
+
+    def make(index: int | None) -> "torch.Tensor":
+        import torch
+
+        q = stream(read(codes).T, bits, inputs)
+        z = stream(read(zeros), bits, outputs) + plus
+        groups_of = torch.arange(inputs) // (group if group > 0 else inputs)
+        groups_of = groups_of if order is None else checked(opening, names[".g_idx"], read(order), groups)
+        return (q - z.T[:, groups_of]).float() * read(scales).float().T[:, groups_of]
+
+    opening.give(f"{base}.weight", (outputs, inputs), make, names.values())
+
+
+def checked(opening: Opening, name: str, groups_of: "torch.Tensor", groups: int) -> "torch.Tensor":
+    """Numbers of groups that may be looked up: negative ones count from the end, as in the libraries."""
+    found = groups_of.long()
+    if found.numel() and not -groups <= int(found.min()) <= int(found.max()) < groups:
+        raise InputError(
+            f"{opening.name}: {name} names group {int(found.abs().max())} of {groups}: the file is damaged, fetch it "
+            "again."
+        )
+    return found
