@@ -10,8 +10,11 @@ from karipap_core.reading import open_file, read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 GGUF = ".gguf"
+MOST_NAMED = 4  # files that a sentence names
 READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors")
+GGUF_PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE)
+BESIDE_GGUF = ("mmproj", "imatrix")  # how files of llama.cpp begin that lie beside a model and are none
 
 
 def files_of(folder: Path) -> dict[Path, list[str] | None]:
@@ -40,12 +43,42 @@ def unread(names: list[str]) -> str:
             f"holds only pickled weights ({pickled}), which can execute code and are never read: save the model with "
             "safetensors first (save_pretrained of transformers does)."
         )
-    if packed := next((name for name in names if name.lower().endswith(GGUF)), None):
-        return (
-            f"holds only a file for llama.cpp ({packed}), which is not read: open the Hugging Face model that it was "
-            "made from (safetensors)."
-        )
     return ""
+
+
+def gguf_files(path: Path) -> list[Path]:
+    """The GGUF files that make up the model at `path`: a file of it, or a folder that holds none in safetensors. None
+    where it is no such model. Raises InputError for a folder with several, and where a part is missing."""
+    if not path.is_dir():
+        return _gguf_parts(path) if path.suffix.lower() == GGUF else []
+    names = names_in(path)
+    if any(name.endswith(".safetensors") for name in names):
+        return []
+    found = [name for name in names if name.lower().endswith(GGUF) and not name.startswith(BESIDE_GGUF)]
+    models = {(part[1], part[3]) if (part := GGUF_PART.fullmatch(name)) else name: name for name in reversed(found)}
+    if len(models) > 1:
+        raise InputError(f"{path} holds {several(list(reversed(models.values())))}: name one of them.")
+    return _gguf_parts(path / next(iter(models.values()))) if models else []
+
+
+def several(names: list[str]) -> str:
+    """How many GGUF files there are and what they are called: "3 GGUF models (a.gguf, b.gguf, c.gguf)"."""
+    shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+    return f"{len(names)} GGUF models ({shown})"
+
+
+def _gguf_parts(path: Path) -> list[Path]:
+    """All files of the model that a GGUF file is, or is a part of, in their order."""
+    part = GGUF_PART.fullmatch(path.name)
+    if part is None:
+        return [path]
+    files = []
+    for number in range(1, min(int(part[3]), len(names_in(path.parent)) + 1) + 1):
+        file = path.with_name(f"{part[1]}-{number:05d}-of-{part[3]}{path.suffix}")
+        if not os.path.lexists(file):
+            raise InputError(f"{path.parent} lacks {file.name}: fetch it again.")
+        files.append(file)
+    return files or [path]
 
 
 def names_in(folder: Path) -> list[str]:

@@ -1,11 +1,12 @@
-"""Opens a checkpoint: a folder, a .safetensors file or a hub id becomes a `Checkpoint`."""
+"""Opens a checkpoint: a folder, a .safetensors or .gguf file or a hub id becomes a `Checkpoint`."""
 
 import os
 from pathlib import Path
 
 from karipap_core.checkpoint import hub
-from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, names_in
+from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, gguf_files, names_in
 from karipap_core.checkpoint.form import opened
+from karipap_core.checkpoint.gguf.open import open_gguf
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import TensorInfo, read_header
 from karipap_core.errors import InputError
@@ -23,7 +24,7 @@ TYPES = {  # of fields of config.json
 
 
 def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progress = silent) -> Checkpoint:
-    """Opens a model from its headers: a folder, one .safetensors file, or a hub id ("owner/name").
+    """Opens a model from its headers: a folder, one .safetensors or .gguf file, or a hub id ("owner/name").
 
     A hub model is fetched into the hub's own cache unless it is there, and `progress` is told of the bytes;
     HF_HUB_OFFLINE is honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is
@@ -37,6 +38,10 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
         path = _from_hub(str(model), progress)
     else:
         name = path.resolve().name
+    if packed := gguf_files(path):
+        name = name if path.is_dir() else path.stem
+        found, home = open_gguf(packed, name)
+        return Checkpoint(name, path, found.config, found.tensors, found.form, home)
     files: dict[Path, list[str] | None]
     if path.is_dir():
         files, folder = files_of(path), path
@@ -44,7 +49,7 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
         if path.suffix in PICKLES:
             raise InputError(f"{path} is a pickle, which can execute code and is never read: save it as .safetensors.")
         if path.suffix != ".safetensors":
-            raise InputError(f"{path} is not a .safetensors file: name one, or the folder it is in.")
+            raise InputError(f"{path} is neither a .safetensors nor a .gguf file: name one, or the folder it is in.")
         if (numbered := SHARD.fullmatch(path.name)) and int(numbered[3]) > 1:
             raise InputError(f"{path} is one of the {int(numbered[3])} files of a model: name the folder they are in.")
         names_in(path.parent)

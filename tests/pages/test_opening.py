@@ -226,7 +226,6 @@ def test_a_permission_without_a_model_is_not_given(profiled, path, said):
     ("file", "said"),
     [
         ("pytorch_model.bin", "mine holds only pickled weights (pytorch_model.bin), which can execute code"),
-        ("mine-q4_k_m.gguf", "mine holds only a file for llama.cpp (mine-q4_k_m.gguf), which is not read: open the"),
     ],
 )
 @pytest.mark.parametrize("whole", [True, False])
