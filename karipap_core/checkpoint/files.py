@@ -11,6 +11,7 @@ from karipap_core.reading import open_file, read_json
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 GGUF = ".gguf"
 MOST_NAMED = 4  # files that a sentence names
+ADAPTER = "adapter_config.json"
 READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
 SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 GGUF_PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE)
@@ -34,6 +35,17 @@ def files_of(folder: Path) -> dict[Path, list[str] | None]:
     if any(name.startswith("adapter_") for name in names):
         raise InputError(f"{folder} holds an adapter without the model it belongs to: save the two merged.")
     raise InputError(f"{folder} holds no .safetensors file: name a folder or file with a model in it.")
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises InputError where an adapter lies beside a model's full weights: transformers puts it on the model where
+    peft is installed and leaves it away where it is not, so nobody can say which of the two is meant."""
+    if os.path.lexists(folder / ADAPTER):
+        raise InputError(
+            f"{folder} holds a model and, beside it, an adapter ({ADAPTER}), which is or is not put on the model "
+            "depending on what is installed: take the adapter's files (adapter_*) away to have the model alone, or "
+            "move them into a folder of their own and open that, with this model as their base."
+        )
 
 
 def unread(names: list[str]) -> str:

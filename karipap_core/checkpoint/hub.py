@@ -1,29 +1,35 @@
 """Models of the Hugging Face hub: those that are in its cache on this machine, and fetching others with progress.
 
-Fetched are the .safetensors, JSON and tokenizer files of a repository's first level: never pickles, and no copies in
-other formats. A model counts as there once all its files are. config.json comes last, so a download that was broken off
-never reads as a whole model; the next one goes on with the files that are missing.
+Fetched are the .safetensors, JSON and tokenizer files of a repository's first level, and of its sub-folders those that
+belong to the model (chat templates, a processor's tokenizers, modules of sentence-transformers): never pickles, and no
+copies of the weights in other formats or precisions. A model counts as there once all its files are. config.json comes
+last, so a download that was broken off never reads as a whole model; the next one goes on with the files that are
+missing.
 """
 
-import fnmatch
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from karipap_core.checkpoint.beside import FORMS, MODULE, MOST_DEPTH, MOST_TENSORS, TEMPLATES, TENSORS, TEXTS
 from karipap_core.checkpoint.files import PICKLES, files_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
+from karipap_core.reading import MOST_BYTES
 from karipap_core.terminal import size
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 ANY_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # the hub's oldest models have no owner
 COMMIT = re.compile(r"[0-9a-f]{40}")
-WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+KINDS = (TENSORS, *TEXTS)
+INDEX = "model.safetensors.index.json"
+VARIANT = re.compile(r"model\.\w+(-\d{5}-of-\d{5})?\.safetensors")
+PROCESSORS = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"}
 PATIENCE = 15.0  # seconds for the hub's answer to what a repository holds
 EVERY = 0.25  # seconds between two reports of a download
 LAST = "config.json"
@@ -96,8 +102,8 @@ def offer(hub_id: str) -> Offer:
     with _explained(hub_id):
         found = HfApi().model_info(hub_id, files_metadata=True, timeout=PATIENCE)
     names = {file.rfilename: file.size or 0 for file in found.siblings or ()}
-    files = {name: count for name, count in names.items() if wanted(name)}
-    if not any(name.endswith(".safetensors") for name in files):
+    files = {name: names[name] for name in wanted(names)}
+    if not any(name.endswith(TENSORS) and "/" not in name for name in files):
         pickled = next((name for name in names if name.endswith(PICKLES)), None)
         why = (
             f"only pickled weights ({pickled}), which can execute code and are never read" if pickled else "no weights"
@@ -106,10 +112,43 @@ def offer(hub_id: str) -> Offer:
     return Offer(hub_id, found.sha or "main", files)
 
 
-def wanted(name: str) -> bool:
-    """Whether a file of a repository is fetched. Sub-folders and "consolidated" files hold the same weights again."""
-    own = "/" not in name and not name.startswith("consolidated")
-    return own and any(fnmatch.fnmatch(name, pattern) for pattern in WANTED)
+def wanted(names: Mapping[str, int]) -> list[str]:
+    """Those of a repository's files (name → bytes) that are fetched."""
+    whole = {"model.safetensors", INDEX} & names.keys()
+    tops: dict[str, list[str]] = {}
+    for name in names:
+        tops.setdefault(name.partition("/")[0], []).append(name)
+    own = [name for name in names if "/" not in name and _needed(name, bool(whole))]
+    return own + [
+        name
+        for top, files in tops.items()
+        if _part_of_the_model(top, files)
+        for name in files
+        if name.count("/") in range(1, MOST_DEPTH + 1) and _small(name, names[name])
+    ]
+
+
+def _needed(name: str, whole: bool) -> bool:
+    """Whether a file of a repository's first level is of the model; `whole`: whether that is named as usual. What is
+    "consolidated" or another precision (model.fp16.safetensors) is the same weights again."""
+    if not name.endswith(KINDS) or name.startswith((".", "consolidated")):
+        return False
+    return not (whole and VARIANT.fullmatch(name)) and (name == INDEX or not name.endswith(".index.json"))
+
+
+def _part_of_the_model(top: str, files: list[str]) -> bool:
+    """Whether a sub-folder is one of a model's parts: it is named so, or it holds a tokenizer or a processor and no
+    weights."""
+    if top == TEMPLATES or MODULE.fullmatch(top):
+        return True
+    here = {name.removeprefix(f"{top}/") for name in files}
+    weights = any(name.endswith((TENSORS, *PICKLES, ".onnx", ".gguf", ".xml")) for name in here)
+    return top not in FORMS and bool(here & PROCESSORS) and not weights
+
+
+def _small(name: str, count: int) -> bool:
+    hidden = any(step.startswith(".") for step in name.split("/"))
+    return not hidden and name.endswith(KINDS) and count <= (MOST_TENSORS if name.endswith(TENSORS) else MOST_BYTES)
 
 
 def fetch(hub_id: str, progress: Progress = silent) -> Path:

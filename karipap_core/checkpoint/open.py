@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from karipap_core.checkpoint import hub
-from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, gguf_files, names_in
+from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, gguf_files, names_in, refuse_adapter
 from karipap_core.checkpoint.form import opened
 from karipap_core.checkpoint.gguf.open import open_gguf
 from karipap_core.checkpoint.model import Checkpoint
@@ -28,8 +28,8 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
 
     A hub model is fetched into the hub's own cache unless it is there, and `progress` is told of the bytes;
     HF_HUB_OFFLINE is honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is
-    nothing to open, where the weights are pickled (pickle can execute code, so it is never read), and for damaged
-    files.
+    nothing to open, where the weights are pickled (pickle can execute code, so it is never read), where an adapter lies
+    beside them, and for damaged files.
     """
     path, name = Path(model).expanduser(), str(model)
     if not path.exists():
@@ -58,6 +58,8 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
             path.parent,
             path.stem if path.stem != "model" else path.resolve().parent.name,
         )
+    if not path.name.startswith("adapter_"):
+        refuse_adapter(folder)
     config = _config(folder / "config.json")
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method == "karipap" and not compressed:

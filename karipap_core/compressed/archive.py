@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from karipap_core.checkpoint.beside import sub_folder_files
 from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 
@@ -31,15 +32,17 @@ class Member:
 
 
 def members(folder: str | Path, name: str, more: Mapping[str, bytes] | None = None) -> list[Member]:
-    """What the archive of a folder holds, below a folder `name`: its files, and those of `more`. Links, hidden files
-    and folders are left out. Raises InputError where `folder` is no model that Karipap wrote."""
+    """What the archive of a folder holds, below a folder `name`: its files, those of its sub-folders that belong to the
+    model, and those of `more`. Links and hidden files are left out. Raises InputError where `folder` is no model that
+    Karipap wrote."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no folder of a model.")
+    files = {file.name: file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
     found = [
-        Member(f"{name}/{file.name}".encode(), file, file.stat().st_size)
-        for file in sorted(folder.iterdir())
-        if file.is_file() and not file.is_symlink() and not file.name.startswith(".")
+        Member(f"{name}/{below}".encode(), file, file.stat().st_size)
+        for below, file in sorted((files | sub_folder_files(folder)).items())
+        if not file.is_symlink()
     ]
     return found + [Member(f"{name}/{key}".encode(), data, len(data)) for key, data in (more or {}).items()]
 

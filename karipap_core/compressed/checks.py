@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from karipap_core.checkpoint.beside import CODE
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.open import PICKLES, open_checkpoint
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import word_of
 from karipap_core.compressed.records import Source, file_sums, pinned, settings_of, tensor_sums, written_for
 from karipap_core.errors import InputError
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # torch takes a second to import
 TOLERANCE = 1e-3  # relative, of the logits in float32
 TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
 PROBE_ROWS, PROBE_TOKENS = 2, 32
-CODE = PICKLES + (".py", ".pyc", ".so", ".joblib", ".npy", ".npz", ".h5")
 SHOWN = 3
 
 

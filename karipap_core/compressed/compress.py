@@ -28,10 +28,11 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
     """Write the compressed model of `plan` for the study's checkpoint into the folder `out`.
 
     Returns {"kept", "bytes_kept", "parameters", "bytes", "weights": [{"name", "network", "chi", "quantize",
-    "parameters", "weight_error", "functional_error"}], "verify": {"ok", "checks"}, "seconds"}; errors are relative
-    squared: ‖W−Ŵ‖²/‖W‖² and, where the plan's metric has looked at activations, ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are
-    stored in the weight's own dtype or in the plan's format, and the errors are those of the stored cores. "verify" is
-    the verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
+    "parameters", "weight_error", "functional_error"}], "left_out": [{"name", "why"}], "verify": {"ok", "checks"},
+    "seconds"}; errors are relative squared: ‖W−Ŵ‖²/‖W‖² and, where the plan's metric has looked at activations,
+    ‖(W−Ŵ)C^{1/2}‖²/‖WC^{1/2}‖². Cores are stored in the weight's own dtype or in the plan's format, and the errors are
+    those of the stored cores. "left_out" names what lies beside the model and was not taken along. "verify" is the
+    verdict on the folder (see verify.py), which stays in it as verify.json. Raises InputError where the plan is not
     this checkpoint's (`force` overrides a fingerprint that differs) or `out` holds something else.
     """
     out = Path(out)
@@ -42,7 +43,7 @@ def compress(study, plan: Plan, out: str | Path, force: bool = False, progress: 
 
 def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
     """What `compress` returns: found in `out` where that holds this very model, or made."""
-    from karipap_core.compressed.folder import write_compressed
+    from karipap_core.compressed.folder import side_files, write_compressed
     from karipap_core.models.load import check
 
     began, checkpoint = time.monotonic(), study.checkpoint
@@ -77,6 +78,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
         "bytes": ledger.bytes,
         "kept_blocks": ledger.kept_blocks,
         "weights": rows,
+        "left_out": [{"name": name, "why": why} for name, why in side_files(checkpoint).left_out.items()],
     }
     # What is there already is our own: damaged since, or from a run killed before its report was written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress, mend=True)

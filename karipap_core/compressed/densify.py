@@ -61,9 +61,7 @@ def densify(
     added = {"quantization_config", *original.get("config", ())}
     config = {key: value for key, value in checkpoint.config.items() if key not in added}
     with only_writer(out, "densify"), new_folder(out, checkpoint.path, overwrite) as target:
-        fill_folder(
-            target, checkpoint.path, config, with_progress(list(pieces.values()), progress, "densify"), shard_bytes
-        )
+        fill_folder(target, checkpoint, config, with_progress(list(pieces.values()), progress, "densify"), shard_bytes)
     dense = open_checkpoint(out)
     made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
     return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}

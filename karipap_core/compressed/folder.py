@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from karipap_core.checkpoint.beside import Beside, beside
+from karipap_core.checkpoint.files import files_of
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.checkpoint.tensorfile import (
@@ -36,10 +38,10 @@ if TYPE_CHECKING:  # torch takes a second to import
     import torch
 
 SHARD_BYTES = 4_000_000_000
+SHOWN = 8
 CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.[a-z]+)?")  # the tensors of a core in a format: codes, scales …
 TIED = ("contract", "untie")
 RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json"}  # of one folder alone
-KEPT_FILES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
 
 
@@ -100,11 +102,10 @@ def write_compressed(
         config |= {"dtype": original["dtype"]}
         original |= {"config": ["dtype"]}
     settings = {"quant_method": "karipap", "plan": plan, "original": original}
-    source = checkpoint.home
-    with new_folder(out, source, overwrite, mend) as folder:
+    with new_folder(out, checkpoint.home, overwrite, mend) as folder:
         fill_folder(
             folder,
-            source,
+            checkpoint,
             config | {"quantization_config": settings},
             with_progress(pieces, progress, "write"),
             shard_bytes,
@@ -234,14 +235,28 @@ def with_progress(pieces: list[Piece], progress: Progress, stage: str) -> list[P
     return [wrapped(number, piece) for number, piece in enumerate(pieces, 1)]
 
 
-def fill_folder(folder: Path, source: Path, config: dict, pieces: list[Piece], shard_bytes: int) -> None:
-    """Fills a new folder with the source's small files that describe the model (tokenizer, generation settings,
-    licence), with `config` as its config.json, and with the tensors of `pieces`."""
-    for file in sorted(source.iterdir()):
-        readable = file.suffix in KEPT_FILES or file.name.startswith(("LICENSE", "NOTICE"))
-        ours = file.name in RECORDS or file.name == "config.json" or file.name.endswith(".index.json")
-        if file.is_file() and readable and not ours:
-            shutil.copyfile(file, folder / file.name)
+def side_files(checkpoint: Checkpoint) -> Beside:
+    """What goes into a folder with the tensors of a model, and what stays behind."""
+    whole = checkpoint.path == checkpoint.home
+    own = {file.name for file in files_of(checkpoint.path)} if whole else {checkpoint.path.name}
+    return beside(checkpoint.home, own | RECORDS | {"config.json"}, checkpoint.tensors, whole)
+
+
+def stayed_behind(result: dict) -> str:
+    """A sentence for the "left_out" of `compress`, "" where nothing was."""
+    said = [f"{each['name']} ({each['why']})" for each in result.get("left_out", ())]
+    more = f" and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return f"Not taken along: {', '.join(said[:SHOWN])}{more}." if said else ""
+
+
+def fill_folder(
+    folder: Path, checkpoint: Checkpoint, config: dict, pieces: list[Piece], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Fills a new folder with what lies beside the checkpoint's tensors (tokenizer, generation settings, licence,
+    further modules), with `config` as its config.json, and with the tensors of `pieces`."""
+    for name, file in side_files(checkpoint).files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     write_model(folder, pieces, shard_bytes)
 
@@ -265,7 +280,7 @@ def new_folder(out: str | Path, source: Path, overwrite: bool, mend: bool = Fals
         try:
             partial.mkdir(parents=True)
             yield partial
-            for file in partial.iterdir():
+            for file in files_below(partial):
                 flush(file)
             if out.exists():
                 _move_into(out, partial, mend)
@@ -278,13 +293,19 @@ def new_folder(out: str | Path, source: Path, overwrite: bool, mend: bool = Fals
 def _move_into(out: Path, partial: Path, mend: bool) -> None:
     """Puts the files of `partial` in the place of what `out` holds. Whoever is killed here leaves a folder that its
     report, which is first, does not confirm, or that has no config.json, which is last."""
-    new = {file.name for file in partial.iterdir()}
+    new = [str(file.relative_to(partial)) for file in files_below(partial)]
     if not mend:
         (out / "config.json").unlink(missing_ok=True)
     for old in [file for file in out.iterdir() if file.name[0] != "." and file.name not in new]:
-        if old.is_dir() and not old.is_symlink() and not mend:
-            shutil.rmtree(old)
+        if old.is_dir() and not old.is_symlink():
+            if not mend:
+                shutil.rmtree(old)
         elif not mend or old.name.endswith((".safetensors", ".safetensors.index.json")):
             old.unlink()
     for name in sorted(new, key=lambda name: (name == "config.json") - (name == "karipap.json")):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).replace(out / name)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]

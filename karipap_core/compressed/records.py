@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from karipap_core.checkpoint.beside import sub_folder_files
+from karipap_core.checkpoint.files import files_of
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import chunks
@@ -92,18 +94,17 @@ def source_of(folder: str | Path, against: str | Path | Checkpoint | None = None
 
 
 def other_files(folder: str | Path) -> list[Path]:
-    """The files of a model that hold no tensors: config, tokenizer, generation settings. Records are not of the model,
-    hidden files are work in progress."""
-    return sorted(
-        file
-        for file in Path(folder).iterdir()
-        if file.is_file() and file.name[0] != "." and file.suffix != ".safetensors" and file.name not in RECORDS
-    )
+    """The files of a model that hold none of its own tensors: config, tokenizer, generation settings, and those of
+    sub-folders. Records are not of the model, hidden files are work in progress."""
+    folder = Path(folder)
+    own = {file.name for file in files_of(folder)} | RECORDS
+    found = [file for file in folder.iterdir() if file.is_file() and file.name[0] != "." and file.name not in own]
+    return sorted([*found, *sub_folder_files(folder).values()])
 
 
 def file_sums(folder: str | Path) -> dict[str, str]:
     """SHA-256 of each of `other_files`; of config.json without the plan, which has an identity of its own."""
-    return {file.name: _sum(file) for file in other_files(folder)}
+    return {file.relative_to(folder).as_posix(): _sum(file) for file in other_files(folder)}
 
 
 def tensor_sums(checkpoint: Checkpoint) -> dict[str, str]:
@@ -137,7 +138,10 @@ def _sum(file: Path) -> str:
 def state_of(folder: str | Path) -> dict[str, str]:
     """{"tensors", "files"}: fingerprints of a folder's tensors (`Checkpoint.fingerprint`) and of all else in it."""
     checkpoint = open_checkpoint(folder, compressed=True)
-    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in other_files(folder)}
+    files = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in other_files(folder)
+    }
     return {
         "tensors": checkpoint.fingerprint,
         "files": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),

@@ -11,7 +11,7 @@ from torch import nn
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
 from karipap_core.compressed.densify import entry_of
-from karipap_core.compressed.folder import CORE, SHARD_BYTES, WORDS, computed, fill_folder, new_folder
+from karipap_core.compressed.folder import CORE, WORDS, computed, fill_folder, new_folder
 from karipap_core.compressed.records import KINDS, REPORT, sums_of
 from karipap_core.errors import InputError
 from karipap_core.healing.loop import like
@@ -147,7 +147,7 @@ def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: 
     taken along. What else is in `out` stays."""
     pieces = [_piece(name, info, tensors.get(name)) for name, info in checkpoint.tensors.items()]
     with new_folder(out, checkpoint.path, overwrite=True, mend=True) as folder:
-        fill_folder(folder, checkpoint.path, checkpoint.config, pieces, SHARD_BYTES)
+        fill_folder(folder, checkpoint, checkpoint.config, pieces)
         for kind in KINDS:
             (folder / f"{kind}.json").unlink(missing_ok=True)
         keep_json(folder / REPORT, report | {"sums": sums_of(folder)})

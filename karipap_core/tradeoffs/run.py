@@ -62,6 +62,7 @@ def run(
     from karipap_core import story
     from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.compressed.checks import as_written
+    from karipap_core.compressed.folder import stayed_behind
     from karipap_core.compressed.records import report_of
     from karipap_core.evaluation.conventions import check_names
     from karipap_core.evaluation.tasks.suite import causal
@@ -106,6 +107,7 @@ def run(
         ledger = plan.ledger(checkpoint)
         figures = found | plan_sizes(checkpoint, ledger)
         figures |= {"weights": report["weights"], "folder": str(folder / "model")}
+        figures["notes"] = [*figures.get("notes", ()), *filter(None, [stayed_behind(report)])]
         figures["disk"] = {key: report[key] for key in ("kept", "bytes_kept")}
         point = Point(
             name,

@@ -33,7 +33,7 @@ def hub_with(files: dict[str, bytes], hub_id: str = "someone/small", pause: floa
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
                 said = {"id": hub_id, "modelId": hub_id, "sha": COMMIT, "siblings": siblings}
                 return self.answer(json.dumps(said).encode(), {"Content-Type": "application/json"}, body)
-            name = path.rpartition("/")[2]
+            name = path.removeprefix(f"/{hub_id}/resolve/").partition("/")[2]
             if not path.startswith(f"/{hub_id}/resolve/") or name not in files:
                 return self.answer(b"{}", {"X-Error-Code": "RepoNotFound"}, body, 404)
             if body:

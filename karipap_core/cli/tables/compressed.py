@@ -1,6 +1,7 @@
 """A compressed or densified folder as a table in a terminal."""
 
 from karipap_core.cli.tables.plan import size_facts
+from karipap_core.compressed.folder import stayed_behind
 from karipap_core.compressed.verify import summary as verified
 from karipap_core.terminal import grid, page, times
 
@@ -27,7 +28,7 @@ def table(document: dict) -> str:
     facts = size_facts(document) | {"seconds": document.get("seconds")}
     if document.get("verify"):
         facts["verified"] = verified(document["verify"])
-    return page(facts, grid(head, rows))
+    return page(facts, grid(head, rows), [said] if (said := stayed_behind(document)) else ())
 
 
 def densified(document: dict) -> str:

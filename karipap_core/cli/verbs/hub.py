@@ -22,7 +22,7 @@ def fetch(args: argparse.Namespace, progress: Progress) -> dict:
     if not hub.HUB_ID.fullmatch(args.hub_id):
         raise InputError(f"{args.hub_id} is no hub id: it looks like owner/name.")
     folder = hub.fetch(args.hub_id, progress)
-    files = [file for file in folder.iterdir() if file.is_file()]
+    files = [file for file in folder.rglob("*") if file.is_file()]
     return {
         "model": args.hub_id,
         "folder": str(folder),
