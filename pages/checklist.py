@@ -112,7 +112,7 @@ def fixes(view, folder: Path, document: dict, busy: bool) -> None:
 def shadow(view, folder: Path, busy: bool) -> None:
     """Prompts to type, the button, and what came out last."""
     st.subheader("Shadow run", anchor=False)
-    if view.checkpoint.kind != "causal":
+    if not view.checkpoint.predicts:
         st.html('<p class="k-note">An encoder writes no text: it is compared by <b>Evaluate</b>.</p>')
         return
     left, right = st.columns([3, 2], gap="large", vertical_alignment="bottom")

@@ -136,7 +136,7 @@ def new_run(view, running, finished: bool) -> None:
             format_func="{:,}".format,
             help="Runs share a chart only where text, windows and tokens are the same. A sweep scores 16,384.",
         )
-        papers = view.checkpoint.kind == "causal" and st.checkbox(
+        papers = view.checkpoint.predicts and st.checkbox(
             "Perplexity as papers give it",
             key="papers",
             persist_state="session",

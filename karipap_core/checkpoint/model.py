@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from karipap_core.checkpoint.form import Form
+from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
 from karipap_core.checkpoint.roles import TABLES, compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
@@ -75,8 +76,8 @@ class Weight:
 class Checkpoint:
     """A model on disk, opened from its headers alone. Make one with `open_checkpoint`.
 
-    `name` (as shown), `path` (folder or file), `config` (config.json, {} without one), `kind` ("causal", "encoder", or
-    None where no config says it), `weights`, `skipped` (a list of {"name", "why"}), `tensors` (name → TensorInfo),
+    `name` (as shown), `path` (folder or file), `config` (config.json, {} without one), `kind` (see `kind_of`; None
+    where no config says it), `weights`, `skipped` (a list of {"name", "why"}), `tensors` (name → TensorInfo),
     `parameters` and `bytes` (the whole model, tied tensors once), `block_parameters` (of what can be compressed).
     `form` says how the files store it where that is not how the model computes (quantized …): then `tensors` are those
     that it opens to, `form.stored` those in the files. `home` is the folder that config.json and tokenizer are in.
@@ -204,12 +205,14 @@ class Checkpoint:
             return shape[2 if role == "down" else 1] == hidden
         return config.get("model_type") in EXPERTS_IN_OUT
 
+    @cached_property
+    def kind(self) -> Kind | None:
+        return kind_of(self.config, self._has_head) if self.config else None
+
     @property
-    def kind(self) -> str | None:
-        if not self.config:
-            return None
-        names = self.config.get("architectures") or ["CausalLM" if self._has_head else ""]
-        return "causal" if names[0].endswith(("CausalLM", "LMHeadModel")) else "encoder"
+    def predicts(self) -> bool:
+        """Whether the model predicts tokens, so that it has a loss; of others the outputs are compared."""
+        return self.kind in PREDICTS
 
     @property
     def buffers(self) -> set[str]:

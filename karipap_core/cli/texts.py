@@ -51,7 +51,7 @@ def _looked_at(
     from karipap_core.evaluation.wrong_text import unsuited
 
     checkpoint = open_checkpoint(model)
-    if checkpoint.kind != "causal":
+    if not checkpoint.predicts:
         return None
     text = text_of(spec, checkpoint, side, args.device, progress=progress)
     found = suits(checkpoint, text, spec, side, True, args.device, progress=progress)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from karipap_core.checkpoint.beside import sub_folder_files
+from karipap_core.checkpoint.kinds import kind_of, loader_of
 from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 
@@ -50,8 +51,7 @@ def members(folder: str | Path, name: str, more: Mapping[str, bytes] | None = No
 def how_to_load(folder: Path, name: str) -> str:
     """The text that goes with the archive of a folder: lines that load what is unpacked of it as `name`."""
     config = read_json(folder / "config.json", lenient=True)
-    causal = any(str(each).endswith("ForCausalLM") for each in config.get("architectures") or ())
-    lines = two_lines(name, "causal" if causal else "encoder")
+    lines = two_lines(name, loader_of(config, kind_of(config, True)))
     if "quantization_config" not in config:
         lines = lines.replace("karipap_core, ", "")
         return f"{name}: an ordinary dense model, written from a compressed one by Karipap.\n\n{lines}\n"
@@ -63,14 +63,13 @@ def how_to_load(folder: Path, name: str) -> str:
     )
 
 
-def two_lines(folder: str | Path, kind: str = "causal") -> str:
-    """Python that loads a compressed folder; kind as of `Checkpoint.kind`.
+def two_lines(folder: str | Path, loader: str = "AutoModelForCausalLM") -> str:
+    """Python that loads a compressed folder; loader: see `kinds.loader_of`.
 
     >>> print(two_lines("mine"))
     import karipap_core, transformers
     model = transformers.AutoModelForCausalLM.from_pretrained('mine')
     """
-    loader = "AutoModelForCausalLM" if kind == "causal" else "AutoModel"
     return f"import karipap_core, transformers\nmodel = transformers.{loader}.from_pretrained({str(folder)!r})"
 
 

@@ -1,8 +1,6 @@
 """The checks of a compressed folder, each a function that says what it found."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.beside import CODE
 from karipap_core.checkpoint.model import Checkpoint
@@ -13,12 +11,6 @@ from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
 
-if TYPE_CHECKING:  # torch takes a second to import
-    import torch
-
-TOLERANCE = 1e-3  # relative, of the logits in float32
-TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
-PROBE_ROWS, PROBE_TOKENS = 2, 32
 SHOWN = 3
 
 
@@ -209,114 +201,6 @@ def _marked(checkpoint: Checkpoint) -> bool:
     except SafetensorError:  # a type of numbers that there is not
         return False
     return True
-
-
-# The logits.
-
-
-def logits_agree(
-    folder: Path,
-    plan: Plan,
-    source: Source | None,
-    core_files: Mapping[str, Path] | None,
-    checkpoint: Checkpoint,
-    device: str,
-) -> tuple[bool, str]:
-    dense = source.checkpoint if source else None
-    if dense is not None and plan.unties(dense):
-        dense = None  # its one table would have to be two
-    try:
-        difference, allowed = _difference(folder, plan, dense, core_files, checkpoint, device)
-    except (InputError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        return False, f"cannot be loaded and run: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-    beside = "the dense model with the cores' matrices in place" if dense is not None else "its own weights, formed"
-    # In powers of ten: the last digits depend on the machine, and equal folders are to have equal records.
-    bound = next((f"1e-{n}" for n in range(9, 0, -1) if difference < 10.0**-n), f"{difference:.1g}")
-    said = f"relative error against {beside} below {bound}" if difference < 0.1 else f"relative error {difference:.1g}"
-    return difference <= allowed, f"{said}; allowed {allowed:g}"
-
-
-def _difference(folder, plan, dense, core_files, checkpoint, device) -> tuple[float, float]:
-    """(‖a − b‖ / ‖b‖ of the logits, how much is allowed)."""
-    import torch
-
-    from karipap_core.layers.cores import CoresModule
-    from karipap_core.models.load import load_model
-    from karipap_core.models.sites import sites
-
-    dtype, allowed = _affordable(checkpoint, plan)
-    live, _ = load_model(folder, dtype=dtype, device=device)
-    ids = _probe(live).to(device)
-    ours = _output(live, ids)
-    if dense is None:
-        for module in live.modules():
-            if isinstance(module, CoresModule):
-                module.runtime = "dense"
-        theirs = _output(live, ids)
-    else:
-        del live
-        model, _ = load_model(dense, dtype=dtype, device=device)
-        found = sites(model, dense, tables=True)
-        with torch.no_grad():
-            for name, matrix in _matrices(plan, checkpoint, core_files):
-                if name not in found:
-                    raise InputError(f"weight {name} is no linear layer of a {type(model).__name__}")
-                found[name].get().copy_(matrix)
-        theirs = _output(model, ids)
-    if not torch.isfinite(ours).all():
-        return float("inf"), allowed
-    if torch.equal(ours, theirs):  # also where both are zero, as those of a model of zeros
-        return 0.0, allowed
-    return ((ours - theirs).norm() / theirs.norm()).item(), allowed
-
-
-def _affordable(checkpoint: Checkpoint, plan: Plan):
-    """float32 where the dense model fits in memory so, else what its weights are stored in."""
-    import psutil
-    import torch
-
-    need = 4.6 * float(plan.model.get("parameters") or checkpoint.parameters)
-    stored = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
-    if need < psutil.virtual_memory().available or stored not in ("bfloat16", "float16"):
-        return torch.float32, TOLERANCE
-    return getattr(torch, stored), TOLERANCE_16
-
-
-def _probe(model):
-    """Fixed token ids (2, n): the same on every machine."""
-    import torch
-
-    config = model.config.get_text_config()
-    n = min(PROBE_TOKENS, getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
-    vocabulary = config.vocab_size
-    return (torch.arange(PROBE_ROWS * n) * 7919 % vocabulary).reshape(PROBE_ROWS, n)
-
-
-def _output(model, ids):
-    import torch
-
-    with torch.no_grad():
-        return model(input_ids=ids)[0].double().cpu()
-
-
-def _matrices(
-    plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path] | None
-) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """(name, Ŵ (out, in) float64) of each weight that the plan changes, one at a time."""
-    from safetensors import safe_open
-
-    from karipap_core.layers.cores import read_cores
-
-    def read(owner: str, tensor: str) -> "torch.Tensor":
-        if core_files is None:
-            return checkpoint.read_tensor(f"{owner}.{tensor}")
-        with safe_open(core_files[owner], framework="pt") as file:
-            return file.get_tensor(tensor)
-
-    for name in plan.weights:
-        spec = plan.spec(name)
-        if spec is not None:
-            yield name, spec.dense(read_cores(spec, name, read))
 
 
 def first_faults(wrong: dict[str, str], before: str = "") -> str:

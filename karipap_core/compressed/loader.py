@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from karipap_core.checkpoint.kinds import PREDICTS, kind_of, loader_of
+
 
 def loader(folder: str | Path) -> str:
     """Ten lines of Python that load the folder and use it, where `karipap_core` can be imported."""
@@ -9,8 +11,8 @@ def loader(folder: str | Path) -> str:
 
     folder = Path(folder).absolute()
     config = _config_of(folder)
-    causal = (config.get("architectures") or ["CausalLM"])[0].endswith(("CausalLM", "LMHeadModel"))
-    auto = "AutoModelForCausalLM" if causal else "AutoModel"
+    kind = kind_of(config, True)
+    auto, writes = loader_of(config, kind), kind in PREDICTS
     texts = any((folder / name).is_file() for name in TOKENIZERS)
     lines = [
         "import torch",
@@ -29,8 +31,8 @@ def loader(folder: str | Path) -> str:
     else:
         lines += ["ids = torch.tensor([[1, 2, 3]])"]
         back = "print(out[0])"
-    lines += ["out = model.generate(ids, max_new_tokens=20)" if causal else "out = model(ids)[0].detach()"]
-    lines += [back if causal else "print(out.shape)"]
+    lines += ["out = model.generate(ids, max_new_tokens=20)" if writes else "out = model(ids)[0].detach()"]
+    lines += [back if writes else "print(out.shape)"]
     return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.compressed.checks import (
     first_faults,
-    logits_agree,
     not_finite,
     safetensors_only,
     same_source,
@@ -22,6 +21,7 @@ from karipap_core.compressed.checks import (
     wrong_tensors,
 )
 from karipap_core.compressed.loader import loader
+from karipap_core.compressed.logits import logits_agree
 from karipap_core.compressed.records import record, report_of, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
@@ -47,7 +47,8 @@ def verify(
     - `unchanged`: tensors and files have the SHA-256 that `compress` wrote down.
     - `logits`: of the folder, loaded by transformers, against the dense model with Ŵ (formed in float64 from the
       cores) in place of its weights; without the dense model, against the same folder with each Ŵ formed. Largest
-      relative error ‖a − b‖ / ‖b‖ 1e-3, float32, on fixed token ids.
+      relative error ‖a − b‖ / ‖b‖ 1e-3, float32, on fixed token ids. Layers that no token reaches (of images, or all
+      of a model that reads no text) are held against Ŵ itself, by the same measure.
 
     against: the dense model (default: where the folder says it was). report: karipap.json, where it is not written yet.
     core_files: the cores as they were computed, by weight, to compare with in place of those in the folder. Returns

@@ -131,7 +131,7 @@ def checklist(folder: str | Path, against: str | Path | None = None, progress: P
         state = records.state_of(folder)
     except InputError:
         state = None
-    encoder = state is not None and open_checkpoint(folder, compressed=True).kind != "causal"
+    encoder = state is not None and not open_checkpoint(folder, compressed=True).predicts
     facts = _Facts(folder, settings, source, records.pinned(settings), state, encoder)
     found = {
         "fingerprint pinned": _fingerprint(facts),

@@ -166,11 +166,12 @@ def _answer(fallback: DenseFallback) -> dict:
     import torch
 
     from karipap_core.layers.cores import CoresModule
+    from karipap_core.models import running
 
     model, _ = fallback.load()
     ids = (torch.arange(PROBE_TOKENS) * 7919 % model.config.get_text_config().vocab_size)[None].to(fallback.device)
     with torch.no_grad():
-        out = model(input_ids=ids)[0]
+        out = running.output(model, ids)
     return {
         "networks": sum(isinstance(module, CoresModule) for module in model.modules()),
         "finite": bool(torch.isfinite(out).all()),

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.compressed.records import record, settings_of, source_of
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
@@ -136,7 +137,7 @@ def _ids(tokenizer, prompt: str, config, more: int):
 
     config = config.get_text_config()
     ids = encode(tokenizer, Text("prompt", (prompt,)), config.vocab_size)
-    window = getattr(config, "max_position_embeddings", None)
+    window = positions_of(config)
     if window is not None and len(ids) + more > window:
         raise InputError(
             f"Prompt {shortened(prompt)!r} has {len(ids)} tokens; with {more} more it does not fit the window of "

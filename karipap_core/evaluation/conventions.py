@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, Window, check_window, cut, losses
 from karipap_core.evaluation.tokens import Tokens, tokenize
@@ -244,8 +245,7 @@ def _of_joined(sample: Sample, joined: str, units: np.ndarray, notes: tuple[str,
 
 
 def _positions(config) -> int:
-    limit = getattr(config, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else PAPERS_WINDOW
+    return positions_of(config) or PAPERS_WINDOW
 
 
 def _window(model, window: int | None) -> tuple[int, tuple[str, ...]]:

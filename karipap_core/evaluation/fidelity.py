@@ -13,6 +13,7 @@ from karipap_core.evaluation.perplexity import Sample, check_window, losses_of, 
 from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.evaluation.wrong_text import check_known, short_text, text_warning
+from karipap_core.models.running import states
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
@@ -136,10 +137,10 @@ def hidden_states(model, sample: EncoderSample) -> Iterator[torch.Tensor]:
     """The last hidden state (tokens, hidden) of row after row, float64 on CPU. InputError where it is not finite."""
     device = next(model.parameters()).device
     for row in sample.rows:
-        states = model(input_ids=row.to(device)).last_hidden_state[0].double().cpu()
-        if not torch.isfinite(states).all():
+        found = states(model, row.to(device))[0].double().cpu()
+        if not torch.isfinite(found).all():
             raise InputError("The model's output is not finite (NaN or Inf): load it in float32 or check it.")
-        yield states
+        yield found
 
 
 def output_fidelity(model, sample: EncoderSample, dense, progress: Progress = silent) -> dict:

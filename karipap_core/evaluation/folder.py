@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,8 +11,10 @@ from karipap_core.evaluation.conventions import check_names, measure_conventions
 from karipap_core.evaluation.fidelity import EncoderSample, measure, output_fidelity
 from karipap_core.evaluation.perplexity import Sample
 from karipap_core.evaluation.scoring import Scoring
-from karipap_core.evaluation.speed import measure_memory, measure_speed
+from karipap_core.evaluation.speed import measure_memory, measure_speed, weights_bytes
 from karipap_core.evaluation.tokens import tokenize
+from karipap_core.models import running
+from karipap_core.models.empty import explained
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.spectrum import pick_device
 from karipap_core.text import Text, standard_library
@@ -68,17 +71,13 @@ def evaluate_folder(
     progress("load", 2, 2)
     if tokenizer is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
-    check_names(conventions, is_causal(model))
+    check_names(conventions, running.predicts(model))
     result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
         args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)
         result["conventions"] = measure_conventions(*args)
-    result["speed"] = measure_speed(models, progress=progress) if speed else None
-    result["memory"] = {
-        name: measure_memory(each) | {"disk_bytes": disk_bytes(path)}
-        for (name, each), path in zip(models.items(), (folder, source), strict=False)
-    }
+    result |= _cost(models, dict(zip(models, (folder, source), strict=False)), speed, progress, notes)
     return result | {
         "model": str(folder),
         "against": None if source is None else str(source),
@@ -118,6 +117,21 @@ def _is_healed(folder: Path) -> bool:
     return isinstance(result, dict) and bool(result.get("improved"))
 
 
+def _cost(models: dict, paths: dict[str, str | Path | None], speed: bool, progress: Progress, notes: list[str]) -> dict:
+    """{"speed", "memory"} of {name: model}; what cannot be measured is None, and `notes` says why."""
+    memory: dict[str, dict] = {name: {"weights_bytes": weights_bytes(model)} for name, model in models.items()}
+    found: dict[str, Any] = {"speed": None}
+    try:
+        with explained("Speed and peak memory are not measured"):
+            found["speed"] = measure_speed(models, progress=progress) if speed else None
+            memory = {name: measure_memory(model) for name, model in models.items()}
+    except InputError as error:
+        notes.append(str(error))
+    if found["speed"] and (why := running.without_cache(next(iter(models.values())))) and why != running.NO_TOKENS:
+        notes.append(f"Decoding is not measured: {why}.")
+    return found | {"memory": {name: each | {"disk_bytes": disk_bytes(paths[name])} for name, each in memory.items()}}
+
+
 def _quality(
     model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str], healed: bool
 ) -> dict:
@@ -126,10 +140,12 @@ def _quality(
         ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl")
         + ("top1_agreement", "text_warning", "fidelity")
     )
-    if is_causal(model):
+    if running.predicts(model):
         sample = Sample.of(model, tokenizer, text, scoring)
         measured = measure(model, sample, dense, progress, healed=healed)
-        return {**empty, **measured, "kind": "causal", "window": sample.window, "stride": sample.stride}
+        notes += filter(None, [running.words_of(model)])
+        kind = "encoder-decoder" if running.two_parts(model) else "causal"
+        return {**empty, **measured, "kind": kind, "window": sample.window, "stride": sample.stride}
     if dense is None:
         raise InputError("An encoder is measured by its output against the dense model's: name that with --against.")
     notes.append("An encoder has no next-token loss: it is measured by its output against the dense model's.")
@@ -137,11 +153,6 @@ def _quality(
     fidelity = output_fidelity(model, rows, dense, progress)
     shared = {"kind": "encoder", "tokens": rows.tokens, "window": rows.window, "stride": rows.window}
     return {**empty, **shared, "fidelity": fidelity}
-
-
-def is_causal(model) -> bool:
-    """Whether the model predicts the next token (it has a language-model head and no bidirectional masking)."""
-    return type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
 
 
 def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -> str | Path | None:

@@ -43,7 +43,7 @@ class InPlace:
 
         self.model, self.sites = model, sites(model, checkpoint, tables=True)
         self.sample: Sample | EncoderSample
-        if checkpoint.kind == "causal":
+        if checkpoint.predicts:
             fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)
             most = fitting if scoring.max_tokens is None else min(scoring.max_tokens, fitting)
             sample = self.sample = Sample.of(model, tokenizer, text, replace(scoring, max_tokens=most))

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
 from karipap_core.evaluation.tokens import Tokens, tokenize
 from karipap_core.evaluation.wrong_text import check_known
+from karipap_core.models.running import logits
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 
@@ -86,16 +88,15 @@ class Sample:
 
 def default_window(config) -> int:
     """min(the model's positions, 512): long enough for most of what context gives, and the same on every machine."""
-    limit = getattr(config, "max_position_embeddings", None)
-    return min(limit, DEFAULT_WINDOW) if isinstance(limit, int) and limit > 0 else DEFAULT_WINDOW
+    return min(positions_of(config) or DEFAULT_WINDOW, DEFAULT_WINDOW)
 
 
 def check_window(config, window: int | None) -> int:
     """`window`, or the default; InputError where the model has fewer positions."""
     if window is None:
         return default_window(config)
-    limit = getattr(config, "max_position_embeddings", None)
-    if isinstance(limit, int) and 0 < limit < window:
+    limit = positions_of(config)
+    if limit is not None and limit < window:
         raise InputError(f"Window {window} is longer than the {limit} positions of the model: take at most {limit}.")
     return window
 
@@ -148,8 +149,8 @@ def scored_logits(model, sample: Sample) -> Iterator[torch.Tensor]:
     try:
         for group in batches(sample, model.config.get_text_config().vocab_size):
             ids = torch.stack([sample.tokens.ids[w.start : w.start + w.length] for w in group])
-            logits = model(input_ids=ids.to(device), use_cache=False).logits[:, group[0].skip :]
-            yield logits.reshape(-1, logits.shape[-1])
+            found = logits(model, ids.to(device))[:, group[0].skip :]
+            yield found.reshape(-1, found.shape[-1])
     finally:
         model.train(was_training)
 
@@ -169,9 +170,9 @@ def losses(model, sample: Sample, progress: Progress = silent, stage: str = "per
     targets = sample.tokens.ids[sample.positions]
     result = torch.empty(len(targets))
     done = 0
-    for logits in scored_logits(model, sample):
-        stop = done + len(logits)
-        result[done:stop] = losses_of(logits, targets[done:stop])
+    for found in scored_logits(model, sample):
+        stop = done + len(found)
+        result[done:stop] = losses_of(found, targets[done:stop])
         done = stop
         progress(stage, done, len(targets))
     return result

@@ -7,6 +7,8 @@ import time
 import psutil
 import torch
 
+from karipap_core.checkpoint.kinds import positions_of
+from karipap_core.models import running
 from karipap_core.progress import Progress, silent
 
 PROMPT, NEW_TOKENS, REPEATS, SECONDS = 256, 16, 5, 60.0
@@ -18,22 +20,23 @@ def measure_speed(
     """For each of {name: causal model or encoder}: {"prefill_tokens_per_second", "decode_ms_per_token", ...}.
 
     One sequence. Prefill: one forward pass over `prompt` random tokens. Decode: `new_tokens` greedy steps of one
-    token each with the KV cache behind that prompt (None for encoders). After one pass each to warm up, the models
-    take turns, so that a machine that gets slower gets slower for all; the median of `repeats` rounds is given, fewer
-    where they take longer than `seconds` in all. Prompt and steps are cut to the model's positions.
+    token each with the KV cache behind that prompt (None for models without one). After one pass each to warm up, the
+    models take turns, so that a machine that gets slower gets slower for all; the median of `repeats` rounds is given,
+    fewer where they take longer than `seconds` in all. Prompt and steps are cut to the model's positions.
     """
     limits = [_positions(model) for model in models.values()]
     new_tokens = min(new_tokens, max(1, min(limits) // 4))
     prompt = max(1, min(prompt, min(limits) - new_tokens))
     prefills: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}  # stays empty for encoders
+    cached = {name: running.without_cache(model) is None for name, model in models.items()}
     for name, model in models.items():
-        _one_round(model, prompt, new_tokens)
+        _one_round(model, prompt, new_tokens, cached[name])
         progress("speed", 0, repeats, name)
     began = time.perf_counter()
     for i in range(repeats):
         for name, model in models.items():
-            prefill, decode = _one_round(model, prompt, new_tokens)
+            prefill, decode = _one_round(model, prompt, new_tokens, cached[name])
             prefills[name].append(prefill)
             decodes[name] += [] if decode is None else [decode]
         progress("speed", i + 1, repeats)
@@ -62,7 +65,7 @@ def measure_memory(model, prompt: int = PROMPT, new_tokens: int = NEW_TOKENS) ->
     seen, so that is a lower bound. The same prompt and steps as `measure_speed`.
     """
     weights = weights_bytes(model)
-    limit = _positions(model)
+    limit, cached = _positions(model), running.without_cache(model) is None
     new_tokens = min(new_tokens, max(1, limit // 4))
     prompt = max(1, min(prompt, limit - new_tokens))
     device = next(model.parameters()).device
@@ -71,12 +74,12 @@ def measure_memory(model, prompt: int = PROMPT, new_tokens: int = NEW_TOKENS) ->
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        _one_round(model, prompt, new_tokens)
+        _one_round(model, prompt, new_tokens, cached)
         grown, how = torch.cuda.max_memory_allocated(device) - before, "weights + growth of CUDA memory allocated"
     else:
         _reset_peak()
         before = psutil.Process().memory_info().rss
-        _one_round(model, prompt, new_tokens)
+        _one_round(model, prompt, new_tokens, cached)
         grown, how = max(0, _peak_resident() - before), "weights + growth of the process's peak resident memory"
     return {"weights_bytes": weights, "peak_bytes": weights + grown, "peak_is": how}
 
@@ -91,17 +94,17 @@ def weights_bytes(model) -> int:
 
 
 @torch.no_grad()
-def _one_round(model, prompt: int, new_tokens: int) -> tuple[float, float | None]:
+def _one_round(model, prompt: int, new_tokens: int, cached: bool) -> tuple[float, float | None]:
     """Seconds of one prefill, and seconds a token of the decoding behind it (None where there is none)."""
     device = next(model.parameters()).device
     model.eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (1, prompt), generator=generator).to(device)
-    causal = getattr(model, "can_generate", lambda: False)()
+    inputs = {"input_ids": ids, "use_cache": True} if cached else running.inputs_of(model, ids)
     began = _now(device)
-    output = model(input_ids=ids, use_cache=True) if causal else model(input_ids=ids)
+    output = model(**inputs)
     prefill = _now(device) - began
-    if not causal:
+    if not cached:
         return prefill, None
     cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
     began = _now(device)
@@ -118,8 +121,7 @@ def _now(device: torch.device) -> float:
 
 
 def _positions(model) -> int:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 1 else PROMPT + NEW_TOKENS
+    return positions_of(model.config.get_text_config(decoder=True)) or PROMPT + NEW_TOKENS
 
 
 def _reset_peak() -> None:

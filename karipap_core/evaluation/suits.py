@@ -126,7 +126,7 @@ def suits(
     text. Raises InputError for encoders and for what cannot be loaded or read.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
-    if checkpoint.kind != "causal":
+    if not checkpoint.predicts:
         raise InputError(f"{checkpoint.name} does not predict tokens: it has no bits per byte.")
     name = "" if spec is None else str(spec)
     sha256 = text.sha256

@@ -127,7 +127,7 @@ class _Patient:
         if method.get("quant_method") != "karipap":
             raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to heal.")
         if self.checkpoint.kind != "causal":
-            raise InputError(f"{folder} is an encoder, which predicts no next token: only causal models are healed.")
+            raise InputError(f"{folder} is an {self.checkpoint.kind} model: only causal models are healed.")
         self.folder, self.plan = self.checkpoint.path, method["plan"]
         self.notes: list[str] = []
         self.source = dense_model_of(self.folder, distill, self.notes)

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from karipap_core.checkpoint.model import GENERATIVE, Checkpoint
+from karipap_core.checkpoint.kinds import kind_of
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import check_types
 from karipap_core.checkpoint.roles import place, role_of
 from karipap_core.checkpoint.tensorfile import TORCH
 from karipap_core.errors import Cancelled, InputError
+from karipap_core.models.classes import class_of
 from karipap_core.reading import open_file
 from karipap_core.terminal import shortened
 
@@ -95,23 +97,17 @@ def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
 def from_config(config: "PretrainedConfig", document: dict, name: str) -> "PreTrainedModel":
     """The model of a config alone, every parameter with its shape and none with memory. Raises InputError where
     transformers cannot build it."""
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    names = config.architectures or ["CausalLM"]
-    auto = AutoModelForCausalLM if names[0].endswith(GENERATIVE) else AutoModel
     with config_explained(name, document), torch.device("meta"):
-        return auto.from_config(config)
+        return class_of(config, kind_of(document, True), name)._from_config(config)
 
 
 def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     """The model of a checkpoint, dense or compressed, without its weights (on the meta device).
 
     Raises InputError where config.json and tensors do not fit: a parameter that no tensor gives, a tensor of another
-    shape, one in a block that the model has no place for; where transformers cannot build what the config describes;
-    and for models that read no text, or are an encoder and a decoder.
+    shape, one in a block that the model has no place for; and where transformers cannot build what the config
+    describes.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
     name = checkpoint.name
     if not checkpoint.config:
         raise InputError(f"{name} has no config.json, so no model can be made of it: add the file.")
@@ -119,7 +115,6 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     dtype = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or DTYPES[0]
     if dtype not in DTYPES:
         raise InputError(f"The config of {name}: dtype {json.dumps(dtype)[:40]} is not one of {', '.join(DTYPES)}.")
-    auto = AutoModelForCausalLM if checkpoint.kind == "causal" else AutoModel
     with open_file(checkpoint.home / "config.json") as file:
         if file.read(3) == codecs.BOM_UTF8:
             raise InputError(
@@ -130,9 +125,9 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
         _check_experts(checkpoint)
     with quiet(), config_explained(name, checkpoint.config):
         config = live_config(checkpoint)
-        _check_kind(config, auto, name)
+        check_text(config, name)
         with torch.device("meta"):
-            model = auto.from_config(config)
+            model = class_of(config, checkpoint.kind or "encoder", name)._from_config(config)
         _check_layers(checkpoint, model)
         model, found = type(model).from_pretrained(
             None,
@@ -162,16 +157,6 @@ def check_text(config: "PretrainedConfig", name: str) -> None:
         raise InputError(
             f"The config of {name} has a text_config, which a {config.model_type} has no place for: take it out."
         )
-
-
-def _check_kind(config: "PretrainedConfig", auto: Any, name: str) -> None:
-    check_text(config, name)
-    if type(config) not in auto._model_mapping:
-        raise InputError(f"{name} is a {config.model_type}, which transformers has no {auto.__name__} for.")
-    if config.is_encoder_decoder:
-        raise InputError(f"{name} is an encoder and a decoder ({config.model_type}): only models of one part are run.")
-    if auto._model_mapping[type(config)].main_input_name != "input_ids":
-        raise InputError(f"{name} is a {config.model_type}, which reads no text: only models of text are run.")
 
 
 def _check_layers(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.checkpoint.model import TOKENIZERS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import FLOATS
 from karipap_core.errors import InputError
+from karipap_core.models import running
 from karipap_core.models.empty import empty_model, explained, live_config, quiet
 from karipap_core.reading import named, open_file, read_json
 from karipap_core.spectra.spectrum import pick_device
@@ -40,11 +42,12 @@ def check(checkpoint: Checkpoint) -> None:
 
 
 def load_model(
-    model: str | Path | Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    model: str | Path | Checkpoint, dtype: torch.dtype = torch.float32, device: str = "cpu", run: bool = True
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """(model in eval mode, its tokenizer or None) from a folder, file, hub id or open checkpoint, dense or compressed.
 
-    Causal models with their head (`AutoModelForCausalLM`), others without (`AutoModel`). Nothing is executed from the
+    Models that predict tokens with their head, others without (`class_of`). `run`: whether it is tried on a few tokens.
+    Nothing is executed from the
     folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one. Raises InputError where
     config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
     holds NaN or infinity.
@@ -63,7 +66,9 @@ def load_model(
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise checkpoint.damaged(name)
     live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
-    _try(live.eval(), checkpoint.name)
+    live.eval()
+    if run:
+        _try(live, checkpoint.name)
     return live, tokenizer
 
 
@@ -87,11 +92,15 @@ def _filled(
 
 def _try(model: "PreTrainedModel", name: str) -> None:
     """Runs a model on a few tokens. Raises InputError where its config lets it be built but not run."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or TRIED
+    positions = positions_of(model.config.get_text_config()) or TRIED
     ids = torch.zeros(1, min(TRIED, positions), dtype=torch.long, device=model.device)
     with quiet(), torch.no_grad(), explained(f"{name} is built by its config.json and cannot be run by it"):
-        outputs = model(input_ids=ids)[0]
-    check_outputs(outputs, name)
+        check_outputs(running.output(model, ids), name)
+        if running.predicts(model) and not running.two_parts(model) and running.sees_ahead(model, ids):
+            raise InputError(
+                f"What {name} puts out at a token depends on the tokens behind it: it has no loss of the next token, "
+                "and only plans by its weights alone can be made (--metric weight --rule uniform)."
+            )
 
 
 def check_outputs(outputs: torch.Tensor, name: str) -> None:

@@ -98,5 +98,5 @@ def whole_plan(check: Probe, decompositions: Decompositions, specs: Mapping[str,
     """Divergence and rise in loss of a whole plan on the check windows."""
     apply_plan(check, decompositions, specs)
     measured = check.measure()
-    rise = measured.loss - check.dense.loss if check.kind == "causal" else measured.divergence
+    rise = measured.loss - check.dense.loss if check.predicts else measured.divergence
     return {"divergence": measured.divergence, "rise": rise}

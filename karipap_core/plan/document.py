@@ -287,7 +287,7 @@ class Plan:
         """Whether a head that is tied to the embedding stays dense while the embedding changes."""
         own_head = any(weight.role == "head" for weight in checkpoint.weights)
         asked = (self.embedding or {}).get("tied") == "untie"
-        return asked and not own_head and checkpoint.kind == "causal" and bool(self.tables(checkpoint))
+        return asked and not own_head and checkpoint.predicts and bool(self.tables(checkpoint))
 
 
 def made_of(entries) -> str:

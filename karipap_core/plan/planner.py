@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch: seconds
 SINGLES_CHECKED = 2
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
+RULES_OF_SPECTRA = ("uniform", "entropy")  # for which a model need not run
 RULES_OF_TABLES = ("uniform", "calibrated", "refined")  # spectra alone do not say what a table of tokens is worth
 
 Entries = dict[str, dict[str, Any]]  # {weight: plan entry}
@@ -44,6 +45,8 @@ class Measuring(Measurements, Protocol):
     def check(self) -> "Probe": ...
     def decompositions(self, metric: str) -> "Decompositions": ...
     def calibration_entry(self) -> dict[str, Any]: ...
+    @property
+    def why_not_run(self) -> str | None: ...
     def learn(self, metric: str, measured: dict[str, Any]) -> None: ...
 
 
@@ -91,8 +94,12 @@ class Planner:
             weights, measured = self._refined(limit, unit, tried)
             return self.plan(weights, rule, budget, tried, measured)
         weights = self.allocated(rule, limit, unit)
-        if rule == "calibrated" or self.checkpoint.kind is None:
+        if rule == "calibrated":
             return self.plan(weights, rule, budget)
+        if self.metric == "weight" and rule in RULES_OF_SPECTRA and (why := self.study.why_not_run) is not None:
+            plan = self.plan(weights, rule, budget)
+            plan.predicted = {**(plan.predicted or {}), "not_predicted": why}
+            return plan
         # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
         return self.plan(weights, rule, budget, measured=self.measure(weights))
 
@@ -273,7 +280,7 @@ class Planner:
 
     def measured_rise(self, measured: dict[str, Any]) -> dict[str, Any]:
         """A plan's `predicted` fields where `measure` found this of the very plan."""
-        causal = self.checkpoint.kind == "causal"
+        causal = self.checkpoint.predicts
         dense = self.study.check.dense.loss if causal else 0.0
         return {
             "measure": "kl" if causal else "output error",

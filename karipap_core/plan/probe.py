@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from karipap_core.errors import InputError
+from karipap_core.models import running
 
 BATCH_TOKENS = 2048
 
@@ -35,10 +36,10 @@ class Probe:
     def __init__(self, model, checkpoint, windows: torch.Tensor, memory_bytes: int = 2 << 30) -> None:
         from karipap_core.models.sites import sites
 
-        self.model, self.kind = model, checkpoint.kind
+        self.model, self.predicts = model, running.predicts(model)
         self.device = next(model.parameters()).device
         config = model.config.get_text_config()
-        width = config.vocab_size if self.kind == "causal" else config.hidden_size
+        width = config.vocab_size if self.predicts else config.hidden_size
         fitting = max(1, memory_bytes // (4 * width * windows.shape[1]))
         self.windows = windows[:fitting]
         self.batches = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
@@ -84,11 +85,11 @@ class Probe:
                 output = self._forward(rows.to(self.device))
             if first:
                 self._reference.append(output)
-                if self.kind != "causal":
+                if not self.predicts:
                     self._scale = float(torch.cat([r.flatten(0, -2) for r in self._reference]).square().sum(-1).mean())
             else:
                 divergence += self._divergence(self._reference[index], output)
-            if self.kind == "causal":
+            if self.predicts:
                 labels = rows[:, 1:].to(self.device).flatten()
                 loss += float(torch.nn.functional.nll_loss(output[:, :-1].flatten(0, 1), labels, reduction="sum"))
         predicted = self.windows.shape[0] * (self.windows.shape[1] - 1)
@@ -98,12 +99,11 @@ class Probe:
         return result
 
     def _forward(self, rows: torch.Tensor) -> torch.Tensor:
-        if self.kind == "causal":
-            return self.model(input_ids=rows, use_cache=False).logits.float().log_softmax(-1)
-        return self.model(input_ids=rows).last_hidden_state.float()
+        output = running.output(self.model, rows).float()
+        return output.log_softmax(-1) if self.predicts else output
 
     def _divergence(self, reference: torch.Tensor, output: torch.Tensor) -> float:
-        if self.kind == "causal":
+        if self.predicts:
             # Row by row in float32, summed in float64: a KL of 1e-6 nats is still told from 0.
             terms = torch.nn.functional.kl_div(output, reference, reduction="none", log_target=True).sum(-1)
             return float(terms.double().sum().clamp_min(0))

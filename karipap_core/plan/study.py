@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the worksp
     from karipap_core.profiles.activations import CalibrationSettings, Moments, Windows
     from karipap_core.spectra.metric import Metric
 
+WHOLE_PROFILE = ("weight", "functional", "loss")
 FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
 FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
@@ -92,8 +94,8 @@ class Study:
         from karipap_core.profiles.activations import CalibrationSettings
 
         settings = self._settings or CalibrationSettings()
-        positions = (self.checkpoint.config.get("text_config") or self.checkpoint.config).get("max_position_embeddings")
-        if isinstance(positions, int) and 0 < positions < settings.window:  # another kind is told when it is loaded
+        positions = positions_of(self.checkpoint.config.get("text_config") or self.checkpoint.config)
+        if positions is not None and positions < settings.window:
             settings = replace(settings, window=positions)
         return settings
 
@@ -181,6 +183,17 @@ class Study:
         """The dense model on the windows that whole plans are measured on."""
         return self._probe("check")
 
+    @cached_property
+    def why_not_run(self) -> str | None:
+        """Why nothing can be measured by running the model on the text, None where it can: tried once."""
+        if self.checkpoint.kind is None:
+            return f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run."
+        try:
+            _ = self.check
+        except InputError as error:
+            return str(error)
+        return None
+
     def _probe(self, windows: Literal["probe", "check"]) -> "Probe":
         if windows not in self._probes:
             from karipap_core.plan.probe import Probe
@@ -199,12 +212,18 @@ class Study:
 
     # Spectra and curves.
 
-    def profile(self, metrics=("weight", "functional", "loss"), network: str | None = None) -> Profile:
+    def profile(self, metrics=WHOLE_PROFILE, network: str | None = None) -> Profile:
         """The profile under these metrics, from the workspace where it is there."""
         wanted = self.moments if tuple(metrics) != ("weight",) else None
         settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
         folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
+
+    def _spectra(self, metric: str) -> Profile:
+        """A profile that has the spectra under a metric: under `weight` one for which nothing has to be run will do."""
+        settings = profile_settings(WHOLE_PROFILE, None, self.text, self.settings)
+        there = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings)) / "profile.json"
+        return self.profile() if metric != "weight" or there.exists() else self.profile(("weight",))
 
     def curves(self, kind: Kind | str, metric: str, weights: list[Weight] | None = None) -> Curves:
         """The curves (curves.py) of a kind of network under a metric.
@@ -240,11 +259,11 @@ class Study:
         if kind.grouped:
             return build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
         exact = kind == Kind("lowrank") and all(weight.compressible for weight in weights)
-        profile = self.profile() if exact else None  # it has the spectra of the blocks' weights, not of tables
+        profile = self._spectra(metric) if exact else None  # it has the spectra of the blocks' weights, not of tables
         return build_curves(self.checkpoint, weights, kind, metric, profile, decompositions, self.progress)
 
     def entropies(self, metric: str) -> dict[str, float]:
-        rows = self.profile().weights
+        rows = self._spectra(metric).weights
         return {row["name"]: row["spectra"].get(metric, row["spectra"]["weight"])["entropy"] for row in rows}
 
     def decompositions(self, metric: str) -> "Decompositions":
@@ -290,11 +309,11 @@ class Study:
         from karipap_core.plan.damage import measure_levels
         from karipap_core.plan.planner import Planner
 
-        if self.checkpoint.kind is None:
-            raise InputError(f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run.")
+        if self.why_not_run is not None:
+            raise InputError(self.why_not_run)
         partial = _KeptOnDisk(file.with_suffix(".partial.json"))
         levels = measure_levels(self.probe, self.decompositions(metric), self.weights, partial, self.progress)
-        causal = self.checkpoint.kind == "causal"
+        causal = self.checkpoint.predicts
         self._calibrations[metric] = calibration = Calibration(
             metric=metric,
             measure="kl" if causal else "output error",

@@ -19,6 +19,7 @@ import torch
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.errors import InputError
+from karipap_core.models import running
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
@@ -216,25 +217,25 @@ def _collect(moments: Moments, index: int) -> tuple[dict[str, torch.Tensor], dic
         for start in range(0, len(windows), batch):
             moments.progress("activations", before + start, total, group[0].name if group else "")
             rows = windows[start : start + batch].to(moments.device)
-            sampled_loss(model, checkpoint.kind, rows, generator).backward()
+            sampled_loss(model, rows, generator).backward()
             model.zero_grad(set_to_none=True)
             last = None
     moments.progress("activations", before + len(windows), total)
     return _pack(group, inputs, gradients, shared, windows.numel())
 
 
-def sampled_loss(model, kind: str | None, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def sampled_loss(model, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """The scalar whose gradients give the true Fisher: −Σ ln p(label) with labels drawn from p (causal), or the
     Gaussian counterpart Σ hᵀv / E‖h‖·√(2) of the last hidden state (encoder)."""
     from karipap_core.models.load import check_outputs
 
-    if kind == "causal":
-        logits = model(input_ids=rows, use_cache=False).logits.float()
+    if running.predicts(model):
+        logits = running.logits(model, rows).float()
         check_outputs(logits, type(model).__name__)
         probabilities = logits.detach().softmax(-1).flatten(0, 1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
-    hidden = model(input_ids=rows).last_hidden_state.float()
+    hidden = running.states(model, rows).float()
     check_outputs(hidden, type(model).__name__)
     noise = torch.randn(hidden.shape, generator=generator).to(hidden.device)
     # ½ vᵀ G v must be the relative squared error ‖Δh‖²/E‖h‖², so g carries √2.

@@ -77,7 +77,7 @@ def run(
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoint = open_checkpoint(model, progress=progress)
     plan.check(checkpoint, force)
-    check_names(extras.conventions, checkpoint.kind == "causal")
+    check_names(extras.conventions, checkpoint.predicts)
     if extras.suite is not None:
         causal(checkpoint)
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("heldout")

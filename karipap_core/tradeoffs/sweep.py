@@ -159,7 +159,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
         progress("baselines", number, len(others), rival.label)
         compared.append(points.of_baseline(rival))
     progress("baselines", len(others), len(others))
-    quality = "loss" if study.checkpoint.kind == "causal" else "relative_error"
+    quality = "loss" if study.checkpoint.predicts else "relative_error"
     notes[:0] = warnings_of(point.figures | {"label": point.label} for point in (*runs, *compared))
     rows = [point.figures | {"id": point.id} for point in (*runs, *compared)]
     document = {

@@ -105,7 +105,7 @@ def will_take(points: list[dict], networks: list[str], rules: list[str], budgets
 def sweep_tasks(view) -> tuple[list[str], str]:
     """(options of the command line, problem) of the benchmark tasks that every point of a sweep gets besides."""
     there = find_spec("lm_eval") is not None
-    causal = view.checkpoint.kind == "causal"
+    causal = view.checkpoint.predicts
     names = st.multiselect(
         "Tasks",
         NAMES,

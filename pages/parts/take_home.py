@@ -7,6 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from karipap_core.checkpoint.kinds import loader_of
 from karipap_core.compressed import archive, records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
@@ -142,7 +143,11 @@ def lines(view, folder: Path) -> None:
     st.markdown("**On this machine**")
     st.code(str(folder), language=None, wrap_lines=True)
     st.markdown("**Load it, from any folder**")
-    st.code(archive.two_lines(folder, view.checkpoint.kind), language="python", wrap_lines=True)
+    st.code(
+        archive.two_lines(folder, loader_of(view.checkpoint.config, view.checkpoint.kind)),
+        language="python",
+        wrap_lines=True,
+    )
     if not installed():
         st.caption("Karipap is not installed in this environment yet. Once, in a terminal:")
         st.code(f"pip install -e {common.ROOT}", language="bash", wrap_lines=True)

@@ -222,7 +222,7 @@ def preferred(view, looked: list[dict], side: str) -> tuple[str, str]:
 
 def verdict(view, spec: str, side: str, key: str) -> str | None:
     """Shows what is known of a text for a model; the warning, if there is one."""
-    if view.checkpoint.kind != "causal":
+    if not view.checkpoint.predicts:
         return None
     looked = suits.known(view.checkpoint)
     found = suits.found_for(looked, spec, side)

@@ -36,6 +36,8 @@ def table(document: dict) -> str:
         what = "output error" if predicted.get("measure") == "output error" else "loss"
         error = f", usually within ±{predicted['error']:.0%}" if predicted.get("error") else ""
         facts["predicted"] = f"{what} rises by {value(predicted['rise'])}{error}"
+    elif why := predicted.get("not_predicted"):
+        facts["not predicted"] = why
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {inline(entry)}" for entry in document.get("tried", ())]
     return page(facts, grid(head, rows), [*tried, *_why(document["weights"])])

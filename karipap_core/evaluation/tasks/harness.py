@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.errors import Cancelled, InputError
 from karipap_core.evaluation.tasks import python as tasks_python
 from karipap_core.evaluation.tasks.files import TaskFile, read_folder
@@ -139,7 +140,7 @@ def rows(model, batch_size: int | str = "auto") -> int:
     if batch_size != "auto":
         return int(batch_size)
     config = model.config.get_text_config()
-    length = min(getattr(config, "max_position_embeddings", None) or MAX_LENGTH, MAX_LENGTH)
+    length = min(positions_of(config) or MAX_LENGTH, MAX_LENGTH)
     room = LOGITS_BYTES["cuda" if next(model.parameters()).is_cuda else "cpu"]
     return max(1, min(MAX_BATCH, room // (4 * config.vocab_size * length)))
 

@@ -29,7 +29,7 @@ def opened(file: Path, study, settings: dict) -> dict:
         "created": round(time.time(), 3),
         "model": measured_model(study.checkpoint),
         "settings": settings,
-        "quality": "rise" if study.checkpoint.kind == "causal" else "relative_error",
+        "quality": "rise" if study.checkpoint.predicts else "relative_error",
         "total": {},
         "weights": [],
         "layers": [],

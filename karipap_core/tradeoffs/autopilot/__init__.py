@@ -68,7 +68,7 @@ def autopilot(
         return known
 
     with only_writer(home / "autopilot.json", "autopilot"):
-        criterion = Criterion(aim, study.checkpoint.kind == "causal")
+        criterion = Criterion(aim, study.checkpoint.predicts)
         texts = halves(text)
         log = Log(criterion, home / "autopilot.json", _head(key, criterion, settings, study, texts))
         points_in = Path(out) if out is not None else study.workspace.root

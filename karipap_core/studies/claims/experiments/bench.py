@@ -33,7 +33,7 @@ class Bench:
 
     def __init__(self, study: Study, progress: Progress) -> None:
         self.study, self.probe, self.progress = study, study.check, progress
-        self.causal = study.checkpoint.kind == "causal"
+        self.causal = study.checkpoint.predicts
 
     def cut(self, matrices: Iterable[tuple[str, torch.Tensor]], layer: int | None = None) -> dict[str, float]:
         """{"damage", "rise"} with these weights (name, Ŵ) in place; as before when it returns or raises. `layer`: none

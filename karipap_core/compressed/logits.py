@@ -1,0 +1,185 @@
+"""Whether a compressed folder, loaded by transformers, computes what its cores say: by its logits, and by the matrices
+of the layers that no token reaches."""
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from karipap_core.checkpoint.kinds import positions_of
+from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.compressed.records import Source
+from karipap_core.errors import InputError
+from karipap_core.plan.document import Plan
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
+
+TOLERANCE = 1e-3  # relative, of the logits in float32
+TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
+PROBE_ROWS, PROBE_TOKENS = 2, 32
+
+
+def logits_agree(
+    folder: Path,
+    plan: Plan,
+    source: Source | None,
+    core_files: Mapping[str, Path] | None,
+    checkpoint: Checkpoint,
+    device: str,
+) -> tuple[bool, str]:
+    dense = source.checkpoint if source else None
+    if dense is not None and plan.unties(dense):
+        dense = None  # its one table would have to be two
+    try:
+        found = _agreement(folder, plan, dense, core_files, checkpoint, device)
+    except (InputError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        return False, f"cannot be loaded and run: {_first_line(error)}"
+    beside = "the dense model with the cores' matrices in place" if dense is not None else "its own weights, formed"
+    said = [f"not run, as the dense model is not ({found.why})"] if found.why else []
+    # In powers of ten: the last digits depend on the machine, and equal folders are to have equal records.
+    said += [] if found.why else [f"relative error against {beside} {_bound(found.difference)}"]
+    if found.still:
+        kept = f"{found.still} layers that these tokens do not reach hold their cores' matrices"
+        said.append(f"{kept}, relative error {_bound(found.matrices)}")
+    return max(found.difference, found.matrices) <= found.allowed, f"{'; '.join(said)}; allowed {found.allowed:g}"
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """‖a − b‖ / ‖b‖ of the logits, how much is `allowed`; of the `still` layers that no token reaches, the largest such
+    error of their matrices; and `why` the model is not run at all."""
+
+    difference: float
+    allowed: float
+    still: int
+    matrices: float
+    why: str = ""
+
+
+def _bound(error: float) -> str:
+    return next((f"below 1e-{n}" for n in range(9, 0, -1) if error < 10.0**-n), f"of {error:.1g}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _agreement(folder, plan, dense, core_files, checkpoint, device) -> _Agreement:
+    import torch
+
+    from karipap_core.layers.cores import CoresModule
+    from karipap_core.models.load import load_model
+    from karipap_core.models.sites import sites
+
+    dtype, allowed = _affordable(checkpoint, plan)
+    live, _ = load_model(folder, dtype=dtype, device=device, run=False)
+    ids = _probe(live).to(device)
+    ran: set[CoresModule] = set()
+    for module in live.modules():
+        if isinstance(module, CoresModule):
+            module.register_forward_hook(lambda module, inputs, output: ran.add(module))
+    ours, failure = _tried(live, ids)
+    if failure is not None and dense is None and not isinstance(failure, InputError):
+        raise failure
+    still, matrices = _still(live, ran, plan, checkpoint, core_files)
+    if dense is None:
+        if failure is not None:
+            return _Agreement(0.0, allowed, still, matrices, _first_line(failure))
+        for module in ran:
+            module.runtime = "dense"
+        theirs = _output(live, ids)
+    else:
+        del live, ran
+        model, _ = load_model(dense, dtype=dtype, device=device, run=False)
+        found = sites(model, dense, tables=True)
+        with torch.no_grad():
+            for name, matrix in _matrices(plan, checkpoint, core_files):
+                if name not in found:
+                    raise InputError(f"weight {name} is no linear layer of a {type(model).__name__}")
+                found[name].get().copy_(matrix)
+        theirs, same = _tried(model, ids)
+        if failure is not None and same is not None:
+            return _Agreement(0.0, allowed, still, matrices, _first_line(same))
+        if (fault := failure or same) is not None:
+            raise fault
+    assert ours is not None and theirs is not None
+    if not torch.isfinite(ours).all():
+        return _Agreement(float("inf"), allowed, still, matrices)
+    # The same also where both are zero, as those of a model of zeros.
+    difference = 0.0 if torch.equal(ours, theirs) else ((ours - theirs).norm() / theirs.norm()).item()
+    return _Agreement(difference, allowed, still, matrices)
+
+
+def _tried(model, ids) -> "tuple[torch.Tensor | None, Exception | None]":
+    """What the model puts out, or what stopped it."""
+    try:
+        return _output(model, ids), None
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # what a model that reads no text raises is its own affair
+        return None, error
+
+
+def _still(live, ran: set, plan: Plan, checkpoint: Checkpoint, core_files) -> tuple[int, float]:
+    """(how many networks of a live model no token has reached, the largest ‖W − Ŵ‖ / ‖Ŵ‖ of theirs)."""
+    from karipap_core.models.sites import Names
+
+    names, count, worst = Names(live), 0, 0.0
+    idle = {path for path, module in live.named_modules() if hasattr(module, "cores") and module not in ran}
+    wanted = {name for name in plan.weights if plan.spec(name) is not None and names.path(name) in idle} if idle else ()
+    for name, matrix in _matrices(plan, checkpoint, core_files, wanted) if wanted else ():
+        formed = live.get_submodule(names.path(name)).weight.double().cpu()
+        count, worst = count + 1, max(worst, ((formed - matrix.cpu()).norm() / matrix.norm().clamp_min(1e-30)).item())
+    return count, worst
+
+
+def _affordable(checkpoint: Checkpoint, plan: Plan):
+    """float32 where the dense model fits in memory so, else what its weights are stored in."""
+    import psutil
+    import torch
+
+    need = 4.6 * float(plan.model.get("parameters") or checkpoint.parameters)
+    stored = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32")
+    if need < psutil.virtual_memory().available or stored not in ("bfloat16", "float16"):
+        return torch.float32, TOLERANCE
+    return getattr(torch, stored), TOLERANCE_16
+
+
+def _probe(model):
+    """Fixed token ids (2, n): the same on every machine."""
+    import torch
+
+    config = model.config.get_text_config()
+    n = min(PROBE_TOKENS, positions_of(config) or PROBE_TOKENS)
+    vocabulary = getattr(config, "vocab_size", None) or PROBE_ROWS  # what reads no text has none
+    return (torch.arange(PROBE_ROWS * n) * 7919 % vocabulary).reshape(PROBE_ROWS, n)
+
+
+def _output(model, ids):
+    import torch
+
+    from karipap_core.models import running
+
+    with torch.no_grad():
+        return running.output(model, ids).double().cpu()
+
+
+def _matrices(
+    plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path] | None, wanted: Container[str] | None = None
+) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """(name, Ŵ (out, in) float64) of each weight that the plan changes (and that is `wanted`), one at a time."""
+    from safetensors import safe_open
+
+    from karipap_core.layers.cores import read_cores
+
+    def read(owner: str, tensor: str) -> "torch.Tensor":
+        if core_files is None:
+            return checkpoint.read_tensor(f"{owner}.{tensor}")
+        with safe_open(core_files[owner], framework="pt") as file:
+            return file.get_tensor(tensor)
+
+    for name in plan.weights:
+        spec = plan.spec(name)
+        if spec is not None and (wanted is None or name in wanted):
+            yield name, spec.dense(read_cores(spec, name, read))
