@@ -57,7 +57,7 @@ def test_moments_are_those_of_a_plain_pass(study):
     generator = torch.Generator().manual_seed(study.settings.seed)
     for rows in windows.split(2048 // study.settings.window):
         outputs.clear()
-        sampled_loss(model, study.checkpoint.kind, rows, generator).backward()
+        sampled_loss(model, rows, generator).backward()
         for name, output in outputs:
             seen[name][1].append(output.grad.flatten(0, -2).double().numpy())
     tokens = windows.numel()
