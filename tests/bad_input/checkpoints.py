@@ -516,9 +516,10 @@ CASES = [
     Case("a Karipap folder without a plan", config(quantization_config={"quant_method": "karipap"}), "evaluate model",
          "quantization_config of this model holds no Karipap plan: write the folder anew."),
     Case("a model of images", config(model_type="vit", architectures=["ViTModel"]), "evaluate model",
-         "model is a vit, which reads no text: only models of text are run."),
+         "model lacks parameter embeddings.cls_token of a ViTModel and holds model.embed_tokens.weight, which that has "
+         "no place for: its tensors have other names, or its config.json is another model's."),
     Case("an encoder and a decoder", config(model_type="bart", architectures=["BartModel"]), "evaluate model",
-         "model is an encoder and a decoder (bart): only models of one part are run."),
+         "model has layers 0 to 1 in the file and more by config.json: file and config are not of one model."),
     Case("code that is not run", config(model_type="unheard_of", auto_map={"AutoConfig": "configuration.Config"}), "evaluate model",
          "The config of model is of no model that transformers can build: The repository model contains custom"
          " code which must be executed to correctly load the model. You can inspect the repository content at "

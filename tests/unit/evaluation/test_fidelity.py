@@ -153,7 +153,8 @@ def folders(tmp_path_factory):
 def plan_in(folder, fingerprint, source=None):
     """Let a folder's files say that it was made from the checkpoint with this fingerprint."""
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"plan": {"model": {"name": "somewhere/else", "fingerprint": fingerprint}}}
+    plan = {"model": {"name": "somewhere/else", "fingerprint": fingerprint}}
+    config["quantization_config"] = {"quant_method": "karipap", "plan": plan}
     (folder / "config.json").write_text(json.dumps(config))
     report = {"format": "karipap-report", "version": 1}
     (folder / "karipap.json").write_text(json.dumps(report | ({"source": source} if source else {})))
