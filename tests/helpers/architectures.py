@@ -117,6 +117,18 @@ def make(
     auto = transformers.AutoModel if name in ENCODERS else transformers.AutoModelForCausalLM
     auto = transformers.AutoModelForMaskedLM if name == "bert_masked" else auto
     model = auto.from_config(config)
+    fill(model, seed)
+    model.to(torch.bfloat16 if name == "llama_bf16" else getattr(torch, dtype))
+    if name not in ENCODERS:
+        model.generation_config.eos_token_id = None  # so that generate() always goes on to the length asked for
+    model.save_pretrained(folder, **({"max_shard_size": max_shard} if max_shard else {}))
+    if name == "gpt2_bare":
+        drop_prefix(folder / "model.safetensors", "transformer.")
+    write_tokenizer(folder)
+    return folder
+
+
+def fill(model: torch.nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,12 +137,13 @@ def make(
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
             else:
                 parameter.add_(noise * 0.1)
-    model.to(torch.bfloat16 if name == "llama_bf16" else getattr(torch, dtype))
-    if name not in ENCODERS:
-        model.generation_config.eos_token_id = None  # so that generate() always goes on to the length asked for
-    model.save_pretrained(folder, **({"max_shard_size": max_shard} if max_shard else {}))
-    if name == "gpt2_bare":
-        drop_prefix(folder / "model.safetensors", "transformer.")
+
+
+def save(model, folder: Path, seed: int = 0) -> Path:
+    """Writes a model, filled as `make` fills one, and a tokenizer; returns the folder."""
+    fill(model, seed)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 

@@ -2,16 +2,25 @@
 
 from typing import Any
 
-import numpy as np
-
-from karipap_core.checkpoint.gguf.architectures import KNOWN, MIXTRAL, Architecture
+from karipap_core.checkpoint.gguf.architectures import (
+    FALCON_GROUPED,
+    FALCON_TWO_NORMS,
+    KNOWN,
+    MIXTRAL,
+    Architecture,
+)
 from karipap_core.checkpoint.gguf.header import Header
 from karipap_core.checkpoint.gguf.layouts import Heads
+from karipap_core.checkpoint.gguf.rope import decimal, rope_of
 from karipap_core.errors import InputError
 
 MOST_SHOWN = 40  # characters of a value that are shown
 # Entries of an architecture that change nothing here: said elsewhere, or of llama.cpp's own.
-SAID_ELSEWHERE = {"vocab_size", "tensor_data_layout", "attention.value_length", "rope.dimension_count"}
+SAID_ELSEWHERE = ("vocab_size", "tensor_data_layout", "attention.value_length", "attention.key_length")
+LENGTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+ROPE = ("rope.freq_base", "rope.dimension_count")
+NEEDED = ("embedding_length", "block_count", "attention.head_count", "ssm.inner_size")
+MOST = 1 << 24  # of these
 IDS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
@@ -30,6 +39,8 @@ def architecture_of(header: Header) -> Architecture:
         raise InputError(f"{header.file} has no general.architecture: it does not say what model it is.")
     if name == "llama" and entries.get("llama.expert_count"):
         return MIXTRAL
+    if name == "falcon" and heads_of(header).keys > 1:
+        return FALCON_TWO_NORMS if "blk.0.attn_norm_2.weight" in header.tensors else FALCON_GROUPED
     if name not in KNOWN:
         raise InputError(
             f"{header.file} is of the architecture {name[:MOST_SHOWN]}, which is not opened from GGUF: open the "
@@ -41,13 +52,16 @@ def architecture_of(header: Header) -> Architecture:
 def heads_of(header: Header) -> Heads:
     """The head counts of a file, which decide about the order of rows."""
     name = header.entries["general.architecture"]
-    queries = _plain(header, f"{name}.attention.head_count") or 0
-    return Heads(queries, _plain(header, f"{name}.attention.head_count_kv") or queries)
+    counts = [header.entries.get(f"{name}.attention.head_count{which}") for which in ("", "_kv")]
+    queries, keys = (max(count) if isinstance(count, list) and count else count for count in counts)
+    queries, keys = (count if isinstance(count, int) and 0 < count <= MOST else 0 for count in (queries, keys))
+    return Heads(queries, keys or queries)
 
 
 def config_of(header: Header, architecture: Architecture) -> dict[str, Any]:
     """The config.json of a file's model. Raises InputError for an entry that no field says."""
     name = header.entries["general.architecture"]
+    said = {key.removeprefix(f"{name}."): key for key in header.entries if key.startswith(f"{name}.")}
     config: dict[str, Any] = {
         "architectures": [architecture.model_class],
         "model_type": architecture.model_type,
@@ -56,23 +70,86 @@ def config_of(header: Header, architecture: Architecture) -> dict[str, Any]:
     }
     config |= architecture.constants
     config |= {field: True for field, tensor in architecture.flags.items() if tensor in header.tensors}
+    config |= {field: tensor not in header.tensors for field, tensor in architecture.lacks.items()}
     if (table := header.tensors.get("token_embd.weight")) is not None and len(table.shape) == 2:
         config["vocab_size"] = table.shape[0]
-    for key in header.entries:
-        prefix, _, rest = key.partition(".")
-        if prefix != name:
-            continue
+    for rest, key in said.items():
         if field := architecture.fields.get(rest):
             config[field] = _plain(header, key)
-        elif rest not in SAID_ELSEWHERE:
+        elif rest not in SAID_ELSEWHERE + architecture.silent and not rest.startswith("rope."):
             shown = str(header.entries[key])[:MOST_SHOWN]
             raise InputError(f"{header.file} has the entry {key} ({shown}), which is not known here.")
-    if architecture.wide:  # of Gemma 2 and 3; no entry says it, and llama.cpp goes by the number of blocks
-        wide = config.get("num_hidden_layers") == architecture.wide
-        scaled = config["hidden_size"] // heads_of(header).queries if wide else config["head_dim"]
-        config["query_pre_attn_scalar"] = scaled
-    config |= {field: _plain(header, key) for key, field in IDS.items() if key in header.entries}
-    return config
+    _missing(header, architecture, config, name)
+    _heads(header, architecture, config, {rest: _plain(header, key) for rest, key in said.items() if rest in LENGTHS})
+    rope = {rest: _plain(header, key) for rest, key in said.items() if rest.startswith("rope.")}
+    if unknown := next((rest for rest in rope if not rest.startswith("rope.scaling.") and rest not in ROPE), None):
+        raise InputError(f"{header.file} has the entry {said[unknown]} ({rope[unknown]}), which is not known here.")
+    config |= rope_of(header, rope, config)
+    if "rope_scaling" in config and not config["rope_scaling"]:
+        del config["rope_scaling"]
+    if (special := SPECIAL.get(architecture.model_type)) is not None:
+        config |= special(header, architecture, config)
+    return config | {field: _plain(header, key) for key, field in IDS.items() if key in header.entries}
+
+
+def _missing(header: Header, architecture: Architecture, config: dict[str, Any], name: str) -> None:
+    """Raises InputError where an entry is not there, or is no number above 0, without which no model can be built."""
+    for rest, field in architecture.fields.items():
+        value, due = config.get(field), rest in NEEDED
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
+        if due and not whole:
+            said = "lacks" if value is None else f"says {str(value)[:MOST_SHOWN]} for"
+            raise InputError(f"{header.file} {said} {name}.{rest}, a whole number above 0: fetch it again.")
+
+
+def _heads(header: Header, architecture: Architecture, config: dict[str, Any], lengths: dict[str, Any]) -> None:
+    """Fills in the length of a head, and the part of it that is rotated. Raises InputError where these contradict each
+    other, or are what transformers has no word for."""
+    heads = heads_of(header)
+    if not heads.queries:
+        return
+    usual = config.get("hidden_size", config.get("n_embd", 0)) // heads.queries
+    length = lengths.get("attention.key_length", usual)
+    if "attention.key_length" in architecture.fields:
+        length = config.setdefault("head_dim", length)
+    value, rotated = lengths.get("attention.value_length", length), lengths.get("rope.dimension_count", length)
+    if architecture.partial and length and rotated != length:
+        config["partial_rotary_factor"] = rotated / length
+        rotated = length
+    if value != length or rotated != length or (length != usual and "head_dim" not in config):
+        raise InputError(
+            f"{header.file} has heads of {length} with values of {value}, of which {rotated} are rotated: a "
+            f"{architecture.model_class} has no such heads."
+        )
+
+
+def _gemma(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """By what queries are scaled: no entry says it, and llama.cpp goes by the number of blocks."""
+    wide = config["num_hidden_layers"] == architecture.wide
+    return {"query_pre_attn_scalar": config["hidden_size"] // heads_of(header).queries if wide else config["head_dim"]}
+
+
+def _falcon(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """The first Falcon's config has no count of heads of keys: there is one."""
+    return {} if config["new_decoder_architecture"] else {"num_kv_heads": None}
+
+
+def _mamba(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    if header.entries.get("mamba.ssm.dt_b_c_rms"):  # Falcon Mamba
+        raise InputError(f"{header.file} is a Mamba with norms within (ssm.dt_b_c_rms), which is not opened from GGUF.")
+    return {"expand": config["intermediate_size"] // config["hidden_size"]}
+
+
+def _lfm2(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """A block without heads of keys is one of short convolutions."""
+    counts = header.entries.get("lfm2.attention.head_count_kv")
+    if not isinstance(counts, list) or len(counts) != config["num_hidden_layers"]:
+        raise InputError(f"{header.file}: lfm2.attention.head_count_kv is no list of a number for each block.")
+    types = ["full_attention" if count else "conv" for count in counts]
+    return {"num_key_value_heads": max(counts), "layer_types": types}
+
+
+SPECIAL = {"gemma2": _gemma, "gemma3_text": _gemma, "falcon": _falcon, "mamba": _mamba, "lfm2": _lfm2}
 
 
 def dtype_of_model(header: Header) -> str:
@@ -84,11 +161,10 @@ def dtype_of_model(header: Header) -> str:
 
 
 def _plain(header: Header, key: str) -> Any:
-    """An entry as one number or word: what a list gives each layer has to be the same for all. Floats of 32 bits become
-    the shortest decimal that stands for them, as the model's own config.json had it."""
+    """An entry as one number or word: what a list gives each layer has to be the same for all."""
     value = header.entries.get(key)
     if isinstance(value, list):
         if len(set(value)) != 1:
             raise InputError(f"{header.file}: {key} differs from layer to layer, which is not opened here.")
         value = value[0]
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    return decimal(value) if isinstance(value, float) else value

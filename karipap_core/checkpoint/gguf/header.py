@@ -68,6 +68,27 @@ def read_header(path: Path) -> Header:
         return Header(path, found, _placed(path, table, reader, found), reader.digest.hexdigest())
 
 
+def read_parts(files: list[Path]) -> Header:
+    """The header of a model that lies in several GGUF files: the entries of the first, the tensors of all. Raises
+    InputError where these are no parts of one model."""
+    headers = [read_header(file) for file in files]
+    tensors: dict[str, TensorInfo] = {}
+    for number, header in enumerate(headers):
+        said = [header.entries.get(f"split.{what}") for what in ("no", "count")]
+        if len(files) > 1 and said != [number, len(files)]:
+            raise InputError(
+                f"{header.file} does not say that it is part {number + 1} of {len(files)}: fetch it again."
+            )
+        if twice := sorted(tensors.keys() & header.tensors.keys()):
+            raise InputError(f"Tensor {twice[0]} is in both {tensors[twice[0]].file.name} and {header.file.name}.")
+        tensors |= header.tensors
+    count = headers[0].entries.get("split.tensors.count", len(tensors))
+    if count != len(tensors):
+        raise InputError(f"{files[0]} has {len(tensors):,} tensors with its other parts, and says {count}.")
+    whole = "".join(header.sum for header in headers)
+    return Header(files[0], headers[0].entries, tensors, hashlib.sha256(whole.encode()).hexdigest())
+
+
 class _Reader:
     """Takes a header apart from its beginning; nothing is taken that the file does not have."""
 

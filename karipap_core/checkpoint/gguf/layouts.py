@@ -25,21 +25,54 @@ def _rotated(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
     return tensor.reshape(heads, halves, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
+def _grouped(tensor: "torch.Tensor", heads: Heads) -> "torch.Tensor":
+    """Rows from all queries, all keys, all values to each group's queries, its key and its value."""
+    import torch
+
+    size = tensor.shape[0] // (heads.queries + 2 * heads.keys)
+    parts = tensor.split([heads.queries * size, heads.keys * size, heads.keys * size])
+    groups = [part.reshape(heads.keys, -1, *tensor.shape[1:]) for part in parts]
+    return torch.cat(groups, 1).reshape(tensor.shape)
+
+
+def _by_heads(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Rows from all queries, all keys, all values to each head's three."""
+    return tensor.reshape(3, heads, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+
+
 UNDO: dict[str, Callable[["torch.Tensor", Heads], "torch.Tensor"]] = {
     "rotated q": lambda tensor, heads: _rotated(tensor, heads.queries),
     "rotated k": lambda tensor, heads: _rotated(tensor, heads.keys),
+    "grouped qkv": _grouped,
+    "qkv by heads": lambda tensor, heads: _by_heads(tensor, heads.queries),
     "one more": lambda tensor, _: (tensor.float() - 1).to(tensor.dtype),
+    "minus exponential": lambda tensor, _: (-tensor.float()).log().to(tensor.dtype),
+    "transposed": lambda tensor, _: tensor.T.contiguous(),
+    "each transposed": lambda tensor, _: tensor.transpose(-1, -2).contiguous(),
     "a row": lambda tensor, _: tensor.reshape(1, -1),
+    "a channel": lambda tensor, _: tensor.unsqueeze(1),
 }
 # layout → the shape that a tensor has afterwards
 CHANGED: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
+    "transposed": lambda shape: shape[::-1],
+    "each transposed": lambda shape: (*shape[:-2], *shape[:-3:-1]),
     "a row": lambda shape: (1, shape[-1]),
+    "a channel": lambda shape: (shape[0], 1, *shape[1:]),
 }
+SIDES = {"transposed": 2, "each transposed": 3, "a row": 1, "a channel": 2}  # that a tensor has before
+OF_ROWS = ("rotated q", "rotated k", "grouped qkv", "qkv by heads")  # these hold for a bias too
 
 
 def wrong(layout: str, shape: tuple[int, ...], heads: Heads) -> str | None:
     """Why a tensor of that shape cannot have been laid out so, or None."""
-    counts = {"rotated q": heads.queries, "rotated k": heads.keys}
-    if (count := counts.get(layout)) is not None and (count < 1 or not shape or shape[0] % (2 * count)):
-        return f"{shape[0] if shape else 0} rows do not make {count} heads of pairs"
-    return None
+    if (sides := SIDES.get(layout)) is not None and len(shape) != sides:
+        return f"{len(shape)} dimensions where {sides} are due"
+    parts = {
+        "rotated q": 2 * heads.queries,
+        "rotated k": 2 * heads.keys,
+        "grouped qkv": heads.queries + 2 * heads.keys,
+        "qkv by heads": 3 * heads.queries,
+    }
+    if layout in parts and (parts[layout] < 1 or not shape or shape[0] % parts[layout]):
+        return f"{shape[0] if shape else 0:,} rows for {heads.queries:,} heads of queries and {heads.keys:,} of keys"
+    return "its head counts are no multiples" if layout == "grouped qkv" and heads.queries % heads.keys else None
