@@ -34,7 +34,6 @@ SETTINGS = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "merges.txt", *TOKENIZERS),
 )
-GENERATIVE = ("CausalLM", "LMHeadModel", "Generation")  # how the classes of models that write text end
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
 BUFFER = "a buffer, not a parameter"
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")

@@ -95,7 +95,7 @@ class Footprint:
         config = self.config.get_text_config(decoder=True)
         chunk = min(PREFILL, tokens * batch)
         each = 2 * config.hidden_size + _attention(config) + 2 * _inside(config)
-        return 2 * chunk * each + 4 * batch * config.vocab_size
+        return 2 * chunk * each + 4 * batch * getattr(config, "vocab_size", 0)
 
 
 def _attention(config) -> int:

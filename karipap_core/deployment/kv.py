@@ -9,7 +9,7 @@ Nothing here reads weights. Times are bytes over peak bandwidths: what no implem
 
 from dataclasses import dataclass
 
-from karipap_core.checkpoint.model import GENERATIVE
+from karipap_core.checkpoint.kinds import kind_of
 from karipap_core.errors import InputError
 
 GROUP = 64  # values that share a scale and a zero point where the cache has 4 bits
@@ -82,13 +82,15 @@ def cache_of(config) -> Cache:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"A {config.model_type} is an encoder and a decoder: only decoders are planned for.")
-    names = getattr(config, "architectures", None) or ["CausalLM"]
-    if not names[0].endswith(GENERATIVE):
+    said = {key: getattr(config, key, None) for key in ("architectures", "model_type", "is_decoder", "causal")}
+    if kind_of(said, True) != "causal":
         return Cache((), "none")  # an encoder sees its whole input at once and keeps nothing
     config = config.get_text_config(decoder=True)
     count = getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int):
         raise InputError(f"The config of a {config.model_type} does not say num_hidden_layers.")
+    if not hasattr(config, "num_attention_heads"):
+        return Cache((), "none", count)  # without attention, a layer keeps a state (RWKV)
     each = getattr(config, "per_layer_config", None) or [config] * count
     types = getattr(config, "layer_types", None)
     types = list(types) if types else [_type(layer) for layer in each]
