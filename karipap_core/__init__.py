@@ -10,7 +10,7 @@
 
 The public names are those of `__all__`; each is imported when it is first used. `import karipap_core` imports neither
 torch nor transformers, yet from then on transformers loads compressed folders: Karipap's quantizer joins transformers'
-registry at once where that is imported, and else the moment it is.
+registry at once where that is imported, and else the moment it is. PEFT learns of Karipap's layers in the same way.
 """
 
 import importlib
@@ -82,7 +82,10 @@ _MODULES = {  # where the public names live; a test holds this against the impor
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-_REGISTRY = "transformers.quantizers.auto"
+_JOINED = {  # module of others → what registers Karipap there when it is imported
+    "transformers.quantizers.auto": "karipap_core.models.quantizer",
+    "peft.tuners.lora.model": "karipap_core.models.adapters",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -98,15 +101,15 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _register() -> None:
-    importlib.import_module("karipap_core.models.quantizer")  # which registers itself
-
-
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Runs `_register` right after transformers' registry has been imported; finds nothing itself."""
+    """Imports a module of ours, which registers itself, right after a module of others has been imported; finds nothing
+    itself."""
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        self.theirs, self.ours = theirs, ours
 
     def find_spec(self, name: str, path=None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _REGISTRY:
+        if name != self.theirs:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -116,13 +119,14 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
         def run_and_register(module: ModuleType) -> None:
             run(module)
-            _register()
+            importlib.import_module(self.ours)
 
         spec.loader.exec_module = run_and_register  # type: ignore[method-assign]  # this one loader, used this once
         return spec
 
 
-if _REGISTRY in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _WhenImported())
+for _theirs, _ours in _JOINED.items():
+    if _theirs in sys.modules:
+        importlib.import_module(_ours)
+    else:
+        sys.meta_path.insert(0, _WhenImported(_theirs, _ours))

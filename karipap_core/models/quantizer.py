@@ -90,6 +90,15 @@ class KaripapQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether transformers' Trainer may train the model itself: where all cores are floats, as any other weights.
+        Numbers packed in few bits have no gradients; with those among them an adapter learns, or `heal`."""
+        from karipap_core.layers.cores import INDEX
+
+        specs = _specs(self.quantization_config.plan["weights"]).values()
+        return all(form in (None, INDEX) for spec in specs for form in spec.formats)
+
 
 def _specs(entries: dict) -> dict:
     """The networks of a plan's entries by name; a plain dense weight is none."""
