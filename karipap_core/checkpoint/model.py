@@ -24,10 +24,8 @@ from karipap_core.workspace.kept import keep_json, kept_json
 # Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
-# Stacks that a live model can be made to hold as one linear layer an expert (see experts.py); others stay dense.
-RUNNABLE_STACK = re.compile(r"\.experts\.(?:gate_up_proj|up_proj|down_proj)$")
-UNLIKE_OTHERS = {"llama4", "llama4_text"}
-EXPERT_STACK = re.compile(r"(?:experts\.\w+(?:\.weight)?|block_sparse_moe\.(?:input|output)_linear\.weight)$")
+# Three-dimensional tensors that stack matrices, one for each expert.
+EXPERT_STACK = re.compile(r"(?:experts?\.\w+(?:\.weight)?|(?:block_sparse_moe|mlp)\.(?:input|output)_linear\.weight)$")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 # What decides about a model's outputs besides its tensors.
 SETTINGS = (
@@ -180,7 +178,6 @@ class Checkpoint:
             transposed = self._conv1d and layer is not None and ready
             rows, columns = info.shape[::-1] if transposed else info.shape
             return [Weight(name, tensor, layer, role, (rows, columns), dtype, transposed, expert, None, ready)]
-        ready = ready and bool(RUNNABLE_STACK.search(name)) and self.config.get("model_type") not in UNLIKE_OTHERS
         transposed = self._stack_in_out(role, info.shape)
         rows, columns = info.shape[:0:-1] if transposed else info.shape[1:]
         return [
@@ -201,7 +198,7 @@ class Checkpoint:
         config = self.config.get("text_config") or self.config
         hidden = config.get("hidden_size")
         if shape[1] != shape[2] and hidden in shape[1:]:
-            return shape[2 if role == "down" else 1] == hidden
+            return shape[2 if role.endswith(("down", "fc2", "o")) else 1] == hidden
         return config.get("model_type") in EXPERTS_IN_OUT
 
     @cached_property

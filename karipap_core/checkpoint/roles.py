@@ -3,7 +3,9 @@
 import re
 
 # Containers whose numbered children are the model's blocks. No block has a number of more digits: some code counts.
-LAYER = re.compile(r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|\w+_layers|\w+_blocks)\.([0-9]{1,4})\.")
+LAYER = re.compile(
+    r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|attentions|ffns|encoders|\w+_layers|\w+_blocks)\.([0-9]{1,4})\."
+)
 EXPERT = re.compile(r"\.experts\.([0-9]{1,4})\.")
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
@@ -16,6 +18,8 @@ NOT_COMPRESSIBLE = {"embed", "head", "position", "token_type", "pooler", "classi
 ROLES = tuple(
     (re.compile(rf"(?:^|\.)(?:{pattern})$"), role)
     for pattern, role in (
+        (r"self_attention\.experts\.input_linear", "q"),
+        (r"self_attention\.experts\.output_linear", "o"),
         (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq", "q"),
         (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk", "k"),
         (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv", "v"),
@@ -23,13 +27,16 @@ ROLES = tuple(
         (r"q_b_proj", "q_b"),
         (r"kv_a_proj_with_mqa", "kv_a"),
         (r"kv_b_proj", "kv_b"),
-        (r"qkv_proj|query_key_value|c_attn|Wqkv|in_proj_qkv|qkv|wqkv", "qkv"),
+        (r"qkv_proj|query_key_value|c_attn|Wqkv|in_proj_qkv|qkv|wqkv|gqkv_proj|rel_qkv", "qkv"),
         (r"o_proj|out_lin|attention\.output\.dense|\w*attention\.dense|self_attn\.(?:dense|out_proj)", "o"),
         (r"(?:\w*attn|\w*attention|\w*Attention)\.(?:c_proj|out_proj|o|Wo|wo|proj|to_out|dense)", "o"),
-        (r"gate_up_proj|gate_and_up_proj|input_linear|mlp\.Wi", "gate_up"),
+        (
+            r"gate_(?:and_)?up_proj|up_gate_proj|input_linear|(?:shared_)?w13_weight|w13_dn|mlp\.Wi",
+            "gate_up",
+        ),
         (r"gate_proj|w1|wi_0|gate", "gate"),
         (r"up_proj|w3|wi_1", "up"),
-        (r"down_proj|w2|output_linear", "down"),
+        (r"down_proj|w2|(?:shared_)?w2_weight|w2_md|output_linear", "down"),
         (r"fc1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1", "fc1"),
         (r"fc2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2", "fc2"),
     )

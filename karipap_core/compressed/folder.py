@@ -77,8 +77,7 @@ def write_compressed(
         raise InputError(f"Weight {lacking[0]} is in one of plan and cores but not in the other.")
     weights = [checkpoint.weight(name) for name in entries]
     cores = {weight.name: _checked_cores(weight, entries, core_files[weight.name]) for weight in weights}
-    stacks = {weight.tensor: weight.transposed for weight in checkpoint.weights if weight.index is not None}
-    stacks = stacks if any(weight.index is not None for weight in weights) else {}
+    stacks = {weight.tensor: weight.transposed for weight in weights if weight.index is not None}  # others stay whole
     compressed = {weight.tensor: weight for weight in weights if weight.index is None}
 
     pieces: list[Piece] = []

@@ -16,7 +16,7 @@ from karipap_core.compressed.records import KINDS, REPORT, sums_of
 from karipap_core.errors import InputError
 from karipap_core.healing.loop import like
 from karipap_core.layers.cores import Cores, CoresModule, Packed
-from karipap_core.models.sites import Names
+from karipap_core.models.names import Names
 from karipap_core.workspace.kept import keep_json
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -92,11 +92,17 @@ def live_names(model: "PreTrainedModel", checkpoint: Checkpoint) -> dict[str, st
     that transformers itself loads with. Tensors that are stored in another form than they are held are left out."""
     from transformers.core_model_loading import rename_source_key
 
-    names, known = Names(model), dict.fromkeys(model.state_dict(), True)
+    names, known = Names(model, checkpoint.tensors), dict.fromkeys(model.state_dict(), True)
+    settings = checkpoint.config.get("quantization_config") or {}
+    stacks = (settings.get("original") or {}).get("stacks") or {}
+    names.unstack(stacks, merged=False)
+    cores = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
+    whole = sorted(name for name in cores if name.rpartition(".")[0] not in names.moved)
+    renamings = [*names.renamings, *names.renamings_of([*names.moved, *whole])]
     found = {}
     for tensor in checkpoint.tensors:
         prefix = model.base_model_prefix
-        live, converter = rename_source_key(tensor, names.renamings, names.others, prefix, known)
+        live, converter = rename_source_key(tensor, renamings, names.others, prefix, known)
         if live not in known:
             live, converter = rename_source_key(tensor, [], [], prefix, known)
         if live in known and converter is None:

@@ -1,63 +1,56 @@
 """Stacked experts of a live mixture-of-experts model as one linear map each, so that every weight is a module.
 
 transformers keeps a layer's experts as parameters of shape (experts, out, in) and multiplies them in one call. To
-watch, replace or compress one expert's weight, its layer is unstacked: the same numbers, in the same memory, as
-`nn.Linear`s that are run one after the other.
+watch, replace or compress one expert's weight, its stack is split: the same numbers, in the same memory where they are
+stored in the order that they act in, as `nn.Linear`s that are run one after the other.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
+class SplitStacks(nn.Module):
+    """A module of transformers that holds stacks, some of them split into a linear map for each expert.
 
-class Shell(Protocol):
-    """What transformers' module of a layer's experts says of itself."""
-
-    has_gate: bool
-    has_bias: bool
-    has_post_expert_norm: bool
-
-    def act_fn(self, x: torch.Tensor) -> torch.Tensor: ...
-
-    def _apply_gate(self, x: torch.Tensor) -> torch.Tensor: ...
-
-
-class UnstackedExperts(nn.Module):
-    """The experts of one layer, one linear map for each of their matrices.
-
-    y_t = Σ_e p_te · down_e(act(gate_up_e(x_t))) over the experts e that the router gave token t, as in
-    `transformers.integrations.moe`. A stacked parameter "gate_up_proj" becomes, for every expert e, either the
-    modules `e.<part>` for its `parts` (rows of the stack, top to bottom) or, without parts, the module
-    `gate_up_proj.e`: the names on disk. Weights are views of the stack.
+    A stack `s` that was split becomes, for every expert e, the module `s.e`, or, where the model's files store experts
+    one by one, the modules `e.<part>` for its parts (rows of the stack, top to bottom). Any other stays the parameter
+    that it was. A kind of module is a subclass that says how the parts are put together.
     """
 
-    shell: Shell
-    post_expert_norm: nn.Module  # where the model has one
+    transposed = False  # whether stacks hold (in, out) slices
+    shell: Any
 
-    def __init__(self, stacked: nn.Module, parts: dict[str, list[str]]):
+    def __init__(self, stacked: nn.Module):
         super().__init__()
         self.paths: dict[str, list[list[str]]] = {}  # stack → expert → modules whose outputs stand side by side
-        for stack in [name for name in STACKS if hasattr(stacked, name)]:
-            weights = getattr(stacked, stack).data
-            weights = weights.transpose(1, 2) if stacked.is_transposed else weights
-            names = parts.get(stack)
-            self.paths[stack] = []
-            for expert, weight in enumerate(weights):
-                paths = [f"{expert}.{part}" for part in names] if names else [f"{stack}.{expert}"]
-                for path, piece in zip(paths, weight.chunk(len(paths)), strict=True):
-                    self._place(path, linear_of(piece))
-                self.paths[stack].append(paths)
-            delattr(stacked, stack)
-        for name, bias in list(stacked.named_parameters(recurse=False)):
+        self.rows: dict[str, torch.Tensor] = {}  # stack → where each output stands among those as stored
+        for name, parameter in list(stacked.named_parameters(recurse=False)):
             delattr(stacked, name)
-            self.register_parameter(name, bias)
+            self.register_parameter(name, parameter)
         for name, child in stacked.named_children():
             self.add_module(name, child)
         # What is left of the original knows the model's own gating; it holds no weight, so it is no child.
         object.__setattr__(self, "shell", stacked)
+
+    def split(self, stack: str, parts: Sequence[str] = (), rows: torch.Tensor | None = None) -> None:
+        """Splits a stack, once. rows: for each row of a matrix the number of the one that the files store it as."""
+        if stack in self.paths:
+            return
+        weights = getattr(self, stack).data
+        weights = weights.transpose(1, 2) if self.transposed else weights
+        delattr(self, stack)
+        self.paths[stack] = []
+        if rows is not None:
+            self.rows[stack] = rows
+            weights = weights[:, rows.argsort()]  # a copy in the order of the files
+        for expert, weight in enumerate(weights):
+            paths = [f"{expert}.{part}" for part in parts] if parts else [f"{stack}.{expert}"]
+            for path, piece in zip(paths, weight.chunk(len(paths)), strict=True):
+                self._place(path, linear_of(piece))
+            self.paths[stack].append(paths)
 
     def _place(self, path: str, module: nn.Module) -> None:
         group, name = path.split(".")
@@ -65,10 +58,33 @@ class UnstackedExperts(nn.Module):
             self.add_module(group, nn.Module())
         self.get_submodule(group).add_module(name, module)
 
+    def linear(self, stack: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+        """x (tokens, in) → (tokens, out) by one expert's matrix, without bias."""
+        if stack not in self.paths:
+            weight = getattr(self, stack)[expert]
+            return x @ (weight if self.transposed else weight.T)
+        outputs = [self.get_submodule(path)(x) for path in self.paths[stack][expert]]
+        y = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+        return y[..., self.rows[stack].to(y.device)] if stack in self.rows else y
+
+
+class UnstackedExperts(SplitStacks):
+    """y_t = Σ_e p_te · down_e(act(gate_up_e(x_t))) over the experts e that the router gave token t, as in
+    `transformers.integrations.moe`."""
+
+    post_expert_norm: nn.Module  # where the model has one
+
+    def __init__(self, stacked: nn.Module):
+        experts = stacked.get_parameter("down_proj").shape[0]
+        super().__init__(stacked)
+        self.transposed, self.experts = bool(stacked.is_transposed), experts
+
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """hidden_states (tokens, hidden), top_k_index and top_k_weights (tokens, k) → (tokens, hidden)."""
         result = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
+            if expert >= self.experts:  # some routers say so that a token has none
+                continue
             tokens, rank = torch.where(top_k_index == expert)
             output = self._expert(expert, hidden_states[tokens]) * top_k_weights[tokens, rank, None]
             result.index_add_(0, tokens, output.to(result.dtype))
@@ -76,16 +92,59 @@ class UnstackedExperts(nn.Module):
 
     def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
         if self.shell.has_gate:
-            x = self.shell._apply_gate(self._linear("gate_up_proj", expert, x))
+            x = self.shell._apply_gate(self._biased("gate_up_proj", expert, x))
         else:
-            x = self.shell.act_fn(self._linear("up_proj", expert, x))
-        x = self._linear("down_proj", expert, x)
+            x = self.shell.act_fn(self._biased("up_proj", expert, x))
+        x = self._biased("down_proj", expert, x)
         return self.post_expert_norm(x) if self.shell.has_post_expert_norm else x
 
-    def _linear(self, stack: str, expert: int, x: torch.Tensor) -> torch.Tensor:
-        outputs = [self.get_submodule(path)(x) for path in self.paths[stack][expert]]
-        y = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+    def _biased(self, stack: str, expert: int, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(stack, expert, x)
         return y + getattr(self, f"{stack}_bias")[expert] if self.shell.has_bias else y
+
+
+class SortedExperts(SplitStacks):
+    """JetMoE's: rows sorted by expert, so many for each, by one matrix an expert."""
+
+    def forward(self, inputs: torch.Tensor, expert_size: list[int]) -> torch.Tensor:
+        pieces = inputs.split(expert_size, dim=0)
+        return torch.cat([self.linear("weight", expert, piece) for expert, piece in enumerate(pieces)])
+
+
+class EveryExpert(SplitStacks):
+    """Llama 4's: every expert is given all tokens, scaled by what the router gave it of them."""
+
+    transposed = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        inputs = hidden_states.view(self.shell.num_experts, -1, self.shell.hidden_size)
+        return torch.cat([self._expert(expert, x) for expert, x in enumerate(inputs)])
+
+    def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.linear("gate_up_proj", expert, x).chunk(2, dim=-1)
+        return self.linear("down_proj", expert, up * self.shell.act_fn(gate))
+
+
+class SharedExperts(SplitStacks):
+    """Inkling's: every token passes all of them, scaled by a factor for each."""
+
+    def forward(self, hidden_states: torch.Tensor, gammas: torch.Tensor) -> torch.Tensor:
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        factors = gammas.reshape(-1, self.shell.n_shared_experts)
+        total = sum(self._expert(expert, x, factors[:, expert, None]) for expert in range(factors.shape[1]))
+        return torch.as_tensor(total).to(hidden_states.dtype).view(hidden_states.shape)
+
+    def _expert(self, expert: int, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        activated = self.shell.act_fn(self.linear("gate_proj", expert, x)) * self.linear("up_proj", expert, x)
+        return self.linear("down_proj", expert, activated * factor).float()
+
+
+# Modules with stacks that do not go by transformers' common rule, by the names of their classes.
+OTHERS: dict[str, type[SplitStacks]] = {
+    "JetMoeParallelExperts": SortedExperts,
+    "Llama4TextExperts": EveryExpert,
+    "InklingSharedExperts": SharedExperts,
+}
 
 
 def linear_of(weight: torch.Tensor) -> nn.Linear:
@@ -95,16 +154,29 @@ def linear_of(weight: torch.Tensor) -> nn.Linear:
     return linear
 
 
-def stacked_experts(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a model that hold stacked experts, by path."""
-    return {
-        path: module
+def stacked_experts(model: nn.Module) -> list[str]:
+    """The paths of modules that hold experts as transformers' common rule has them, split or not."""
+    return [
+        path
         for path, module in model.named_modules()
-        if hasattr(module, "is_transposed") and getattr(getattr(module, "down_proj", None), "ndim", 0) == 3
-    }
+        if isinstance(module, UnstackedExperts) or splitter_of(module) is UnstackedExperts
+    ]
 
 
-def unstack(model: nn.Module, parts: dict[str, dict[str, list[str]]]) -> None:
-    """Unstacks every layer of experts in place; `parts`[path of the layer's experts] as in `UnstackedExperts`."""
-    for path, module in stacked_experts(model).items():
-        model.set_submodule(path, UnstackedExperts(module, parts.get(path, {})))
+def splitter_of(module: nn.Module) -> type[SplitStacks] | None:
+    """What a module with stacks becomes when one of them is split, None where it is no such module."""
+    if hasattr(module, "is_transposed") and getattr(getattr(module, "down_proj", None), "ndim", 0) == 3:
+        return UnstackedExperts
+    return OTHERS.get(type(module).__name__)
+
+
+def with_stacks(model: nn.Module, path: str) -> SplitStacks | None:
+    """The module at a path as one whose stacks can be split, put there in its place; None where it holds none."""
+    module = model.get_submodule(path)
+    if isinstance(module, SplitStacks):
+        return module
+    splitter = splitter_of(module)
+    if splitter is None:
+        return None
+    model.set_submodule(path, found := splitter(module))
+    return found

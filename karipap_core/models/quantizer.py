@@ -19,6 +19,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from karipap_core.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers.core_model_loading import WeightRenaming
+
     from karipap_core.layers.cores import CoresModule
 
 METHOD = "karipap"
@@ -45,17 +49,23 @@ class KaripapQuantizer(HfQuantizer):
     """Swaps modules before the weights are loaded; the loading itself is transformers'."""
 
     quantization_config: KaripapConfig
-    unstacked = False
+    merged = False  # whether experts that the files store one by one are held so
+    moved: "Sequence[WeightRenaming]" = ()
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        from karipap_core.models.sites import Names, place
+        from karipap_core.checkpoint.roles import place as place_of
+        from karipap_core.models.names import Names
+        from karipap_core.models.sites import place
 
         specs = _specs(self.quantization_config.plan["weights"])
-        names = Names(model)
-        if any(".experts." in name for name in specs) or self.quantization_config.original.get("stacks"):
-            names.unstack(bool(self.quantization_config.original.get("stacks")))
-            self.unstacked = True
+        names = Names(model, [f"{name}.weight" for name in self.quantization_config.plan["weights"]])
+        stacks = self.quantization_config.original.get("stacks") or {}
+        bases = [stack.removesuffix(".weight") for stack in stacks]
+        whole = [name for name in specs if name.rpartition(".")[0] not in bases]
+        self.merged = any(place_of(name)[1] is not None for name in whole)
+        names.unstack(stacks, self.merged)
         paths = {name: names.path(name) for name in specs}
+        self.moved = names.renamings_of([*(base for base in bases if base in names.moved), *whole])
         placed: dict[str, CoresModule] = {}
         for name in sorted(specs, key=lambda name: not all(specs[name].owned)):  # lenders before borrowers
             spec, borrowed = specs[name], {}
@@ -77,11 +87,10 @@ class KaripapQuantizer(HfQuantizer):
         return None if packed else super().get_new_dtype(converter, param, dtype)
 
     def update_weight_conversions(self, weight_conversions, model):
-        from karipap_core.models.sites import merges_experts
+        from karipap_core.models.names import merges_experts
 
-        if not self.unstacked:
-            return weight_conversions
-        return [conversion for conversion in weight_conversions if not merges_experts(conversion)]
+        kept = [each for each in weight_conversions if not (self.merged and merges_experts(each))]
+        return [*kept, *self.moved]
 
     def is_serializable(self) -> bool:
         return True

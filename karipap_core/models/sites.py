@@ -15,8 +15,6 @@ from typing import TypeGuard
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core.checkpoint.model import Checkpoint
@@ -26,7 +24,7 @@ from karipap_core.layers.cores import Cores, CoresModule
 from karipap_core.layers.embedding import TensorNetworkEmbedding, is_table
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.empty import empty_model
-from karipap_core.models.experts import stacked_experts, unstack
+from karipap_core.models.names import Names
 from karipap_core.networks import Spec
 
 
@@ -46,71 +44,13 @@ def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
     if checkpoint.kind is None:
         return {}
     model = empty_model(checkpoint)
-    names = Names(model)
+    names = Names(model, checkpoint.tensors)
     stored = {weight.name for weight in checkpoint.weights}
     return {
         weight.name: [path for path in partners(model, names.path(weight.name)) if path not in stored]
         for weight in checkpoint.weights
         if weight.role in TABLES
     }
-
-
-def part_of(pattern: str) -> str:
-    """The name of an expert's module in a pattern of transformers: "gate_proj" of "mlp.experts.*.gate_proj.weight"."""
-    return pattern.removesuffix(".weight").rpartition(".")[2]
-
-
-def merges_experts(conversion) -> bool:
-    """Whether a conversion of transformers stacks separately stored experts."""
-    return isinstance(conversion, WeightConverter) and any(
-        isinstance(operation, MergeModulelist) for operation in conversion.operations
-    )
-
-
-class Names:
-    """From names on disk to modules of one live model."""
-
-    def __init__(self, model: PreTrainedModel):
-        conversions = get_model_conversion_mapping(model)
-        self.model = model
-        self.merges = [conversion for conversion in conversions if merges_experts(conversion)]
-        self.renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-        self.others = [
-            conversion
-            for conversion in conversions
-            if isinstance(conversion, WeightConverter) and not merges_experts(conversion)
-        ]
-
-    def unstack(self, stored_stacked: bool) -> None:
-        """Unstacks the model's experts under the names that they have on disk (see `UnstackedExperts`)."""
-        parts: dict[str, dict[str, list[str]]] = {}
-        for path in stacked_experts(self.model) if not stored_stacked else ():
-            for merge in self.merges:
-                owner, _, stack = merge.target_patterns[0].rpartition(".")
-                if f".{path}".endswith(f".{owner.lstrip('.')}"):
-                    parts.setdefault(path, {})[stack] = [part_of(name) for name in merge.source_patterns]
-        unstack(self.model, parts)
-
-    def path(self, name: str) -> str:
-        """The path of the module that holds the weight `name` (as on disk, without ".weight").
-
-        Raises InputError where the model has no such module, or holds the weight in another form than it is stored.
-        """
-        known = self._known()
-        live, converter = rename_source_key(
-            f"{name}.weight", self.renamings, self.others, self.model.base_model_prefix, known
-        )
-        if live not in known:
-            # The name is already the model's own, and a renaming that is meant for older files spoilt it.
-            live, _ = rename_source_key(f"{name}.weight", [], [], self.model.base_model_prefix, known)
-        if live not in known or converter is not None:
-            raise InputError(f"{type(self.model).__name__} holds no linear layer for weight {name}: leave it dense.")
-        return live.removesuffix(".weight")
-
-    def _known(self) -> dict[str, bool]:
-        if not hasattr(self, "_modules"):
-            self._modules = {f"{path}.weight": True for path, _ in self.model.named_modules() if path}
-        return self._modules
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D | TensorNetworkLinear]:
@@ -246,8 +186,11 @@ def sites(model: PreTrainedModel, checkpoint, tables: bool = False) -> dict[str,
     tied to the embedding is one weight with it, under the embedding's name.
     """
     weights = [weight for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)]
-    names = Names(model)
-    names.unstack(any(weight.index is not None for weight in weights))
+    names = Names(model, checkpoint.tensors)
+    names.unstack(
+        sorted({weight.tensor for weight in weights if weight.index is not None}),
+        merged=any(weight.index is None and weight.expert is not None for weight in weights),
+    )
     found = {}
     for weight in weights:
         try:
