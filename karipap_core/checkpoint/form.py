@@ -35,7 +35,7 @@ def opened(config: dict[str, Any], stored: dict[str, TensorInfo], name: str) -> 
     """
     inner = config.get("text_config") or {}
     settings = config.get("quantization_config") or inner.get("quantization_config")
-    if settings is None or settings.get("quant_method") == "karipap":
+    if not isinstance(settings, dict) or settings.get("quant_method") == "karipap":
         return Opened(config, stored)
     plain, tensors, words, recipe = open_quantized(config, settings, stored, name)
     return Opened(plain, tensors, Form(words, stored, recipe))

@@ -12,7 +12,7 @@ from typing import Any
 
 from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
-from karipap_core.checkpoint.roles import TABLES, compressible, listing_key, place, role_of
+from karipap_core.checkpoint.roles import CONV1D, TABLES, compressible, listing_key, place, role_of
 from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
 from karipap_core.reading import open_file
@@ -21,8 +21,7 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
 
-# Models whose linear maps are transformers' Conv1D, stored (in, out), and those that stack experts as (E, in, out).
-CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
+# Models that stack experts as (E, in, out).
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 # Three-dimensional tensors that stack matrices, one for each expert.
 EXPERT_STACK = re.compile(r"(?:experts?\.\w+(?:\.weight)?|(?:block_sparse_moe|mlp)\.(?:input|output)_linear\.weight)$")

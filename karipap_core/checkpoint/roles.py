@@ -7,6 +7,8 @@ LAYER = re.compile(
     r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|attentions|ffns|encoders|\w+_layers|\w+_blocks)\.([0-9]{1,4})\."
 )
 EXPERT = re.compile(r"\.experts\.([0-9]{1,4})\.")
+# Models whose linear maps are transformers' Conv1D, stored (in, out).
+CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
 ORDER: tuple[str, ...] = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o")

@@ -1,6 +1,7 @@
 """Quantized weights written number by number, straight from the published layouts, with what they stand for beside
 them: (stored tensors, the dense weight in float64). Nothing here is shared with the readers."""
 
+import json
 import math
 import random
 
@@ -101,4 +102,139 @@ def gptq(
         f"{name}.qzeros": torch.tensor([packed32(row, bits) for row in zero_rows], dtype=torch.int32),
         f"{name}.scales": factors,
         f"{name}.g_idx": torch.tensor(group_of, dtype=torch.int32),
+    }, dense
+
+
+def awq_gemm(name: str, rows: int, columns: int, group: int, seed: int = 0) -> Written:
+    """AutoAWQ's "gemm": words along the outputs, of which eight lie in the order 0 2 4 6 1 3 5 7."""
+    groups = math.ceil(columns / group)
+    codes, zeros = numbers(seed, columns * rows, 16), numbers(seed + 1, groups * rows, 16)  # input by input
+    factors = scales(seed + 2, groups, rows)
+    dense = torch.zeros(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            at = column // group
+            dense[row, column] = factors[at, row].double() * (codes[column * rows + row] - zeros[at * rows + row])
+
+    def words(line: list[int]) -> list[int]:
+        return packed32([line[first + place] for first in range(0, rows, 8) for place in (0, 2, 4, 6, 1, 3, 5, 7)], 4)
+
+    return {
+        f"{name}.qweight": torch.tensor([words(codes[at * rows :][:rows]) for at in range(columns)], dtype=torch.int32),
+        f"{name}.qzeros": torch.tensor([words(zeros[at * rows :][:rows]) for at in range(groups)], dtype=torch.int32),
+        f"{name}.scales": factors,
+    }, dense
+
+
+def awq_gemv(name: str, rows: int, columns: int, group: int, words: int, seed: int = 0) -> Written:
+    """AutoAWQ's "gemv": words along the inputs, in order; zeros and scales are filled up to `words` words."""
+    groups = math.ceil(columns / group)
+    codes, zeros = numbers(seed, rows * columns, 16), numbers(seed + 1, rows * groups, 16)
+    factors = scales(seed + 2, rows, groups)
+    dense = torch.zeros(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            at = column // group
+            dense[row, column] = factors[row, at].double() * (codes[row * columns + column] - zeros[row * groups + at])
+    filled = torch.zeros(rows, words * 8, dtype=torch.float16)
+    filled[:, :groups] = factors
+    more = [0] * (words * 8 - groups)
+    zero_words = [packed32(zeros[row * groups :][:groups] + more, 4) for row in range(rows)]
+    return {
+        f"{name}.qweight": torch.tensor(packed32(codes, 4), dtype=torch.int32).reshape(rows, columns // 8),
+        f"{name}.qzeros": torch.tensor(zero_words, dtype=torch.int32),
+        f"{name}.scales": filled,
+    }, dense
+
+
+def bitsandbytes4(name: str, rows: int, columns: int, block: int, nested: bool = False, seed: int = 0) -> Written:
+    """bitsandbytes' nf4, the higher half of a byte first; with `nested` its blocks' scales are bytes as well."""
+    items, table = rows * columns, [math.sin(place) for place in range(16)]
+    codes, count = numbers(seed, items, 16), math.ceil(items / block)
+    state: dict = {"quant_type": "nf4", "blocksize": block, "dtype": "bfloat16", "shape": [rows, columns]}
+    stored = {f"{name}.weight.quant_map": torch.tensor(table)}
+    largest = scales(seed + 1, count, dtype=torch.float32).double()
+    stored[f"{name}.weight.absmax"] = largest.float()
+    if nested:
+        outer, inner = scales(seed + 2, math.ceil(count / 4), dtype=torch.float32), torch.linspace(0, 1, 256)
+        small = numbers(seed + 3, count, 256)
+        state |= {"nested_blocksize": 4, "nested_dtype": "float32", "nested_offset": 0.25}
+        largest = torch.tensor([inner[code].double() * outer[at // 4].double() + 0.25 for at, code in enumerate(small)])
+        stored |= {f"{name}.weight.nested_absmax": outer, f"{name}.weight.nested_quant_map": inner}
+        stored[f"{name}.weight.absmax"] = torch.tensor(small, dtype=torch.uint8)
+    dense = [torch.tensor(table[code]).double() * largest[at // block] for at, code in enumerate(codes)]
+    pairs = [codes[place] << 4 | codes[place + 1] for place in range(0, items, 2)]
+    stored[f"{name}.weight"] = torch.tensor(pairs, dtype=torch.uint8)[:, None]
+    text = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    return stored | {f"{name}.weight.quant_state.bitsandbytes__nf4": text}, torch.stack(dense).reshape(rows, columns)
+
+
+def bitsandbytes8(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    codes = torch.tensor([code - 127 for code in numbers(seed, rows * columns, 255)]).reshape(rows, columns)
+    largest = scales(seed + 1, rows, dtype=torch.float32)
+    dense = torch.stack([codes[row].double() * largest[row].double() / 127 for row in range(rows)])
+    stored = {f"{name}.weight": codes.to(torch.int8), f"{name}.SCB": largest}
+    return stored | {f"{name}.weight_format": torch.tensor(0, dtype=torch.uint8)}, dense
+
+
+def packed_ints(
+    name: str, rows: int, columns: int, bits: int, group: int, zeros: bool = False, gaps: bool = False, seed: int = 0
+) -> Written:
+    """compressed-tensors' pack-quantized: codes without gaps, or, as in versions before 0.17, whole ones in each word;
+    with zeros, which are packed along the outputs."""
+    groups, half = math.ceil(columns / group), 1 << (bits - 1)
+    codes, shift = numbers(seed, rows * columns, 1 << bits), numbers(seed + 1, groups * rows, 1 << bits)
+    factors = scales(seed + 2, rows, groups, dtype=torch.bfloat16)
+    dense = torch.zeros(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            at = column // group
+            zero = shift[at * rows + row] - half if zeros else 0
+            dense[row, column] = factors[row, at].double() * (codes[row * columns + column] - half - zero)
+
+    def words(line: list[int]) -> list[int]:
+        each = 32 // bits
+        parts = [line[first : first + each] for first in range(0, len(line), each)] if gaps else [line]
+        return [word for part in parts for word in packed32(part, bits)]
+
+    stored = {
+        f"{name}.weight_packed": torch.tensor(
+            [words(codes[row * columns :][:columns]) for row in range(rows)], dtype=torch.int32
+        ),
+        f"{name}.weight_scale": factors,
+        f"{name}.weight_shape": torch.tensor([rows, columns]),
+    }
+    if zeros:
+        down = torch.tensor([words(shift[at * rows :][:rows]) for at in range(groups)], dtype=torch.int32)
+        stored[f"{name}.weight_zero_point"] = down.T.contiguous()
+    return stored, dense
+
+
+def nvfp4(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """compressed-tensors' nvfp4: the scales of 16 numbers are 8-bit floats, divided by one of the whole weight."""
+    codes = numbers(seed, rows * columns, 16)
+    small = torch.tensor(numbers(seed + 1, rows * columns // 16, 120)).to(torch.uint8).view(torch.float8_e4m3fn)
+    dense = torch.zeros(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            place = row * columns + column
+            value = E2M1[codes[place] & 7] * (-1 if codes[place] & 8 else 1)
+            dense[row, column] = value * (small[place // 16].float().double() / 8)
+    pairs = [codes[place] | codes[place + 1] << 4 for place in range(0, len(codes), 2)]
+    return {
+        f"{name}.weight_packed": torch.tensor(pairs, dtype=torch.uint8).reshape(rows, columns // 2),
+        f"{name}.weight_scale": small.reshape(rows, columns // 16),
+        f"{name}.weight_global_scale": torch.tensor([8.0]),
+    }, dense
+
+
+def int8_rows(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """compressed-tensors' int-quantized, with a zero for each row."""
+    codes = torch.tensor([code - 128 for code in numbers(seed, rows * columns, 256)]).reshape(rows, columns)
+    zeros, factors = torch.tensor([code - 9 for code in numbers(seed + 1, rows, 20)]), scales(seed + 2, rows, 1)
+    dense = torch.stack([factors[row, 0].double() * (codes[row] - zeros[row]).double() for row in range(rows)])
+    return {
+        f"{name}.weight": codes.to(torch.int8),
+        f"{name}.weight_scale": factors,
+        f"{name}.weight_zero_point": zeros.to(torch.int8)[:, None],
     }, dense

@@ -4,6 +4,9 @@ that wrote them. Nothing is read but headers until a weight is asked for."""
 from collections.abc import Callable
 from typing import Any
 
+from karipap_core.checkpoint.quantized.awq import awq
+from karipap_core.checkpoint.quantized.bitsandbytes import bitsandbytes
+from karipap_core.checkpoint.quantized.compressed_tensors import compressed_tensors
 from karipap_core.checkpoint.quantized.fp8 import fp8
 from karipap_core.checkpoint.quantized.gptq import gptq
 from karipap_core.checkpoint.quantized.mxfp4 import mxfp4
@@ -18,6 +21,9 @@ READERS: dict[str, Callable[[Opening], str]] = {
     "fbgemm_fp8": fp8,
     "mxfp4": mxfp4,
     "gptq": gptq,
+    "awq": awq,
+    "bitsandbytes": bitsandbytes,
+    "compressed-tensors": compressed_tensors,
 }
 
 

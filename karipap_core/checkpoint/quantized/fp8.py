@@ -67,7 +67,7 @@ def give(opening: Opening, name: str, scale: str, blocks: tuple[int, int] | None
     shape = (*info.shape[:-1], info.shape[-1] * 2) if packed and info.dtype != "F4" else info.shape
     if len(shape) not in (2, 3) or 0 in shape:
         raise opening.wrong(name, f"is {by(shape)}, not a matrix or a stack of them")
-    grid = _grid(shape, scales.shape)
+    grid = grid_of(shape, scales.shape)
     block = grid and block_of(shape, grid, blocks)
     if not grid or not block:
         raise opening.wrong(scale, f"is {by(scales.shape)} for a weight of {by(shape)}, no grid of blocks of it")
@@ -85,7 +85,7 @@ def give(opening: Opening, name: str, scale: str, blocks: tuple[int, int] | None
     return f"{kind} (per {'tensor' if whole else 'channel' if 1 in grid[-2:] else 'block'})"
 
 
-def _grid(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
+def grid_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
     """The scales' shape with as many dimensions as the weight has; None where they are of no such shape."""
     if len(scales) == len(shape):
         return scales if len(shape) == 2 or scales[0] in (1, shape[0]) else None

@@ -78,7 +78,7 @@ def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None
         groups_of = groups_of if order is None else checked(opening, names[".g_idx"], read(order), groups)
         return (q - z.T[:, groups_of]).float() * read(scales).float().T[:, groups_of]
 
-    opening.give(f"{base}.weight", (outputs, inputs), make, names.values())
+    opening.give(f"{base}.weight", (outputs, inputs), make, names.values(), linear=True)
 
 
 def checked(opening: Opening, name: str, groups_of: "torch.Tensor", groups: int) -> "torch.Tensor":

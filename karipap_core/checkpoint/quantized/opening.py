@@ -4,6 +4,7 @@ against each other from their headers, and giving the weight in their place."""
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from karipap_core.checkpoint.roles import CONV1D, place
 from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, opened, read_stored
 from karipap_core.errors import InputError
 
@@ -97,9 +98,11 @@ class Opening:
         shape: tuple[int, ...],
         make: "Callable[[int | None], torch.Tensor]",
         parts: Iterable[str],
+        linear: bool = False,
     ) -> None:
         """Puts the tensor `name` in the place of the stored `parts`. `make(index)` makes it, in any floating dtype: it
-        is rounded once, to `dtype`. Raises InputError where the files hold it too."""
+        is rounded once, to `dtype`. `linear`: it is the (out, in) of a linear map, which some models keep as (in, out)
+        where it is not quantized. Raises InputError where the files hold it too."""
         parts = [part for part in parts if part in self.stored]
         if name in self.made or (name in self.stored and name not in parts):
             raise InputError(
@@ -107,13 +110,15 @@ class Opening:
                 "fetch it again."
             )
         word = self.dtype
+        turned = linear and self.config.get("model_type") in CONV1D and place(name)[0] is not None
 
         def rounded(index: int | None) -> "torch.Tensor":
             import torch
 
-            return make(index).to(getattr(torch, FLOATS[word])).contiguous()
+            made = make(index).T if turned else make(index)
+            return made.to(getattr(torch, FLOATS[word])).contiguous()
 
-        self.made[name] = opened(self.stored[parts[0]], shape, rounded, word)
+        self.made[name] = opened(self.stored[parts[0]], shape[::-1] if turned else shape, rounded, word)
         self.used.update(parts)
 
     def drop(self, *endings: str) -> None:

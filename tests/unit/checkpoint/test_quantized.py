@@ -37,9 +37,20 @@ def holds(checkpoint, dense: dict, dtype: torch.dtype = torch.bfloat16) -> None:
     assert "quantization_config" not in checkpoint.config
 
 
+def packed(bits: int, group: int | None, form: str = "pack-quantized") -> dict:
+    """The quantization_config of compressed-tensors."""
+    weights = {"num_bits": bits, "group_size": group, "type": "int"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
+
+
+def ct(kind: str, size: str) -> str:
+    return f"{kind} (compressed-tensors, {size})"
+
+
 FP8 = {"quant_method": "fp8"}
 LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
-    "fp8 blocks": (FP8, lambda name: by_hand.fp8_blocks(name, 150, 130, (128, 128)), "fp8 (128 × 128 blocks)"),
+    "fp8 blocks": (FP8, lambda name: by_hand.fp8_blocks(name, 130, 6, (128, 128)), "fp8 (128 × 128 blocks)"),
     "fp8 small blocks": (
         FP8 | {"weight_block_size": [16, 24]},
         lambda name: by_hand.fp8_blocks(name, 40, 60, (16, 24)),
@@ -80,6 +91,42 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
         lambda name: by_hand.gptq(name, 8, 40, 8, 32),
         "int8 (GPTQ, g32)",
     ),
+    "awq": (
+        {"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemm", "zero_point": True},
+        lambda name: by_hand.awq_gemm(name, 16, 48, 16),
+        "int4 (AWQ, g16)",
+    ),
+    "awq, gemv": (
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv", "zero_point": True},
+        lambda name: by_hand.awq_gemv(name, 6, 64, 32, words=4),
+        "int4 (AWQ, g32)",
+    ),
+    "compressed-tensors": (packed(4, 16), lambda name: by_hand.packed_ints(name, 6, 40, 4, 16), ct("int4", "g16")),
+    "compressed-tensors, 3 bits with zeros": (
+        packed(3, 32),
+        lambda name: by_hand.packed_ints(name, 11, 64, 3, 32, zeros=True),
+        ct("int3", "g32"),
+    ),
+    "compressed-tensors, 3 bits with gaps": (
+        packed(3, 32),
+        lambda name: by_hand.packed_ints(name, 11, 64, 3, 32, zeros=True, gaps=True),
+        ct("int3", "g32"),
+    ),
+    "compressed-tensors nvfp4": (
+        packed(4, 16, "nvfp4-pack-quantized"),
+        lambda name: by_hand.nvfp4(name, 6, 32),
+        ct("nvfp4", "g16"),
+    ),
+    "compressed-tensors int8": (
+        packed(8, None, "int-quantized"),
+        lambda name: by_hand.int8_rows(name, 6, 10),
+        ct("int8", "per channel"),
+    ),
+    "compressed-tensors fp8": (
+        packed(8, None, "float-quantized"),
+        lambda name: by_hand.fp8_scaled(name, 6, 10, (6, 1)),
+        ct("fp8", "per channel"),
+    ),
 }
 
 
@@ -94,6 +141,22 @@ def test_a_layout_opens_to_the_weights_that_it_stands_for(tmp_path, layout):
     assert checkpoint.stored_bytes == sum(t.nbytes for t in (stored[0] | stored[1] | PLAIN).values())
 
 
+BITSANDBYTES = {
+    "nf4": by_hand.bitsandbytes4(Q, 12, 16, 16),
+    "nf4 whose scales are bytes": by_hand.bitsandbytes4(Q, 12, 16, 16, nested=True),
+    "int8": by_hand.bitsandbytes8(Q, 6, 10),
+}
+
+
+@pytest.mark.parametrize("kind", BITSANDBYTES)
+def test_weights_of_bitsandbytes_open_to_float32_in_the_order_that_the_library_multiplies(tmp_path, kind):
+    stored, dense = BITSANDBYTES[kind]
+    checkpoint = open_checkpoint(folder(tmp_path / "m", stored, {"quant_method": "bitsandbytes"}, "float32"))
+    assert checkpoint.tensors.keys() == {f"{Q}.weight"} | PLAIN.keys()
+    assert checkpoint.form.words == f"{kind.split()[0]} (bitsandbytes)"
+    torch.testing.assert_close(checkpoint.read(Q), dense.float(), rtol=3e-7, atol=0)
+
+
 def test_experts_in_mxfp4_open_in_the_order_that_the_model_computes_in_whole_or_one_at_a_time(tmp_path):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     stored, dense = by_hand.mxfp4(name, 3, 8, 64)
@@ -103,6 +166,15 @@ def test_experts_in_mxfp4_open_in_the_order_that_the_model_computes_in_whole_or_
     holds(checkpoint, {name: dense})
     for expert in range(3):
         assert torch.equal(checkpoint.read(f"{name}.{expert}").double(), dense[expert].T)
+
+
+def test_a_linear_map_of_gpt2_is_packed_as_out_by_in_and_opens_as_in_by_out(tmp_path):
+    name = "transformer.h.0.attn.c_attn"
+    stored, dense = by_hand.gptq(name, 24, 16, 4, 16)
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 16}
+    checkpoint = open_checkpoint(folder(tmp_path / "m", stored, settings, "float32", model_type="gpt2"))
+    holds(checkpoint, {f"{name}.weight": dense.T}, torch.float32)
+    assert torch.equal(checkpoint.read(name), dense.float())
 
 
 def test_weights_of_fp8_that_are_stacked_have_scales_of_their_own(tmp_path):
