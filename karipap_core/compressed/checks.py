@@ -5,8 +5,9 @@ from pathlib import Path
 from karipap_core.checkpoint.beside import CODE
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.checkpoint.tensorfile import word_of
+from karipap_core.checkpoint.tensorfile import ITEM_BYTES, word_of
 from karipap_core.compressed.records import Source, file_sums, pinned, settings_of, tensor_sums, written_for
+from karipap_core.compressed.saved_again import WORDS, Again
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
@@ -62,10 +63,10 @@ def same_source(settings: dict, report: dict, source: Source) -> tuple[bool, str
 
 
 def wrong_tensors(
-    checkpoint: Checkpoint, plan: Plan, settings: dict, source: Source | None, report: dict
+    checkpoint: Checkpoint, plan: Plan, settings: dict, source: Source | None, report: dict, again: Again | None = None
 ) -> dict[str, str]:
-    """Tensor (or file) → what is wrong with it."""
-    from karipap_core.compressed.folder import WORDS
+    """Tensor (or file) → what is wrong with it. `again`: of a folder that was saved again the cores are what can be
+    told, in its own names and dtype."""
     from karipap_core.layers.cores import stored_tensors
 
     original = settings.get("original") or {}
@@ -76,7 +77,8 @@ def wrong_tensors(
         if spec is None:
             continue
         own = WORDS.get(str((original.get("dtypes") or {}).get(name, original.get("dtype"))))
-        wanted = {f"{name}.{core}": of for core, of in stored_tensors(spec).items()}
+        here = again.names.get(name, name) if again else name
+        wanted = {f"{here}.{core}": of for core, of in stored_tensors(spec).items()}
         cores |= wanted.keys()
         for tensor, (shape, dtype) in wanted.items():
             info, word = checkpoint.tensors.get(tensor), own if dtype is None else word_of(dtype)
@@ -85,9 +87,11 @@ def wrong_tensors(
             elif info.shape != tuple(shape) or info.dtype != word:
                 wrong[tensor] = f"{tensor} is {info.dtype} {list(info.shape)}, the plan says {word} {list(shape)}"
         size = sum(checkpoint.tensors[tensor].size for tensor in wanted if tensor in checkpoint.tensors)
-        figure = spec.bytes(4 if own == "F32" else 2)
+        figure = spec.bytes(ITEM_BYTES.get(own or "", 2))
         if not wanted.keys() & wrong.keys() and size != figure:
             wrong[name] = f"{name} has {size:,} bytes on disk, the plan says {figure:,}"
+    if again:
+        return wrong
     others = checkpoint.tensors.keys() - cores
     dense = source.checkpoint if source else None
     if dense is None:
@@ -134,8 +138,9 @@ def _copied_wrong(checkpoint: Checkpoint, plan: Plan, dense: Checkpoint, others:
     return wrong
 
 
-def sizes_in_words(checkpoint: Checkpoint) -> str:
-    return f"{len(checkpoint.tensors)} tensors, {checkpoint.bytes:,} bytes on disk, as the plan says"
+def sizes_in_words(checkpoint: Checkpoint, again: Again | None = None) -> str:
+    found = f"{len(checkpoint.tensors)} tensors, {checkpoint.bytes:,} bytes on disk"
+    return f"{found}, as the plan says" if again is None else f"{found}; the cores as the plan says{again.said}"
 
 
 def not_finite(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
@@ -152,8 +157,14 @@ def not_finite(checkpoint: Checkpoint, progress: Progress) -> dict[str, str]:
     return found
 
 
-def unchanged(folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[str]) -> tuple[bool, str]:
+def unchanged(
+    folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[str], again: Again | None = None
+) -> tuple[bool, str]:
     sums = report.get("sums")
+    if again is not None:
+        return False, f"not the folder that was written: another program saved it again{again.said}"
+    if not report:
+        return False, "karipap.json, which holds the SHA-256 of what was written, is missing: write the folder again"
     if not sums:
         return False, "karipap.json holds no SHA-256 of the tensors: write the folder again"
     now = {"tensors": tensor_sums(checkpoint), "files": file_sums(folder)}

@@ -9,13 +9,13 @@ from karipap_core.checkpoint.tensorfile import Piece, copied, raw_bytes
 from karipap_core.compressed.folder import (
     CORE,
     SHARD_BYTES,
-    WORDS,
     computed,
     fill_folder,
     in_natural_order,
     new_folder,
     with_progress,
 )
+from karipap_core.compressed.saved_again import WORDS, as_saved, entry_of, names_on_disk
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.workspace.locks import only_writer
@@ -31,7 +31,8 @@ def densify(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
 ) -> dict:
-    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes.
+    """Writes a compressed folder as an ordinary dense one, with the original's names and dtypes; of a folder that was
+    saved again in another dtype, in that.
 
     Returns {"folder", "weights" (how many were made dense), "parameters", "bytes"} of what was written. W = the
     network's dense form in float64 from the stored cores, rounded once to the original's dtype. Raises
@@ -41,8 +42,8 @@ def densify(
     settings = checkpoint.config.get("quantization_config") or {}
     if settings.get("quant_method") != "karipap":
         raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to make dense.")
-    original = settings["original"]
-    disk = {entry_of(core[1], settings)[0]: core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
+    settings = as_saved(checkpoint, settings)
+    original, disk = settings["original"], names_on_disk(checkpoint, settings)
     slices: dict[str, dict[int, str]] = {}  # tensor of a stack → number of a slice → the slice's name
     pieces: dict[str, Piece] = {}
     for tensor, info in in_natural_order(checkpoint.tensors):
@@ -63,18 +64,7 @@ def densify(
     with only_writer(out, "densify"), new_folder(out, checkpoint.path, overwrite) as target:
         fill_folder(target, checkpoint, config, with_progress(list(pieces.values()), progress, "densify"), shard_bytes)
     dense = open_checkpoint(out)
-    made = {core[1] for core in map(CORE.fullmatch, checkpoint.tensors) if core}
-    return {"folder": str(out), "weights": len(made), "parameters": dense.parameters, "bytes": dense.bytes}
-
-
-def entry_of(name: str, settings: dict) -> tuple[str, dict]:
-    """The plan's (name, entry) of cores found under `name`, from which transformers may have saved a model's prefix
-    away or to which it may have added one."""
-    weights = settings["plan"]["weights"]
-    for known in [name, *weights]:
-        if known in weights and (known == name or known.endswith(f".{name}") or name.endswith(f".{known}")):
-            return known, weights[known]
-    raise InputError(f"The folder holds cores of {name}, which its plan does not know: write the folder anew.")
+    return {"folder": str(out), "weights": len(disk), "parameters": dense.parameters, "bytes": dense.bytes}
 
 
 def _dense(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[str, str]) -> "torch.Tensor":

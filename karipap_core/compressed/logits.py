@@ -1,7 +1,7 @@
 """Whether a compressed folder, loaded by transformers, computes what its cores say: by its logits, and by the matrices
 of the layers that no token reaches."""
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from karipap_core.plan.document import Plan
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
 
+Reader = Callable[[str, str], "torch.Tensor"]
 TOLERANCE = 1e-3  # relative, of the logits in float32
 TOLERANCE_16 = 0.05  # where float32 does not fit into memory and the model runs in its own 16 bits
 PROBE_ROWS, PROBE_TOKENS = 2, 32
@@ -27,12 +28,14 @@ def logits_agree(
     core_files: Mapping[str, Path] | None,
     checkpoint: Checkpoint,
     device: str,
+    names: Mapping[str, str],
 ) -> tuple[bool, str]:
+    """`names`: the plan's names → those in the folder, where it was saved again."""
     dense = source.checkpoint if source else None
     if dense is not None and plan.unties(dense):
         dense = None  # its one table would have to be two
     try:
-        found = _agreement(folder, plan, dense, core_files, checkpoint, device)
+        found = _agreement(folder, plan, dense, _reader(checkpoint, core_files, names), checkpoint, device)
     except (InputError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
         return False, f"cannot be loaded and run: {_first_line(error)}"
     beside = "the dense model with the cores' matrices in place" if dense is not None else "its own weights, formed"
@@ -65,7 +68,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _agreement(folder, plan, dense, core_files, checkpoint, device) -> _Agreement:
+def _agreement(folder, plan, dense, read: Reader, checkpoint, device) -> _Agreement:
     import torch
 
     from karipap_core.layers.cores import CoresModule
@@ -82,7 +85,7 @@ def _agreement(folder, plan, dense, core_files, checkpoint, device) -> _Agreemen
     ours, failure = _tried(live, ids)
     if failure is not None and dense is None and not isinstance(failure, InputError):
         raise failure
-    still, matrices = _still(live, ran, plan, checkpoint, core_files)
+    still, matrices = _still(live, ran, plan, read)
     if dense is None:
         if failure is not None:
             return _Agreement(0.0, allowed, still, matrices, _first_line(failure))
@@ -94,7 +97,7 @@ def _agreement(folder, plan, dense, core_files, checkpoint, device) -> _Agreemen
         model, _ = load_model(dense, dtype=dtype, device=device, run=False)
         found = sites(model, dense, tables=True)
         with torch.no_grad():
-            for name, matrix in _matrices(plan, checkpoint, core_files):
+            for name, matrix in _matrices(plan, read):
                 if name not in found:
                     raise InputError(f"weight {name} is no linear layer of a {type(model).__name__}")
                 found[name].get().copy_(matrix)
@@ -121,14 +124,14 @@ def _tried(model, ids) -> "tuple[torch.Tensor | None, Exception | None]":
         return None, error
 
 
-def _still(live, ran: set, plan: Plan, checkpoint: Checkpoint, core_files) -> tuple[int, float]:
+def _still(live, ran: set, plan: Plan, read: Reader) -> tuple[int, float]:
     """(how many networks of a live model no token has reached, the largest ‖W − Ŵ‖ / ‖Ŵ‖ of theirs)."""
     from karipap_core.models.sites import Names
 
     names, count, worst = Names(live), 0, 0.0
     idle = {path for path, module in live.named_modules() if hasattr(module, "cores") and module not in ran}
     wanted = {name for name in plan.weights if plan.spec(name) is not None and names.path(name) in idle} if idle else ()
-    for name, matrix in _matrices(plan, checkpoint, core_files, wanted) if wanted else ():
+    for name, matrix in _matrices(plan, read, wanted) if wanted else ():
         formed = live.get_submodule(names.path(name)).weight.double().cpu()
         count, worst = count + 1, max(worst, ((formed - matrix.cpu()).norm() / matrix.norm().clamp_min(1e-30)).item())
     return count, worst
@@ -165,19 +168,22 @@ def _output(model, ids):
         return running.output(model, ids).double().cpu()
 
 
-def _matrices(
-    plan: Plan, checkpoint: Checkpoint, core_files: Mapping[str, Path] | None, wanted: Container[str] | None = None
-) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """(name, Ŵ (out, in) float64) of each weight that the plan changes (and that is `wanted`), one at a time."""
+def _reader(checkpoint: Checkpoint, core_files: Mapping[str, Path] | None, names: Mapping[str, str]) -> Reader:
+    """Reads a tensor of a weight's cores: from the folder, or as they were computed."""
     from safetensors import safe_open
-
-    from karipap_core.layers.cores import read_cores
 
     def read(owner: str, tensor: str) -> "torch.Tensor":
         if core_files is None:
-            return checkpoint.read_tensor(f"{owner}.{tensor}")
+            return checkpoint.read_tensor(f"{names.get(owner, owner)}.{tensor}")
         with safe_open(core_files[owner], framework="pt") as file:
             return file.get_tensor(tensor)
+
+    return read
+
+
+def _matrices(plan: Plan, read: Reader, wanted: Container[str] | None = None) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """(name, Ŵ (out, in) float64) of each weight that the plan changes (and that is `wanted`), one at a time."""
+    from karipap_core.layers.cores import read_cores
 
     for name in plan.weights:
         spec = plan.spec(name)

@@ -23,6 +23,7 @@ from karipap_core.compressed.checks import (
 from karipap_core.compressed.loader import loader
 from karipap_core.compressed.logits import logits_agree
 from karipap_core.compressed.records import record, report_of, settings_of, source_of
+from karipap_core.compressed.saved_again import as_saved, saved_again
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 
@@ -44,7 +45,8 @@ def verify(
     - `fingerprint`: the dense model is the one that the plan pins; where it is not here, that one is pinned at all.
     - `tensors`: each tensor that plan and dense model ask for is there and no other, in shape, type and bytes.
     - `finite`: no NaN, no infinity in any tensor.
-    - `unchanged`: tensors and files have the SHA-256 that `compress` wrote down.
+    - `unchanged`: tensors and files have the SHA-256 that `compress` wrote down. A folder that another program saved
+      again is not the one that was written: this check says so, the others look at what it is now.
     - `logits`: of the folder, loaded by transformers, against the dense model with Ŵ (formed in float64 from the
       cores) in place of its weights; without the dense model, against the same folder with each Ŵ formed. Largest
       relative error ‖a − b‖ / ‖b‖ 1e-3, float32, on fixed token ids. Layers that no token reaches (of images, or all
@@ -76,19 +78,23 @@ def verify(
     except InputError as error:
         note("tensors", False, str(error))
     if checkpoint is not None:
-        wrong = wrong_tensors(checkpoint, plan, settings, source if same else None, report) if plan else None
+        again = saved_again(checkpoint, settings)
+        now, beside = as_saved(checkpoint, settings), source if same else None
+        wrong = wrong_tensors(checkpoint, plan, now, beside, report, again) if plan else None
         if wrong is None:
             note("tensors", None, "not checked: the plan does not say what should be there")
         else:
-            note("tensors", not wrong, first_faults(wrong) or sizes_in_words(checkpoint))
+            note("tensors", not wrong, first_faults(wrong) or sizes_in_words(checkpoint, again))
         damaged = not_finite(checkpoint, progress)
         note("finite", not damaged, first_faults(damaged, "NaN or infinity in") or "no NaN or infinity in any tensor")
-        note("unchanged", *unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}))
+        note("unchanged", *unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}, again))
         if plan is not None and not wrong and not damaged:
-            # Healed norms are not the dense model's: then the folder is held against itself, made dense in memory.
+            # Healed norms are not the dense model's, nor are numbers that were cast: then the folder is held against
+            # itself, made dense in memory.
             own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
-            dense = source if same and not own_norms else None
-            note("logits", *logits_agree(folder, plan, dense, core_files, checkpoint, device))
+            dense = source if same and not own_norms and again is None else None
+            names = again.names if again else {}
+            note("logits", *logits_agree(folder, plan, dense, core_files, checkpoint, device, names))
     for name in ORDER:
         if name not in found:
             note(name, None, "not checked: see what is red above")

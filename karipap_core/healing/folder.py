@@ -10,9 +10,9 @@ from torch import nn
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
-from karipap_core.compressed.densify import entry_of
 from karipap_core.compressed.folder import CORE, WORDS, computed, fill_folder, new_folder
 from karipap_core.compressed.records import KINDS, REPORT, sums_of
+from karipap_core.compressed.saved_again import entry_of
 from karipap_core.errors import InputError
 from karipap_core.healing.loop import like
 from karipap_core.layers.cores import Cores, CoresModule, Packed
