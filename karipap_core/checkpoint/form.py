@@ -1,21 +1,31 @@
 """The form that a checkpoint is stored in where that is not the one that the model computes with: quantized, packed
 into another kind of file, or a model and an adapter of it."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.quantized import open_quantized
 from karipap_core.checkpoint.tensorfile import TensorInfo
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 
 @dataclass(frozen=True)
 class Form:
     """`words` for people ("int4 (GPTQ, g128)"), the `stored` tensors by their names in the files, and the `recipe`:
-    what besides them decides about the opened values (bits, scaling …), as JSON."""
+    what besides them decides about the opened values (bits, scaling …), as JSON.
+
+    `update` is a sentence where the tensors are no model's but the update that an adapter makes; `factors` then gives
+    (out, r) and (r, in) whose product a tensor is.
+    """
 
     words: str
     stored: dict[str, TensorInfo]
     recipe: dict[str, Any]
+    update: str = ""
+    factors: "dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

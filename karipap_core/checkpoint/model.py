@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
@@ -20,6 +20,9 @@ from karipap_core.terminal import size
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
+
+if TYPE_CHECKING:  # torch takes a second to import
+    import torch
 
 # Models that stack experts as (E, in, out).
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
@@ -276,6 +279,16 @@ class Checkpoint:
             yield self._handles[file]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read by safetensors ({error}): fetch it again.") from None
+
+    @property
+    def update(self) -> str:
+        """Why this is no model but the update that an adapter makes, in a sentence; "" for a model."""
+        return self.form.update if self.form else ""
+
+    def factors(self, name: str) -> "tuple[torch.Tensor, torch.Tensor] | None":
+        """(out, r) and (r, in) whose product W of a weight is, where it is stored as these; else None."""
+        made = self.form.factors.get(self.weight(name).tensor) if self.form else None
+        return made() if made else None
 
     @property
     def stored(self) -> dict[str, TensorInfo]:

@@ -7,6 +7,9 @@ from karipap_core.checkpoint import hub
 from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, gguf_files, names_in, refuse_adapter
 from karipap_core.checkpoint.form import opened
 from karipap_core.checkpoint.gguf.open import open_gguf
+from karipap_core.checkpoint.lora.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from karipap_core.checkpoint.lora.adapter import is_adapter
+from karipap_core.checkpoint.lora.open import joined, open_merged, open_update, parted
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import TensorInfo, read_header
 from karipap_core.errors import InputError
@@ -24,7 +27,8 @@ TYPES = {  # of fields of config.json
 
 
 def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progress = silent) -> Checkpoint:
-    """Opens a model from its headers: a folder, one .safetensors or .gguf file, or a hub id ("owner/name").
+    """Opens a model from its headers: a folder, one .safetensors or .gguf file, or a hub id ("owner/name"); the folder
+    of an adapter as the update that it is, and "BASE+ADAPTER" as the model with it.
 
     A hub model is fetched into the hub's own cache unless it is there, and `progress` is told of the bytes;
     HF_HUB_OFFLINE is honoured. `compressed` allows a folder that Karipap wrote. Raises InputError where there is
@@ -33,15 +37,15 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
     """
     path, name = Path(model).expanduser(), str(model)
     if not path.exists():
+        if (both := parted(str(model))) is not None:
+            return _merged(*both, progress)
         if os.path.islink(path):
             open_file(path)  # says where it leads
         path = _from_hub(str(model), progress)
     else:
         name = path.resolve().name
-    if packed := gguf_files(path):
-        name = name if path.is_dir() else path.stem
-        found, home = open_gguf(packed, name)
-        return Checkpoint(name, path, found.config, found.tensors, found.form, home)
+    if (other := _of_another_kind(path, name)) is not None:
+        return other
     files: dict[Path, list[str] | None]
     if path.is_dir():
         files, folder = files_of(path), path
@@ -58,8 +62,7 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
             path.parent,
             path.stem if path.stem != "model" else path.resolve().parent.name,
         )
-    if not path.name.startswith("adapter_"):
-        refuse_adapter(folder)
+    refuse_adapter(folder)
     config = _config(folder / "config.json")
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method == "karipap" and not compressed:
@@ -69,6 +72,25 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
         raise InputError(f"{path} holds no tensors: fetch it again.")
     found = opened(config, tensors, name)
     return Checkpoint(name, path, found.config, found.tensors, found.form)
+
+
+def _of_another_kind(path: Path, name: str) -> Checkpoint | None:
+    """The checkpoint of GGUF files, or of an adapter alone; None where the path is neither."""
+    if packed := gguf_files(path):
+        name = name if path.is_dir() else path.stem
+        found, home = open_gguf(packed, name)
+        return Checkpoint(name, path, found.config, found.tensors, found.form, home)
+    if is_adapter(folder := path.parent if path.name == ADAPTER_WEIGHTS else path):
+        update = open_update(folder)
+        return Checkpoint(folder.resolve().name, folder, update.config, update.tensors, update.form)
+    return None
+
+
+def _merged(model: str, adapter: Path, progress: Progress) -> Checkpoint:
+    base = open_checkpoint(model, progress=progress)
+    found, home = open_merged(base, adapter)
+    path = Path(joined(adapter, base.path))
+    return Checkpoint(f"{base.name}+{adapter.name}", path, found.config, found.tensors, found.form, home)
 
 
 def _tensors_of(files: dict[Path, list[str] | None]) -> dict[str, TensorInfo]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from karipap_core.cli import paces, registry, verbs
-from karipap_core.cli.options import AGAINST, MODEL
+from karipap_core.cli.options import AGAINST, BASE, MERGE, MODEL
 from karipap_core.cli.registry import option
 from karipap_core.errors import Cancelled, InputError, NotVerified, StorageError
 from karipap_core.jobs.job import hold_work
@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Compress language models with tensor networks: profile → plan → compress → evaluate → sweep.",
-        epilog="MODEL is a folder, a .safetensors file or a hub id. `VERB --help` shows an example of each verb. "
+        epilog="MODEL is a folder, a .safetensors or .gguf file, a hub id, or MODEL+LORA, where LORA is the folder of "
+        "a LoRA to merge into it. `VERB --help` shows an example of each verb. "
         "Exit status: 0 done, 1 failed or (verify, checklist, a folder that was written) not ok, 2 bad input, 130 "
         "cancelled.",
     )
@@ -81,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         common = sub.add_argument_group("common options")
-        for target, options in ((sub, entry.options), (common, COMMON)):
+        merging = (MERGE, BASE) if MODEL in entry.options else ()
+        for target, options in ((sub, entry.options + merging), (common, COMMON)):
             for each in options:
                 target.add_argument(*each.flags, **each.settings)
     return parser
@@ -148,9 +150,14 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _fetch(entry: registry.Verb, args: argparse.Namespace, progress: Progress) -> None:
-    """Fetches the hub models that a verb's arguments name, with progress, before it opens them."""
+    """Fetches the hub models that a verb's arguments name, with progress, before it opens them; an adapter to be merged
+    and its base become one word."""
     from karipap_core.checkpoint import hub
 
+    if MODEL in entry.options and (args.merge or args.base):
+        from karipap_core.checkpoint.lora.open import joined
+
+        args.model = joined(args.model, args.base)
     for each in (MODEL, AGAINST):
         name = getattr(args, each.name) if each in entry.options else None
         if name and hub.HUB_ID.fullmatch(name) and not os.path.lexists(name):

@@ -84,7 +84,10 @@ def blocks_at_ends(text: str) -> int | str:
     return text if text == "auto" else int(text) if text == "0" else positive(text)
 
 
-MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors file or a hub id")
+MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors or .gguf file, or a hub id")
+# Of every verb that takes MODEL; they make one word of it (see `lora.open.joined`).
+MERGE = option("--merge", action="store_true", help="MODEL is a LoRA's folder: take its base with the LoRA merged in")
+BASE = option("--base", metavar="MODEL", help="that base (default: the one that the LoRA names); implies --merge")
 COMPRESSED = option("folder", metavar="DIR", type=Path, help="a compressed folder")
 AGAINST = option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)")
 PLAN = option("--plan", type=Path, required=True, metavar="FILE", help="the plan, from `plan` or from the dashboard")

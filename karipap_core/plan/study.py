@@ -129,7 +129,12 @@ class Study:
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """The weights that a plan can compress: the compressible ones that the live model holds as linear layers."""
+        """The weights that a plan can compress: the compressible ones that the live model holds as linear layers.
+
+        Raises InputError for an adapter's update, which is no model.
+        """
+        if self.checkpoint.update:
+            raise InputError(self.checkpoint.update)
         file = self.folder / "reachable.json"
         if (found := kept_json(file, "weights")) is None:
             from karipap_core.models.sites import reachable  # transformers, seconds
@@ -213,7 +218,9 @@ class Study:
     # Spectra and curves.
 
     def profile(self, metrics=WHOLE_PROFILE, network: str | None = None) -> Profile:
-        """The profile under these metrics, from the workspace where it is there."""
+        """The profile under these metrics, from the workspace where it is there; of an adapter's update under `weight`
+        alone, since it is no model that could be run."""
+        metrics = ("weight",) if self.checkpoint.update else metrics
         wanted = self.moments if tuple(metrics) != ("weight",) else None
         settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
         folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))

@@ -20,7 +20,7 @@ from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.describe import describe, in_words
-from karipap_core.spectra.spectrum import pick_device, singular_values
+from karipap_core.spectra.spectrum import pick_device, singular_values, singular_values_of_product
 from karipap_core.workspace.kept import has_tensors, keep_json, kept_json, kept_tensors
 from karipap_core.workspace.locks import only_writer
 
@@ -107,6 +107,9 @@ def _built(
         "weights": rows,
         "skipped": list(checkpoint.skipped),
     } | ({} if groups is None else {"groups": groups})
+    if checkpoint.form is not None:
+        document |= {"form": checkpoint.form.words, "stored_bytes": checkpoint.stored_bytes}
+        document |= {"update": checkpoint.update} if checkpoint.update else {}
     profile = Profile(document, spectra)
     if folder is not None:
         profile.save(folder)
@@ -152,7 +155,11 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     for name, metric in chosen.items():
         damping = {} if metric is None else _damping(metric, notes.append)
         whitened = matrix if metric is None else _whitened(matrix, metric, device, weight.name, notes.append)
-        sigma = singular_values(whitened, device, weight.name, notes.append)
+        factors = checkpoint.factors(weight.name) if metric is None else None
+        if factors is not None:
+            sigma = singular_values_of_product(*factors)
+        else:
+            sigma = singular_values(whitened, device, weight.name, notes.append)
         spectra[f"{weight.name}|{name}"] = sigma
         row["spectra"][name] = describe(sigma, weight.shape) | ({"damping": damping} if damping else {})
         if name == wanted[0] and (said := in_words(row["spectra"][name], weight.shape)):

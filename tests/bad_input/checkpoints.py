@@ -152,12 +152,6 @@ def cut(by: int) -> Make:
 # Folders.
 
 
-def adapter(folder: Path) -> None:
-    (folder / "model").mkdir()
-    save_file({"base_model.model.q_proj.lora_A.weight": torch.ones(2, 8)}, folder / "model/adapter_model.safetensors")
-    (folder / "model/adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/model"}')
-
-
 def below(folder: Path) -> None:
     model(folder, name="below")
     (folder / "model").mkdir()
@@ -259,8 +253,6 @@ CASES = [
          "save the model with safetensors first (save_pretrained of transformers does)."),
     Case("a safetensors file called .gguf", renamed("model.safetensors", "model.gguf"), "profile model --metrics weight",
          "model/model.gguf is not a GGUF file, whatever its name: fetch it again."),
-    Case("an adapter without its model", adapter, "profile model --metrics weight",
-         "model holds an adapter without the model it belongs to: save the two merged."),
     Case("weights in a folder below", below, "profile model --metrics weight",
          "model holds no .safetensors file: name a folder or file with a model in it."),
     Case("two models in one folder", two_models, "profile model --metrics weight",

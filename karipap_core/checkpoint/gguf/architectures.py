@@ -1,10 +1,10 @@
 """What each architecture is called in GGUF and in transformers: its class, the fields of its config, the names of its
 tensors, and how llama.cpp's converter lays some of them out otherwise.
 
-Source of the names and layouts: llama.cpp's convert_hf_to_gguf.py and gguf's tensor_mapping.py. `names` leads from a
-tensor's stem in the file ("attn_q" for blk.3.attn_q.weight) to the module's name in transformers, where "{n}" is the
-block and "{e}" an expert. `layout` says what undoes the converter's work on a stem, see `layouts.py`. `fields` leads
-from an entry of the file ("llama.block_count" without the architecture) to a field of config.json.
+Source of the names and layouts: llama.cpp's converter of Hugging Face models and gguf's table of tensor names. `names`
+leads from a tensor's stem in the file ("attn_q" for blk.3.attn_q.weight) to the module's name in transformers, where
+"{n}" is the block and "{e}" an expert. `layout` says what undoes the converter's work on a stem, see `layouts.py`.
+`fields` leads from an entry of the file ("block_count" for llama.block_count) to a field of config.json.
 """
 
 from dataclasses import dataclass, field, replace

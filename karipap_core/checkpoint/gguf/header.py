@@ -3,7 +3,7 @@ is believed, and no tensor is read.
 
 Format: "GGUF", a version, the number of tensors and of entries, the entries (a name, a type, a value), the table of
 tensors (a name, sides beginning with the fastest, a type, an offset), then from the next multiple of the alignment on
-the tensors' bytes, one behind the other (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+the tensors' bytes, one behind the other (see the GGUF specification of ggml-org/ggml).
 """
 
 import hashlib
@@ -45,9 +45,9 @@ def read_header(path: Path) -> Header:
     not fit it."""
     with open_file(path) as file:
         reader = _Reader(path, file)
-        start = reader.take(4)
-        if start != MAGIC:
-            if other := instead(start + file.read(200)):
+        if reader.take(4) != MAGIC:
+            file.seek(0)
+            if other := instead(file.read(200)):
                 raise InputError(f"{path} {other}.")
             raise InputError(f"{path} is not a GGUF file, whatever its name: fetch it again.")
         version = reader.number("I")

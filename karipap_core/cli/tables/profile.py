@@ -1,6 +1,6 @@
 """A profile as a table in a terminal."""
 
-from karipap_core.terminal import grid, page, times
+from karipap_core.terminal import grid, page, size, times
 
 METRIC_ORDER = ("loss", "functional", "weight")
 MOST_NOTES = 8  # of weights that are zero or of less than full rank
@@ -23,17 +23,27 @@ def table(document: dict) -> str:
     facts = {
         "model": document["model"],
         "fingerprint": document["fingerprint"],
+        "stored as": _stored(document),
         "parameters": document["parameters"],
         "metrics": ", ".join(name for name in METRIC_ORDER[::-1] if name in measured) + f" (shown: {metric})",
         "calibration": (document.get("settings") or {}).get("text"),
         "bonds": f"{bonds} bond spectra (in profile.json)" if bonds else None,
     }
+    if document.get("update"):  # of less than full rank by what it is
+        return page(facts, grid(head, rows), [document["update"]])
     deficient = [row for row in document["weights"] if row["spectra"] and _deficient(row)]
     notes = [f"{row['name']}: {' '.join(row['notes'])}" for row in deficient[:MOST_NOTES]]
     if more := len(deficient) - MOST_NOTES:
         notes += [f"and {more:,} more of less than full rank: see the column rank."] if more > 0 else []
     skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in document.get("skipped", ())]
     return page(facts, grid(head, rows), notes + skipped)
+
+
+def _stored(document: dict) -> str | None:
+    """How the files store a model, where that is not how it computes, and what it takes either way."""
+    if not document.get("form"):
+        return None
+    return f"{document['form']}, {size(document['stored_bytes'])}; opened, {size(document['bytes'])}"
 
 
 def _deficient(row: dict) -> bool:
