@@ -64,12 +64,14 @@ def beside(folder: Path, own: Collection[str], tensors: Collection[str], whole: 
 
 
 def modules(folder: Path) -> list[str]:
-    """The sub-folders that modules.json of sentence-transformers names, by their first step."""
+    """The sub-folders with files that modules.json of sentence-transformers names, by their first step. A `Normalize`
+    has no files, so its folder is mostly not there."""
     try:
         rows = parse_json(read_bytes(folder / MODULES), MODULES, lenient=True)
     except InputError:
         return []
-    paths = [row.get("path") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    paths = [row.get("path") for row in rows if not str(row.get("type")).endswith("Normalize")]
     names = [path.replace("\\", "/").split("/")[0] for path in paths if isinstance(path, str)]
     return [name for name in dict.fromkeys(names) if name not in ("", ".", "..")]
 

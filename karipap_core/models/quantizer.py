@@ -6,6 +6,7 @@ at the top: this runs while transformers itself is still being imported.
 """
 
 import re
+from types import MethodType
 from typing import TYPE_CHECKING
 
 from transformers.quantizers.auto import (
@@ -81,6 +82,18 @@ class KaripapQuantizer(HfQuantizer):
             except InputError as error:
                 raise InputError(f"Plan, weight {name}: {error}") from None
 
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        from karipap_core.layers.cores import CoresModule
+
+        if any(isinstance(table, CoresModule) for table in _tables(model)):
+            model.resize_token_embeddings = MethodType(_resize_token_embeddings, model)
+        return model
+
+    def _dequantize(self, model, dtype=None):
+        raise InputError(
+            "A compressed model is made dense on the disk: `karipap densify FOLDER --out DENSE`, and load that folder."
+        )
+
     def get_new_dtype(self, converter, param, dtype):
         """Packed cores keep their types, whatever dtype the model is loaded in."""
         packed = any(PACKED.search(str(name)) for name in getattr(converter, "target_patterns", ()))
@@ -107,6 +120,31 @@ class KaripapQuantizer(HfQuantizer):
 
         specs = _specs(self.quantization_config.plan["weights"]).values()
         return all(form in (None, INDEX) for spec in specs for form in spec.formats)
+
+
+def _tables(model) -> list:
+    """The embedding and the head of a model, those that it has."""
+    found = []
+    for get in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            found.append(get())
+        except (NotImplementedError, AttributeError):  # how transformers says that there is none
+            continue
+    return found
+
+
+def _resize_token_embeddings(model, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing: bool = True):
+    """transformers' method of that name, for a model with a compressed embedding or head: another size is refused
+    before anything is changed."""
+    table, pad = model.get_input_embeddings(), pad_to_multiple_of or 1
+    rows = getattr(table, "num_embeddings", None) or table.weight.shape[0]
+    if -(-(new_num_tokens or rows) // pad) * pad != rows:
+        raise InputError(
+            f"The embedding or the head of this model is compressed, and a network has no rows to add or to take away: "
+            f"it keeps its {rows:,} tokens. Resize the dense model and compress that, or compress it with --embedding "
+            "dense."
+        )
+    return type(model).resize_token_embeddings(model, new_num_tokens, pad_to_multiple_of, mean_resizing)
 
 
 def _specs(entries: dict) -> dict:

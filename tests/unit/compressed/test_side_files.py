@@ -20,7 +20,12 @@ from karipap_core.errors import InputError
 from tests.helpers.architectures import make
 from tests.helpers.folders import folder_of, plan_for
 
-MODULES = [{"idx": i, "name": str(i), "path": path, "type": "x"} for i, path in enumerate(("", "1_Pooling", "3_Gone"))]
+MODULES = [
+    {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+    for number, (path, kind) in enumerate(
+        [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"), ("3_Gone", "Dense")]
+    )
+]
 COME = {
     "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
     "image/processor/preprocessor_config.json": b"{}",
