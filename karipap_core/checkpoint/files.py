@@ -62,35 +62,49 @@ def gguf_files(path: Path) -> list[Path]:
     """The GGUF files that make up the model at `path`: a file of it, or a folder that holds none in safetensors. None
     where it is no such model. Raises InputError for a folder with several, and where a part is missing."""
     if not path.is_dir():
-        return _gguf_parts(path) if path.suffix.lower() == GGUF else []
+        if path.suffix.lower() != GGUF or GGUF_PART.fullmatch(path.name) is None:
+            return [path] if path.suffix.lower() == GGUF else []
+        return _there(path.parent, parts_of(path.name, names_in(path.parent)))
     names = names_in(path)
-    if any(name.endswith(".safetensors") for name in names):
-        return []
-    found = [name for name in names if name.lower().endswith(GGUF) and not name.startswith(BESIDE_GGUF)]
-    models = {(part[1], part[3]) if (part := GGUF_PART.fullmatch(name)) else name: name for name in reversed(found)}
+    models = [] if any(name.endswith(".safetensors") for name in names) else gguf_models(names)
     if len(models) > 1:
-        raise InputError(f"{path} holds {several(list(reversed(models.values())))}: name one of them.")
-    return _gguf_parts(path / next(iter(models.values()))) if models else []
+        raise InputError(f"{path} holds {several(models)}: name one of them.")
+    return _there(path, parts_of(models[0], names)) if models else []
+
+
+def gguf_models(names: list[str]) -> list[str]:
+    """The GGUF models among these names of files: of one in parts the first of them that is there."""
+    found = [name for name in sorted(names) if name.lower().endswith(GGUF) and not name.startswith(BESIDE_GGUF)]
+    models: dict[tuple, str] = {}
+    for name in found:
+        part = GGUF_PART.fullmatch(name)
+        models.setdefault((part[1], part[3]) if part else (name,), name)
+    return list(models.values())
+
+
+def parts_of(name: str, names: list[str]) -> list[str]:
+    """The names of all files of the GGUF model that `name` is, or is a part of, up to the first that is not there."""
+    part = GGUF_PART.fullmatch(name)
+    if part is None:
+        return [name]
+    found = []
+    for number in range(1, int(part[3]) + 1):
+        found.append(f"{part[1]}-{number:05d}-of-{part[3]}{name[-len(GGUF) :]}")
+        if found[-1] not in names:
+            break
+    return found or [name]
 
 
 def several(names: list[str]) -> str:
-    """How many GGUF files there are and what they are called: "3 GGUF models (a.gguf, b.gguf, c.gguf)"."""
+    """How many GGUF models there are and what they are called: "3 GGUF models (a.gguf, b.gguf, c.gguf)"."""
     shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
     return f"{len(names)} GGUF models ({shown})"
 
 
-def _gguf_parts(path: Path) -> list[Path]:
-    """All files of the model that a GGUF file is, or is a part of, in their order."""
-    part = GGUF_PART.fullmatch(path.name)
-    if part is None:
-        return [path]
-    files = []
-    for number in range(1, min(int(part[3]), len(names_in(path.parent)) + 1) + 1):
-        file = path.with_name(f"{part[1]}-{number:05d}-of-{part[3]}{path.suffix}")
-        if not os.path.lexists(file):
-            raise InputError(f"{path.parent} lacks {file.name}: fetch it again.")
-        files.append(file)
-    return files or [path]
+def _there(folder: Path, names: list[str]) -> list[Path]:
+    if not os.path.lexists(folder / names[-1]):
+        raise InputError(f"{folder} lacks {names[-1]}: fetch it again.")
+    return [folder / name for name in names]
 
 
 def names_in(folder: Path) -> list[str]:

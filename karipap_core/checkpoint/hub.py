@@ -11,19 +11,23 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from karipap_core.checkpoint.beside import FORMS, MODULE, MOST_DEPTH, MOST_TENSORS, TEMPLATES, TENSORS, TEXTS
-from karipap_core.checkpoint.files import PICKLES, files_of
+from karipap_core.checkpoint.files import GGUF, PICKLES, files_of, gguf_files, gguf_models, parts_of, several
+from karipap_core.checkpoint.lora.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from karipap_core.checkpoint.lora.adapter import is_adapter
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
 from karipap_core.reading import MOST_BYTES
 from karipap_core.terminal import size
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# A repository, or one of its GGUF files: owner/name/file.gguf
+HUB_ID = re.compile(rf"({REPOSITORY.pattern})((?:/[A-Za-z0-9][\w.-]{{0,127}}){{1,3}}\.gguf)?", re.ASCII)
 ANY_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # the hub's oldest models have no owner
 COMMIT = re.compile(r"[0-9a-f]{40}")
 KINDS = (TENSORS, *TEXTS)
@@ -32,7 +36,7 @@ VARIANT = re.compile(r"model\.\w+(-\d{5}-of-\d{5})?\.safetensors")
 PROCESSORS = {"tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"}
 PATIENCE = 15.0  # seconds for the hub's answer to what a repository holds
 EVERY = 0.25  # seconds between two reports of a download
-LAST = "config.json"
+LAST = ("config.json", "adapter_config.json")
 MOST_CACHED = 2_000  # repositories of the cache that are looked at
 
 
@@ -44,32 +48,55 @@ def cache() -> Path:
 
 
 def snapshot(hub_id: str) -> Path | None:
-    """The folder of a hub model that is whole in the cache, else None: one whose download was broken off counts as not
-    there. Never goes to the network."""
-    if not ANY_ID.fullmatch(hub_id):
+    """The folder of a hub model that is whole in the cache, or the (first) file of one in GGUF, else None: one whose
+    download was broken off counts as not there. Never goes to the network."""
+    named = HUB_ID.fullmatch(hub_id)
+    if named is None and not ANY_ID.fullmatch(hub_id):
         return None
-    return _whole(cache() / f"models--{hub_id.replace('/', '--')}")
+    repository, file = (named[1], named[2]) if named else (hub_id, None)
+    return _whole(cache() / f"models--{repository.replace('/', '--')}", file)
 
 
-def _whole(repository: Path) -> Path | None:
+def _whole(repository: Path, file: str | None = None) -> Path | None:
     try:
-        commit = (repository / "refs" / "main").read_text("ascii").strip()
-        folder = repository / "snapshots" / commit
-        if not COMMIT.fullmatch(commit) or not (folder / "config.json").is_file():
-            return None
-        return folder if all(file.is_file() for file in files_of(folder)) else None
+        folder = _newest(repository)
+        if file is not None:
+            parts = gguf_files(folder / file.lstrip("/"))
+            return parts[0] if all(part.is_file() for part in parts) else None
+        if is_adapter(folder):
+            return folder if (folder / ADAPTER_WEIGHTS).is_file() else None
+        if packed := gguf_files(folder):
+            return packed[0] if all(part.is_file() for part in packed) else None
+        return folder if (folder / "config.json").is_file() and all(map(Path.is_file, files_of(folder))) else None
     except (OSError, ValueError, InputError):
         return None
 
 
+def _newest(repository: Path) -> Path:
+    """The folder of the commit that the cache holds as the newest. Raises OSError or ValueError where there is none."""
+    commit = (repository / "refs" / "main").read_text("ascii").strip()
+    if not COMMIT.fullmatch(commit):
+        raise ValueError(commit)
+    return repository / "snapshots" / commit
+
+
 def cached() -> dict[str, str]:
-    """Hub id → folder of every whole model in the cache, by name."""
+    """Hub id → folder or file of every whole model in the cache, by name."""
     try:
         names = sorted(name for name in os.listdir(cache()) if name.startswith("models--"))[:MOST_CACHED]
     except OSError:
         return {}
-    ids = [name.removeprefix("models--").replace("--", "/", 1) for name in names]
-    return {hub_id: str(folder) for hub_id in ids if (folder := snapshot(hub_id)) is not None}
+    found: dict[str, str] = {}
+    for name in names:
+        hub_id = name.removeprefix("models--").replace("--", "/", 1)
+        if (place := snapshot(hub_id)) is not None:
+            found[hub_id] = str(place)
+            continue
+        with suppress(OSError, ValueError):  # of several in GGUF each is one
+            for each in gguf_models(os.listdir(_newest(cache() / name))):
+                if (place := snapshot(f"{hub_id}/{each}")) is not None:
+                    found[f"{hub_id}/{each}"] = str(place)
+    return found
 
 
 def repository_of(path: Path) -> str | None:
@@ -95,21 +122,35 @@ class Offer:
 
 
 def offer(hub_id: str) -> Offer:
-    """Asks the hub what a model has that would be fetched. Raises InputError where there is no such model, it has no
-    safetensors, or the hub cannot be reached."""
+    """Asks the hub what a model has that would be fetched. Raises InputError where there is no such model, it has
+    neither safetensors nor one model in GGUF, or the hub cannot be reached."""
     from huggingface_hub import HfApi
 
-    with _explained(hub_id):
-        found = HfApi().model_info(hub_id, files_metadata=True, timeout=PATIENCE)
-    names = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    named = HUB_ID.fullmatch(hub_id)
+    repository, file = (named[1], (named[2] or "").lstrip("/")) if named else (hub_id, "")
+    with _explained(repository):
+        found = HfApi().model_info(repository, files_metadata=True, timeout=PATIENCE)
+    names = {each.rfilename: each.size or 0 for each in found.siblings or ()}
     files = {name: names[name] for name in wanted(names)}
-    if not any(name.endswith(TENSORS) and "/" not in name for name in files):
-        pickled = next((name for name in names if name.endswith(PICKLES)), None)
-        why = (
-            f"only pickled weights ({pickled}), which can execute code and are never read" if pickled else "no weights"
-        )
-        raise InputError(f"{hub_id} has no .safetensors file on the hub, {why}: choose a repository that has one.")
+    if file or not any(name.endswith(TENSORS) and "/" not in name for name in files):
+        files = {name: names[name] for name in _packed(repository, file, list(names))}
     return Offer(hub_id, found.sha or "main", files)
+
+
+def _packed(repository: str, file: str, names: list[str]) -> list[str]:
+    """The files of a repository that are one model in GGUF: the one that is named, or the only one that there is."""
+    if file:
+        if file not in names:
+            raise InputError(f"{repository} has no file {file} on the hub: check its letters.")
+        return parts_of(file, names)
+    models = gguf_models([name for name in names if "/" not in name])
+    if len(models) > 1:
+        raise InputError(f"{repository} holds {several(models)}: name one of them, as {repository}/{models[0]}.")
+    if models:
+        return parts_of(models[0], names)
+    pickled = next((name for name in names if name.endswith(PICKLES)), None)
+    why = f"only pickled weights ({pickled}), which can execute code and are never read" if pickled else "no weights"
+    raise InputError(f"{repository} has no .safetensors file on the hub, {why}: choose a repository that has one.")
 
 
 def wanted(names: Mapping[str, int]) -> list[str]:
@@ -152,7 +193,7 @@ def _small(name: str, count: int) -> bool:
 
 
 def fetch(hub_id: str, progress: Progress = silent) -> Path:
-    """The folder of a hub model in the cache, fetched if need be; `progress` counts bytes.
+    """The folder of a hub model in the cache (of one in GGUF its file), fetched if need be; `progress` counts bytes.
 
     Raises InputError as `offer` does. Broken off, it leaves what is finished, and goes on from there.
     """
@@ -161,18 +202,20 @@ def fetch(hub_id: str, progress: Progress = silent) -> Path:
     from huggingface_hub import hf_hub_download
 
     what = offer(hub_id)
+    named = HUB_ID.fullmatch(hub_id)
+    repository = named[1] if named else hub_id
     bar, done = _counting(what, progress), 0
-    names = sorted(what.files, key=lambda name: (name == LAST, name))
+    names = sorted(what.files, key=lambda name: (name in LAST, name))
     for name in names:
         bar.begin(name, done)
         # The last one without a commit: that writes down which one the cache holds as the newest.
         commit = None if name == names[-1] else what.commit
         with _explained(hub_id):
-            path = hf_hub_download(hub_id, name, revision=commit, tqdm_class=bar)
+            path = hf_hub_download(repository, name, revision=commit, tqdm_class=bar)
         done += what.files[name]
     progress("fetch", max(what.bytes, 1), max(what.bytes, 1), hub_id)
     if (here := snapshot(hub_id)) is None:
-        if Path(path).parent.name == what.commit:
+        if Path(path).parent.name == what.commit and not path.endswith(GGUF):
             files_of(Path(path).parent)  # says what is missing
         raise InputError(f"{hub_id} changed on the hub while it was fetched, or is not whole there: fetch it again.")
     return here

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from karipap_core.checkpoint import hub
-from karipap_core.checkpoint.files import PICKLES, SHARD, files_of, gguf_files, names_in, refuse_adapter
+from karipap_core.checkpoint.files import GGUF, PICKLES, SHARD, files_of, gguf_files, names_in, refuse_adapter
 from karipap_core.checkpoint.form import opened
 from karipap_core.checkpoint.gguf.open import open_gguf
 from karipap_core.checkpoint.lora.adapter import WEIGHTS as ADAPTER_WEIGHTS
@@ -133,7 +133,8 @@ def check_types(config: dict, source: str) -> None:
 
 
 def _from_hub(model: str, progress: Progress) -> Path:
-    """The local folder of a hub model, fetched if need be."""
-    if not hub.ANY_ID.fullmatch(model) or model.endswith(PICKLES + (".safetensors",)):
+    """The local folder or file of a hub model, fetched if need be."""
+    file = model.endswith((*PICKLES, ".safetensors", GGUF))
+    if not hub.HUB_ID.fullmatch(model) if model.endswith(GGUF) else file or not hub.ANY_ID.fullmatch(model):
         raise InputError(f"{model} does not exist: name a folder, a .safetensors file or a hub id such as owner/name.")
     return hub.fetch(model, progress)

@@ -11,8 +11,11 @@ import time
 import pytest
 
 from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.lora.open import joined
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
+from tests.helpers import gguf_files
+from tests.helpers.adapters import GOOD, adapter
 from tests.helpers.hub_server import COMMIT, hub_with
 from tests.helpers.paths import REPOSITORY
 
@@ -142,3 +145,49 @@ def test_the_hub_id_of_a_path_in_the_cache_is_read_off_its_letters(cache):
     assert hub.repository_of(cache) is None and hub.repository_of(cache.parent / "models--a--b") is None
     with pytest.raises(InputError, match="no hub id|does not exist"):
         open_checkpoint("a/b/c")
+
+
+@pytest.fixture
+def packed(tmp_path) -> dict[str, bytes]:
+    """A repository of GGUF files: one model whole, one in three parts, and what lies beside them."""
+    folder = gguf_files.make("llama", tmp_path / "made")
+    gguf_files.write(folder, tmp_path / "files" / "small-f32.gguf")
+    gguf_files.write(folder, tmp_path / "files" / "small-q8.gguf", "Q8_0", split=9)
+    found = {file.name: file.read_bytes() for file in (tmp_path / "files").iterdir()}
+    return found | {"README.md": b"x", "mmproj-small.gguf": b"GGUF", "config.json": b'{"model_type": "llama"}'}
+
+
+def test_a_gguf_file_of_the_hub_is_fetched_alone(packed, cache):
+    with hub_with(packed) as (address, asked):
+        work = command(address, cache, "profile", "someone/small/small-f32.gguf", "--metrics", "weight")
+        out, err = work.communicate(timeout=120)
+        assert work.returncode == 0 and asked == ["small-f32.gguf"], err
+        work = command(address, cache, "fetch", "someone/small/small-q8-00002-of-00003.gguf")
+        work.communicate(timeout=120)
+        assert sorted(asked[1:]) == [name for name in sorted(packed) if "q8" in name]
+    assert json.loads(out)["form"] == "F32 (GGUF)"
+    ids = ["someone/small/small-f32.gguf", "someone/small/small-q8-00001-of-00003.gguf"]
+    assert list(hub.cached()) == ids
+    assert open_checkpoint(ids[1]).form.words == "Q8_0 (GGUF)"  # offline
+
+
+def test_of_several_gguf_models_on_the_hub_one_has_to_be_named(packed, cache):
+    with hub_with(packed) as (address, asked):
+        _, err = command(address, cache, "fetch", "someone/small").communicate(timeout=60)
+        assert "someone/small holds 2 GGUF models (small-f32.gguf, small-q8-00001-of-00003.gguf): name one" in err
+        _, err = command(address, cache, "fetch", "someone/small/other.gguf").communicate(timeout=60)
+        assert "someone/small has no file other.gguf on the hub" in err and not asked
+    only = {name: data for name, data in packed.items() if "q8" not in name}
+    with hub_with(only) as (address, asked):
+        command(address, cache, "fetch", "someone/small").communicate(timeout=60)
+    assert asked == ["small-f32.gguf"] and open_checkpoint("someone/small").parameters
+
+
+def test_an_adapter_of_the_hub_is_its_update_and_merged_where_its_base_is_here(cache, tmp_path, made):
+    folder = adapter(tmp_path / "lora", made("llama"), GOOD)
+    with hub_with({file.name: file.read_bytes() for file in folder.iterdir()}) as (address, asked):
+        work = command(address, cache, "fetch", "someone/small")
+        assert work.communicate(timeout=60) and work.returncode == 0 and asked[-1] == "adapter_config.json"
+    place = hub.snapshot("someone/small")
+    assert open_checkpoint("someone/small").update
+    assert open_checkpoint(joined(place)).key == open_checkpoint(joined(folder)).key

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from karipap_core import story
 from karipap_core.checkpoint.lora.open import joined
@@ -16,22 +15,7 @@ from karipap_core.cli.frame import main
 from karipap_core.errors import InputError
 from karipap_core.models.load import load_model
 from tests.helpers import architectures, gguf_files
-
-NAMED = "base_model.model.model.layers.1.self_attn.q_proj"
-
-
-def adapter(folder: Path, base: Path, tensors: dict[str, torch.Tensor], **settings) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": str(base), **settings}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
-    return folder
-
-
-def matrices(out: int, in_: int, rank: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, A)"""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(out, rank, generator=generator), torch.randn(rank, in_, generator=generator) * 0.1
+from tests.helpers.adapters import GOOD, NAMED, adapter, matrices
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +165,6 @@ def test_an_adapter_of_a_quantized_file_is_merged_into_what_that_opens_to(tmp_pa
 
 
 B, A = matrices(48, 48)
-GOOD = {f"{NAMED}.lora_A.weight": A, f"{NAMED}.lora_B.weight": B}
 REFUSED = {
     "another kind": ({"peft_type": "IA3"}, GOOD, "is an adapter IA3; only LoRA is opened here"),
     "another start": ({"init_lora_weights": "pissa"}, GOOD, "sets init_lora_weights to pissa, by which a model is an"),
