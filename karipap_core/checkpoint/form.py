@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.quantized import open_quantized
 from karipap_core.checkpoint.tensorfile import TensorInfo
+from karipap_core.terminal import size
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -28,6 +29,14 @@ class Form:
     factors: "dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]]" = field(default_factory=dict)
 
 
+def beside(stored: dict[str, Any], n_bytes: int) -> str:
+    """A size beside that of the files as they are (`Checkpoint.as_stored`), in words: one may well be larger than the
+    quantized file that it was made from."""
+    share = n_bytes / max(stored["bytes"], 1)
+    files = f"the {size(stored['bytes'])} of the files as they are"
+    return f"{share:.0%} of {files}" if share < 1 else f"{share:.2f} times {files}: larger than what it comes from"
+
+
 @dataclass(frozen=True)
 class Opened:
     """A checkpoint in the form that the model computes with: the `config` without what told of the stored form, and the
@@ -44,7 +53,9 @@ def opened(config: dict[str, Any], stored: dict[str, TensorInfo], name: str) -> 
     Raises InputError for a method that cannot be opened here, and for parts that are missing or do not fit.
     """
     inner = config.get("text_config") or {}
-    settings = config.get("quantization_config") or inner.get("quantization_config")
+    settings = config.get("quantization_config") or inner.get("quantization_config") or config.get("quantization")
+    if isinstance(settings, dict) and "quant_method" not in settings and config.get("quantization"):
+        settings = settings | {"quant_method": "metal"}  # MLX writes this table, under two names
     if not isinstance(settings, dict) or settings.get("quant_method") == "karipap":
         return Opened(config, stored)
     plain, tensors, words, recipe = open_quantized(config, settings, stored, name)

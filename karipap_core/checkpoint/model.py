@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ SETTINGS = (
     *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "merges.txt", *TOKENIZERS),
 )
+SHORT = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
 BUFFER = "a buffer, not a parameter"
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
@@ -299,6 +301,16 @@ class Checkpoint:
     def stored_bytes(self) -> int:
         """Bytes of the tensors in the files, as they are."""
         return sum(info.size for info in self.form.stored.values()) if self.form else self.bytes
+
+    @property
+    def as_stored(self) -> dict[str, Any] | None:
+        """{"form": "int4 (GPTQ, g128), opened to bf16", "bytes": of the files} where the files store the model in
+        another form than it computes with, None where not."""
+        if self.form is None:
+            return None
+        made = Counter(info.dtype for info in self.tensors.values() if isinstance(info, OpenedTensor))
+        to = f", opened to {SHORT[made.most_common(1)[0][0]]}" if made else ""
+        return {"form": self.form.words + to, "bytes": self.stored_bytes}
 
     @property
     def settings_files(self) -> list[Path]:

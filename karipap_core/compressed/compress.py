@@ -80,6 +80,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
         "weights": rows,
         "left_out": [{"name": name, "why": why} for name, why in side_files(checkpoint).left_out.items()],
     }
+    result |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
     # What is there already is our own: damaged since, or from a run killed before its report was written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress, mend=True)
     sums = sums_of(out)

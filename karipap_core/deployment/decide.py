@@ -114,6 +114,7 @@ def deploy(
         "active_parameters": foot.active_parameters,
         "dtype": foot.dtype,
         "dtype_assumed": foot.assumed,
+        "stored": foot.stored,
         "plan": plan.model["name"] if plan else None,
         "load": asdict(load),
         "gpu": asdict(card) if card else None,

@@ -44,7 +44,7 @@ class Matrix:
 class Footprint:
     """What a model takes in memory.
 
-    config: transformers' own; parameters and bytes: of the whole model as stored, tied tables once; dtype: in which
+    config: transformers' own; parameters and bytes: of the whole opened model, tied tables once; dtype: in which
     most of it is stored; matrices: of the blocks; checkpoint: where there are weights, None for a config alone;
     assumed: the config did not give the dtype.
     """
@@ -57,6 +57,13 @@ class Footprint:
     matrices: tuple[Matrix, ...]
     checkpoint: Checkpoint | None = None
     assumed: bool = False
+
+    @property
+    def stored(self) -> dict | None:
+        """{"form", "bytes"} of files that store the model smaller than it was opened to: quantized by somebody, and
+        servable as they are (`Checkpoint.as_stored`)."""
+        stored = self.checkpoint.as_stored if self.checkpoint else None
+        return stored if stored and stored["bytes"] < self.bytes else None
 
     @property
     def itemsize(self) -> float:

@@ -16,8 +16,8 @@ RIGHT = {"dense": 0, "quantize": 1, "pipeline": 2, "smaller": 3}  # answer → w
 
 @dataclass(frozen=True)
 class Verdict:
-    """answer: dense, quantize, cache, pipeline, smaller, ask, none (nothing fits one GPU) or unknown (no GPU is named);
-    sentence: the same in words, and what to do; reasons: what it rests on."""
+    """answer: as it is (it is stored quantized), dense, quantize, cache, pipeline, smaller, ask, none (nothing fits one
+    GPU) or unknown (no GPU is named); sentence: the same in words, and what to do; reasons: what it rests on."""
 
     answer: str
     sentence: str
@@ -43,16 +43,24 @@ def verdict(case: Case, ways: list[Way], runs: list[dict], fixed: bool | None) -
         needs = size(case.total(case.foot.bytes))
         parts = f"KV cache {size(case.cache_bytes)}, activations {size(case.activations)}"
         reason = f"Dense it takes {needs}: weights {size(case.foot.bytes)}, {parts}."
+        if stored := case.foot.stored:
+            reason += f" As its files store it ({_form(stored)}): {size(case.total(stored['bytes']))}."
         return Verdict("unknown", f"No GPU is named: dense it takes {needs}. Name one with --gpu.", (reason,))
     room = size(card.usable)
     reasons = [
         f"{card.name}: {size(card.memory)}, of which {room} may be filled ({RESERVE:.0%} stay with the runtime)."
     ]
+    if case.foot.stored:
+        whole = case.total(case.foot.stored["bytes"])
+        word = "fits" if whole <= card.usable else f"does not fit: {size(whole - card.usable)} too much"
+        reasons.append(f"As its files store it ({_form(case.foot.stored)}): {size(whole)}, {word}.")
     for row in ways:
         if row["total_bytes"] is not None:
             word = "fits" if row["fits"] else f"does not fit: {size(row['total_bytes'] - card.usable)} too much"
             reasons.append(f"{row['way'].capitalize()}: {size(row['total_bytes'])}, {word}.")
-    if dense["fits"]:
+    if (stored := case.foot.stored) and case.fits(stored["bytes"]):
+        found = Verdict("as it is", _stored_sentence(case, stored, room, card))
+    elif dense["fits"]:
         total = size(case.total(case.foot.bytes))
         sentence = (
             f"Deploy it dense: {total} of {room} on one {card.name}. Nothing has to be compressed "
@@ -67,6 +75,21 @@ def verdict(case: Case, ways: list[Way], runs: list[dict], fixed: bool | None) -
         nothing = _too_small(case, card, quantized["quantize"])
         found = nothing or _without_quantization_alone(case, card, ways, runs, fixed)
     return replace(found, reasons=(*reasons, *found.reasons, _of_fixed(fixed)))
+
+
+def _form(stored: dict) -> str:
+    """How a model is stored, without what it was opened to."""
+    return stored["form"].partition(", opened")[0]
+
+
+def _stored_sentence(case: Case, stored: dict, room: str, card: Gpu) -> str:
+    total, dense = size(case.total(stored["bytes"])), size(case.total(case.foot.bytes))
+    opened = "fits too" if case.fits(case.foot.bytes) else "does not fit"
+    return (
+        f"Leave it as it is: stored as {_form(stored)} it takes {total} of {room} on one {card.name}, in an engine "
+        f"that runs that form. Opened it takes {dense}, which {opened}; a plan pays where it is smaller than the "
+        f"files ({size(stored['bytes'])})."
+    )
 
 
 def _quantize_sentence(case: Case, quantized: Way, fixed: bool | None) -> str:

@@ -41,7 +41,8 @@ LIMITS |= dict.fromkeys(
     ("max_position_embeddings", "n_positions", "sliding_window"), 1 << 40
 )  # nothing of this length need be built
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-WHOLE = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
+WHOLE: tuple[str, ...] = ("F8_E4M3", "F8_E5M2", "F4")  # floats too that stand for nothing without scales
+WHOLE += ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
 MAY_BE_ZERO: tuple[str, ...] = ("intermediate_size", "ffn_dim")  # of a model that has none
 MAY_BE_ZERO += ("num_local_experts", "n_routed_experts", "num_experts", "num_experts_per_tok")
 

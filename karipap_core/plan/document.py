@@ -316,7 +316,7 @@ def model_entry(checkpoint) -> dict:
         "parameters": checkpoint.parameters,
         "block_parameters": checkpoint.block_parameters,
         "bytes": checkpoint.bytes,
-    }
+    } | ({"stored": checkpoint.as_stored} if checkpoint.as_stored else {})
 
 
 def measured_model(checkpoint) -> dict:

@@ -106,10 +106,10 @@ def _built(
         "seconds": round(time.monotonic() - began, 3),
         "weights": rows,
         "skipped": list(checkpoint.skipped),
-    } | ({} if groups is None else {"groups": groups})
-    if checkpoint.form is not None:
-        document |= {"form": checkpoint.form.words, "stored_bytes": checkpoint.stored_bytes}
-        document |= {"update": checkpoint.update} if checkpoint.update else {}
+    }
+    document |= {} if groups is None else {"groups": groups}
+    document |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
+    document |= {"update": checkpoint.update} if checkpoint.update else {}
     profile = Profile(document, spectra)
     if folder is not None:
         profile.save(folder)

@@ -26,6 +26,7 @@ from karipap_core.plan import predictions
 from karipap_core.profiles.document import Profile
 from karipap_core.statistics import bootstrap
 from karipap_core.statistics.pareto import known
+from karipap_core.terminal import size
 
 FOLDER = Path(__file__).parent
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
@@ -132,9 +133,11 @@ def _facts(document: dict) -> list[tuple[str, object]]:
     model = document["model"]
     measured = [*document["runs"], *document["baselines"]]
     dense: dict = next((point["dense"] for point in measured if point.get("dense")), {})
+    stored = model.get("stored")
     facts = [
         ("model", model.get("name")),
         ("parameters", f"{model.get('parameters') or 0:,}"),
+        ("stored as", stored and f"{stored['form']}: {size(stored['bytes'])} in its files"),
         ("networks measured", len(document["runs"])),
         ("baselines", len(document["baselines"])),
         ("dense loss, nats a token", _number(dense.get("loss"))),

@@ -372,4 +372,6 @@ def summary(view: Model) -> None:
         f"{checkpoint.parameters:,} parameters",
         f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
     ]
+    if stored := checkpoint.as_stored:  # sizes and what is kept are of the opened model
+        parts.append(f"{stored['form']}, {common.size(stored['bytes'])} in its files")
     st.html('<p class="k-summary">' + "<i>·</i>".join(html.escape(str(part)) for part in parts) + "</p>")

@@ -238,3 +238,49 @@ def int8_rows(name: str, rows: int, columns: int, seed: int = 0) -> Written:
         f"{name}.weight_scale": factors,
         f"{name}.weight_zero_point": zeros.to(torch.int8)[:, None],
     }, dense
+
+
+def mlx(name: str, rows: int, columns: int, bits: int, group: int, seed: int = 0) -> Written:
+    """MLX' affine form: a scale and an offset for each group of a row."""
+    codes, groups = numbers(seed, rows * columns, 1 << bits), columns // group
+    factors, offsets = scales(seed + 1, rows, groups), -scales(seed + 2, rows, groups)
+    dense = torch.zeros(rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            at = column // group
+            dense[row, column] = factors[row, at].double() * codes[row * columns + column] + offsets[row, at].double()
+    words = [packed32(codes[row * columns :][:columns], bits) for row in range(rows)]
+    return {
+        f"{name}.weight": torch.tensor(words, dtype=torch.int32).view(torch.uint32),
+        f"{name}.scales": factors,
+        f"{name}.biases": offsets,
+    }, dense
+
+
+def torchao8(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """torchao's int8, under the names that its safetensors have."""
+    stored, dense = int8_rows(name, rows, columns, seed)
+    parts = {".weight": "qdata", ".weight_scale": "scale", ".weight_zero_point": "zero_point"}
+    return {f"{name}._weight_{part}": stored[name + ending] for ending, part in parts.items()}, dense
+
+
+def modelopt_nvfp4(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """Model Optimizer's NVFP4: what compressed-tensors divides by, it multiplies by, in other names."""
+    stored, dense = nvfp4(name, rows, columns, seed)
+    return {
+        f"{name}.weight": stored[f"{name}.weight_packed"],
+        f"{name}.weight_scale": stored[f"{name}.weight_scale"],
+        f"{name}.weight_scale_2": torch.tensor(0.125),
+        f"{name}.input_scale": torch.tensor(0.5),
+    }, dense
+
+
+def bitnet(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """Four rows a byte, a quarter of all rows apart; the weight is what the codes say over the scale."""
+    codes, scale = [code - 1 for code in numbers(seed, rows * columns, 3)], torch.tensor([4.0])
+    dense = torch.tensor(codes, dtype=torch.float64).reshape(rows, columns) / 4
+    packed = torch.zeros(rows // 4, columns, dtype=torch.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            packed[row % (rows // 4), column] |= (codes[row * columns + column] + 1) << 2 * (row // (rows // 4))
+    return {f"{name}.weight": packed, f"{name}.weight_scale": scale}, dense

@@ -5,14 +5,27 @@ from collections.abc import Callable
 from typing import Any
 
 from karipap_core.checkpoint.quantized.awq import awq
+from karipap_core.checkpoint.quantized.bitnet import bitnet
 from karipap_core.checkpoint.quantized.bitsandbytes import bitsandbytes
 from karipap_core.checkpoint.quantized.compressed_tensors import compressed_tensors
 from karipap_core.checkpoint.quantized.fp8 import fp8
 from karipap_core.checkpoint.quantized.gptq import gptq
+from karipap_core.checkpoint.quantized.mlx import mlx
+from karipap_core.checkpoint.quantized.modelopt import modelopt
 from karipap_core.checkpoint.quantized.mxfp4 import mxfp4
 from karipap_core.checkpoint.quantized.opening import Opening
+from karipap_core.checkpoint.quantized.torchao import torchao
 from karipap_core.checkpoint.tensorfile import TensorInfo
 from karipap_core.errors import InputError
+
+
+def auto_round(opening: Opening) -> str:
+    """AutoRound's weights, which it packs as GPTQ's or AWQ's libraries do, as `packing_format` says."""
+    packing = str(opening.settings.get("packing_format") or "auto_gptq").removeprefix("auto_round:")
+    if packing not in ("auto_gptq", "gptq", "auto_awq", "awq"):
+        raise opening.unreadable("packing_format", packing, "not one of auto_gptq, auto_awq")
+    return awq(opening) if packing.endswith("awq") else gptq(opening)
+
 
 # quant_method → what takes the packed weights out of an `Opening`, and says in words how they were stored.
 READERS: dict[str, Callable[[Opening], str]] = {
@@ -24,6 +37,11 @@ READERS: dict[str, Callable[[Opening], str]] = {
     "awq": awq,
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
+    "auto-round": auto_round,
+    "modelopt": modelopt,
+    "torchao": torchao,
+    "metal": mlx,
+    "bitnet": bitnet,
 }
 
 

@@ -23,8 +23,7 @@ ENDINGS = (".qweight", ".qzeros", ".scales")
 def awq(opening: Opening) -> str:
     """Opens the packed weights. Raises InputError where parts do not fit, or a setting is of another layout."""
     settings = opening.settings
-    field = "version" if "version" in settings or opening.method == "auto-round" else "format"
-    field = field if settings.get(field) or field == "version" else "backend"
+    field = "version" if settings.get("version") else "format"
     layout = str(settings.get("version") or settings.get("format") or "gemm").lower()
     layout = "gemm" if layout in ("exllama", "ipex") or opening.method == "auto-round" else layout
     if layout not in ("gemm", "gemv"):

@@ -44,7 +44,7 @@ def fp8(opening: Opening) -> str:
     sizes = isinstance(blocks, list | tuple) and len(blocks) == 2 and all(type(b) is int and b > 0 for b in blocks)
     if blocks is not None and not sizes:
         raise opening.unreadable("weight_block_size", blocks, "not two whole numbers above 0")
-    opening.drop(*(f".{ending}" for ending in ACTIVATIONS))
+    drop_activations(opening)
     found: dict[str, None] = {}
     for name, info in list(opening.stored.items()):
         scaled = next((scale for scale in scales_of(name) if scale in opening.stored), None)
@@ -53,6 +53,11 @@ def fp8(opening: Opening) -> str:
             found[give(opening, name, scale, tuple(blocks) if blocks else None)] = None
     opening.alone(*(f"weight{ending}" for ending in ENDINGS), "_scale_inv")
     return " and ".join(found)
+
+
+def drop_activations(opening: Opening) -> None:
+    """Leaves out the scales of activations and caches."""
+    opening.drop(*(f".{ending}" for ending in ACTIVATIONS))
 
 
 def scales_of(name: str) -> list[str]:

@@ -24,6 +24,7 @@ ENDINGS = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 def gptq(opening: Opening) -> str:
     """Opens the packed weights. Raises InputError where parts do not fit, or a setting is of another layout."""
+    opening.setting("pack_dtype", "int32", "int32")
     bits, group = opening.setting("bits", 4, *BITS), opening.number("group_size", 128)
     plus = _added(opening)
     for base, _ in opening.bases(".qweight"):
@@ -36,9 +37,8 @@ def _added(opening: Opening) -> int:
     """What is added to a stored zero: 1 in the first version of the format."""
     field = "checkpoint_format" if "checkpoint_format" in opening.settings else "format"
     if opening.method == "auto-round":
-        field = "packing_format"
-    said = str(opening.settings.get(field) or "gptq").removeprefix("auto_round:")
-    versions = {"gptq": 1, "auto_gptq": 1, "gptq_v2": 0}
+        return 1
+    said, versions = str(opening.settings.get(field) or "gptq"), {"gptq": 1, "gptq_v2": 0}
     if said not in versions:
         raise opening.unreadable(field, said, f"not one of {', '.join(versions)}")
     return versions[said]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch takes a second to import
     import torch
 
 WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
+QUANTIZATION = ("quantization_config", "quantization")  # fields of a config.json
 HALVES = ("F16", "BF16", "F32")
 
 
@@ -136,7 +137,7 @@ class Opening:
     @property
     def plain_config(self) -> dict[str, Any]:
         """The config of the opened model."""
-        config = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        config = {key: value for key, value in self.config.items() if key not in QUANTIZATION}
         inner = config.get("text_config")
         if isinstance(inner, dict):
             config["text_config"] = {key: value for key, value in inner.items() if key != "quantization_config"}

@@ -25,7 +25,7 @@ def table(document: dict) -> str:
     if any(stored.values()):
         head.append("stored in")
         rows = [[*row, stored[row[0]] or ""] for row in rows]
-    facts = size_facts(document) | {"seconds": document.get("seconds")}
+    facts = size_facts(document, document.get("stored")) | {"seconds": document.get("seconds")}
     if document.get("verify"):
         facts["verified"] = verified(document["verify"])
     return page(facts, grid(head, rows), [said] if (said := stayed_behind(document)) else ())

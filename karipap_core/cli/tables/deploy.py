@@ -1,5 +1,6 @@
 """The document of `deploy` as a table in a terminal."""
 
+from karipap_core.cli.tables.profile import stored_as
 from karipap_core.deployment.hardware import said_of
 from karipap_core.deployment.verdict import ordered, recommended
 from karipap_core.terminal import grid, size
@@ -15,6 +16,8 @@ def table(document: dict) -> str:
     ]
     if (active := document["active_parameters"]) < document["parameters"]:
         head[2] += f" ({active / document['parameters']:.0%} of them for a token)"
+    if stored := document.get("stored"):
+        head.insert(2, f"{'as it is':12}{stored_as(stored)}")
     usable = f" of {size(document['usable_bytes'])} on {gpu['name']}" if gpu else ""
     head.append(f"{'total':12}{size(document['total_bytes'])}{usable}")
     if document["dollars_per_mtoken"] is not None:

@@ -1,5 +1,6 @@
 """A plan as a table in a terminal."""
 
+from karipap_core.checkpoint.form import beside
 from karipap_core.terminal import grid, inline, page, times, value
 
 
@@ -30,7 +31,7 @@ def table(document: dict) -> str:
         "calibration": (document.get("calibration") or {}).get("text"),
         "weights": made_of(checked.weights.values()),
         "embedding": _embedding(document),
-        **size_facts(predicted),
+        **size_facts(predicted, document["model"].get("stored")),
     }
     if predicted.get("rise") is not None:
         what = "output error" if predicted.get("measure") == "output error" else "loss"
@@ -70,14 +71,18 @@ def _why(weights: dict[str, dict]) -> list[str]:
     return [f"why: {names[0]}{more[key]}: {key[1]}" for key, names in said.items()]
 
 
-def size_facts(document: dict) -> dict:
-    """The lines that say how large a model is now."""
+def size_facts(document: dict, stored: dict | None = None) -> dict:
+    """The lines that say how large a model is now: beside the opened one and, where it was `stored` in another form
+    (`Checkpoint.as_stored`), beside its files."""
     facts = {}
     for key, share in (("parameters", "kept"), ("bytes", "bytes_kept")):
         if document.get(key) is not None and document.get(share) is not None:
             facts[key] = f"{document[key]:,}: {document[share]:.1%} kept, {1 - document[share]:.1%} removed"
     if document.get("kept_blocks") is not None:
         facts["blocks"] = f"{document['kept_blocks']:.1%} of their parameters kept"
+    if stored and document.get("bytes") is not None:
+        facts["stored as"] = stored["form"] + ": kept is of the opened model"
+        facts["beside the files"] = beside(stored, document["bytes"])
     return facts
 
 

@@ -23,8 +23,8 @@ def table(document: dict) -> str:
     facts = {
         "model": document["model"],
         "fingerprint": document["fingerprint"],
-        "stored as": _stored(document),
         "parameters": document["parameters"],
+        "stored as": stored_as(document.get("stored")),
         "metrics": ", ".join(name for name in METRIC_ORDER[::-1] if name in measured) + f" (shown: {metric})",
         "calibration": (document.get("settings") or {}).get("text"),
         "bonds": f"{bonds} bond spectra (in profile.json)" if bonds else None,
@@ -39,11 +39,9 @@ def table(document: dict) -> str:
     return page(facts, grid(head, rows), notes + skipped)
 
 
-def _stored(document: dict) -> str | None:
-    """How the files store a model, where that is not how it computes, and what it takes either way."""
-    if not document.get("form"):
-        return None
-    return f"{document['form']}, {size(document['stored_bytes'])}; opened, {size(document['bytes'])}"
+def stored_as(stored: dict | None) -> str | None:
+    """The form that the files store a model in, where that is another than it computes with."""
+    return f"{stored['form']}: {size(stored['bytes'])} in the files" if stored else None
 
 
 def _deficient(row: dict) -> bool:

@@ -101,6 +101,24 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
         lambda name: by_hand.awq_gemv(name, 6, 64, 32, words=4),
         "int4 (AWQ, g32)",
     ),
+    "auto-round": (
+        {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_gptq"},
+        lambda name: by_hand.gptq(name, 24, 64, 4, 16),
+        "int4 (GPTQ, g16)",
+    ),
+    "torchao": (
+        {"quant_method": "torchao"},
+        lambda name: by_hand.torchao8(name, 6, 10),
+        "int8 (torchao, per channel)",
+    ),
+    "modelopt": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        lambda name: by_hand.modelopt_nvfp4(name, 6, 32),
+        "NVFP4 (Model Optimizer)",
+    ),
+    "mlx": ({"group_size": 32, "bits": 4}, lambda name: by_hand.mlx(name, 6, 64, 4, 32), "int4 (MLX, g32)"),
+    "mlx 3 bits": ({"group_size": 64, "bits": 3}, lambda name: by_hand.mlx(name, 6, 64, 3, 64), "int3 (MLX, g64)"),
+    "bitnet": ({"quant_method": "bitnet"}, lambda name: by_hand.bitnet(name, 8, 10), "ternary (BitNet)"),
     "compressed-tensors": (packed(4, 16), lambda name: by_hand.packed_ints(name, 6, 40, 4, 16), ct("int4", "g16")),
     "compressed-tensors, 3 bits with zeros": (
         packed(3, 32),
@@ -134,7 +152,8 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
 def test_a_layout_opens_to_the_weights_that_it_stands_for(tmp_path, layout):
     settings, write, words = LAYOUTS[layout]
     stored, dense = zip(*(write(name) for name in (Q, K)), strict=True)
-    model = folder(tmp_path / "m", stored[0] | stored[1], settings, "float32")
+    also = {} if "quant_method" in settings else {"quantization": settings}  # as MLX writes it
+    model = folder(tmp_path / "m", stored[0] | stored[1], settings, "float32", **also)
     checkpoint = open_checkpoint(model)
     holds(checkpoint, {f"{Q}.weight": dense[0], f"{K}.weight": dense[1]}, torch.float32)
     assert checkpoint.form.words == words
