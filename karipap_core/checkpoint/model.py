@@ -6,14 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
-from karipap_core.checkpoint.roles import CONV1D, TABLES, compressible, listing_key, place, role_of
+from karipap_core.checkpoint.roles import CONV1D, TABLES, compressible, listing_key, place, role_of, towers_of
 from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
 from karipap_core.reading import open_file
@@ -46,7 +46,8 @@ class Weight:
     """One matrix W of `y = W x`; `shape` is (out, in) however it is stored, `dtype` is how it is stored.
 
     `name` is the module's name, without ".weight": the key of plans, profiles and cores. `tensor` is the name on
-    disk. A slice of a stacked expert tensor has that slice's number as `index` and at the end of its name.
+    disk. A slice of a stacked expert tensor has that slice's number as `index` and at the end of its name. `tower`:
+    see `roles.towers_of`; "" in models that have one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Weight:
     expert: int | None
     index: int | None
     compressible: bool
+    tower: str = ""
 
     @property
     def parameters(self) -> int:
@@ -69,8 +71,9 @@ class Weight:
         return self.parameters * (4 if self.dtype == "float32" else 2)
 
     def facts(self) -> dict[str, Any]:
-        """The beginning of a document's row about this weight: name, layer, role, expert, shape and parameters."""
-        keys = ("name", "layer", "role", "expert")
+        """The beginning of a document's row about this weight: name, layer, role, expert, tower (where the model has
+        several), shape and parameters."""
+        keys = ("name", "layer", "role", "expert", *(("tower",) if self.tower else ()))
         return {key: getattr(self, key) for key in keys} | {"shape": list(self.shape), "parameters": self.parameters}
 
 
@@ -136,7 +139,11 @@ class Checkpoint:
                 self.skipped.append({"name": tensor, "why": why})
             else:
                 self.weights += self._weights_of(tensor, info, mixture)
-        self.weights.sort(key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role))
+        towers = towers_of(weight.name for weight in self.weights)
+        self.weights = [replace(weight, tower=towers.get(weight.name, "")) for weight in self.weights]
+        self.weights.sort(
+            key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role, weight.tower)
+        )
         self.skipped.sort(key=lambda entry: entry["name"])
         self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 

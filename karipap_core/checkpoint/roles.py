@@ -1,6 +1,7 @@
 """What a weight is called and where it sits, from its module name alone."""
 
 import re
+from collections.abc import Iterable
 
 # Containers whose numbered children are the model's blocks. No block has a number of more digits: some code counts.
 LAYER = re.compile(
@@ -58,6 +59,17 @@ OUTSIDE = tuple(
     )
 )
 
+# What the first part of a path is called that leads to blocks which do not read the text.
+OTHER_TOWERS = tuple(
+    (tower, re.compile(rf"(?:^|_)(?:{words})(?:_|$)"))
+    for tower, words in (
+        ("vision", "vision|visual|image|images|img|video|vit"),
+        ("audio", "audio|speech|sound"),
+        ("connector", "qformer|resampler|projector|connector|perceiver"),
+    )
+)
+TOWERS = (*(tower for tower, _ in OTHER_TOWERS), "encoder", "decoder", "language")
+
 
 def place(name: str) -> tuple[int | None, int | None]:
     """(layer, expert) of a module name: the number of its block and of its expert, each None where there is none."""
@@ -78,18 +90,39 @@ def role_of(name: str, mixture: bool) -> str:
     return "other"
 
 
+def towers_of(names: Iterable[str]) -> dict[str, str]:
+    """{name of a module in a block: its tower, "vision", "audio", "connector", "encoder", "decoder" or "language"}; all
+    "" where the model has but one.
+
+    An encoder without a decoder, or the other way about, is what reads the language.
+    """
+    found = {name: _tower_of(name) for name in names if place(name)[0] is not None}
+    if not {"encoder", "decoder"} <= set(found.values()):
+        found = {name: "language" if tower in ("encoder", "decoder") else tower for name, tower in found.items()}
+    return found if len(set(found.values())) > 1 else dict.fromkeys(found, "")
+
+
+def _tower_of(name: str) -> str:
+    block = LAYER.search(name)
+    parts = name[: block.start()].split(".") if block else []
+    for tower, pattern in OTHER_TOWERS:
+        if any(pattern.search(part) for part in parts):
+            return tower
+    return next((part.rpartition("_")[2] for part in parts if part.endswith(("encoder", "decoder"))), "language")
+
+
 def compressible(layer: int | None, role: str) -> bool:
     """Whether a weight may become a network: those of the blocks, but for routers and tables that are looked up in."""
     return layer is not None and role not in NOT_COMPRESSIBLE
 
 
-def listing_key(name: str, layer: int | None, expert: int | None, role: str) -> tuple:
-    """Sort key: tables before the blocks, then layer by layer in the order of `ORDER`, experts by number, the rest."""
+def listing_key(name: str, layer: int | None, expert: int | None, role: str, tower: str = "") -> tuple:
+    """Sort key: tables before the blocks, then tower by tower as they run and layer by layer in the order of `ORDER`, experts by number, the rest."""
     number = [int(part) if part.isdecimal() else part for part in name.split(".")]
     natural = [(0, part, "") if isinstance(part, int) else (1, 0, part) for part in number]
     group = 1 if layer is not None else 0 if role in ("embed", "position", "token_type") else 2
     rank = ORDER.index(role) if role in ORDER else len(ORDER)
-    return (group, layer or 0, -1 if expert is None else expert, rank, natural)
+    return (group, TOWERS.index(tower) if tower else 0, layer or 0, -1 if expert is None else expert, rank, natural)
 
 
 TABLES = ("embed", "head")  # roles outside the blocks that may become networks

@@ -101,6 +101,11 @@ def without_cache(model: "PreTrainedModel") -> str | None:
     return None if cache is not None else "the model gives no KV cache"
 
 
+def given_nothing(model: "PreTrainedModel") -> bool:
+    """Whether the model's encoder, which reads no text, is given zeros."""
+    return two_parts(model) and predicts(model) and not reads_text(model)
+
+
 def words_of(model: "PreTrainedModel") -> str | None:
     """A sentence on what an encoder and a decoder are given, None for other models."""
     if not (two_parts(model) and predicts(model)):

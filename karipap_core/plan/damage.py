@@ -47,7 +47,7 @@ def _weight_levels(probe: Probe, decompositions: Decompositions, weight: Weight,
     for chi in chis:
         matrix = decompositions.matrix(weight.name, kind.spec(weight.shape, chi))
         probe.replace(weight.name, matrix)
-        divergence = probe.measure(weight.layer).divergence
+        divergence = probe.measure([weight.name]).divergence
         probe.restore(weight.name)
         rows.append([chi, metric.absolute(dense.double() - matrix.double()), divergence])
     return rows
@@ -80,14 +80,14 @@ def marginals(
         spec = specs.get(weight.name)
         if spec is not None:
             probe.restore(weight.name)
-            change = base - probe.measure(weight.layer).divergence
+            change = base - probe.measure([weight.name]).divergence
             probe.replace(weight.name, decompositions.matrix(weight.name, spec))
             found[weight.name] = (spec, change)
         else:
             n_out, n_in = weight.shape
             cut = LowRank.for_shape(n_out, n_in, max(1, round(0.7 * LOWRANK.break_even((n_out, n_in)))))
             probe.replace(weight.name, decompositions.matrix(weight.name, cut))
-            change = probe.measure(weight.layer).divergence - base
+            change = probe.measure([weight.name]).divergence - base
             probe.restore(weight.name)
             found[weight.name] = (cut, change)
     progress("refining", len(weights), len(weights))

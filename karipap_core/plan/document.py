@@ -88,7 +88,8 @@ class Plan:
     """What each weight of one checkpoint becomes, and where that came from; see `plan.schema.json` for the fields.
 
     weights : {weight: entry} (see `Entry`).  predicted : what the plan costs and is predicted to do.  tried : what was
-    measured on the way to it, {"rule", "rise", "divergence", …} each.  name : what people call it, no part of what it
+    measured on the way to it, {"rule", "rise", "divergence", …} each.  notes : what is to be known of weights that no
+    measurement says enough of.  name : what people call it, no part of what it
     is.
     """
 
@@ -104,6 +105,7 @@ class Plan:
     tried: list[dict] = field(default_factory=list)
     chosen_rule: str | None = None
     embedding: dict | None = None
+    notes: list[str] = field(default_factory=list)
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -163,6 +165,8 @@ class Plan:
             document["tried"] = self.tried
         if self.embedding:
             document["embedding"] = self.embedding
+        if self.notes:
+            document["notes"] = self.notes
         return document
 
     def named(self) -> dict:

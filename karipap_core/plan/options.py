@@ -20,6 +20,7 @@ from karipap_core.plan.choice import Choice
 from karipap_core.plan.curves import Curves, GroupCurve, WeightCurve
 from karipap_core.plan.document import Entry
 from karipap_core.plan.kind import EMBEDDINGS, WHOLE, Kind, kinds_of, networks_in, table_kinds_of
+from karipap_core.plan.seen import Seen
 from karipap_core.spectra.spectrum import METRICS
 
 # f(kind, name of a weight, parameters, error, total) → what each of these errors damages; see `Candidates.damage`.
@@ -39,6 +40,8 @@ class Measurements(Protocol):
     def calibration(self, metric: str, tables: Sequence[Weight] = (), kind: Kind | None = None) -> Calibration: ...
     def has_calibration(self, metric: str) -> bool: ...
     def entropies(self, metric: str) -> dict[str, float]: ...
+    @property
+    def seen(self) -> Seen: ...
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,8 @@ class OptionTables:
     """The option table of every weight, or of every group of weights where a kind shares cores, under one rule.
 
     rule : says what an option damages, see `Candidates.damage`.  unit : of cost, "parameters" or "bytes".  locked :
-    names of weights that are pinned: their groups are not formed.  scale : see `Candidates.damage`.  tables : each
-    sorted by rising cost, a group's name its members' joined by "+".
+    names of weights that are pinned: their groups are not formed.  scale : see `Candidates.damage`.  without : weights
+    that have no options here.  tables : each sorted by rising cost, a group's name its members' joined by "+".
     """
 
     def __init__(
@@ -212,18 +215,19 @@ class OptionTables:
         unit: str,
         locked: Collection[str] = (),
         scale: Mapping[str, float] | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.candidates, self.rule, self.unit = candidates, rule, unit
         self._damage = candidates.damage(rule, scale)
         self._groups: dict[str, list[dict[str, Pick]]] = {}  # what the members are under each option of a group
         self._alone: dict[Kind, dict[str, Options]] = {}  # the table of each weight or group in one kind alone
-        singles = {weight.name: self._single(weight) for weight in candidates.weights}
+        singles = {w.name: self._single(w) for w in candidates.weights if w.name not in without}
         self.tables: list[Options] = []
         if (kind := candidates.grouped) is not None:
             for group in candidates.curves(kind):
                 assert isinstance(group, GroupCurve)
-                mine = [singles.pop(name) for name in group.members]
-                free = not any(name in locked for name in group.members)
+                mine = [singles.pop(name) for name in group.members if name in singles]
+                free = not any(name in locked or name in without for name in group.members)
                 self.tables += [self._group(group, kind, mine)] if free else mine
         self.tables += singles.values()
 

@@ -5,7 +5,7 @@
 not calibrated on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,13 +13,14 @@ import numpy as np
 from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError, unknown
 from karipap_core.plan import effort
-from karipap_core.plan.allocate import allocate, by_entropy, uniform
+from karipap_core.plan.allocate import Options, allocate, by_entropy, smallest, uniform
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, whole_plan
 from karipap_core.plan.document import RULES, Entry, Plan, model_entry
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
 from karipap_core.plan.predict import damage_sum, predicted, spec_error
+from karipap_core.plan.seen import RULES_OF_SPECTRA
 from karipap_core.progress import Progress, costs, silent
 
 if TYPE_CHECKING:  # torch: seconds
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # torch: seconds
 SINGLES_CHECKED = 2
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
-RULES_OF_SPECTRA = ("uniform", "entropy")  # for which a model need not run
 RULES_OF_TABLES = ("uniform", "calibrated", "refined")  # spectra alone do not say what a table of tokens is worth
 
 Entries = dict[str, dict[str, Any]]  # {weight: plan entry}
@@ -110,7 +110,11 @@ class Planner:
 
     def options(self, rule: str, unit: str) -> OptionTables:
         """What every weight can be under a rule; unit: of cost, "parameters" or "bytes"."""
-        return OptionTables(self.candidates, rule, unit, self.locks, self.scale)
+        return OptionTables(self.candidates, rule, unit, self.locks, self.scale, self.held(rule))
+
+    def held(self, rule: str) -> frozenset[str]:
+        """The weights that stay dense under a rule, but for those that are pinned to something else."""
+        return self.study.seen.held(self.metric, rule) & {w.name for w in self.study.weights} - self.locks.keys()
 
     def allocated(self, rule: str, limit: float, unit: str) -> Entries:
         """The entry of every weight by a rule that measures nothing anew, at a cost of `limit` or less.
@@ -123,9 +127,12 @@ class Planner:
         free = [table for table in options.tables if table.name not in self.locks]
         locked = [table.name for table in options.tables if table.name in self.locks]
         fixed_cost = sum(self.entry_cost(name, self.locks[name], unit) for name in locked)
-        room = limit - fixed_cost
-        if room < 0:
+        held = self.held(rule)
+        held_cost = self.candidates.dense_cost(held, unit)
+        room = limit - fixed_cost - held_cost
+        if fixed_cost > limit:
             raise InputError(f"The locked weights alone cost {fixed_cost:,.0f} {unit}, the budget allows {limit:,.0f}.")
+        self._check_room(room, free, held, unit)
         if rule == "uniform":
             chosen = uniform(free, room)
         elif rule == "entropy":
@@ -137,7 +144,17 @@ class Planner:
             weights |= options.entries(table, chosen[table.name])
         if self.candidates.mixed:
             options.add_reasons(weights)
-        return weights | self.locks
+        return weights | {name: Entry.made(None) for name in held} | self.locks
+
+    def _check_room(self, room: float, free: Sequence[Options], held: Collection[str], unit: str) -> None:
+        """Raises InputError where weights that stay dense leave too little for all others."""
+        if held and room < (least := smallest(list(free))):
+            cost = self.candidates.dense_cost(held, unit)
+            raise InputError(
+                f"{len(held):,} weights ({cost:,.0f} {unit}) stay dense, since the calibration text does not reach them: "
+                f"the budget leaves {room:,.0f} for all others, the least they can have is {least:,.0f}. Raise the "
+                "budget, or cut by the weights alone (--metric weight --rule uniform)."
+            )
 
     def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:
         """What an entry costs, in bytes as stored or in numbers of 16 bits; see `Candidates.entry_cost`."""
@@ -173,7 +190,9 @@ class Planner:
             self.progress("rounds", round_ - 1, effort.REFINE_ROUNDS)
             specs = _specs(weights)
             apply_plan(probe, decompositions, specs)
-            found = marginals(probe, decompositions, self.candidates.weights, specs, self.progress)
+            unseen = self.study.seen.unseen
+            weights_seen = [weight for weight in self.candidates.weights if weight.name not in unseen]
+            found = marginals(probe, decompositions, weights_seen, specs, self.progress)
             probe.restore()
             for name, (spec, change) in found.items():
                 scale = self.scale.get(name, 1.0)
@@ -271,6 +290,7 @@ class Planner:
             embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
         )
         plan.predicted = self.predict(plan, measured)
+        plan.notes = self.study.seen.notes(self.checkpoint, plan.weights, self.held(plan.chosen_rule or rule))
         return plan
 
     def predict(self, plan: Plan, measured: dict[str, Any] | None = None) -> dict[str, Any]:

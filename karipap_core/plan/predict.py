@@ -48,9 +48,11 @@ def _group_error(candidates: Candidates, kind: Kind, name: str, spec: "Spec") ->
 
 
 def damage_sum(candidates: Candidates, weights: Mapping[str, dict]) -> float:
-    """Σ over weights of the calibrated damage of its entry alone, nats a token."""
-    calibration = candidates.calibration()
+    """Σ over weights of the calibrated damage of its entry alone, nats a token; weights that the text does not reach
+    have none that is known, and add nothing."""
+    calibration, unseen = candidates.calibration(), candidates.study.seen.unseen
     specs = {name: spec for name, entry in weights.items() if (spec := Entry.of(entry).spec) is not None}
+    specs = {name: spec for name, spec in specs.items() if name not in unseen}
     return sum(float(calibration.damage(n, spec_error(candidates, n, s), s.network)) for n, s in specs.items())
 
 
@@ -76,5 +78,8 @@ def predicted(candidates: Candidates, plan: Plan, measured: dict[str, Any] | Non
         return found | measured
     if calibration is None:
         return found
+    if blind := sum(plan.spec(name) is not None for name in candidates.study.seen.unseen):
+        why = f"the calibration text does not reach {blind:,} of the weights that it cuts."
+        return {key: value for key, value in found.items() if key != "sum"} | {"not_predicted": why}
     fit = calibration.fit(group_of_plan(plan))
     return found | fit.predicted(found["sum"], candidates.checkpoint.vocabulary)

@@ -1,12 +1,14 @@
 """A dense model held in memory, to measure by forward passes alone what replacing weights does to it.
 
-The output of every block is recorded once; when only weights from layer ℓ on have changed since, the blocks before ℓ
-answer from the record, which halves the work of a sensitivity measurement (docs/methods.md, "Allocation").
+The output of every block is recorded once; when one weight has changed since, the blocks that run before its own answer
+from the record, which halves the work of a sensitivity measurement (docs/methods.md, "Allocation"). Where that does not
+give what a full pass gives, every pass is a full one.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,6 +16,7 @@ from karipap_core.errors import InputError
 from karipap_core.models import running
 
 BATCH_TOKENS = 2048
+ALIKE = 1e-5  # relative difference of outputs that rounding makes
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,24 @@ class Probe:
         self.windows = windows[:fitting]
         self.batches = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
         self.sites = sites(model, checkpoint, tables=True)
-        self.blocks = _blocks(model, self.sites, checkpoint)
+        self._block_of = _blocks(self.sites, checkpoint)
+        self._order: list[str] = []  # the blocks as they run, from their paths
         self._reference: list[torch.Tensor] = []
-        self._outputs: list[dict[int, object]] = [{} for _ in self.batches]
+        self._outputs: list[dict[str, object]] = [{} for _ in self.batches]
         self._scale = 1.0
         self._stack: dict[str, contextlib.ExitStack] = {}
         self.dense = self.record()
+        if not self._replays_hold():
+            self._block_of, self._outputs = {}, [{} for _ in self.batches]
 
     @property
     def tokens(self) -> int:
         return self.windows.numel()
+
+    @property
+    def replays(self) -> bool:
+        """Whether blocks answer from the record."""
+        return bool(self._block_of)
 
     def replace(self, name: str, matrix: torch.Tensor) -> None:
         """Put `matrix` (out, in) in the place of a weight until `restore`."""
@@ -72,16 +83,33 @@ class Probe:
         """Measure the model as it is now and keep the output of every block."""
         return self._run(recording=True)
 
-    def measure(self, layer: int | None = None) -> Measured:
-        """Measure the model; with `layer`, blocks before it answer from the record."""
-        return self._run(layer=layer)
+    def measure(self, changed: Sequence[str] = ()) -> Measured:
+        """Measure the model; where `changed` names all weights that are others than they were at the last `record`,
+        blocks that run before theirs answer from there."""
+        return self._run(changed=changed)
 
     @torch.no_grad()
-    def _run(self, recording: bool = False, layer: int | None = None) -> Measured:
+    def watched(self, on_input: Callable[[str, torch.Tensor], None]) -> None:
+        """Run the model as it is, one window after the other, and tell what each weight is given (`sites.observe`)."""
+        from karipap_core.models.sites import observe
+
+        with observe(self.sites, on_input):
+            for rows in self.batches:
+                for row in rows.to(self.device):
+                    self._forward(row[None])
+
+    @torch.no_grad()
+    def differs(self) -> bool:
+        """Whether the model as it is puts out something else than the dense one."""
+        pairs = zip(self._reference, self.batches, strict=True)
+        return not all(_alike(self._forward(rows.to(self.device)), dense) for dense, rows in pairs)
+
+    @torch.no_grad()
+    def _run(self, recording: bool = False, changed: Sequence[str] = ()) -> Measured:
         divergence = loss = 0.0
         first = not self._reference
         for index, rows in enumerate(self.batches):
-            with self._patched(self._outputs[index], recording, layer):
+            with self._patched(self._outputs[index], recording, changed):
                 output = self._forward(rows.to(self.device))
             if first:
                 self._reference.append(output)
@@ -110,40 +138,70 @@ class Probe:
         return float((output - reference).square().sum(-1).double().sum() / self._scale)
 
     @contextlib.contextmanager
-    def _patched(self, outputs: dict[int, object], recording: bool, layer: int | None) -> Iterator[None]:
-        """While it lasts, blocks write their outputs to `outputs`, or those before `layer` answer from there."""
+    def _patched(self, outputs: dict[str, object], recording: bool, changed: Sequence[str]) -> Iterator[None]:
+        """While it lasts, blocks write their outputs to `outputs`, or those that run before all of the weights `changed`
+        answer from there."""
         with contextlib.ExitStack() as undo:
-            for number, block in self.blocks.items():
-                if recording:
-                    undo.callback(block.register_forward_hook(_recorder(outputs, number)).remove)
-                elif layer is not None and number < layer and number in outputs:
-                    block.forward = _replay(outputs[number])
+            if recording:
+                self._order.clear()
+                for path in set(self._block_of.values()):
+                    hook = partial(self._note, outputs, path)
+                    undo.callback(self.model.get_submodule(path).register_forward_hook(hook).remove)
+            elif changed and all(name in self._block_of for name in changed):
+                for path in self._order[: min(self._order.index(self._block_of[name]) for name in changed)]:
+                    block = self.model.get_submodule(path)
+                    block.forward = _replay(outputs[path])
                     undo.callback(delattr, block, "forward")
             yield
 
+    def _note(self, outputs: dict[str, object], path: str, module, inputs, output) -> None:
+        outputs[path] = output
+        self._order.append(path)
 
-def _recorder(outputs: dict[int, object], number: int):
-    def hook(module, inputs, output):
-        outputs[number] = output
+    @torch.no_grad()
+    def _replays_hold(self) -> bool:
+        """Whether a pass in which blocks answer from the record gives what a full one does: tried on the first batch,
+        with another weight in the middle of the blocks and then, dense again, with all but the last block answering.
 
-    return hook
+        Blocks that run twice in a pass, or hand on more than what they return (keys and values for later blocks to
+        share), do not.
+        """
+        members = {path: name for name, path in self._block_of.items() if path in self._order}
+        self._block_of = {name: path for name, path in self._block_of.items() if path in members}
+        if len(set(self._order)) < len(self._order) or len(members) < 2:
+            return False
+        rows = self.batches[0].to(self.device)
+
+        def answered(name: str) -> torch.Tensor:
+            with self._patched(self._outputs[0], False, [name]):
+                return self._forward(rows)
+
+        middle, last = (members[path] for path in (self._order[len(self._order) // 2], self._order[-1]))
+        try:
+            self.replace(middle, 0.5 * self.sites[middle].get())
+            changed = _alike(answered(middle), self._forward(rows))
+            self.restore(middle)
+            return changed and _alike(answered(last), self._reference[0])
+        except Exception:  # of whatever class: models differ in what they miss of a block that did not run
+            return False
+        finally:
+            self.restore()
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool((one - other).norm() <= ALIKE * other.norm())
 
 
 def _replay(output):
     return lambda *args, **kwargs: output
 
 
-def _blocks(model, sites, checkpoint) -> dict[int, torch.nn.Module]:
-    """The module of every layer: the shortest path of a site that ends in the layer's number; none where one module
-    serves several layers, or where the numbers do not say in which order they run."""
-    blocks: dict[int, torch.nn.Module] = {}
+def _blocks(sites, checkpoint) -> dict[str, str]:
+    """The path of the block that each weight is in: that of its site up to the layer's number."""
+    blocks: dict[str, str] = {}
     for site in sites.values():
         layer = checkpoint.weight(site.name).layer
         parts = site.path.split(".")
-        if layer is None or str(layer) not in parts:
-            continue
-        path = ".".join(parts[: parts.index(str(layer)) + 1])
-        block = model.get_submodule(path)
-        if blocks.setdefault(layer, block) is not block:
-            return {}  # two stacks of layers (an encoder and a decoder): the record would mix them up
+        if layer is not None and str(layer) in parts:
+            blocks[site.name] = ".".join(parts[: parts.index(str(layer)) + 1])
     return blocks

@@ -19,6 +19,7 @@ from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.checks import WholePlan
 from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
 from karipap_core.plan.kind import Kind
+from karipap_core.plan.seen import Seen, look
 from karipap_core.profiles.build import build_profile
 from karipap_core.profiles.document import Profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
@@ -178,6 +179,24 @@ class Study:
         model, tokenizer = self.model
         return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
 
+    @cached_property
+    def seen(self) -> Seen:
+        """What each weight saw of the calibration text; of a model that cannot run on it nothing is known."""
+        file = self.folder / "seen" / f"{self.key}.json"
+        if (found := kept_json(file, "seen")) is None:
+            if self.why_not_run is not None:
+                return Seen()
+            self.progress("what weights see", 0, 1)
+            self.release()
+            keep_json(file, found := look(self.probe, self.weights).to_json())
+            self.progress("what weights see", 1, 1)
+        return Seen.from_json(found)
+
+    @property
+    def measurable(self) -> list[Weight]:
+        """The weights that a plan can compress and the text reaches: of others no measurement says anything."""
+        return [weight for weight in self.weights if weight.name not in self.seen.unseen]
+
     @property
     def probe(self) -> "Probe":
         """The dense model on the windows that sensitivities are measured on."""
@@ -301,16 +320,21 @@ class Study:
                     measured = kept_json(file, "calibration") or self._calibrate(metric, file)
             self._calibrations[metric] = Calibration.from_json(measured)
         found = self._calibrations[metric]
-        kind = kind or Kind("lowrank")
+        self._add_levels(found, self.measurable, Kind("lowrank"))  # some may have been out of reach of an older version
+        self._add_levels(found, tables, kind or Kind("lowrank"))
+        return found
+
+    def _add_levels(self, found: Calibration, weights: Sequence[Weight], kind: Kind) -> None:
+        """Measure what a calibration does not know yet of these weights in a kind of network, and keep it."""
         mark = "" if kind.network == "lowrank" else f"|{kind.network}"
-        missing = [weight for weight in tables if weight.name + mark not in found.levels]
-        if missing:
+        if missing := [weight for weight in weights if weight.name + mark not in found.levels]:
             from karipap_core.plan.damage import measure_levels
 
-            levels = measure_levels(self.probe, self.decompositions(metric), missing, {}, self.progress, kind)
+            levels = measure_levels(
+                self.probe, self.decompositions(found.metric), missing, {}, self.progress, kind
+            )
             found.levels |= {name + mark: rows for name, rows in levels.items()}
-            keep_json(self.calibration_file(metric), found.to_json())
-        return found
+            keep_json(self.calibration_file(found.metric), found.to_json())
 
     def _calibrate(self, metric: str, file: Path) -> dict:
         from karipap_core.plan.damage import measure_levels
@@ -319,7 +343,7 @@ class Study:
         if self.why_not_run is not None:
             raise InputError(self.why_not_run)
         partial = _KeptOnDisk(file.with_suffix(".partial.json"))
-        levels = measure_levels(self.probe, self.decompositions(metric), self.weights, partial, self.progress)
+        levels = measure_levels(self.probe, self.decompositions(metric), self.measurable, partial, self.progress)
         causal = self.checkpoint.predicts
         self._calibrations[metric] = calibration = Calibration(
             metric=metric,
@@ -343,10 +367,10 @@ class Study:
         """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
         is."""
         sums = {}
-        blocks = self.checkpoint.block_parameters
+        blocks, free = self.checkpoint.block_parameters, sum(weight.parameters for weight in self.measurable)
         for kept in FIT_KEPT:
             try:
-                weights = planner.allocated("calibrated", kept * blocks, "parameters")
+                weights = planner.allocated("calibrated", blocks - free + kept * free, "parameters")
             except InputError:
                 continue  # below the smallest plan of this model
             sums[planner.damage_sum(weights)] = weights

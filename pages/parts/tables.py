@@ -19,6 +19,7 @@ from karipap_core.plan import allocate, kind
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind
+from karipap_core.plan.seen import Seen
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, measured, profiles
@@ -112,10 +113,11 @@ class Sources:
     profile: Path | None
     reachable: Path | None
     tables: Path | None
+    seen: Path | None
 
     @property
     def stamp(self) -> tuple:
-        files = (*self.curves.values(), self.calibration, self.profile, self.reachable, self.tables)
+        files = (*self.curves.values(), self.calibration, self.profile, self.reachable, self.tables, self.seen)
         return tuple((str(path), path.stat().st_mtime_ns) for path in files if path is not None)
 
     def measured(self, what: What) -> bool:
@@ -161,7 +163,12 @@ def sources(view, what: What) -> Sources:
         return folder / name if (folder / name).is_file() else None
 
     return Sources(
-        found, calibration, profile and profile / "profile.json", there("reachable.json"), there("tables.json")
+        found,
+        calibration,
+        profile and profile / "profile.json",
+        there("reachable.json"),
+        there("tables.json"),
+        _newest(folder / "seen", f"{key}.json"),
     )
 
 
@@ -205,10 +212,16 @@ def _weights(view, file: Path | None, tables: bool = False) -> list:
     return [w for w in view.checkpoint.weights if w.compressible and (names is None or w.name in names)]
 
 
-def _calibration(found: Sources, weights) -> Calibration | None:
-    """The calibration, if it knows all of these weights."""
+def _calibration(found: Sources, weights, seen: Seen) -> Calibration | None:
+    """The calibration, if it knows all of these weights that its text reaches."""
     calibration = Calibration.load(found.calibration) if found.calibration else None
-    return calibration if calibration and all(weight.name in calibration.levels for weight in weights) else None
+    known = calibration and all(w.name in calibration.levels for w in weights if w.name not in seen.unseen)
+    return calibration if known else None
+
+
+def _seen(found: Sources) -> Seen:
+    """What weights saw of the calibration text; of a model measured before that was looked at, all of them did."""
+    return Seen.from_json(schemas.read(found.seen, "seen")) if found.seen else Seen()
 
 
 def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...]:
@@ -227,11 +240,13 @@ def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tab
     curves = _curves(_view, weights, network, metric, _found.curves[network, metric, False], profile)
     if not curves or not weights:
         return None
-    calibration = _calibration(_found, weights)
+    seen = _seen(_found)
+    calibration = _calibration(_found, weights, seen)
     file = _found.curves[network, "functional", False]
     functional = curves if metric == "functional" else file and load_curves(file)
     rules = _rules(what, calibration, bool(functional), profile)
     used = rule if rule in rules else rules[0]
+    weights = [weight for weight in weights if weight.name not in seen.held(metric, used)]
     special = {name: (chi, parameters, adds) for name, chi, parameters, _, adds, _ in pinned}
     rows = []
     for weight in weights:
@@ -263,7 +278,8 @@ def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, 
     tokens = _weights(_view, _found.tables, tables=True) if what.embedding != "dense" else []
     if not weights or (what.embedding != "dense" and _found.tables is None):
         return None
-    calibration = _calibration(_found, weights)
+    seen = _seen(_found)
+    calibration = _calibration(_found, weights, seen)
     network = kind.EMBEDDINGS[what.embedding]
     if calibration and not all(calibration.key(table.name, network) in calibration.levels for table in tokens):
         return None  # what the tables of tokens are worth has to be measured first
@@ -272,15 +288,17 @@ def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, 
     )
     rules = _rules(what, calibration, functional, profile)
     used = rule if rule in rules else rules[0]
-    study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration)
+    study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration, seen)
     candidates = Candidates(study, Choice(what.network, what.quantize, what.embedding), what.metric)
-    choices = measured.Choices(OptionTables(candidates, used, unit, locked=_special), calibration is not None)
+    held = seen.held(what.metric, used)
+    choices = measured.Choices(OptionTables(candidates, used, unit, _special, None, held), calibration is not None)
     if used == "entropy":
         choices.add_shares()
     for row in choices.rows:
         if special := _special.get(row["name"]):
             _pin_listed(row, special, measured.label(special["entry"], candidates.choice))
-    model = _model(_view.checkpoint, candidates.weights, calibration, used, what)
+    weights = [weight for weight in candidates.weights if weight.name not in held]
+    model = _model(_view.checkpoint, weights, calibration, used, what)
     packed = chi_board.board_data(choices.rows, model, what.network)
     return Tables(what, used, rules, choices.rows, model, packed, calibration, choices)
 

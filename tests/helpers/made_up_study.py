@@ -5,6 +5,7 @@ import numpy as np
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.curves import build_curves, save_curves
 from karipap_core.plan.kind import Kind
+from karipap_core.plan.seen import Seen
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers import made_up
@@ -16,7 +17,7 @@ class Study:
     """What the core's Planner asks of a study, from made-up measurements."""
 
     def __init__(self, checkpoint, calibrated: bool = True) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.seen = checkpoint, Seen()
         self.weights = [weight for weight in checkpoint.weights if weight.compressible]
         self.kept = made_up.profile(2, metrics=("weight", "functional", "loss"), fingerprint=checkpoint.fingerprint)
         rng = np.random.default_rng(6)

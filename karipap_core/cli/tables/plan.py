@@ -41,7 +41,7 @@ def table(document: dict) -> str:
         facts["not predicted"] = why
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {inline(entry)}" for entry in document.get("tried", ())]
-    return page(facts, grid(head, rows), [*tried, *_why(document["weights"])])
+    return page(facts, grid(head, rows), [*document.get("notes", ()), *tried, *_why(document["weights"])])
 
 
 def _stored(entry: dict) -> str | None:

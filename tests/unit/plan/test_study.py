@@ -106,7 +106,7 @@ def test_probe_measures_what_float64_numpy_measures_and_replay_changes_nothing(s
     else:
         expected = ((changed - dense) ** 2).sum(-1).mean() / (dense**2).sum(-1).mean()
     assert probe.measure().divergence == pytest.approx(expected, rel=1e-4)
-    assert probe.measure(weight.layer).divergence == pytest.approx(expected, rel=1e-4)
+    assert probe.measure([weight.name]).divergence == pytest.approx(expected, rel=1e-4)
     probe.restore()
     assert probe.measure().divergence == pytest.approx(0, abs=1e-9)
 

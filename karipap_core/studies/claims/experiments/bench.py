@@ -35,19 +35,21 @@ class Bench:
         self.study, self.probe, self.progress = study, study.check, progress
         self.causal = study.checkpoint.predicts
 
-    def cut(self, matrices: Iterable[tuple[str, torch.Tensor]], layer: int | None = None) -> dict[str, float]:
-        """{"damage", "rise"} with these weights (name, Ŵ) in place; as before when it returns or raises. `layer`: none
-        before it is touched."""
+    def cut(self, matrices: Iterable[tuple[str, torch.Tensor]]) -> dict[str, float]:
+        """{"damage", "rise"} with these weights (name, Ŵ) in place of the dense ones; as before when it returns or
+        raises."""
+        names = []
         try:
             for name, matrix in matrices:
                 self.probe.replace(name, matrix)
-            return self.measure(layer)
+                names.append(name)
+            return self.measure(names)
         finally:
             self.probe.restore()
 
-    def measure(self, layer: int | None = None) -> dict[str, float]:
-        """The same for the model as it is now."""
-        found = self.probe.measure(layer)
+    def measure(self, changed: Sequence[str] = ()) -> dict[str, float]:
+        """The same for the model as it is now; `changed`: all weights that are not dense, [] where that is not known."""
+        found = self.probe.measure(changed)
         rise = found.loss - self.probe.dense.loss if self.causal else found.divergence
         return {"damage": found.divergence, "rise": rise}
 
@@ -118,7 +120,7 @@ def published_mpo(
 
 
 def layers_of(study: Study) -> list[int]:
-    return sorted({weight.layer for weight in study.weights if weight.layer is not None})
+    return sorted({weight.layer for weight in study.measurable if weight.layer is not None})
 
 
 def middle(study: Study) -> list[Weight]:
@@ -126,7 +128,7 @@ def middle(study: Study) -> list[Weight]:
     layers = layers_of(study)
     if not layers:
         raise InputError(f"{study.checkpoint.name} has no layer whose weights can be compressed.")
-    weights = [weight for weight in study.weights if weight.layer == layers[len(layers) // 2]]
+    weights = [weight for weight in study.measurable if weight.layer == layers[len(layers) // 2]]
     return [weight for weight in weights if weight.role in ("q", "k", "v", "o", "qkv")] or weights
 
 

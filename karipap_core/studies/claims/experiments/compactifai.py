@@ -29,14 +29,14 @@ from karipap_core.studies.claims.experiments.registry import experiment
 @experiment("sensitivity")
 def sensitivity(study: Study, progress: Progress) -> dict:
     """Each layer alone at 50 % and 10 %, each role alone at 50 %, and the whole model with and without down."""
-    bench, weights, layers = Bench(study, progress), study.weights, layers_of(study)
+    bench, weights, layers = Bench(study, progress), study.measurable, layers_of(study)
     if not layers:
         raise InputError(f"{study.checkpoint.name} has no layers to compare.")
     last = "down" if any(weight.role == "down" for weight in weights) else "fc2"
     roles = list(dict.fromkeys(weight.role for weight in weights))
     steps, done = 2 * len(layers) + len(roles) + 2, 0
 
-    def cut(chosen: list, kept: float, label: str, layer: int | None = None) -> dict:
+    def cut(chosen: list, kept: float, label: str) -> dict:
         nonlocal done
         progress("cuts", done, steps, label)
         done += 1
@@ -44,11 +44,11 @@ def sensitivity(study: Study, progress: Progress) -> dict:
             (w.name, published_mpo(matrix_of(study, w.name), kept * w.parameters, lambda s: s.parameters))
             for w in chosen
         )
-        return {"kept": kept, "parameters": sum(w.parameters for w in chosen)} | bench.cut(spec, layer)
+        return {"kept": kept, "parameters": sum(w.parameters for w in chosen)} | bench.cut(spec)
 
     by_layer = {
         kept: [
-            cut([w for w in weights if w.layer == layer], kept, f"layer {layer} at {kept:.0%}", layer)
+            cut([w for w in weights if w.layer == layer], kept, f"layer {layer} at {kept:.0%}")
             for layer in layers
         ]
         for kept in (0.5, 0.1)
@@ -113,11 +113,11 @@ def sensitivity(study: Study, progress: Progress) -> dict:
 
 def _excluded(study: Study, cut: Callable, last: str, kept: float = 0.7) -> dict:
     """All weights at `kept`, against `last` left dense and the others cut so deep that as much is kept."""
-    total = sum(w.parameters for w in study.weights)
-    left = sum(w.parameters for w in study.weights if w.role == last)
-    others = [w for w in study.weights if w.role != last]
+    total = sum(w.parameters for w in study.measurable)
+    left = sum(w.parameters for w in study.measurable if w.role == last)
+    others = [w for w in study.measurable if w.role != last]
     deeper = (kept * total - left) / (total - left) if others else 0
-    rows = {"all alike": cut(study.weights, kept, "all weights at 70 %")}
+    rows = {"all alike": cut(study.measurable, kept, "all weights at 70 %")}
     if not left or deeper <= 0.05:
         reason = f"{last} alone is {left / total:.0%} of the weights" if left else "the model has no such role"
         return {"rows": rows, "words": f"cannot be tried: {reason}", "verdict": f"The rule cannot be tried: {reason}."}
@@ -135,7 +135,7 @@ def _excluded(study: Study, cut: Callable, last: str, kept: float = 0.7) -> dict
 @experiment("bytes")
 def per_byte(study: Study, progress: Progress) -> dict:
     """The MPO as published and its rivals at the bytes of 8 and of 4 bits; the block weights only."""
-    bench, weights = Bench(study, progress), study.weights
+    bench, weights = Bench(study, progress), study.measurable
 
     def bytes16(spec: Spec) -> int:
         return spec.bytes(2)

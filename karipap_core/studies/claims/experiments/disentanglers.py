@@ -125,7 +125,7 @@ def disentanglers(study: Study, progress: Progress) -> dict:
         progress("forms", number, len(forms), label)
         matrix = make()
         error = float((W - matrix).square().sum() / W.square().sum())
-        harm = bench.cut([(weight.name, matrix)], weight.layer)
+        harm = bench.cut([(weight.name, matrix)])
         rows[key] = {"label": label, "parameters": parameters, "error": error} | harm
     progress("forms", len(forms), len(forms))
     measured = {

@@ -30,7 +30,7 @@ from karipap_core.studies.claims.experiments.registry import experiment
 @experiment("depth")
 def depth(study: Study, progress: Progress) -> dict:
     """Excess, and damage at half the parameters, of every weight alone; by layer against depth."""
-    bench, weights = Bench(study, progress), [weight for weight in study.weights if weight.layer is not None]
+    bench, weights = Bench(study, progress), [weight for weight in study.measurable if weight.layer is not None]
     if not weights:
         raise InputError(f"{study.checkpoint.name} has no layers to compare.")
     profile = study.profile(("weight",))
@@ -40,7 +40,7 @@ def depth(study: Study, progress: Progress) -> dict:
         progress("weights, each alone at half", number, len(weights), weight.name)
         numbers = profile.weight(weight.name)["spectra"]["weight"]
         spec = LowRank.for_shape(*weight.shape, kept_chi(weight.shape, 0.5))
-        harm = bench.cut([(weight.name, decompositions.matrix(weight.name, spec))], weight.layer)
+        harm = bench.cut([(weight.name, decompositions.matrix(weight.name, spec))])
         rows.append(
             {
                 "name": weight.name,
@@ -148,7 +148,7 @@ def headline(study: Study, progress: Progress) -> dict:
             W = matrix_of(study, weight.name)
             matrices.append((weight.name, make(weight)))
             error.append(float((W - matrices[-1][1]).square().sum() / W.square().sum()))
-        rows[key] = {"label": label, "error": float(np.mean(error))} | bench.cut(matrices, weights[0].layer)
+        rows[key] = {"label": label, "error": float(np.mean(error))} | bench.cut(matrices)
     progress("networks at 30 %", total, total)
     best = min(rows, key=lambda key: rows[key]["damage"])
     share = sum(weight.parameters for weight in weights) / study.checkpoint.block_parameters

@@ -21,7 +21,7 @@ def structure(study: Study, progress: Progress) -> dict:
     from karipap_core.models.sites import sites
 
     bench = Bench(study, progress)
-    profile, weights = study.profile(("weight",)), study.weights
+    profile, weights = study.profile(("weight",)), study.measurable
     progress("twin", 0, len(weights), "initializing")
     found = sites(twin(study), study.checkpoint)
     rows = []
@@ -113,7 +113,7 @@ def whitening(study: Study, progress: Progress) -> dict:
         decompositions = study.decompositions("weight" if method == "plain" else "functional")
         cut = (
             (w.name, decompositions.matrix(w.name, LowRank.for_shape(*w.shape, kept_chi(w.shape, kept / 100))))
-            for w in study.weights
+            for w in study.measurable
         )
         rows[f"{method}_{kept}"] = {"method": method, "kept": kept / 100} | bench.cut(cut)
     progress("plans", len(cases), len(cases))
