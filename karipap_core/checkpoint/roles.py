@@ -117,7 +117,8 @@ def compressible(layer: int | None, role: str) -> bool:
 
 
 def listing_key(name: str, layer: int | None, expert: int | None, role: str, tower: str = "") -> tuple:
-    """Sort key: tables before the blocks, then tower by tower as they run and layer by layer in the order of `ORDER`, experts by number, the rest."""
+    """Sort key: tables before the blocks, then tower by tower as they run and layer by layer in the order of `ORDER`,
+    experts by number, the rest."""
     number = [int(part) if part.isdecimal() else part for part in name.split(".")]
     natural = [(0, part, "") if isinstance(part, int) else (1, 0, part) for part in number]
     group = 1 if layer is not None else 0 if role in ("embed", "position", "token_type") else 2

@@ -1,6 +1,7 @@
 """Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.networks.base import Spec
@@ -10,8 +11,21 @@ from karipap_core.plan.decompositions import Decompositions
 from karipap_core.plan.kind import Kind
 from karipap_core.plan.probe import Probe
 from karipap_core.progress import Progress, silent
+from karipap_core.workspace.kept import keep_json, kept_json
 
 LOWRANK = Kind("lowrank")
+
+
+class KeptOnDisk(dict):
+    """A dictionary that is written to a JSON file whenever an item is set."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(kept_json(file) or {})
+        self.file = file
+
+    def __setitem__(self, key, value) -> None:
+        super().__setitem__(key, value)
+        keep_json(self.file, dict(self))
 
 
 def measure_levels(

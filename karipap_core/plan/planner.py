@@ -151,9 +151,9 @@ class Planner:
         if held and room < (least := smallest(list(free))):
             cost = self.candidates.dense_cost(held, unit)
             raise InputError(
-                f"{len(held):,} weights ({cost:,.0f} {unit}) stay dense, since the calibration text does not reach them: "
-                f"the budget leaves {room:,.0f} for all others, the least they can have is {least:,.0f}. Raise the "
-                "budget, or cut by the weights alone (--metric weight --rule uniform)."
+                f"{len(held):,} weights ({cost:,.0f} {unit}) stay dense, since the calibration text does not reach "
+                f"them: the budget leaves {room:,.0f} for all others, the least they can have is {least:,.0f}. Raise "
+                "the budget, or cut by the weights alone (--metric weight --rule uniform)."
             )
 
     def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:

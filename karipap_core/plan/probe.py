@@ -139,7 +139,7 @@ class Probe:
 
     @contextlib.contextmanager
     def _patched(self, outputs: dict[str, object], recording: bool, changed: Sequence[str]) -> Iterator[None]:
-        """While it lasts, blocks write their outputs to `outputs`, or those that run before all of the weights `changed`
+        """While it lasts, blocks write their outputs to `outputs`, or those that run before the weights `changed`
         answer from there."""
         with contextlib.ExitStack() as undo:
             if recording:

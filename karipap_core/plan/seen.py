@@ -20,7 +20,7 @@ RULES_OF_SPECTRA = ("uniform", "entropy")  # under the metric `weight` these mea
 FEW = 64  # tokens: what is measured of an expert on fewer is rough
 LOUD = 100.0  # times as large as a weight is the noise in its place: what it does is not lost in rounding
 SAME = 1e-4  # by how much inputs may differ, relatively, and be one
-NOTHING = "the calibration text gives this weight no activations, so that nothing measured says what it is worth."
+NOTHING = "the calibration text does not reach it, so that nothing measured says what it is worth."
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Seen:
             return frozenset()
         return self.unseen | self.uncalled if rule in ("functional", "loss") else self.unseen
 
-    def notes(self, checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Any]], held: Collection[str]) -> list[str]:
+    def notes(
+        self, checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Any]], held: Collection[str]
+    ) -> list[str]:
         """What a plan with these entries has to say of weights that saw nothing or little, a sentence each."""
         dense = {name for name in self.unseen if weights.get(name, {}).get("network", "dense") == "dense"}
         said = [
@@ -53,8 +55,8 @@ class Seen:
             for tower, names in _by_tower(checkpoint, self.unseen & set(weights) - dense).items()
         ]
         said += [
-            f"{_count(names, tower)} {_are(names)} multiplied without {'its' if len(names) == 1 else 'their'} layer being "
-            f"called and {_stay(names)} dense: activations, by which this rule goes, are not seen of them."
+            f"{_count(names, tower)} {_are(names)} multiplied without {'its' if len(names) == 1 else 'their'} layer "
+            f"being called and {_stay(names)} dense: activations, by which this rule goes, are not seen of them."
             for tower, names in _by_tower(checkpoint, self.uncalled & set(held)).items()
         ]
         few = [name for name in self.few if weights.get(name, {}).get("network", "dense") != "dense"]
@@ -75,9 +77,7 @@ class Seen:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "Seen":
-        return cls(
-            frozenset(document["unseen"]), frozenset(document["uncalled"]), document["few"], document["tokens"]
-        )
+        return cls(frozenset(document["unseen"]), frozenset(document["uncalled"]), document["few"], document["tokens"])
 
 
 def look(probe: "Probe", weights: Sequence[Weight]) -> Seen:

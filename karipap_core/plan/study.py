@@ -42,18 +42,6 @@ FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are m
 FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
 
-class _KeptOnDisk(dict):
-    """A dictionary that is written to a JSON file whenever an item is set."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(kept_json(file) or {})
-        self.file = file
-
-    def __setitem__(self, key, value) -> None:
-        super().__setitem__(key, value)
-        keep_json(self.file, dict(self))
-
-
 class Study:
     """model: folder, file or hub id. text: path or Text to calibrate on (default: the standard library's calibration
     modules). settings: activations.CalibrationSettings."""
@@ -330,19 +318,17 @@ class Study:
         if missing := [weight for weight in weights if weight.name + mark not in found.levels]:
             from karipap_core.plan.damage import measure_levels
 
-            levels = measure_levels(
-                self.probe, self.decompositions(found.metric), missing, {}, self.progress, kind
-            )
+            levels = measure_levels(self.probe, self.decompositions(found.metric), missing, {}, self.progress, kind)
             found.levels |= {name + mark: rows for name, rows in levels.items()}
             keep_json(self.calibration_file(found.metric), found.to_json())
 
     def _calibrate(self, metric: str, file: Path) -> dict:
-        from karipap_core.plan.damage import measure_levels
+        from karipap_core.plan.damage import KeptOnDisk, measure_levels
         from karipap_core.plan.planner import Planner
 
         if self.why_not_run is not None:
             raise InputError(self.why_not_run)
-        partial = _KeptOnDisk(file.with_suffix(".partial.json"))
+        partial = KeptOnDisk(file.with_suffix(".partial.json"))
         levels = measure_levels(self.probe, self.decompositions(metric), self.measurable, partial, self.progress)
         causal = self.checkpoint.predicts
         self._calibrations[metric] = calibration = Calibration(

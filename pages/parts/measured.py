@@ -24,7 +24,9 @@ class Measured:
     """files: {(label of the kind, metric, whether of tables): curves}. Raises InputError where one is asked for that is
     not there."""
 
-    def __init__(self, checkpoint, weights, tables, files: dict[tuple, Path | None], profile, calibration, seen) -> None:
+    def __init__(
+        self, checkpoint, weights, tables, files: dict[tuple, Path | None], profile, calibration, seen
+    ) -> None:
         self.checkpoint, self.weights, self.tables, self.seen = checkpoint, weights, tables, seen
         self.files, self.profile, self.found = files, profile, calibration
         self.read: dict[tuple, object] = {}

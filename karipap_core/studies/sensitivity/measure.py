@@ -19,6 +19,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan import effort
 from karipap_core.plan.choice import Choice
+from karipap_core.plan.seen import NOTHING
 from karipap_core.progress import Progress, announce, silent
 from karipap_core.search import largest
 from karipap_core.spectra.spectrum import METRICS
@@ -91,6 +92,7 @@ def sensitivity(
     }
     kept_file = file_of(study.folder, settings)
     parts, skipped = _parts(study, kind, settings, by)
+    skipped += [{"name": name, "why": NOTHING} for name in sorted(study.seen.unseen)]
     if not parts:
         raise InputError(f"No weight can be {choice.network} at this size: {skipped[0]['why']}")
     document = opened(kept_file, study, settings) | {"by": by, "skipped": skipped}
@@ -177,7 +179,7 @@ def _parts(study, kind, settings: dict, by: str) -> tuple[list[Part], list[dict]
     parts: list[Part] = []
     skipped: list[dict] = []
     layers: dict[int | None, dict[str, Spec]] = {}
-    for weight in study.weights:
+    for weight in study.measurable:
         spec = spec_at(kind, weight.shape, settings["kept"], settings["chi"])
         if spec is None:
             why = f"no {kind.label} of {weight.shape[0]} × {weight.shape[1]} keeps so little as {settings['kept']:g}."
@@ -198,13 +200,15 @@ def _groups(study, kind, settings: dict) -> tuple[list[Part], list[dict]]:
 
     specs: list[dict] = []
     if settings["chi"] is not None:
-        for members in group_names(study.weights):
+        for members in group_names(study.measurable):
             n_out, n_in = study.checkpoint.weight(members[0]).shape
             more = {"quantize": kind.quantize, "members": tuple(members) if len(members) > 1 else ()}
             made = (Tree.for_shape(n_out, n_in, settings["chi"], at=at, **more) for at in range(len(members)))
             specs.append(dict(zip(members, made, strict=True)))
     skipped = []
     for curve in study.curves(kind, settings["metric"]) if settings["chi"] is None else ():
+        if not study.seen.unseen.isdisjoint(curve.members):
+            continue
         numbers = sum(study.checkpoint.weight(name).parameters for name in curve.members)
         fitting = np.flatnonzero(curve.bytes(2) / 2 <= settings["kept"] * numbers * (1 + 1e-12))
         if not len(fitting):

@@ -48,7 +48,7 @@ class Bench:
             self.probe.restore()
 
     def measure(self, changed: Sequence[str] = ()) -> dict[str, float]:
-        """The same for the model as it is now; `changed`: all weights that are not dense, [] where that is not known."""
+        """The same for the model as it is now; `changed`: all weights that are not dense, if known."""
         found = self.probe.measure(changed)
         rise = found.loss - self.probe.dense.loss if self.causal else found.divergence
         return {"damage": found.divergence, "rise": rise}

@@ -47,10 +47,7 @@ def sensitivity(study: Study, progress: Progress) -> dict:
         return {"kept": kept, "parameters": sum(w.parameters for w in chosen)} | bench.cut(spec)
 
     by_layer = {
-        kept: [
-            cut([w for w in weights if w.layer == layer], kept, f"layer {layer} at {kept:.0%}")
-            for layer in layers
-        ]
+        kept: [cut([w for w in weights if w.layer == layer], kept, f"layer {layer} at {kept:.0%}") for layer in layers]
         for kept in (0.5, 0.1)
     }
     by_role = {role: cut([w for w in weights if w.role == role], 0.5, f"{role} at 50 %") for role in roles}
