@@ -236,9 +236,10 @@ def with_progress(pieces: list[Piece], progress: Progress, stage: str) -> list[P
 
 def side_files(checkpoint: Checkpoint) -> Beside:
     """What goes into a folder with the tensors of a model, and what stays behind."""
-    whole = checkpoint.path == checkpoint.home
-    own = {file.name for file in files_of(checkpoint.path)} if whole else {checkpoint.path.name}
-    return beside(checkpoint.home, own | RECORDS | {"config.json"}, checkpoint.tensors, whole)
+    home = checkpoint.home
+    whole = not checkpoint.path.is_file() and any(info.file.parent == home for info in checkpoint.tensors.values())
+    own = {file.name for file in files_of(home)} if whole else {checkpoint.path.name}
+    return beside(home, own | RECORDS | {"config.json"}, checkpoint.tensors, whole)
 
 
 def stayed_behind(result: dict) -> str:

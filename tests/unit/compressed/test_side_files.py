@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli
 from karipap_core.compressed import archive
@@ -125,6 +126,12 @@ def test_what_is_no_part_of_the_model_stays_behind_and_is_named(tmp_path):
     assert {name for name in found.files if "/" in name} == {"1_Pooling/own.json", "1_Pooling/inside.json"}
     one = side_files(open_checkpoint(model / "model.safetensors"))  # nobody says that the rest of the folder is its own
     assert not [name for name in (*one.files, *one.left_out) if "/" in name]
+
+
+def test_a_model_with_an_adapter_from_elsewhere_brings_what_lies_beside_the_model(model, tmp_path):
+    opened = open_checkpoint(model)
+    merged = Checkpoint("both", tmp_path / "a+b", opened.config, opened.tensors, home=model)
+    assert side_files(merged).files == side_files(opened).files
 
 
 def test_links_into_the_cache_of_the_hub_are_followed(tmp_path):
