@@ -34,7 +34,16 @@ def files_of(folder: Path) -> dict[Path, list[str] | None]:
         raise InputError(f"{folder} {other}")
     if any(name.startswith("adapter_") for name in names):
         raise InputError(f"{folder} holds an adapter without the model it belongs to: save the two merged.")
-    raise InputError(f"{folder} holds no .safetensors file: name a folder or file with a model in it.")
+    raise InputError(f"{folder} holds no .safetensors file: {_instead(folder, names)}.")
+
+
+def _instead(folder: Path, names: list[str]) -> str:
+    """What to name in the place of a folder without a model: one of its sub-folders that has one, as trainers and
+    sentence-transformers leave them."""
+    within = [name for name in names if (folder / name / "config.json").is_file() and not name.startswith(".")]
+    within = [name for name in within if any(file.endswith(".safetensors") for file in os.listdir(folder / name))]
+    shown = ", ".join(within[:MOST_NAMED]) + (", …" if len(within) > MOST_NAMED else "")
+    return f"name the folder in it that has a model ({shown})" if within else "name a folder or file with a model in it"
 
 
 def refuse_adapter(folder: Path) -> None:

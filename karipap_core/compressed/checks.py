@@ -7,7 +7,7 @@ from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import ITEM_BYTES, word_of
 from karipap_core.compressed.records import Source, file_sums, pinned, settings_of, tensor_sums, written_for
-from karipap_core.compressed.saved_again import WORDS, Again
+from karipap_core.compressed.saved_again import WORDS, Again, as_saved, saved_again
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress
@@ -161,12 +161,12 @@ def unchanged(
     folder: Path, checkpoint: Checkpoint, report: dict, blamed: set[str], again: Again | None = None
 ) -> tuple[bool, str]:
     sums = report.get("sums")
-    if again is not None:
-        return False, f"not the folder that was written: another program saved it again{again.said}"
+    other = f"not the folder that was written: another program saved it again{again.said}" if again else ""
     if not report:
-        return False, "karipap.json, which holds the SHA-256 of what was written, is missing: write the folder again"
+        missing = "karipap.json, which holds the SHA-256 of what was written, is missing: write the folder again"
+        return False, other or missing
     if not sums:
-        return False, "karipap.json holds no SHA-256 of the tensors: write the folder again"
+        return False, other or "karipap.json holds no SHA-256 of the tensors: write the folder again"
     now = {"tensors": tensor_sums(checkpoint), "files": file_sums(folder)}
     changed = []
     for kind in ("tensors", "files"):
@@ -174,6 +174,8 @@ def unchanged(
             # A tensor that is missing or damaged was named by an earlier check.
             if name not in blamed and now[kind].get(name) != expected and (kind == "files" or name in now[kind]):
                 changed.append(name)
+    if changed and other:
+        return False, other
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         return False, f"{', '.join(changed[:SHOWN])}{more}: not what was written (SHA-256 differs)"
@@ -191,10 +193,12 @@ def as_written(folder: Path, report: dict) -> bool:
         settings = settings_of(folder)
         plan, _ = valid_plan(settings, report)
         checkpoint = open_checkpoint(folder, compressed=True)
-        if plan is None or wrong_tensors(checkpoint, plan, settings, None, report):
+        again = saved_again(checkpoint, settings)  # and healed since
+        now = as_saved(checkpoint, settings)
+        if plan is None or wrong_tensors(checkpoint, plan, now, None, report, again):
             return False
         if "sums" not in report:
-            return True
+            return again is None
         return _marked(checkpoint) and unchanged(folder, checkpoint, report, set())[0]
     except (InputError, OSError, KeyError, TypeError, AttributeError):
         return False

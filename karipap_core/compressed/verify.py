@@ -89,10 +89,10 @@ def verify(
         note("finite", not damaged, first_faults(damaged, "NaN or infinity in") or "no NaN or infinity in any tensor")
         note("unchanged", *unchanged(folder, checkpoint, report, {*damaged, *(wrong or ())}, again))
         if plan is not None and not wrong and not damaged:
-            # Healed norms are not the dense model's, nor are numbers that were cast: then the folder is held against
-            # itself, made dense in memory.
-            own_norms = ((report or {}).get("healing") or {}).get("settings", {}).get("norms")
-            dense = source if same and not own_norms and again is None else None
+            # Healed norms are not the dense model's, nor are numbers that were cast, or that nothing says were not
+            # trained: then the folder is held against itself, made dense in memory.
+            own_norms = (report.get("healing") or {}).get("settings", {}).get("norms")
+            dense = source if same and report and not own_norms and again is None else None
             names = again.names if again else {}
             note("logits", *logits_agree(folder, plan, dense, core_files, checkpoint, device, names))
     for name in ORDER:

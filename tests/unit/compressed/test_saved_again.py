@@ -12,8 +12,11 @@ from karipap_core.compressed.densify import densify
 from karipap_core.compressed.verify import verify
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.healing.heal import heal
+from karipap_core.healing.settings import Settings
+from karipap_core.progress import silent
 from karipap_core.text import Text
-from tests.helpers.architectures import make
+from tests.helpers.architectures import make, write_tokenizer
 from tests.helpers.folders import NETWORK, folder_of, plan_for
 
 PLAIN = {"fc1": ("lowrank", None), "fc2": ("lowrank", None), "down": ("lowrank", None)}
@@ -76,8 +79,27 @@ def test_a_damaged_core_is_still_found_and_an_unsaved_folder_is_not_taken_for_on
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
     assert "tensors" in red(verify(tmp_path / "saved"))  # its cores are not what its config says
+    live = AutoModelForCausalLM.from_pretrained(folder)
+    live.model.norm.weight.data *= 1.5  # as a fine-tune does: no fault of the folder
+    live.save_pretrained(tmp_path / "trained")
+    assert list(red(verify(tmp_path / "trained", model))) == ["unchanged"]
     shutil.copytree(folder, tmp_path / "bare")
     (tmp_path / "bare" / "karipap.json").unlink()
     assert list(red(verify(tmp_path / "bare", model)).values()) == [
         "karipap.json, which holds the SHA-256 of what was written, is missing: write the folder again"
     ]
+
+
+def test_it_is_healed_in_the_new_dtype_and_that_folder_is_verified(tmp_path):
+    model = make("llama", tmp_path / "model")
+    folder = folder_of(model, tmp_path / "out", plan_for(model, PLAIN))
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "saved")
+    write_tokenizer(tmp_path / "saved")
+    text = Text("words", ("a small text of several words. " * 300,))
+    settings = Settings(steps=2, rate=1e-3, tokens=128, window=64)
+    found = [
+        heal(tmp_path / "saved", tmp_path / "healed", settings, text, model, "cpu", progress=progress)
+        for progress in (silent, lambda stage, *rest: pytest.fail(stage) if stage == "heal" else None)  # found again
+    ]
+    assert found[0]["verify"]["ok"] and found[0]["improved"] and found[1] == found[0]
+    assert load_file(tmp_path / "healed" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16

@@ -177,3 +177,9 @@ def test_an_adapter_beside_a_model_is_refused_by_everything(tmp_path, capsys):
     assert cli.main([*command, "--progress", "off"]) == 2 and not (tmp_path / "new").exists()
     assert "adapter" in capsys.readouterr().err
     assert next(check["detail"] for check in verify(out)["checks"] if check["ok"] is False).startswith(f"{out} holds a")
+
+
+def test_a_folder_whose_model_lies_below_says_where(tmp_path):
+    make("llama", tmp_path / "0_Transformer")
+    with pytest.raises(InputError, match=r"name the folder in it that has a model \(0_Transformer\)"):
+        open_checkpoint(tmp_path)
