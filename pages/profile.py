@@ -14,7 +14,7 @@ from karipap_core.figures.map import Numbers, row_name, seats, weight_map
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.curves import load_curves
 from karipap_core.profiles.document import Profile
-from pages.parts import common, model, opening_shapes, profiles, tables, terms
+from pages.parts import adapters, common, model, opening_shapes, profiles, tables, terms
 
 NEAR_NOISE = 0.02  # nats of excess below which a weight counts as noise: ten times the scatter of one random draw
 METRIC_SAYS = {
@@ -46,13 +46,16 @@ def page() -> None:
     if view.only == "config":
         opening_shapes.draw(view)
         return
+    if view.only == "update":
+        adapters.offer(view)
     profile = profiles.current(view)
     if profile is None:
         return
     quantity, metric, error, fixed = controls(profile, view)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium", key="k-next"):
         st.html(f'<p class="k-verdict">{html.escape(verdict(profile, metric))}</p>')
-        if st.button("Choose χ →", key="choose_chi", type="primary", help=terms.line("chi")):
+        choose = view.only != "update"
+        if choose and st.button("Choose χ →", key="choose_chi", type="primary", help=terms.line("chi")):
             st.switch_page("pages/plan.py", query_params={"model": view.alias})
     explore(profile, view, quantity, metric, error, fixed)
     whole_table(profile, metric)

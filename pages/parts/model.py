@@ -17,7 +17,9 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.files import GGUF, gguf_files
 from karipap_core.checkpoint.hub import HUB_ID
+from karipap_core.checkpoint.lora.open import JOIN, parted
 from karipap_core.checkpoint.model import SETTINGS, Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
@@ -65,8 +67,10 @@ class Model:
 
     @property
     def only(self) -> str | None:
-        """What it is known by where its weights are not here: "profile" or "config"."""
-        return self.checkpoint.only if isinstance(self.checkpoint, Outline) else None
+        """What it is known by where its weights are not here, "profile" or "config"; "update" for an adapter alone."""
+        if isinstance(self.checkpoint, Outline):
+            return self.checkpoint.only
+        return "update" if self.checkpoint.update else None
 
 
 class Gone(InputError):
@@ -182,28 +186,46 @@ def find(alias: str | None) -> Model | None:
         return Model(alias, str(file.parent), outlined(str(Workspace().root), alias, file.stat().st_mtime_ns))
     known = listing()
     alias = known.long.get(alias, alias)
-    folder = known.models.get(alias)
-    if folder is None:
-        folder = str(kept) if (kept := hub.snapshot(alias)) else None
-        if folder is None and HUB_ID.fullmatch(alias):
-            return None
-    elif alias != DEMO:
-        try:
-            folder = str(confine(folder, roots()))
-        except InputError:  # gone since the list was made, or now a link that leads elsewhere
-            folder = None
+    folder = place_of(alias, known)
+    if folder is None and HUB_ID.fullmatch(alias) and alias not in known.models:
+        return None
     stamp = stamped(folder) if folder else ()
     if folder is None or not stamp:
         there = alias in known.left_out or alias in known.twins
         raise (InputError if there else Gone)(why_gone(alias, known))
     name = Path(known.models[alias]).name if alias in known.models else alias
+    name = name.removesuffix(GGUF)
     return Model(alias, folder, opened(folder, name, stamp))
 
 
-def stamped(folder: str) -> tuple:
+def place_of(alias: str, known: Listing) -> str | None:
+    """Where the model of an alias lies: a folder, a file in GGUF, or "BASE+ADAPTER" of two; None where it does not."""
+    folder = known.models.get(alias)
+    if folder is None and JOIN in alias:
+        base, _, adapter = alias.rpartition(JOIN)
+        both = [place_of(known.long.get(each, each), known) for each in (base, adapter)]
+        return JOIN.join(map(str, both)) if all(both) else None
+    if folder is None:
+        return str(kept) if (kept := hub.snapshot(alias)) else None
+    if alias == DEMO:
+        return folder
+    try:
+        return str(confine(folder, roots()))
+    except InputError:  # gone since the list was made, or now a link that leads elsewhere
+        return None
+
+
+def stamped(place: str) -> tuple:
     """Sizes and times of the files that make up a model; () where its weights are not there."""
+    if not os.path.exists(place) and (both := parted(place)) is not None:
+        stamps = [stamped(each) for each in (both[0], str(both[1]))]
+        return tuple(stamps) if all(stamps) else ()
+    if place.lower().endswith(GGUF):
+        with suppress(InputError, OSError):
+            return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in gguf_files(Path(place)))
+        return ()
     found = []
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(place) as entries:
         for entry in islice(entries, MOST_IN_ONE):
             if entry.name.endswith((".safetensors", ".json", *SETTINGS)):
                 with suppress(OSError):
@@ -215,6 +237,8 @@ def stamped(folder: str) -> tuple:
 def why_gone(alias: str, known: Listing) -> str:
     """The sentence for a model that was asked for and cannot be had."""
     what = "demo model" if alias == DEMO else f"model {showable(alias)}"
+    if JOIN in alias and alias not in known.models:
+        return f"The {what} is gone: its base or its adapter is not where it was. Choose another model above."
     if alias in known.twins:
         return f"{len(known.twins[alias])} folders are called {alias}: choose one of {', '.join(known.twins[alias])}."
     if alias in known.left_out and alias != DEMO:
@@ -327,7 +351,7 @@ def chooser(label: str, options: list[str], known: Listing, hubs: dict[str, str]
                 args=(box,),
             )
             say_left_out(known)
-        st.caption(f"{opening.found_under()} Only safetensors and JSON are ever read.")
+        st.caption(f"{opening.found_under()} Only safetensors, GGUF and JSON are ever read.")
 
 
 def look(alias: str | None) -> tuple[Model | None, str]:
@@ -366,11 +390,13 @@ def summary(view: Model) -> None:
     checkpoint = view.checkpoint
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})
+    form = checkpoint.form
     parts = [
         f"{view.only} only" if view.only else checkpoint.config.get("model_type", "no config.json"),
+        *([f"{form.words}, {common.size(checkpoint.stored_bytes)}"] if form else []),
         f"{layers} layers",
         f"{checkpoint.parameters:,} parameters",
-        f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
+        f"{'opened to ' if form else ''}{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
     ]
     if stored := checkpoint.as_stored:  # sizes and what is kept are of the opened model
         parts.append(f"{stored['form']}, {common.size(stored['bytes'])} in its files")

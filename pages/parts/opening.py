@@ -101,10 +101,18 @@ def _inside(lexical: Path, allowed: list[Path]) -> Found:
             folders = []
         return Found(folders=folders, said="" if folders else f"There is no {lexical.name} in {lexical.parent}.")
     folder = lexical if real.is_dir() else lexical.parent
+    if not real.is_dir() and real.suffix.lower() == GGUF:
+        listing = roots.scan([str(folder)], allowed=allowed)
+        if str(lexical) in listing.models.values():
+            return Found(models={str(lexical): lexical.name})
+        why = listing.left_out.get(roots.showable(lexical.name), "it is a part of another file, or none of a model.")
+        return Found(said=f"{roots.showable(lexical.name)} cannot be opened: {why}")
     if not real.is_dir() and real.suffix not in FILES:
         if unread([lexical.name]):
             return _inside(lexical.parent, allowed)
-        return Found(said=f"{lexical.name} is no file of a model: name its config.json, a .safetensors or its folder.")
+        return Found(
+            said=f"{lexical.name} is no file of a model: name its config.json, a .safetensors, a .gguf or its folder."
+        )
     listing = roots.scan([str(folder)], allowed=allowed)
     models = {place: os.path.relpath(place, folder) for place in listing.models.values()}
     models = {place: folder.name if name == "." else name for place, name in models.items()}
@@ -125,7 +133,7 @@ def why_none(listing: roots.Listing, folder: Path) -> str:
     with suppress(OSError), os.scandir(folder) as entries:
         if other := unread([entry.name for entry in islice(entries, roots.MOST_IN_ONE)]):
             return f"{own} {other}"
-    return f"No model (safetensors) lies in {folder} or two levels below it."
+    return f"No model (safetensors, GGUF) lies in {folder} or two levels below it."
 
 
 def permit(folder: str) -> str:

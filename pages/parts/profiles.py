@@ -74,7 +74,7 @@ def current(view) -> Profile | None:
 
 def follow(view, have: bool) -> None:
     """The job that makes a profile: shown while it runs, started unasked where the model has none at all."""
-    if view.only:  # what was given is all that there is
+    if view.only in ("profile", "config"):  # what was given is all that there is
         return
     running = job.followed("profile_job")
     plain = ["profile", view.source, "--metrics", "weight"]
@@ -98,11 +98,11 @@ def follow(view, have: bool) -> None:
 
 
 def no_board(view) -> str:
-    """Why the χ board cannot be drawn of a model whose weights are not here: it needs singular values; "" where it
-    can."""
+    """Why the χ board cannot be drawn: of a model whose weights are not here it needs singular values, and an adapter's
+    update is no model; "" where it can."""
     if view.only is None:
         return ""
-    if view.only == "config":
+    if view.only in ("config", "update"):
         return view.checkpoint.missing
     return "" if any(not _load(folder).bare for folder in folders(view)) else BARE
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from karipap_core.checkpoint.files import GGUF, gguf_models
+from karipap_core.checkpoint.gguf.header import MAGIC
 from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 from pages.parts import opening_memory, server
@@ -30,9 +32,9 @@ OUTSIDE = "it is a link that leads out of the folders of KARIPAP_MODEL_ROOTS."
 
 @dataclass
 class Listing:
-    """What a scan found. models: alias → folder, in order. left_out: name → why. long: an alias that a folder keeps
-    whatever others are called → its present alias. twins: a name of several folders → their aliases. cut: whether the
-    scan ended at its limits."""
+    """What a scan found. models: alias → folder or GGUF file, in order. left_out: name → why. long: an alias that a
+    folder keeps whatever others are called → its present alias. twins: a name of several folders → their aliases. cut:
+    whether the scan ended at its limits."""
 
     models: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -99,7 +101,8 @@ def scan(where: Iterable[str], also: Iterable[str] = (), allowed: Iterable[Path]
     allowed = [*allowed] or where
     listing, found, seen = Listing(), [], set()
     left = MOST_ENTRIES
-    starts = [(root, DEPTH) for root in where] + [(Path(f), 0) for f in also if os.path.isdir(f) and inside(f, allowed)]
+    deeper = [Path(f).parent if f.lower().endswith(GGUF) else Path(f) for f in also if inside(f, allowed)]
+    starts = [(root, DEPTH) for root in where] + [(folder, 0) for folder in deeper if folder.is_dir()]
     for start, depth in starts:
         level = [start]
         for _ in range(depth + 1):
@@ -126,6 +129,7 @@ def scan(where: Iterable[str], also: Iterable[str] = (), allowed: Iterable[Path]
                     elif problem:
                         listing.left_out[showable(folder.name)] = problem
                 else:
+                    found += _packed(folder, entries, allowed, listing)
                     below += _folders(entries, allowed, listing)
             level = below
     _name(found, listing)
@@ -165,6 +169,24 @@ def _folders(entries: list[os.DirEntry], allowed: list[Path], listing: Listing) 
             listing.left_out[shown] = "its name is too long, or has signs that cannot be shown."
             continue
         yield Path(entry.path)
+
+
+def _packed(folder: Path, entries: list[os.DirEntry], allowed: list[Path], listing: Listing) -> Iterator[Path]:
+    """The models in GGUF among these entries, each a file of its own (of one in parts the first)."""
+    for name in gguf_models([entry.name for entry in entries]):
+        shown = showable(name)
+        try:
+            if not inside(folder / name, allowed):
+                listing.left_out[shown] = OUTSIDE
+                continue
+            with open_file(folder / name) as file:
+                if file.read(len(MAGIC)) != MAGIC:
+                    listing.left_out[shown] = "it is no GGUF file, whatever its name."
+                    continue
+        except InputError as error:
+            listing.left_out[shown] = printable(str(error))
+            continue
+        yield folder / name
 
 
 def _problem(folder: Path, entries: list[os.DirEntry], allowed: list[Path]) -> str | None:

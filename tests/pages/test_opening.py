@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from karipap_core import story
 from karipap_core.checkpoint import hub
+from karipap_core.checkpoint.lora.open import joined
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.profiles.outline import keep_config, keep_profile
 from karipap_core.workspace import Workspace
 from pages.parts import model, opening, opening_memory, roots
-from tests.helpers import app_page
+from tests.helpers import app_page, gguf_files
+from tests.helpers.adapters import adapter, matrices
 from tests.helpers.opened import opened, sound
 from tests.helpers.opened import words as all_words
 from tests.helpers.paths import REPOSITORY
@@ -136,7 +139,7 @@ def test_the_beginning_of_a_name_lists_what_begins_so(tiny):
     (tiny.parent / "notes.txt").write_text("")
     assert "notes.txt is no file of a model" in opening.look(str(tiny.parent / "notes.txt"), {}, ()).said
     assert (
-        f"No model (safetensors) lies in {tiny.parent / 'other'}"
+        f"No model (safetensors, GGUF) lies in {tiny.parent / 'other'}"
         in opening.look(str(tiny.parent / "other"), {}, ()).said
     )
 
@@ -212,7 +215,7 @@ def test_a_link_that_takes_the_place_of_a_permitted_folder_opens_nothing(outside
     [
         ("/nowhere/at/all", "There is no folder /nowhere/at/all."),
         ("/", "/ is too much to open: name a folder nearer to the models."),
-        ("/etc", "No model (safetensors) lies in /etc or two levels below it."),
+        ("/etc", "No model (safetensors, GGUF) lies in /etc or two levels below it."),
     ],
 )
 def test_a_permission_without_a_model_is_not_given(profiled, path, said):
@@ -445,3 +448,51 @@ def test_spectra_of_another_profile_or_damaged_ones_are_refused(profiled):
     with pytest.raises(Exception, match="damaged"):
         keep_profile(document | {"model": "changed"}, None, "profile.json")
     assert len([*Workspace().root.glob("models/*")]) == 1
+
+
+@pytest.fixture
+def packed(tiny) -> Path:
+    """Beside the model `tiny`: a folder with two models in GGUF and a projector, and an adapter of `tiny`."""
+    files = tiny.parent / "files"
+    source = gguf_files.make("llama", files / "source")
+    gguf_files.write(source, files / "a-q8.gguf", "Q8_0", {"general.file_type": 7})
+    gguf_files.write(source, files / "b.gguf")
+    (files / "mmproj-a.gguf").write_bytes(b"GGUF")
+    (files / "c.gguf").write_bytes(b"no such thing")
+    shutil.rmtree(source)
+    weight = "model.layers.0.q_proj"
+    B, A = matrices(*open_checkpoint(tiny).weight(weight).shape)
+    named = f"base_model.model.{weight}"
+    adapter(tiny.parent / "lora", Path("../tiny"), {f"{named}.lora_A.weight": A, f"{named}.lora_B.weight": B})
+    model.found.clear()
+    yield files
+    shutil.rmtree(files)
+    shutil.rmtree(tiny.parent / "lora")
+    model.found.clear()
+
+
+def test_gguf_files_are_listed_and_opened_one_by_one(profiled, packed, started):
+    app = typed(opened(), packed)
+    assert labels(app, "open_model") == ["a-q8.gguf", "b.gguf"]
+    app = typed(app, packed / "c.gguf")
+    assert errors(app) == ["c.gguf cannot be opened: it is no GGUF file, whatever its name."]
+    app = typed(app, packed / "a-q8.gguf")
+    app.button(key="open_model_0").click().run()
+    sound(app)
+    assert "Q8_0 (GGUF)" in words(app) and "opened to" in words(app) and "in bfloat16" in words(app)
+    assert started and started[-1][:2] == ["profile", str(packed / "a-q8.gguf")]
+
+
+def test_an_adapter_is_said_to_be_one_and_opens_with_its_base(profiled, packed, tiny, started):
+    story.profile(tiny.parent / "lora")
+    app = at("profile", "lora")
+    sound(app)
+    (said,) = [info.value.replace("\\", "") for info in app.info]
+    assert said.startswith("This is an adapter (LoRA, rank 4, update alone), and what the page shows is its update")
+    assert app.selectbox(key="adapter_base").value == "tiny" and started == []
+    plan = at("plan", "lora")
+    assert any("its update s B A alone" in info.value for info in plan.info)
+    app.button(key="adapter_merge").click().run()
+    sound(app)
+    assert app.session_state.model == "tiny+lora" and "LoRA, rank 4" in words(app)
+    assert started[-1][:2] == ["profile", joined(tiny.parent / "lora", tiny)]
