@@ -12,6 +12,7 @@ import torch
 from peft.tuners import tuners_utils
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora import model as lora_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -73,6 +74,7 @@ def register() -> None:
     wrappers = (
         (lora_model, "dispatch_default", _dispatch),
         (lora_model.LoraModel, "_check_merge_allowed", _check_merge),
+        (ModulesToSaveWrapper, "check_module", _check_module),
         (tuners_utils, "_maybe_include_all_linear_layers", _all_linear),
     )
     for owner, name, wrapped in wrappers:
@@ -100,6 +102,22 @@ def _check_merge(known):
         known(self)
         if any(isinstance(module, _OnNetwork) for module in self.model.modules()):
             raise InputError(UNMERGED)
+
+    return check
+
+
+def _check_module(known):
+    """Whether a whole layer can be trained beside the adapter (`modules_to_save`), which PEFT does on a copy of it."""
+
+    @wraps(known)
+    def check(self) -> None:
+        known(self)
+        layer = self.original_module
+        if isinstance(layer, CoresModule) and not list(layer.cores.parameters()):
+            raise InputError(
+                "modules_to_save names a compressed layer without numbers of its own to train: its cores are another "
+                "layer's (the embedding's, of a tied head) or packed in few bits. Name that layer, or take LoRA for it."
+            )
 
     return check
 

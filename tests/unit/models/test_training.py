@@ -105,6 +105,21 @@ def test_an_adapter_learns_is_saved_and_put_on_again(folders, tmp_path, folder, 
     assert torch.equal(model(IDS).logits, after)
 
 
+def test_a_whole_layer_is_trained_beside_the_adapter_where_it_has_numbers_of_its_own(folders):
+    settings = {"r": 2, "target_modules": ["v_proj"]}
+    model = AutoModelForCausalLM.from_pretrained(folders["table"])
+    with pytest.raises(InputError, match="its cores are another layer's"):
+        get_peft_model(model, LoraConfig(modules_to_save=["lm_head"], **settings))
+    model = AutoModelForCausalLM.from_pretrained(folders["table"])
+    model = get_peft_model(model, LoraConfig(modules_to_save=["embed_tokens"], **settings))
+    model(IDS, labels=IDS).loss.backward()
+    learning = [name for name, value in model.named_parameters() if value.grad is not None and "lora" not in name]
+    assert [name.rpartition("default.")[2] for name in learning] == ["cores.0", "cores.1"]
+    with pytest.raises(InputError, match="packed in few bits"):
+        packed = AutoModelForCausalLM.from_pretrained(folders["packed"])
+        get_peft_model(packed, LoraConfig(modules_to_save=["down_proj"], **settings))
+
+
 def test_an_adapter_that_would_write_to_the_weight_beneath_is_refused(folders):
     model = AutoModelForCausalLM.from_pretrained(folders["floats"])
     with pytest.raises(InputError, match="init_lora_weights 'pissa' changes the weight beneath"):
