@@ -79,7 +79,9 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     """
     study = study_for(model, text, device, progress)
     budget = budget if isinstance(budget, Budget) else Budget(kept=budget)
-    budget.limit(study.checkpoint, study.tables if embedding != "dense" else ())  # before anything is measured
+    tables = study.tables if embedding != "dense" else ()
+    if study.weights:
+        budget.limit(study.checkpoint, tables)  # before anything is measured
     choice = Choice(network, quantize, embedding, structure)
     announce(progress, plan_costs(study, choice, metric, rule))
     return Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from karipap_core.checkpoint.reach import in_words
 from karipap_core.figures import peps as figures_peps
 from karipap_core.figures import profile as figures
 from karipap_core.figures import style
@@ -476,6 +477,9 @@ def whole_table(profile: Profile, metric: str) -> None:
 def left_out(profile: Profile) -> None:
     """Every tensor that has no spectrum, and why; and how the profile was made."""
     skipped = profile.document.get("skipped", [])
+    if found := profile.document.get("coverage"):
+        said = in_words(found)
+        st.html(f'<p class="k-note" id="coverage">{html.escape(said[0].upper() + said[1:])}.</p>')
     with st.expander(f"Tensors without a spectrum ({len(skipped)}), and how this profile was made"):
         st.html(f'<p class="k-note">{html.escape(profiles.made(profile))}</p>')
         if skipped:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +36,10 @@ SETTINGS = (
     *("chat_template.jinja", "merges.txt", *TOKENIZERS),
 )
 SHORT = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
-BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias)$")
+BUFFERS = re.compile(
+    r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias|slope_rate|query_decay|key_decay"
+    r"|diagonal_decay|num_batches_tracked|running_mean|running_var)$"
+)
 BUFFER = "a buffer, not a parameter"
 CAUSAL_MASK = re.compile(r"(?:^|\.)(?:attn|attention)\.bias$")
 
@@ -84,7 +87,9 @@ class Checkpoint:
     where no config says it), `weights`, `skipped` (a list of {"name", "why"}), `tensors` (name → TensorInfo),
     `parameters` and `bytes` (the whole model, tied tensors once), `block_parameters` (of what can be compressed).
     `form` says how the files store it where that is not how the model computes (quantized …): then `tensors` are those
-    that it opens to, `form.stored` those in the files. `home` is the folder that config.json and tokenizer are in.
+    that it opens to, `form.stored` those in the files. `left_out` gives the weights that look compressible and that no
+    plan can reach, with the reason, and `reachable_tables` the tables of tokens that one can: see reach.py; None and ()
+    until that has been found out. `home` is the folder that config.json and tokenizer are in.
     """
 
     def __init__(
@@ -100,6 +105,8 @@ class Checkpoint:
         self.home = home or (path if path.is_dir() else path.parent)
         self.weights: list[Weight] = []
         self.skipped: list[dict[str, str]] = []
+        self.left_out: dict[str, str] | None = None
+        self.reachable_tables: tuple[str, ...] = ()
         self._handles: dict[Path, Any] = {}
         self._sort_out()
         self._by_name = {weight.name: weight for weight in self.weights}
@@ -145,6 +152,27 @@ class Checkpoint:
             key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role, weight.tower)
         )
         self.skipped.sort(key=lambda entry: entry["name"])
+        self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
+
+    def narrow(self, left: dict[str, str], tables: Iterable[str], buffers: Iterable[str]) -> None:
+        """Takes what no plan can reach out of what is `compressible`.
+
+        left : such weights, with the reason.  tables : tables of tokens that a plan can reach.  buffers : tensors that
+        are no parameters of the model.
+        """
+        self.left_out, self.reachable_tables = dict(left), tuple(tables)
+        self.weights = [
+            replace(weight, compressible=False) if weight.name in left else weight for weight in self.weights
+        ]
+        for tensor in (set(buffers) & self.tensors.keys()) - self.buffers:
+            info = self.tensors[tensor]
+            self.parameters -= info.items if "F" in info.dtype else 0
+            self.bytes -= info.size
+            self.weights = [weight for weight in self.weights if weight.tensor != tensor]
+            self.skipped = [entry for entry in self.skipped if entry["name"] != tensor]
+            self.skipped.append({"name": tensor, "why": BUFFER})
+        self.skipped.sort(key=lambda entry: entry["name"])
+        self._by_name = {weight.name: weight for weight in self.weights}
         self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 
     def _tied(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from karipap_core.checkpoint.lora.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from karipap_core.checkpoint.lora.adapter import is_adapter
 from karipap_core.checkpoint.lora.open import joined, open_merged, open_update, parted
 from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.reach import know
 from karipap_core.checkpoint.tensorfile import TensorInfo, read_header
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress, silent
@@ -71,7 +72,14 @@ def open_checkpoint(model: str | Path, compressed: bool = False, progress: Progr
     if not tensors:
         raise InputError(f"{path} holds no tensors: fetch it again.")
     found = opened(config, tensors, name)
-    return Checkpoint(name, path, found.config, found.tensors, found.form)
+    return _known(Checkpoint(name, path, found.config, found.tensors, found.form))
+
+
+def _known(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, narrowed to what is known to be reachable where that was found out before."""
+    if not checkpoint.compressed:
+        know(checkpoint)
+    return checkpoint
 
 
 def _of_another_kind(path: Path, name: str) -> Checkpoint | None:
@@ -79,7 +87,7 @@ def _of_another_kind(path: Path, name: str) -> Checkpoint | None:
     if packed := gguf_files(path):
         name = name if path.is_dir() else path.stem
         found, home = open_gguf(packed, name)
-        return Checkpoint(name, path, found.config, found.tensors, found.form, home)
+        return _known(Checkpoint(name, path, found.config, found.tensors, found.form, home))
     if is_adapter(folder := path.parent if path.name == ADAPTER_WEIGHTS else path):
         update = open_update(folder)
         return Checkpoint(folder.resolve().name, folder, update.config, update.tensors, update.form)
@@ -90,7 +98,7 @@ def _merged(model: str, adapter: Path, progress: Progress) -> Checkpoint:
     base = open_checkpoint(model, progress=progress)
     found, home = open_merged(base, adapter)
     path = Path(joined(adapter, base.path))
-    return Checkpoint(f"{base.name}+{adapter.name}", path, found.config, found.tensors, found.form, home)
+    return _known(Checkpoint(f"{base.name}+{adapter.name}", path, found.config, found.tensors, found.form, home))
 
 
 def _tensors_of(files: dict[Path, list[str] | None]) -> dict[str, TensorInfo]:

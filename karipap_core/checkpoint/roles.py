@@ -47,8 +47,12 @@ ROLES = tuple(
 OUTSIDE = tuple(
     (re.compile(rf"(?:^|\.)(?:{pattern})$"), role)
     for pattern, role in (
-        (r"wpe|embed_positions|position_embeddings|positions_embed|\w*relative_attention_bias", "position"),
-        (r"token_type_embeddings", "token_type"),
+        (
+            r"wpe|(?:\w+_)?pos_embed\w*|\w*position\w*embed\w*|embed_positions\w*|positions_embed|pos_emb|pos_enc"
+            r"|\w*(?:row|column|class|patch)_embed\w*|\w*relative_attention_bias|relative_\w*embed\w*",
+            "position",
+        ),
+        (r"token_type_embeddings?|segment_embeddings?|lang_embeddings?", "token_type"),
         (
             r"embed_tokens|wte|embed_in|word_embeddings|tokens_embed|tok_embeddings|shared|embeddings|\w*embedding",
             "embed",
@@ -126,4 +130,5 @@ def listing_key(name: str, layer: int | None, expert: int | None, role: str, tow
     return (group, TOWERS.index(tower) if tower else 0, layer or 0, -1 if expert is None else expert, rank, natural)
 
 
+EMBEDDINGS = ("embed", "head", "position", "token_type")  # tables that tokens or places are looked up in
 TABLES = ("embed", "head")  # roles outside the blocks that may become networks

@@ -47,6 +47,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
     from karipap_core.models.load import check
 
     began, checkpoint = time.monotonic(), study.checkpoint
+    _ = study.weights  # what can be reached is what is counted
     document = plan.to_json()
     identity = written_for(document, checkpoint.fingerprint, checkpoint.identity)
     report = report_of(out)

@@ -7,7 +7,7 @@ in the running model, to be read, replaced or watched.
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.reach import keep
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
 from karipap_core.layers.cores import Cores, CoresModule
@@ -27,16 +28,28 @@ from karipap_core.models.empty import empty_model
 from karipap_core.models.names import Names
 from karipap_core.networks import Spec
 
+NO_LAYER = "weights that the model does not hold as linear layers of their own"
 
-def reachable(checkpoint: Checkpoint, tables: bool = False) -> set[str]:
-    """Names of the compressible weights that the model computes with as linear layers of their own, from an empty
-    model on the meta device: the others must stay dense. With `tables`, also of the embedding and the head, where they
-    can be networks. Without a config.json nothing can be said: all of them."""
+
+def find_reach(checkpoint: Checkpoint) -> None:
+    """Narrows a checkpoint to the weights that a plan can reach, by an empty model on the meta device: those that the
+    model computes with as linear layers of their own, and the tables of tokens that can be networks. Kept for the next
+    time (checkpoint/reach.py). Without a config.json nothing can be said: all of them.
+
+    Raises InputError where the model cannot be built.
+    """
     if checkpoint.kind is None:
-        return {
-            weight.name for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)
-        }
-    return set(sites(empty_model(checkpoint), checkpoint, tables))
+        checkpoint.narrow({}, [weight.name for weight in checkpoint.weights if weight.role in TABLES], ())
+        return
+    model = empty_model(checkpoint)
+    buffers = {name for name, _ in model.named_buffers()}
+    names = Names(model, checkpoint.tensors)
+    held = [
+        tensor for tensor in checkpoint.tensors if tensor not in checkpoint.tied and names.live(tensor)[0] in buffers
+    ]
+    found, left = _sorted_out(model, checkpoint, tables=True)
+    tables = [name for name in found if not checkpoint.weight(name).compressible]
+    keep(checkpoint, left, tables, held)
 
 
 def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -55,7 +68,9 @@ def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D | TensorNetworkLinear]:
     """Whether a module computes y = W x + b: `nn.Linear`, GPT-2's `Conv1D`, or one of Karipap's."""
-    return isinstance(module, nn.Linear | Conv1D | TensorNetworkLinear)
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward  # some subclasses do something else with the weight
+    return isinstance(module, Conv1D | TensorNetworkLinear)
 
 
 def is_embedding(module: nn.Module) -> bool:
@@ -178,30 +193,53 @@ class Site:
             parameter.data = kept
 
 
-def sites(model: PreTrainedModel, checkpoint, tables: bool = False) -> dict[str, Site]:
+def sites(model: PreTrainedModel, checkpoint: Checkpoint, tables: bool = False) -> dict[str, Site]:
     """The compressible weights of `checkpoint` in `model` (loaded from it, dense or compressed), by name.
 
     Stacked experts are unstacked in place (no copy; the same function). A weight that the model does not compute
     with as one linear layer is left out. With `tables`, also the embedding as (vocabulary, width) and the head; a head
     tied to the embedding is one weight with it, under the embedding's name.
     """
+    return _sorted_out(model, checkpoint, tables)[0]
+
+
+def _sorted_out(model: PreTrainedModel, checkpoint: Checkpoint, tables: bool) -> tuple[dict[str, Site], dict[str, str]]:
+    """(what `sites` gives, the compressible weights that it leaves out: name → why)."""
     weights = [weight for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)]
     names = Names(model, checkpoint.tensors)
     names.unstack(
         sorted({weight.tensor for weight in weights if weight.index is not None}),
         merged=any(weight.index is None and weight.expert is not None for weight in weights),
     )
-    found = {}
+    of_tokens = {id(module) for module in _token_tables(model)}
+    found: dict[str, Site] = {}
+    left: dict[str, str] = {}
     for weight in weights:
         try:
             path = names.path(weight.name)
         except InputError:
+            left[weight.name] = NO_LAYER
             continue
         module = model.get_submodule(path)
-        fits = is_linear(module) if weight.compressible else table_problem(model, path) is None
+        if weight.compressible:
+            fits = is_linear(module)
+        else:
+            fits = id(module) in of_tokens and table_problem(model, path) is None
         if fits and isinstance(module, Holder):
             found[weight.name] = Site(weight.name, path, module)
-    return found
+        else:
+            left[weight.name] = f"weights of a {type(module).__name__}, which computes more than y = W x + b"
+    return found, {name: why for name, why in left.items() if checkpoint.weight(name).compressible}
+
+
+def _token_tables(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The modules that a model, or a part of it, looks its tokens up in and scores them with: no tables of places."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            for get in (part.get_input_embeddings, part.get_output_embeddings):
+                with suppress(NotImplementedError, AttributeError):
+                    if (module := get()) is not None:
+                        yield module
 
 
 @contextmanager

@@ -6,6 +6,7 @@ decompositions, the calibration, and probes on the dense model in memory. Verbs 
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.reach import know
 from karipap_core.errors import InputError
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.checks import WholePlan
@@ -118,30 +120,24 @@ class Study:
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """The weights that a plan can compress: the compressible ones that the live model holds as linear layers.
+        """The weights that a plan can compress: the compressible ones that the live model holds as linear layers. From
+        then on the checkpoint calls no other compressible.
 
         Raises InputError for an adapter's update, which is no model.
         """
         if self.checkpoint.update:
             raise InputError(self.checkpoint.update)
-        file = self.folder / "reachable.json"
-        if (found := kept_json(file, "weights")) is None:
-            from karipap_core.models.sites import reachable  # transformers, seconds
+        if not know(self.checkpoint):
+            from karipap_core.models.sites import find_reach  # transformers, seconds
 
-            keep_json(file, found := {"weights": sorted(reachable(self.checkpoint))})
-        names = set(found["weights"])
-        return [weight for weight in self.checkpoint.weights if weight.name in names]
+            find_reach(self.checkpoint)
+        return [weight for weight in self.checkpoint.weights if weight.compressible]
 
     @cached_property
     def tables(self) -> list[Weight]:
         """The tables of tokens (embedding, and a head that is not tied to it) that a plan can compress."""
-        file = self.folder / "tables.json"
-        if (found := kept_json(file, "weights")) is None:
-            from karipap_core.models.sites import reachable
-
-            tables = reachable(self.checkpoint, tables=True) - {weight.name for weight in self.weights}
-            keep_json(file, found := {"weights": sorted(tables)})
-        names = set(found["weights"])
+        _ = self.weights
+        names = set(self.checkpoint.reachable_tables)
         return [weight for weight in self.checkpoint.weights if weight.name in names]
 
     def table_metric(self, name: str) -> "Metric":
@@ -231,6 +227,8 @@ class Study:
         wanted = self.moments if tuple(metrics) != ("weight",) else None
         settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
         folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))
+        with suppress(InputError):  # of a model that cannot be built the spectra are there all the same
+            _ = self.weights
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
 
     def _spectra(self, metric: str) -> Profile:
@@ -257,7 +255,8 @@ class Study:
         if key not in self._curves:
             file = self.curves_file(kind, metric, which)
             found = load_curves(file)
-            if found is None:
+            # Another version may have reached fewer weights.
+            if found is None or not (kind.grouped or all(weight.name in found for weight in weights)):
                 found = self._new_curves(kind, metric, weights)
                 save_curves(file, found)
             self._curves[key] = found

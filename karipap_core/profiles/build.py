@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from karipap_core.checkpoint.reach import coverage
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
 from karipap_core.progress import Progress, silent
@@ -107,6 +108,8 @@ def _built(
         "weights": rows,
         "skipped": list(checkpoint.skipped),
     }
+    if not checkpoint.update:  # of an adapter's update there is no model to cover
+        document["coverage"] = coverage(checkpoint)
     document |= {} if groups is None else {"groups": groups}
     document |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
     document |= {"update": checkpoint.update} if checkpoint.update else {}

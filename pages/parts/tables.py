@@ -13,6 +13,7 @@ import numpy as np
 import streamlit as st
 
 from karipap_core import schemas
+from karipap_core.checkpoint.reach import know
 from karipap_core.errors import InputError
 from karipap_core.networks.listed import NAMES
 from karipap_core.plan import allocate, kind
@@ -111,14 +112,14 @@ class Sources:
     curves: dict[tuple, Path | None]
     calibration: Path | None
     profile: Path | None
-    reachable: Path | None
-    tables: Path | None
+    reach: bool  # whether it is known what a plan can reach
     seen: Path | None
 
     @property
     def stamp(self) -> tuple:
-        files = (*self.curves.values(), self.calibration, self.profile, self.reachable, self.tables, self.seen)
-        return tuple((str(path), path.stat().st_mtime_ns) for path in files if path is not None)
+        files = (*self.curves.values(), self.calibration, self.profile, self.seen)
+        stamps = tuple((str(path), path.stat().st_mtime_ns) for path in files if path is not None)
+        return (*stamps, self.reach)
 
     def measured(self, what: What) -> bool:
         """Whether all curves under this metric are here (low rank needs but the profile)."""
@@ -159,17 +160,8 @@ def sources(view, what: What) -> Sources:
     kept = [path for path in profiles.folders(view) if metric in _profile(path).settings["metrics"]]
     profile = max(kept, key=lambda path: (path / "profile.json").stat().st_mtime, default=None)
 
-    def there(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else None
-
-    return Sources(
-        found,
-        calibration,
-        profile and profile / "profile.json",
-        there("reachable.json"),
-        there("tables.json"),
-        _newest(folder / "seen", f"{key}.json"),
-    )
+    measured = profile and profile / "profile.json"
+    return Sources(found, calibration, measured, know(view.checkpoint), _newest(folder / "seen", f"{key}.json"))
 
 
 def available(view, what: What) -> bool:
@@ -204,12 +196,14 @@ def of(view, now) -> Tables | None:
     return tables(view, now.what, now.rule, now.special, now.unit)
 
 
-def _weights(view, file: Path | None, tables: bool = False) -> list:
-    """The weights of the blocks, or the tables of tokens, that a plan can compress."""
-    names = set(schemas.read(file, "weights")["weights"]) if file else None
-    if tables:
-        return [w for w in view.checkpoint.weights if names and w.name in names]
-    return [w for w in view.checkpoint.weights if w.compressible and (names is None or w.name in names)]
+def _weights(view) -> list:
+    """The weights of the blocks that a plan can compress, as far as that is known."""
+    return [weight for weight in view.checkpoint.weights if weight.compressible]
+
+
+def _tokens(view) -> list:
+    """The tables of tokens that a plan can compress."""
+    return [weight for weight in view.checkpoint.weights if weight.name in view.checkpoint.reachable_tables]
 
 
 def _calibration(found: Sources, weights, seen: Seen) -> Calibration | None:
@@ -236,7 +230,7 @@ def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...
 def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
     network, metric = what.network, what.metric
     profile = _profile(_found.profile.parent) if _found.profile else None
-    weights = _weights(_view, _found.reachable)
+    weights = _weights(_view)
     curves = _curves(_view, weights, network, metric, _found.curves[network, metric, False], profile)
     if not curves or not weights:
         return None
@@ -274,9 +268,9 @@ def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, 
     from karipap_core.plan.options import Candidates, OptionTables
 
     profile = _profile(_found.profile.parent) if _found.profile else None
-    weights = _weights(_view, _found.reachable)
-    tokens = _weights(_view, _found.tables, tables=True) if what.embedding != "dense" else []
-    if not weights or (what.embedding != "dense" and _found.tables is None):
+    weights = _weights(_view)
+    tokens = _tokens(_view) if what.embedding != "dense" else []
+    if not weights or (what.embedding != "dense" and not _found.reach):
         return None
     seen = _seen(_found)
     calibration = _calibration(_found, weights, seen)

@@ -1,5 +1,6 @@
 """A profile as a table in a terminal."""
 
+from karipap_core.checkpoint.reach import in_words
 from karipap_core.terminal import grid, page, size, times
 
 METRIC_ORDER = ("loss", "functional", "weight")
@@ -35,6 +36,8 @@ def table(document: dict) -> str:
     notes = [f"{row['name']}: {' '.join(row['notes'])}" for row in deficient[:MOST_NOTES]]
     if more := len(deficient) - MOST_NOTES:
         notes += [f"and {more:,} more of less than full rank: see the column rank."] if more > 0 else []
+    if "coverage" in document:
+        notes.insert(0, in_words(document["coverage"]))
     skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in document.get("skipped", ())]
     return page(facts, grid(head, rows), notes + skipped)
 

@@ -18,7 +18,7 @@ from karipap_core.layers.cores import Packed
 from karipap_core.layers.embedding import TensorNetworkEmbedding
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.load import load_model
-from karipap_core.models.sites import observe, place, reachable, replaced, sites
+from karipap_core.models.sites import find_reach, observe, place, replaced, sites
 from karipap_core.networks import EMBEDDING_NETWORKS, NETWORKS
 from karipap_core.networks.dense import Dense
 from tests.helpers.architectures import COMMON, ENCODERS, make
@@ -319,9 +319,12 @@ def test_the_head_that_an_encoder_learnt_with_contracts_too(made, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "llama_untied", "gpt2", "gpt_neox", "bert"])
 def test_reachable_tables(made, name):
     checkpoint = open_checkpoint(made(name))
-    blocks, everything = reachable(checkpoint), reachable(checkpoint, tables=True)
-    assert blocks == {weight.name for weight in checkpoint.weights if weight.compressible}
-    assert everything - blocks == {weight.name for weight in checkpoint.weights if weight.role in TABLES}
+    blocks = checkpoint.block_parameters
+    find_reach(checkpoint)
+    assert checkpoint.left_out == {} and checkpoint.block_parameters == blocks
+    assert set(checkpoint.reachable_tables) == {weight.name for weight in checkpoint.weights if weight.role in TABLES}
+    again = open_checkpoint(made(name))  # known without asking
+    assert again.left_out == {} and again.reachable_tables == checkpoint.reachable_tables
 
 
 def test_watching_a_table(made):
@@ -346,8 +349,8 @@ def test_a_table_that_encoder_and_decoder_share_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "bart")
     checkpoint = open_checkpoint(tmp_path / "bart")
     assert any(weight.role == "embed" for weight in checkpoint.weights)
-    with pytest.raises(InputError, match="is an encoder and a decoder"):
-        reachable(checkpoint, tables=True)
+    find_reach(checkpoint)
+    assert checkpoint.reachable_tables == () and checkpoint.left_out == {}
 
 
 def test_a_scaled_model_in_bfloat16_is_scaled_as_the_dense_one(made, tmp_path):

@@ -1,0 +1,84 @@
+"""What of a checkpoint a plan can reach, in one place: budgets, profiles, coverage and boards all count it.
+
+Headers alone say which weights look like linear maps; whether the model computes with them as such, only the model
+itself says (`models.sites.find_reach`, which takes seconds). The answer is kept beside the fingerprint, by the files'
+paths, sizes and times, and known from then on whenever the checkpoint is opened.
+"""
+
+from collections import Counter
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from karipap_core.checkpoint.model import BUFFER, Checkpoint
+from karipap_core.checkpoint.roles import EMBEDDINGS, role_of
+from karipap_core.errors import InputError, StorageError
+from karipap_core.version import __version__
+from karipap_core.workspace import Workspace
+from karipap_core.workspace.files import settings_key
+from karipap_core.workspace.kept import keep_json, kept_json
+
+RULES = 1  # of what can be reached: counted up where they change
+OUTSIDE = "outside the blocks (projections between parts, poolers, heads of tasks)"
+ROUTERS = "routers, which choose experts"
+VECTORS = "norms, biases and other vectors"
+HIGHER = "convolutions and other tensors of three and more dimensions"
+OTHERS = "parameters of no linear layer"
+
+
+def know(checkpoint: Checkpoint) -> bool:
+    """Narrows a checkpoint to what is known to be reachable; whether anything is known."""
+    if checkpoint.left_out is None and (found := kept_json(_file(checkpoint), "reach")) is not None:
+        checkpoint.narrow(found["left"], found["tables"], found["buffers"])
+    return checkpoint.left_out is not None
+
+
+def keep(checkpoint: Checkpoint, left: dict[str, str], tables: list[str], buffers: list[str]) -> None:
+    """Narrows a checkpoint to what was found out (see `Checkpoint.narrow`), and keeps that."""
+    file = _file(checkpoint)
+    checkpoint.narrow(left, tables, buffers)
+    with suppress(InputError, StorageError):  # a workspace that cannot be written only costs the time to ask again
+        keep_json(file, {"left": left, "tables": tables, "buffers": buffers})
+
+
+def _file(checkpoint: Checkpoint) -> Path:
+    files = sorted({info.file for info in checkpoint.stored.values()})
+    settings = [file for file in checkpoint.settings_files if file.name == "config.json"]
+    facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in (*files, *settings)]
+    try:
+        library = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        library = ""
+    recipe = checkpoint.form.recipe if checkpoint.form else None
+    rules = {"recipe": recipe, "rules": RULES, "karipap": __version__, "transformers": library}
+    return Workspace().cache_file("reach", settings_key({"files": facts} | rules))
+
+
+def coverage(checkpoint: Checkpoint) -> dict[str, Any]:
+    """{"share": of the parameters outside tables of tokens and positions, those that a plan can reach; "left": the
+    others, [{"why", "parameters"}], most first}."""
+    left, reached = Counter[str](), checkpoint.block_parameters
+    for weight in checkpoint.weights:
+        if not weight.compressible and weight.role not in EMBEDDINGS:
+            usual = ROUTERS if weight.role == "router" else OUTSIDE
+            left[(checkpoint.left_out or {}).get(weight.name, usual)] += weight.parameters
+    for entry in checkpoint.skipped:
+        info = checkpoint.tensors.get(entry["name"])
+        counted = info is not None and entry["why"] != BUFFER and entry["name"] not in checkpoint.tied
+        if info is not None and counted and role_of(entry["name"].removesuffix(".weight"), False) not in EMBEDDINGS:
+            dimensions = len(info.shape)
+            left[VECTORS if dimensions < 2 else HIGHER if dimensions > 2 else OTHERS] += info.items
+    whole = reached + left.total()
+    return {
+        "share": reached / whole if whole else 0.0,
+        "left": [{"why": why, "parameters": count} for why, count in left.most_common()],
+    }
+
+
+def in_words(found: dict[str, Any], most: int = 4) -> str:
+    """A `coverage` in a sentence."""
+    left = [f"{row['why']} {row['parameters']:,}" for row in found["left"][:most]]
+    more = len(found["left"]) - most
+    said = "; ".join(left) + (f" and {more} more kinds" if more > 0 else "")
+    return f"covers {found['share']:.1%} of the parameters outside embeddings" + (f"; left out: {said}" if said else "")
