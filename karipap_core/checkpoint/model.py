@@ -166,8 +166,7 @@ class Checkpoint:
         ]
         for tensor in (set(buffers) & self.tensors.keys()) - self.buffers:
             info = self.tensors[tensor]
-            self.parameters -= info.items if "F" in info.dtype else 0
-            self.bytes -= info.size
+            self.parameters -= info.items if "F" in info.dtype else 0  # they take their bytes all the same
             self.weights = [weight for weight in self.weights if weight.tensor != tensor]
             self.skipped = [entry for entry in self.skipped if entry["name"] != tensor]
             self.skipped.append({"name": tensor, "why": BUFFER})

@@ -140,7 +140,7 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
         )
-    _check_fit(checkpoint, type(model).__name__, found)
+    _check_fit(checkpoint, model, found)
     return model.eval()
 
 
@@ -200,17 +200,19 @@ def _check_experts(checkpoint: Checkpoint) -> None:
         for number in sorted(set().union(*weights.values()), key=int):
             for weight, shapes in weights.items():
                 name, usual = f"{layer}.experts.{number}.{weight}", max(shapes.values(), key=[*shapes.values()].count)
-                if number not in shapes:
+                zero = checkpoint.config.get("zero_expert_num") and int(number) > max(map(int, shapes))
+                if number not in shapes and not zero:  # the last ones give tokens back as they are
                     raise InputError(f"{checkpoint.name} lacks {name}, which other experts have: fetch it again.")
-                if shapes[number] != usual:
+                if shapes.get(number, usual) != usual:
                     raise InputError(
                         f"{checkpoint.name}: {name} is {_by(shapes[number])}, and that of other experts {_by(usual)}: "
                         "fetch it again."
                     )
 
 
-def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any]) -> None:
-    """Raises InputError for the first fault in what transformers reports of loading a checkpoint."""
+def _check_fit(checkpoint: Checkpoint, model: "PreTrainedModel", found: dict[str, Any]) -> None:
+    """Raises InputError for the first fault in what transformers reports of loading a checkpoint into a model."""
+    architecture = type(model).__name__
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise InputError(
             f"{checkpoint.name}: {name} is {_by(stored)} in the file and {_by(wanted)} by config.json"
@@ -229,8 +231,9 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
             if others
             else f"{checkpoint.name} lacks parameter {missing[0]} of a {architecture}: fetch it again."
         )
-    for name, info in checkpoint.tensors.items():
-        if not checkpoint.compressed and info.dtype in WHOLE and name not in unexpected | buffers:
+    for name in _whole(checkpoint, model) - unexpected - buffers:
+        info = checkpoint.tensors[name]
+        if not checkpoint.compressed:
             raise InputError(
                 f"{checkpoint.name}: {name} is stored as {info.dtype}, and no quantization_config says what these "
                 "stand for: give the model in 16 or 32 bits."
@@ -242,6 +245,19 @@ def _check_fit(checkpoint: Checkpoint, architecture: str, found: dict[str, Any])
                 f"{checkpoint.name} holds {name}, which a {architecture} by its config.json has no place for: "
                 "file and config are not of one model."
             )
+
+
+def _whole(checkpoint: Checkpoint, model: "PreTrainedModel") -> set[str]:
+    """The tensors that are stored as whole numbers, and that the model does not hold as such (tables of places …)."""
+    from karipap_core.models.names import Names
+
+    stored = {name for name, info in checkpoint.tensors.items() if info.dtype in WHOLE}
+    if not stored:
+        return stored
+    names = Names(model, checkpoint.tensors)
+    held = [*model.named_buffers(), *model.named_parameters()]
+    whole = {name for name, tensor in held if not tensor.is_floating_point()}
+    return {name for name in stored if names.live(name)[0] not in whole}
 
 
 def _by(shape) -> str:

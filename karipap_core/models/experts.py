@@ -103,6 +103,23 @@ class UnstackedExperts(SplitStacks):
         return y + getattr(self, f"{stack}_bias")[expert] if self.shell.has_bias else y
 
 
+class ZeroExperts(UnstackedExperts):
+    """LongCat's: behind the experts come some that give a token back as it is."""
+
+    def __init__(self, stacked: nn.Module):
+        SplitStacks.__init__(self, stacked)
+        self.experts = int(self.shell.num_routed_experts)
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+        kept = (top_k_weights * (top_k_index >= self.experts)).sum(dim=-1, keepdim=True)
+        experts = super().forward(hidden_states, top_k_index, top_k_weights)
+        return experts + (hidden_states * kept).to(experts.dtype)
+
+    def _expert(self, expert: int, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.linear("gate_up_proj", expert, x).chunk(2, dim=-1)
+        return self.linear("down_proj", expert, self.shell.act_fn(gate) * up)
+
+
 class SortedExperts(SplitStacks):
     """JetMoE's: rows sorted by expert, so many for each, by one matrix an expert."""
 
@@ -144,6 +161,7 @@ OTHERS: dict[str, type[SplitStacks]] = {
     "JetMoeParallelExperts": SortedExperts,
     "Llama4TextExperts": EveryExpert,
     "InklingSharedExperts": SharedExperts,
+    "LongcatFlashExperts": ZeroExperts,
 }
 
 
@@ -159,7 +177,7 @@ def stacked_experts(model: nn.Module) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if isinstance(module, UnstackedExperts) or splitter_of(module) is UnstackedExperts
+        if isinstance(module, UnstackedExperts) or issubclass(splitter_of(module) or nn.Module, UnstackedExperts)
     ]
 
 

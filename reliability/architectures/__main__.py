@@ -18,7 +18,7 @@ def main() -> int:
     """Prints the table and ends with 1 where something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m reliability.architectures", description=__doc__)
     parser.add_argument("names", nargs="*", help="model types or kinds (causal, encoder, …); default: all")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are kept and found again")
+    parser.add_argument("--folder", type=Path, help="where checkpoints and rows are kept: those of others stay")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
     given = parser.parse_args()
@@ -34,24 +34,26 @@ def _run(names: Sequence[str], folder: Path, jobs: int, write: bool) -> int:
     from transformers.utils import logging
 
     from reliability.architectures import table
+    from reliability.architectures.chain import Row
     from reliability.architectures.listing import architectures
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     wanted = [each for each in architectures() if not names or each.name in names or each.kind in names]
-    began, rows = time.monotonic(), []
-    for row in _rows(wanted, folder, jobs):
-        rows.append(row)
-        print(f"{len(rows)}/{len(wanted)} {row.name}: {row.verdict} {table.why(row)[:160]}", flush=True)
-    rows.sort(key=lambda row: row.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.json").write_text(json.dumps([row.to_json() for row in rows], indent=1), "utf-8")
-    print(table.plain(rows))
-    print(*table.summary(rows), f"{time.monotonic() - began:.0f} s.", sep="\n")
+    began, kept = time.monotonic(), folder / "rows.json"
+    rows = {each["name"]: Row(**each) for each in json.loads(kept.read_text("utf-8"))} if kept.exists() else {}
+    for number, row in enumerate(_rows(wanted, folder, jobs), 1):
+        rows[row.name] = row
+        print(f"{number}/{len(wanted)} {row.name}: {row.verdict} {table.why(row)[:160]}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps([rows[name].to_json() for name in sorted(rows)], indent=1), "utf-8")
+    found = [rows[name] for name in sorted(rows)]
+    print(table.plain([row for row in found if row.name in {each.name for each in wanted}]))
+    print(*table.summary(found), f"{time.monotonic() - began:.0f} s.", sep="\n")
     if write:
-        print(f"written: {table.write(rows)}")
-    return int(any(row.verdict == "wrong" for row in rows))
+        print(f"written: {table.write(found)}")
+    return int(any(row.verdict == "wrong" for row in found))
 
 
 def _rows(wanted: Sequence, folder: Path, jobs: int) -> Iterator:

@@ -20,7 +20,7 @@ from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Entry, Plan, model_entry
 from karipap_core.plan.study import Study
 from karipap_core.profiles.activations import CalibrationSettings
-from karipap_core.story import compress, make_plan, verify
+from karipap_core.story import compress, make_plan
 from reliability.architectures.generate import NotBuilt, class_of, inputs_in, make, outputs_of
 from reliability.architectures.listing import Architecture
 
@@ -28,7 +28,7 @@ AGREEMENT = 1e-5  # relative, of the outputs in float32
 COVERED = 0.95
 KEPT = 0.7
 LITTLE = CalibrationSettings(tokens=256, window=32, probe_windows=1, check_windows=1)
-SCORING = Scoring(window=64, max_tokens=256)
+SCORING = Scoring(window=32, max_tokens=128)
 
 
 @dataclass
@@ -150,16 +150,16 @@ def _compressed(row: Row, architecture: Architecture, folder: Path, study: Study
         kept = made.ledger(study.checkpoint).kept_blocks
         assert kept <= KEPT + 1e-6, f"a budget of {KEPT:.0%} ends at {kept:.0%} kept"
 
-    out = folder / "compressed"
-    ready = _step(row, "plan", plan) and _step(
-        row, "compress", lambda: compress(study, found["plan"], out, device="cpu")
-    )
-    if not ready:
+    out, verdict = folder / "compressed", {"checks": [], "ok": False}
+
+    def write() -> None:
+        verdict.update(compress(study, found["plan"], out, device="cpu").to_json()["verify"])
+
+    if not (_step(row, "plan", plan) and _step(row, "compress", write)):
         return
     _step(row, "load", lambda: outputs_of(_loaded(architecture, out), inputs_in(folder / "dense")))
 
     def verified() -> None:
-        verdict = verify(out, folder / "dense", device="cpu").to_json()
         wrong = [f"{check['name']}: {check['detail']}" for check in verdict["checks"] if check["ok"] is not True]
         assert verdict["ok"], "; ".join(wrong)
 
