@@ -28,6 +28,7 @@ from karipap_core.models.empty import empty_model
 from karipap_core.models.names import Names
 from karipap_core.networks import Spec
 
+_TRIED: dict[type, bool] = {}
 NO_LAYER = "weights that the model does not hold as linear layers of their own"
 
 
@@ -69,8 +70,29 @@ def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D | TensorNetworkLinear]:
     """Whether a module computes y = W x + b: `nn.Linear`, GPT-2's `Conv1D`, or one of Karipap's."""
     if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward  # some subclasses do something else with the weight
+        return type(module).forward is nn.Linear.forward or _acts_linearly(module)
     return isinstance(module, Conv1D | TensorNetworkLinear)
+
+
+def _acts_linearly(module: nn.Linear) -> bool:
+    """Whether a subclass with a forward of its own still computes y = W x + b: tried once for each class."""
+    kind = type(module)
+    if kind not in _TRIED:
+        stand_in = kind.__new__(kind)
+        stand_in.__dict__ |= module.__dict__
+        held = {
+            name: None if each is None else nn.Parameter(torch.randn(each.shape, device="cpu"))
+            for name, each in module._parameters.items()
+        }
+        stand_in.__dict__["_parameters"] = held
+        x = torch.randn(2, module.in_features, device="cpu")
+        try:
+            with torch.no_grad(), torch.device("cpu"):
+                wanted = nn.functional.linear(x, stand_in.weight, stand_in.bias)
+                _TRIED[kind] = torch.allclose(stand_in(x), wanted, rtol=1e-4, atol=1e-4)
+        except (RuntimeError, TypeError, AttributeError, ValueError):
+            _TRIED[kind] = False
+    return _TRIED[kind]
 
 
 def is_embedding(module: nn.Module) -> bool:
