@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -109,7 +109,6 @@ class Checkpoint:
         self.reachable_tables: tuple[str, ...] = ()
         self._handles: dict[Path, Any] = {}
         self._sort_out()
-        self._by_name = {weight.name: weight for weight in self.weights}
 
     def __repr__(self) -> str:
         ready = sum(weight.compressible for weight in self.weights)
@@ -125,6 +124,12 @@ class Checkpoint:
     def vocabulary(self) -> int | None:
         """Tokens that the model knows: rows of its table or head; None where it has neither."""
         return max((weight.shape[0] for weight in self.weights if weight.role in TABLES), default=None)
+
+    def weights_are(self, weights: list[Weight]) -> None:
+        """Takes these for the weights, and what of them is compressible for what counts as blocks."""
+        self.weights = sorted(weights, key=lambda each: listing_key(each.name, each.layer, each.expert, each.role))
+        self._by_name = {weight.name: weight for weight in self.weights}
+        self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 
     def _sort_out(self) -> None:
         """Fills `weights`, `skipped`, `parameters`, `bytes` and `tied` from the headers."""
@@ -152,26 +157,6 @@ class Checkpoint:
             key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role, weight.tower)
         )
         self.skipped.sort(key=lambda entry: entry["name"])
-        self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
-
-    def narrow(self, left: dict[str, str], tables: Iterable[str], buffers: Iterable[str]) -> None:
-        """Takes what no plan can reach out of what is `compressible`.
-
-        left : such weights, with the reason.  tables : tables of tokens that a plan can reach.  buffers : tensors that
-        are no parameters of the model.
-        """
-        self.left_out, self.reachable_tables = dict(left), tuple(tables)
-        self.weights = [
-            replace(weight, compressible=False) if weight.name in left else weight for weight in self.weights
-        ]
-        for tensor in (set(buffers) & self.tensors.keys()) - self.buffers:
-            info = self.tensors[tensor]
-            self.parameters -= info.items if "F" in info.dtype else 0  # they take their bytes all the same
-            self.weights = [weight for weight in self.weights if weight.tensor != tensor]
-            self.skipped = [entry for entry in self.skipped if entry["name"] != tensor]
-            self.skipped.append({"name": tensor, "why": BUFFER})
-        self.skipped.sort(key=lambda entry: entry["name"])
-        self._by_name = {weight.name: weight for weight in self.weights}
         self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 
     def _tied(self) -> dict[str, str]:

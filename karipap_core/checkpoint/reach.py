@@ -6,7 +6,9 @@ paths, sizes and times, and known from then on whenever the checkpoint is opened
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,33 @@ OTHERS = "parameters of no linear layer"
 def know(checkpoint: Checkpoint) -> bool:
     """Narrows a checkpoint to what is known to be reachable; whether anything is known."""
     if checkpoint.left_out is None and (found := kept_json(_file(checkpoint), "reach")) is not None:
-        checkpoint.narrow(found["left"], found["tables"], found["buffers"])
+        narrow(checkpoint, found["left"], found["tables"], found["buffers"])
     return checkpoint.left_out is not None
 
 
 def keep(checkpoint: Checkpoint, left: dict[str, str], tables: list[str], buffers: list[str]) -> None:
-    """Narrows a checkpoint to what was found out (see `Checkpoint.narrow`), and keeps that."""
+    """Narrows a checkpoint to what was found out (see `narrow`), and keeps that."""
     file = _file(checkpoint)
-    checkpoint.narrow(left, tables, buffers)
+    narrow(checkpoint, left, tables, buffers)
     with suppress(InputError, StorageError):  # a workspace that cannot be written only costs the time to ask again
         keep_json(file, {"left": left, "tables": tables, "buffers": buffers})
+
+
+def narrow(checkpoint: Checkpoint, left: dict[str, str], tables: Iterable[str], buffers: Iterable[str]) -> None:
+    """Takes what no plan can reach out of what is `compressible`.
+
+    left : such weights, with the reason.  tables : tables of tokens that a plan can reach.  buffers : tensors that are
+    no parameters of the model; they take their bytes all the same.
+    """
+    checkpoint.left_out, checkpoint.reachable_tables = dict(left), tuple(tables)
+    held = (set(buffers) & checkpoint.tensors.keys()) - checkpoint.buffers
+    for info in (checkpoint.tensors[tensor] for tensor in held):
+        checkpoint.parameters -= info.items if "F" in info.dtype else 0
+    checkpoint.skipped = [entry for entry in checkpoint.skipped if entry["name"] not in held]
+    checkpoint.skipped += [{"name": tensor, "why": BUFFER} for tensor in held]
+    checkpoint.skipped.sort(key=lambda entry: entry["name"])
+    kept = [weight for weight in checkpoint.weights if weight.tensor not in held]
+    checkpoint.weights_are([replace(each, compressible=False) if each.name in left else each for each in kept])
 
 
 def _file(checkpoint: Checkpoint) -> Path:

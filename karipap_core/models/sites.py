@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.checkpoint.reach import keep
+from karipap_core.checkpoint.reach import keep, narrow
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
 from karipap_core.layers.cores import Cores, CoresModule
@@ -40,7 +40,7 @@ def find_reach(checkpoint: Checkpoint) -> None:
     Raises InputError where the model cannot be built.
     """
     if checkpoint.kind is None:
-        checkpoint.narrow({}, [weight.name for weight in checkpoint.weights if weight.role in TABLES], ())
+        narrow(checkpoint, {}, [weight.name for weight in checkpoint.weights if weight.role in TABLES], ())
         return
     model = empty_model(checkpoint)
     buffers = {name for name, _ in model.named_buffers()}
