@@ -169,9 +169,11 @@ def _check_layers(checkpoint: Checkpoint, model: "PreTrainedModel") -> None:
         if (layer := place(name)[0]) is not None and layer > stored:
             fields = {field: checkpoint.config.get(field) for field in LAYERS}
             said = [f"{field} {value}" for field, value in fields.items() if value and value > stored + 1]
+            if stored >= 0 and not said:
+                continue  # other things are numbered too, and under other names in the file
             raise InputError(
-                f"{checkpoint.name} has layers 0 to {stored} in the file and more by config.json"
-                f"{f' ({said[0]})' if said else ''}: file and config are not of one model."
+                f"{checkpoint.name} has layers 0 to {stored} in the file and more by config.json ({said[0]}): file and "
+                "config are not of one model."
                 if stored >= 0
                 else f"{checkpoint.name} lacks parameter {name} of a {type(model).__name__}: fetch it again."
             )

@@ -47,8 +47,10 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor) -> dict[str, Any]:
         raise InputError(f"A {type(model).__name__} reads {besides[0]} beside text: it is not run here.")
     if reads_text(model):
         inputs[TOKENS] = ids
+        needed = [name for name in OTHERS if name in accepted and accepted[name].default is inspect.Parameter.empty]
+        inputs |= {name: _nothing(model, name, len(ids)) for name in needed}
     elif two_parts(model) and predicts(model):
-        inputs[model.main_input_name] = _nothing(model, len(ids))
+        inputs[model.main_input_name] = _nothing(model, model.main_input_name, len(ids))
     else:
         raise InputError(f"A {type(model).__name__} reads no text but {model.main_input_name}: it is not run here.")
     if two_parts(model) and "decoder_input_ids" in accepted:
@@ -127,10 +129,10 @@ def _start(model: "PreTrainedModel") -> int:
     return 0
 
 
-def _nothing(model: "PreTrainedModel", rows: int) -> torch.Tensor:
-    """Zeros in the shape of the input that a model reads, which is no text."""
-    name, config = model.main_input_name, model.config
-    encoder = getattr(config, "encoder", config)
+def _nothing(model: "PreTrainedModel", name: str, rows: int) -> torch.Tensor:
+    """Zeros in the shape of an input that a model reads besides text, or instead of it."""
+    config = model.config
+    encoder = getattr(config, "encoder", getattr(config, "vision_config", config))
     shape: tuple[int, ...]
     if name == "input_features" and hasattr(config, "max_source_positions"):
         shape = (rows, config.num_mel_bins, 2 * config.max_source_positions)

@@ -511,7 +511,8 @@ CASES = [
          "model lacks parameter embeddings.cls_token of a ViTModel and holds model.embed_tokens.weight, which that has "
          "no place for: its tensors have other names, or its config.json is another model's."),
     Case("an encoder and a decoder", config(model_type="bart", architectures=["BartModel"]), "evaluate model",
-         "model has layers 0 to 1 in the file and more by config.json: file and config are not of one model."),
+         "model lacks parameter decoder.embed_positions.weight of a BartModel and holds model.embed_tokens.weight, "
+         "which that has no place for: its tensors have other names, or its config.json is another model's."),
     Case("code that is not run", config(model_type="unheard_of", auto_map={"AutoConfig": "configuration.Config"}), "evaluate model",
          "The config of model is of no model that transformers can build: The repository model contains custom"
          " code which must be executed to correctly load the model. You can inspect the repository content at "
