@@ -5,7 +5,7 @@ import os
 import streamlit as st
 
 from karipap_core.checkpoint.files import ADAPTER
-from karipap_core.checkpoint.lora.open import JOIN
+from karipap_core.checkpoint.lora.open import ALONE, JOIN
 from karipap_core.errors import InputError
 from karipap_core.reading import read_json
 from pages.parts import common, model
@@ -16,10 +16,10 @@ MOST_SHOWN = 120  # signs of what an adapter calls its base
 def offer(view) -> None:
     """Says that the weights in view are an update and no model, and asks which model to put it on: the one that the
     adapter names where that is among those here."""
-    named = base_of(view)
+    named, kind = base_of(view), view.checkpoint.form.words.removesuffix(ALONE)
     st.info(
-        f"This is an adapter ({common.plain(view.checkpoint.form.words)}), and what the page shows is its update "
-        f"(α / r) B A alone, not a model. It belongs to {common.plain(named or 'a model that it does not name')}."
+        f"This is an adapter ({common.plain(kind)}), and what the page shows is "
+        f"its update s B A alone, not a model. It belongs to {common.plain(named or 'a model that it does not name')}."
     )
     known = model.listing().models | model.hub_models(str(model.hub.cache()))
     bases = [alias for alias in known if alias != view.alias]

@@ -390,13 +390,11 @@ def summary(view: Model) -> None:
     checkpoint = view.checkpoint
     layers = len({weight.layer for weight in checkpoint.weights if weight.layer is not None})
     dtypes = sorted({weight.dtype for weight in checkpoint.weights})
-    form = checkpoint.form
     parts = [
         f"{view.only} only" if view.only else checkpoint.config.get("model_type", "no config.json"),
-        *([f"{form.words}, {common.size(checkpoint.stored_bytes)}"] if form else []),
         f"{layers} layers",
         f"{checkpoint.parameters:,} parameters",
-        f"{'opened to ' if form else ''}{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
+        f"{common.size(checkpoint.bytes)} in {', '.join(dtypes)}",
     ]
     if stored := checkpoint.as_stored:  # sizes and what is kept are of the opened model
         parts.append(f"{stored['form']}, {common.size(stored['bytes'])} in its files")

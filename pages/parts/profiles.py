@@ -131,7 +131,8 @@ def measure_cuts(view, network: str) -> None:
 
 def settings(view, profile: Profile) -> None:
     """A popover: which of several profiles, and making one that looks at text."""
-    label = "Look at text too" if profile.settings["metrics"] == ["weight"] else "Spectra"
+    alone = profile.settings["metrics"] == ["weight"] and view.only != "update"
+    label = "Look at text too" if alone else "Spectra"
     with st.popover(label, icon=":material/settings:", key="k-spectra"):
         found = {folder.name: folder for folder in folders(view)}
         if len(found) > 1:

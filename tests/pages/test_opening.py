@@ -479,7 +479,7 @@ def test_gguf_files_are_listed_and_opened_one_by_one(profiled, packed, started):
     app = typed(app, packed / "a-q8.gguf")
     app.button(key="open_model_0").click().run()
     sound(app)
-    assert "Q8_0 (GGUF)" in words(app) and "opened to" in words(app) and "in bfloat16" in words(app)
+    assert "Q8_0 (GGUF), opened to bf16, " in words(app) and "in bfloat16" in words(app)
     assert started and started[-1][:2] == ["profile", str(packed / "a-q8.gguf")]
 
 
@@ -488,7 +488,7 @@ def test_an_adapter_is_said_to_be_one_and_opens_with_its_base(profiled, packed, 
     app = at("profile", "lora")
     sound(app)
     (said,) = [info.value.replace("\\", "") for info in app.info]
-    assert said.startswith("This is an adapter (LoRA, rank 4, update alone), and what the page shows is its update")
+    assert said.startswith("This is an adapter (LoRA, rank 4), and what the page shows is its update s B A alone")
     assert app.selectbox(key="adapter_base").value == "tiny" and started == []
     plan = at("plan", "lora")
     assert any("its update s B A alone" in info.value for info in plan.info)

@@ -17,6 +17,7 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key, whole_file
 
 TOKENIZER_FILES = tuple(name for name in SETTINGS if name not in ("config.json", "generation_config.json"))
+ALONE = ", update alone"  # behind what an adapter is, where it is opened without its base
 JOIN = "+"  # between a model and an adapter of it, where both are one word
 
 
@@ -75,7 +76,7 @@ def open_update(folder: Path) -> Opened:
         f"{folder.name} is an adapter ({adapter.words}) of {said}, and what is shown is its update s B A alone: for "
         f"the model with it, add --merge, or name both as BASE{JOIN}ADAPTER."
     )
-    form = Form(f"{adapter.words}, update alone", adapter.stored, adapter.recipe, update, _factors(adapter))
+    form = Form(f"{adapter.words}{ALONE}", adapter.stored, adapter.recipe, update, _factors(adapter))
     return Opened({}, tensors, form)
 
 

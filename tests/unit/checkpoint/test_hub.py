@@ -165,7 +165,7 @@ def test_a_gguf_file_of_the_hub_is_fetched_alone(packed, cache):
         work = command(address, cache, "fetch", "someone/small/small-q8-00002-of-00003.gguf")
         work.communicate(timeout=120)
         assert sorted(asked[1:]) == [name for name in sorted(packed) if "q8" in name]
-    assert json.loads(out)["form"] == "F32 (GGUF)"
+    assert json.loads(out)["stored"]["form"] == "F32 (GGUF), opened to fp32"
     ids = ["someone/small/small-f32.gguf", "someone/small/small-q8-00001-of-00003.gguf"]
     assert list(hub.cached()) == ids
     assert open_checkpoint(ids[1]).form.words == "Q8_0 (GGUF)"  # offline
