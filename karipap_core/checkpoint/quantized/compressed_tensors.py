@@ -33,7 +33,8 @@ ALL_SCALES = (*SCALES, "F8_E4M3")
 def compressed_tensors(opening: Opening) -> str:
     """Opens the packed weights. Raises InputError where parts do not fit, or a format is another."""
     opening.setting("format", "dense", *FORMATS)
-    sparse = (opening.settings.get("sparsity_config") or {}).get("format", "dense")
+    sparsity = opening.settings.get("sparsity_config")
+    sparse = sparsity.get("format", "dense") if isinstance(sparsity, dict) else "dense"
     if sparse != "dense":
         raise opening.unreadable("sparsity_config.format", sparse, "not dense")
     groups = _groups(opening)
@@ -81,8 +82,8 @@ def _packed(
         sizes = {bits: shape[1] for bits in range(1, 9) if width in _widths(shape[1], bits)}
     fit = [group for group in groups if group.get("num_bits") in sizes]
     if not fit:
-        said = ", ".join(str(group.get("num_bits")) for group in groups) or None
-        raise opening.unreadable("config_groups", said, f"for num_bits, which do not fit {name} of {by(info.shape)}")
+        said = " or ".join(str(group.get("num_bits")) for group in groups) or "an unknown number of"
+        raise opening.wrong(name, f"is {by(info.shape)}, which codes of {said} bits do not take")
     bits = fit[0]["num_bits"]
     return bits, (rows, sizes[bits]), [group for group in fit if group["num_bits"] == bits]
 

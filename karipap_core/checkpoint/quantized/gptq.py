@@ -45,8 +45,10 @@ def _added(opening: Opening) -> int:
 
 
 def _bits_of(opening: Opening, base: str, bits: int) -> int:
-    """The bits of one weight: `dynamic` gives some modules others than the rest, by patterns of their names; what is
-    stored tells them where its zeros do."""
+    """The bits of one weight: `dynamic` gives some modules others than the rest, by patterns of their names, which a
+    stranger may have made to match for ever; the width of its zeros tells them as well."""
+    if not opening.settings.get("dynamic"):
+        return bits
     zeros, scales = opening.maybe(f"{base}.qzeros", WORDS32), opening.maybe(f"{base}.scales", HALVES)
     if zeros is None or scales is None or len(zeros.shape) != 2 or len(scales.shape) != 2 or 0 in scales.shape:
         return bits
@@ -63,7 +65,6 @@ def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None
         raise opening.wrong(names[".qweight"], f"is {by(codes.shape)}, not in · {bits} / 32 × out")
     inputs, outputs = codes.shape[0] * 32 // bits, codes.shape[1]
     if order is not None:
-        inputs = min(inputs, *order.shape) if len(order.shape) == 1 else inputs  # rows are filled up to whole words
         opening.shaped(names[".g_idx"], (inputs,))
     groups = -(-inputs // group) if group > 0 else 1
     opening.shaped(names[".scales"], (groups, outputs))

@@ -260,3 +260,49 @@ def test_a_group_that_there_is_not_is_said_when_the_weight_is_read(tmp_path):
     checkpoint = open_checkpoint(folder(tmp_path / "m", stored, {"quant_method": "gptq", "group_size": 16}))
     with pytest.raises(InputError, match="g_idx names group 7 of 2"):
         checkpoint.read(Q)
+
+
+DAMAGES = {
+    "left out": lambda tensor: None,
+    "a row short": lambda tensor: tensor[:-1].clone() if tensor.dim() else tensor[None],
+    "flat": lambda tensor: tensor.flatten(),
+    "one number": lambda tensor: tensor.flatten()[0].clone(),
+    "empty": lambda tensor: tensor.flatten()[:0].clone(),
+    "of another dtype": lambda tensor: torch.zeros(tensor.shape, dtype=torch.float64),
+    "bytes": lambda tensor: torch.full(tensor.shape, 255, dtype=torch.uint8),
+    "deeper": lambda tensor: tensor[None, None, None],
+}
+SETTINGS: dict = {
+    **dict.fromkeys(("bits", "group_size", "weight_block_size", "config_groups", "format", "version"), "4"),
+    "checkpoint_format": [],
+    "quant_algo": {},
+    "mode": 1,
+    "linear_class": None,
+    "sparsity_config": [],
+}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *BITSANDBYTES])
+def test_no_damage_to_a_part_or_setting_ends_in_anything_but_a_sentence(tmp_path, layout):
+    """Each part of a weight spoiled in each way, and each setting: opened to numbers, or one sentence."""
+    if layout in LAYOUTS:
+        settings, write, _ = LAYOUTS[layout]
+        stored, _ = write(Q)
+    else:
+        settings, (stored, _) = {"quant_method": "bitsandbytes"}, BITSANDBYTES[layout]
+    also = {} if "quant_method" in settings else {"quantization": settings}
+    tries = [(settings, stored | {name: damage(stored[name])}) for name in stored for damage in DAMAGES.values()]
+    tries += [(settings | {field: value}, stored) for field, value in SETTINGS.items() if field in settings]
+    refused = 0
+    for number, (how, tensors) in enumerate(tries):
+        kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        model = folder(tmp_path / str(number), kept, how, "float32", **also)
+        try:
+            checkpoint = open_checkpoint(model)
+            found = checkpoint.read_tensor(f"{Q}.weight")
+        except InputError as error:
+            refused += 1
+            assert str(error).endswith((".", "whole.")) and "\n" not in str(error)
+        else:
+            assert tuple(found.shape) == checkpoint.tensors[f"{Q}.weight"].shape
+    assert refused > len(tries) / 2
