@@ -127,7 +127,9 @@ class Checkpoint:
 
     def weights_are(self, weights: list[Weight]) -> None:
         """Takes these for the weights, and what of them is compressible for what counts as blocks."""
-        self.weights = sorted(weights, key=lambda each: listing_key(each.name, each.layer, each.expert, each.role))
+        self.weights = sorted(
+            weights, key=lambda each: listing_key(each.name, each.layer, each.expert, each.role, each.tower)
+        )
         self._by_name = {weight.name: weight for weight in self.weights}
         self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 
@@ -152,12 +154,8 @@ class Checkpoint:
             else:
                 self.weights += self._weights_of(tensor, info, mixture)
         towers = towers_of(weight.name for weight in self.weights)
-        self.weights = [replace(weight, tower=towers.get(weight.name, "")) for weight in self.weights]
-        self.weights.sort(
-            key=lambda weight: listing_key(weight.name, weight.layer, weight.expert, weight.role, weight.tower)
-        )
+        self.weights_are([replace(weight, tower=towers.get(weight.name, "")) for weight in self.weights])
         self.skipped.sort(key=lambda entry: entry["name"])
-        self.block_parameters = sum(weight.parameters for weight in self.weights if weight.compressible)
 
     def _tied(self) -> dict[str, str]:
         """Head tensors that repeat the embedding table: {head tensor: embedding tensor}."""
