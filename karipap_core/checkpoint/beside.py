@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from karipap_core.checkpoint.files import PICKLES, READ_BY_LIBRARIES
+from karipap_core.checkpoint.files import PICKLES, READ_BY_LIBRARIES, SETTINGS
 from karipap_core.checkpoint.tensorfile import read_header
 from karipap_core.errors import InputError
 from karipap_core.reading import MOST_BYTES, open_file, parse_json, read_bytes, read_json
@@ -97,8 +97,6 @@ def _at_top(file: Path, folder: Path, tensors: Collection[str] | None, found: Be
     """A file beside the model's own."""
     name = file.name
     if file.suffix in TEXTS or name.startswith(LICENCES):
-        from karipap_core.checkpoint.model import SETTINGS
-
         if name in SETTINGS or _stays(file, folder):  # the former are read with the model, wherever they lie
             if file.is_file():
                 found.files[name] = file

@@ -12,7 +12,15 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 GGUF = ".gguf"
 MOST_NAMED = 4  # files that a sentence names
 ADAPTER = "adapter_config.json"
-READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+# Settings, templates and the files of tokenizers: .spm are Marian's, .codes BERTweet's, .tokenizer ProphetNet's.
+READ_BY_LIBRARIES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".codes", ".tokenizer")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+# What decides about a model's outputs besides its tensors.
+SETTINGS = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "merges.txt", *TOKENIZERS),
+)
+OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")  # which need no vocabulary
 SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 GGUF_PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.IGNORECASE)
 BESIDE_GGUF = ("mmproj", "imatrix")  # how files of llama.cpp begin that lie beside a model and are none
@@ -44,6 +52,17 @@ def _instead(folder: Path, names: list[str]) -> str:
     within = [name for name in within if any(file.endswith(".safetensors") for file in os.listdir(folder / name))]
     shown = ", ".join(within[:MOST_NAMED]) + (", …" if len(within) > MOST_NAMED else "")
     return f"name the folder in it that has a model ({shown})" if within else "name a folder or file with a model in it"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer: a vocabulary, or settings that name a class which needs none."""
+    if any((folder / name).is_file() for name in TOKENIZERS):
+        return True
+    try:
+        settings = read_json(folder / "tokenizer_config.json", lenient=True)
+    except InputError:
+        return False
+    return settings.get("tokenizer_class") in OF_BYTES
 
 
 def refuse_adapter(folder: Path) -> None:

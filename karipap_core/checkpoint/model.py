@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from karipap_core.checkpoint.files import SETTINGS
 from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
 from karipap_core.checkpoint.roles import CONV1D, TABLES, compressible, listing_key, place, role_of, towers_of
@@ -29,12 +30,6 @@ if TYPE_CHECKING:  # torch takes a second to import
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 # Three-dimensional tensors that stack matrices, one for each expert.
 EXPERT_STACK = re.compile(r"(?:experts?\.\w+(?:\.weight)?|(?:block_sparse_moe|mlp)\.(?:input|output)_linear\.weight)$")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-# What decides about a model's outputs besides its tensors.
-SETTINGS = (
-    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("chat_template.jinja", "merges.txt", *TOKENIZERS),
-)
 SHORT = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 BUFFERS = re.compile(
     r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias|slope_rate|query_decay|key_decay"

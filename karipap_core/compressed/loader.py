@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
+from karipap_core.checkpoint.files import has_tokenizer
 from karipap_core.checkpoint.kinds import PREDICTS, kind_of, loader_of
 
 
 def loader(folder: str | Path) -> str:
     """Ten lines of Python that load the folder and use it, where `karipap_core` can be imported."""
-    from karipap_core.checkpoint.model import TOKENIZERS
-
     folder = Path(folder).absolute()
     config = _config_of(folder)
     kind = kind_of(config, True)
     auto, writes = loader_of(config, kind), kind in PREDICTS
-    texts = any((folder / name).is_file() for name in TOKENIZERS)
+    texts = has_tokenizer(folder)
     lines = [
         "import torch",
         "import karipap_core  # from here on transformers loads compressed folders",

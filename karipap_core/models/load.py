@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from karipap_core.checkpoint.files import has_tokenizer
 from karipap_core.checkpoint.kinds import positions_of
-from karipap_core.checkpoint.model import TOKENIZERS, Checkpoint
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import FLOATS
@@ -132,7 +133,7 @@ def load_tokenizer(folder: str | Path):
     for name in BESIDE:
         if os.path.lexists(folder / name):
             _check_beside(folder / name)
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not has_tokenizer(folder):
         return None
     with quiet(), explained(f"The tokenizer in {folder} cannot be read by transformers"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

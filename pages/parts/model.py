@@ -17,10 +17,10 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core.checkpoint import hub
-from karipap_core.checkpoint.files import GGUF, gguf_files
+from karipap_core.checkpoint.files import GGUF, SETTINGS, gguf_files
 from karipap_core.checkpoint.hub import HUB_ID
 from karipap_core.checkpoint.lora.open import JOIN, parted
-from karipap_core.checkpoint.model import SETTINGS, Checkpoint
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.profiles.outline import FILE as OUTLINE

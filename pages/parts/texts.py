@@ -12,7 +12,7 @@ from pathlib import Path
 import streamlit as st
 
 from karipap_core import jobs
-from karipap_core.checkpoint.model import TOKENIZERS
+from karipap_core.checkpoint.files import has_tokenizer
 from karipap_core.errors import InputError
 from karipap_core.evaluation import suits
 from karipap_core.evaluation.own_text import TOKENS
@@ -174,8 +174,7 @@ def keep(name: str, data: bytes) -> Path:
 
 def can_write(view) -> bool:
     """Whether a model has samples of its own: it predicts tokens, and its tokenizer makes text of them."""
-    home = view.checkpoint.home
-    return view.checkpoint.kind == "causal" and any((home / name).is_file() for name in TOKENIZERS)
+    return view.checkpoint.kind == "causal" and has_tokenizer(view.checkpoint.home)
 
 
 def used_before(looked: list[dict]) -> list[str]:

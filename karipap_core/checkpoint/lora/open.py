@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from karipap_core.checkpoint import hub
-from karipap_core.checkpoint.files import ADAPTER
+from karipap_core.checkpoint.files import ADAPTER, SETTINGS, TOKENIZERS
 from karipap_core.checkpoint.form import Form, Opened
 from karipap_core.checkpoint.lora.adapter import WEIGHTS, Adapter, is_adapter, read_adapter
 from karipap_core.checkpoint.lora.merged import form_of, merge
-from karipap_core.checkpoint.model import SETTINGS, TOKENIZERS, Checkpoint
+from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import TensorInfo, opened
 from karipap_core.errors import InputError
 from karipap_core.reading import read_bytes, read_json

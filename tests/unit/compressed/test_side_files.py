@@ -32,6 +32,7 @@ COME = {
     "image/processor/preprocessor_config.json": b"{}",
     "LICENSE-MIT": b"free",
     "prompts/query.txt": b"query: ",
+    "source.spm": b"Marian's",
 }
 
 
@@ -64,7 +65,11 @@ def below(folder: Path) -> dict[str, bytes]:
 def test_they_come_along_everywhere_and_verify_counts_them(model, tmp_path):
     out = folder_of(model, tmp_path / "out")
     wanted = {name: data for name, data in below(model).items() if name.count("/") and not name.endswith(".bin")}
-    wanted |= {"value_head.safetensors": (model / "value_head.safetensors").read_bytes(), "LICENSE-MIT": b"free"}
+    wanted |= {
+        "value_head.safetensors": (model / "value_head.safetensors").read_bytes(),
+        "LICENSE-MIT": b"free",
+        "source.spm": b"Marian's",
+    }
     assert wanted.keys() > COME.keys() | {"2_Dense/model.safetensors", "additional_chat_templates/tool_use.jinja"}
     assert wanted.items() <= below(out).items() and "model.fp16.safetensors" not in below(out)
     assert AutoTokenizer.from_pretrained(out).chat_template == {"default": "a", "tool_use": "b"}

@@ -17,7 +17,7 @@ from karipap_core.compressed.densify import densify
 from karipap_core.compressed.folder import write_compressed
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.experts import UnstackedExperts
-from karipap_core.models.load import load_model
+from karipap_core.models.load import load_model, load_tokenizer
 from karipap_core.models.sites import observe, replaced, sites
 from karipap_core.networks import NETWORKS
 from tests.helpers.architectures import ARCHITECTURES, ENCODERS, make
@@ -421,3 +421,10 @@ def test_import_karipap_core_is_all_it_takes(compressed, program, printed):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == printed
+
+
+def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    assert load_tokenizer(tmp_path)("aé", add_special_tokens=False)["input_ids"] == [byte + 3 for byte in "aé".encode()]
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    assert load_tokenizer(tmp_path) is None
