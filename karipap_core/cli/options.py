@@ -115,9 +115,15 @@ EMBEDDING = option(
 )
 SCOPE = option(
     "--scope",
+    default="model",
+    help="what --budget is a fraction of: the whole model, the weights that can be compressed (blocks), or those of "
+    "one tower of a model that has several, such as language or vision: all others stay dense (default: model)",
+)
+WHOLE_SCOPE = option(
+    "--scope",
     choices=("model", "blocks"),
     default="model",
-    help="what --budget is a fraction of: the whole model, or the weights that can be compressed (default: model)",
+    help="what sizes are fractions of: the whole model, or the weights that can be compressed (default: model)",
 )
 STRUCTURE = option(
     "--structure",

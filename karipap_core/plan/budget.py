@@ -4,13 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.checkpoint.roles import TOWERS
 from karipap_core.errors import InputError, unknown
+
+SCOPES = ("model", "blocks")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """kept: fraction of parameters, of the whole model (scope `model`) or of the compressible weights (`blocks`);
-    kept_bytes: fraction of the whole model's bytes instead."""
+    """kept: fraction of parameters, of the whole model (scope `model`), of the compressible weights (`blocks`) or of
+    those of one tower (its name), while all others stay dense; kept_bytes: fraction of bytes instead, of the whole
+    model or of a tower."""
 
     kept: float | None = None
     kept_bytes: float | None = None
@@ -24,9 +28,12 @@ class Budget:
             raise InputError("Give one budget: a fraction of parameters (--budget) or of bytes (--budget-bytes).")
         if not 0 < value <= 1:
             raise InputError(f"Budget {value} is not a fraction: it must be above 0 and at most 1.")
-        if self.scope not in ("model", "blocks"):
-            raise unknown("Scope", self.scope, ("model", "blocks"))
+        scopes = (*SCOPES, *towers(checkpoint))
+        if self.scope not in scopes:
+            raise unknown("Scope", self.scope, scopes)
         tables = list(tables)
+        if self.scope not in SCOPES:
+            return self._limit_of_tower(checkpoint, tables, value)
         blocks = checkpoint.block_parameters + sum(weight.parameters for weight in tables)
         whole, unit = checkpoint.parameters, "parameters"
         if self.kept is None:
@@ -42,3 +49,16 @@ class Budget:
                 "count the blocks alone with --scope blocks."
             )
         return limit, unit
+
+    def _limit_of_tower(self, checkpoint: Checkpoint, tables: list[Weight], value: float) -> tuple[float, str]:
+        unit = "parameters" if self.kept is not None else "bytes"
+        every = [*(weight for weight in checkpoint.weights if weight.compressible), *tables]
+        sizes = {weight.name: weight.parameters if self.kept is not None else weight.bytes for weight in every}
+        inside = sum(sizes[weight.name] for weight in every if weight.tower == self.scope)
+        return value * inside + sum(sizes.values()) - inside, unit
+
+
+def towers(checkpoint: Checkpoint) -> list[str]:
+    """The towers of a model that has several, as they run; [] of one that has not."""
+    found = {weight.tower for weight in checkpoint.weights if weight.compressible and weight.tower}
+    return sorted(found, key=TOWERS.index)

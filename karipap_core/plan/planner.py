@@ -14,7 +14,7 @@ from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError, unknown
 from karipap_core.plan import effort
 from karipap_core.plan.allocate import Options, allocate, by_entropy, smallest, uniform
-from karipap_core.plan.budget import Budget
+from karipap_core.plan.budget import SCOPES, Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, whole_plan
 from karipap_core.plan.document import RULES, Entry, Plan, model_entry
@@ -72,6 +72,7 @@ class Planner:
         self.locks = {name: Entry.of(entry).marked(locked=True) for name, entry in (locks or {}).items()}
         for name in self.locks:
             self.checkpoint.weight(name)
+        self.scope = "model"  # a tower's name: all other weights stay dense
         self.scale: dict[str, float] = {}  # of the damage of each weight, as `refined` found it
 
     @property
@@ -87,6 +88,7 @@ class Planner:
         if rule not in RULES:
             raise unknown("Rule", rule, RULES)
         limit, unit = budget.limit(self.checkpoint, self.tables)
+        self.scope = budget.scope
         if rule == "best":
             return self._best(budget, limit, unit)
         if rule == "refined":
@@ -113,8 +115,12 @@ class Planner:
         return OptionTables(self.candidates, rule, unit, self.locks, self.scale, self.held(rule))
 
     def held(self, rule: str) -> frozenset[str]:
-        """The weights that stay dense under a rule, but for those that are pinned to something else."""
-        return self.study.seen.held(self.metric, rule) & {w.name for w in self.study.weights} - self.locks.keys()
+        """The weights that stay dense under a rule, or since the budget is another tower's, but for those that are
+        pinned to something else."""
+        held = self.study.seen.held(self.metric, rule) & {weight.name for weight in self.study.weights}
+        if self.scope not in SCOPES:
+            held |= {weight.name for weight in self.candidates.weights if weight.tower != self.scope}
+        return held - self.locks.keys()
 
     def allocated(self, rule: str, limit: float, unit: str) -> Entries:
         """The entry of every weight by a rule that measures nothing anew, at a cost of `limit` or less.
@@ -152,8 +158,8 @@ class Planner:
             cost = self.candidates.dense_cost(held, unit)
             raise InputError(
                 f"{len(held):,} weights ({cost:,.0f} {unit}) stay dense, since the calibration text does not reach "
-                f"them: the budget leaves {room:,.0f} for all others, the least they can have is {least:,.0f}. Raise "
-                "the budget, or cut by the weights alone (--metric weight --rule uniform)."
+                f"them or the budget is not theirs: it leaves {room:,.0f} for all others, the least they can have is "
+                f"{least:,.0f}. Raise the budget, or cut by the weights alone (--metric weight --rule uniform)."
             )
 
     def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:
@@ -255,6 +261,7 @@ class Planner:
         for network in dict.fromkeys(kind.network for kind in self.candidates.kinds):
             if network != "dense":
                 alone = Planner(self.study, self.choice.alone(network), self.metric, dict(self.locks), self.progress)
+                alone.scope = self.scope
                 try:
                     found.append((alone.damage_sum(alone.allocated("calibrated", limit, unit)), network, alone))
                 except InputError:

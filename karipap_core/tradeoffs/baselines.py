@@ -111,9 +111,8 @@ def prune(W: torch.Tensor, share: float) -> tuple[torch.Tensor, int]:
 
 
 def _weights(study) -> Iterator[tuple[str, torch.Tensor]]:
-    for weight in study.checkpoint.weights:
-        if weight.compressible:
-            yield weight.name, study.checkpoint.read(weight.name).float().to(study.device)
+    for weight in study.measurable:  # what the text does not reach would be cut for nothing
+        yield weight.name, study.checkpoint.read(weight.name).float().to(study.device)
 
 
 def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) -> list[Baseline]:

@@ -88,7 +88,8 @@ def size_facts(document: dict, stored: dict | None = None) -> dict:
 
 def _budget(document: dict) -> str | None:
     if document.get("budget_bytes") is not None:
-        return f"{document['budget_bytes']:.1%} of the bytes"
+        tower = document.get("scope") not in (None, "model", "blocks")
+        return f"{document['budget_bytes']:.1%} of the bytes" + (f" of the {document['scope']}" if tower else "")
     if document.get("budget") is not None:
         return f"{document['budget']:.1%} of the parameters of the {document.get('scope', 'model')}"
     return None

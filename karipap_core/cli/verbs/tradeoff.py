@@ -18,6 +18,7 @@ from karipap_core.cli.options import (
     SCORING,
     STRUCTURE,
     TASKS,
+    WHOLE_SCOPE,
     above_zero,
     blocks_at_ends,
     budgets,
@@ -138,7 +139,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
         "quantized",
     ),
     option("--networks", type=names, default=["lowrank"], metavar="A,B", help="as for `sweep` (default: lowrank)"),
-    SCOPE,
+    WHOLE_SCOPE,
     QUANTIZE,
     EMBEDDING,
     option(

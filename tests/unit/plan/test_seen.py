@@ -3,7 +3,9 @@
 import pytest
 
 from karipap_core.checkpoint.roles import towers_of
+from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
+from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.probe import Probe
 from karipap_core.plan.study import Study
@@ -39,6 +41,20 @@ def test_by_text_alone_the_language_is_cut_and_the_vision_stays_dense(family, tm
     assert not vision & levels.keys() and all(row[2] > 0 for rows in levels.values() for row in rows)
 
 
+def test_a_budget_of_one_tower_leaves_the_others_as_they_are(tmp_path):
+    study = study_of("llava", tmp_path)
+    sizes = {weight.name: weight.parameters for weight in study.weights if weight.tower == "language"}
+    for budget in (Budget(kept=0.6, scope="language"), Budget(kept_bytes=0.6, scope="language")):
+        plan = Planner(study, "lowrank", "weight").make(budget, "uniform")
+        cut = {name: plan.spec(name).parameters for name in plan.weights if plan.spec(name) is not None}
+        assert cut.keys() <= sizes.keys() and plan.scope == "language"
+        kept = sum(cut.get(name, size) for name, size in sizes.items()) / sum(sizes.values())
+        assert 0.57 < kept <= 0.6
+    assert Plan.from_json(plan.to_json()).scope == "language"
+    with pytest.raises(InputError, match="model, blocks, vision, language"):
+        Planner(study, "lowrank", "weight").make(Budget(kept=0.6, scope="languages"), "uniform")
+
+
 def test_a_prediction_for_what_the_text_does_not_reach_is_none(tmp_path):
     study = study_of("llava", tmp_path)
     planner = Planner(study, "lowrank", "loss")
@@ -53,7 +69,7 @@ def test_a_prediction_for_what_the_text_does_not_reach_is_none(tmp_path):
 
 def test_a_budget_that_the_reached_weights_cannot_meet_says_why(tmp_path):
     study = study_of("llava", tmp_path)
-    with pytest.raises(Exception, match="stay dense, since the calibration text does not reach them"):
+    with pytest.raises(InputError, match="stay dense, since the calibration text does not reach them"):
         Planner(study, "lowrank", "loss").make(Budget(kept=0.25, scope="blocks"), "calibrated")
 
 
