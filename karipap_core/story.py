@@ -216,6 +216,8 @@ def calibration_text(plan: Plan) -> Text | None:
     if entry is None or plan.metric == "weight":
         return None
     text = standard_library("calibration") if entry.get("path") is None else read_text(entry["path"])
+    if images := entry.get("images"):
+        text = text.with_images(images["path"])
     if text.sha256 != entry["sha256"] and divide(text)[0].sha256 == entry["sha256"]:
         text = divide(text)[0]
     if text.sha256 != entry["sha256"]:

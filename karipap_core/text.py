@@ -17,6 +17,7 @@ from pathlib import Path
 
 from karipap_core import schemas
 from karipap_core.errors import InputError
+from karipap_core.images import Images, read_images
 from karipap_core.reading import decode, gunzip, kind_of, open_file, parse_json, read_bytes
 
 SPLITS = ("train", "calibration", "heldout")
@@ -45,10 +46,11 @@ class Text:
     documents: tuple[str, ...]
     path: str | None = None  # what `read_text` reads it from again; None for the standard library
     generated: bool = False  # written by a model
+    images: Images | None = None  # that a model which sees takes besides, each with its caption
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the UTF-8 bytes of the documents, each preceded by its length (hex).
+        """SHA-256 of the UTF-8 bytes of the documents, each preceded by its length, and of the images' sum (hex).
 
         Raises InputError for half of a surrogate pair, which a string of Python's can hold and UTF-8 cannot.
         """
@@ -61,7 +63,13 @@ class Text:
                     f"Document {number} of {self.name} holds half of a surrogate pair (\\ud800 to \\udfff alone)."
                 ) from None
             digest.update(len(data).to_bytes(8, "little") + data)
+        if self.images is not None:
+            digest.update(self.images.sha256.encode())
         return digest.hexdigest()
+
+    def with_images(self, folder: str | Path) -> "Text":
+        """The same text with the images of a folder besides. Raises InputError as `read_images` does."""
+        return replace(self, images=read_images(folder))
 
 
 def split_of(module: str) -> str:
@@ -356,38 +364,9 @@ def _row_text(row: object, where: str, field: str) -> str:
     return text
 
 
-def is_wikitext(text: Text) -> bool:
-    """Whether a text is one document in WikiText's form: its first line is an article's heading, ` = Title = `."""
-    return len(text.documents) == 1 and HEADING.match(text.documents[0]) is not None
-
-
-def joined_rows(text: Text) -> str:
-    """The rows of a text joined by two newlines, as papers feed it.
-
-    Rows are documents; those of WikiText are its lines with their ends, as the hub's data set `wikitext-2-raw-v1` has
-    them: a line of white space alone is an empty row.
-    """
-    if not is_wikitext(text):
-        return "\n\n".join(text.documents)
-    lines = text.documents[0].split("\n")
-    return "\n\n".join(line + "\n" if line.strip() else "" for line in lines)
-
-
-def wikitext_pages(text: Text) -> tuple[str, ...]:
-    """The articles of a WikiText, cut as `EleutherAI/wikitext_document_level` is: before each heading of first rank."""
-    pages: list[str] = []
-    page: list[str] = []
-    for line in text.documents[0].split("\n"):
-        bare = line.replace("= = =", "===").replace("= =", "==").strip()
-        if bare.startswith("= ") and bare.endswith(" ="):
-            pages.append("\n".join(page))
-            page = []
-        page.append(line)
-    return tuple(page for page in [*pages, "\n".join(page)] if page.strip())
-
-
 def divide(text: Text) -> tuple[Text, Text]:
-    """(to calibrate on, to evaluate on): every fourth document and the rest; a single document is cut at a quarter.
+    """(to calibrate on, to evaluate on): every fourth document and the rest; a single document is cut at a quarter. Of
+    images every other.
 
     For commands that need both and were given one file, so that nothing is measured on text that was calibrated on.
     """
@@ -396,5 +375,6 @@ def divide(text: Text) -> tuple[Text, Text]:
     else:
         cut = len(text.documents[0]) // 4
         first, rest = (text.documents[0][:cut],), (text.documents[0][cut:],)
-    quarter = replace(text, name=f"{text.name}, a quarter", documents=first)
-    return quarter, replace(text, name=f"{text.name}, three quarters", documents=rest)
+    seen, rest_seen = (text.images.part(0, 2), text.images.part(1, 2)) if text.images else (None, None)
+    quarter = replace(text, name=f"{text.name}, a quarter", documents=first, images=seen)
+    return quarter, replace(text, name=f"{text.name}, three quarters", documents=rest, images=rest_seen)

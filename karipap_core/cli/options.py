@@ -147,6 +147,13 @@ def text_option(use: str, default: str) -> Option:
 
 CALIBRATION = text_option("calibrate on", "calibration modules")
 HELD_OUT = text_option("measure on", "held-out modules")
+IMAGES = option(
+    "--images",
+    type=Path,
+    metavar="FOLDER",
+    help="images (.png, .jpg, .webp, .bmp, .gif; captions in the .txt of the same name) that a model which sees takes "
+    "besides, through its own processor (default: none)",
+)
 CALIBRATE = option(
     "--calibrate",
     type=Path,

@@ -9,6 +9,7 @@ from pathlib import Path
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress
 from karipap_core.terminal import value
+from karipap_core.text import Text, read_text, standard_library
 
 Find = Callable[[], str | Path]
 
@@ -56,6 +57,15 @@ def _looked_at(
     text = text_of(spec, checkpoint, side, args.device, progress=progress)
     found = suits(checkpoint, text, spec, side, True, args.device, progress=progress)
     return unsuited(found, known(checkpoint))
+
+
+def given(args: argparse.Namespace, side: str) -> Path | Text | None:
+    """What `--text` names, with the images of `--images` where there are any: then the standard library's modules of
+    that side take the place of no text. Raises InputError for what cannot be read."""
+    if args.images is None:
+        return args.text
+    text = standard_library(side) if args.text is None else read_text(args.text)
+    return text.with_images(args.images)
 
 
 def prepare_both(args: argparse.Namespace, progress: Progress) -> None:

@@ -28,9 +28,10 @@ from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.errors import InputError
 from karipap_core.evaluation.perplexity import Sample, Window, check_window, cut, losses
 from karipap_core.evaluation.tokens import Tokens, tokenize
+from karipap_core.evaluation.wikitext import is_wikitext, joined_rows, wikitext_pages
 from karipap_core.progress import Progress, silent
 from karipap_core.statistics.bootstrap import paired_bootstrap
-from karipap_core.text import Text, is_wikitext, joined_rows, wikitext_pages
+from karipap_core.text import Text
 
 CONVENTIONS = ("non-overlapping", "sliding", "rolling")
 PAPERS_WINDOW, PAPERS_STRIDE = 2048, 512

@@ -48,9 +48,11 @@ def evaluate_folder(
     {"compressed", "dense"}, "text", "window", "stride", "dtype", "device", "tokenizer", "kind", "notes",
     "environment"}, and "conventions", as `conventions.measure_conventions` has it, where some were asked for. Nats a
     token; see `fidelity.measure`, `speed.measure_speed` and `speed.measure_memory`. An encoder has no loss: those keys
-    are None and "fidelity" holds `fidelity.output_fidelity`. Raises InputError for folders, texts and windows that do
+    are None and "fidelity" holds `fidelity.output_fidelity`. With images in the text "images" holds what
+    `pictured.measure_images` finds. Raises InputError for folders, texts and windows that do
     not fit.
     """
+    from karipap_core.checkpoint.open import open_checkpoint
     from karipap_core.models.load import load_model
 
     folder = Path(folder)
@@ -73,6 +75,12 @@ def evaluate_folder(
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, running.predicts(model))
     result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
+    if text.images is not None:
+        from karipap_core.evaluation.pictured import in_words, measure_images
+
+        homes = [open_checkpoint(each, compressed=True) for each in (folder, source) if each is not None]
+        result["images"] = measure_images(model, dense, homes, text.images, progress)
+        notes.append(in_words(result["images"]))
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
         args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)

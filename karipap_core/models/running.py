@@ -10,6 +10,7 @@ from karipap_core.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Inputs = dict[str, torch.Tensor]
 TOKENS = "input_ids"
 OTHERS = ("pixel_values", "input_features", "input_values")  # of images and sound
 AUDIO_SAMPLES = 16000  # of silence: a second
@@ -32,8 +33,9 @@ def reads_text(model: "PreTrainedModel") -> bool:
     return model.main_input_name == TOKENS or TOKENS in inspect.signature(model.forward).parameters
 
 
-def inputs_of(model: "PreTrainedModel", ids: torch.Tensor) -> dict[str, Any]:
-    """Arguments that run the model on token ids (rows, n), without a cache.
+def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None = None) -> dict[str, Any]:
+    """Arguments that run the model on token ids (rows, n), without a cache; `more`: what goes with them, such as the
+    pixels of an image that some ids are places for (`pictures.Shown`).
 
     An encoder and a decoder get the same text both: the decoder behind its start token, to predict each token from
     those before it and from all that the encoder saw. An encoder that reads no text gets zeros (silence, black).
@@ -42,6 +44,9 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor) -> dict[str, Any]:
     accepted = inspect.signature(model.forward).parameters
     several = any(value.kind is value.VAR_KEYWORD for value in accepted.values())
     inputs: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted or several else {}
+    for name, value in (more or {}).items():
+        if name in accepted or several:
+            inputs[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
     besides = [name for name in OTHERS if name in accepted and not predicts(model)]
     if reads_text(model) and besides:
         raise InputError(f"A {type(model).__name__} reads {besides[0]} beside text: it is not run here.")
@@ -59,10 +64,10 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor) -> dict[str, Any]:
     return inputs
 
 
-def logits(model: "PreTrainedModel", ids: torch.Tensor) -> torch.Tensor:
-    """Logits (rows, n, vocabulary) for ids (rows, n): at place t those of the token at t + 1. Of an encoder and a
-    decoder the last place has none of its own and repeats the one before."""
-    out = model(**inputs_of(model, ids)).logits
+def logits(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None = None) -> torch.Tensor:
+    """Logits (rows, n, vocabulary) for ids (rows, n), and what goes with them as in `inputs_of`: at place t those of
+    the token at t + 1. Of an encoder and a decoder the last place has none of its own and repeats the one before."""
+    out = model(**inputs_of(model, ids, more)).logits
     return torch.cat([out[:, 1:], out[:, -1:]], dim=1) if two_parts(model) else out
 
 

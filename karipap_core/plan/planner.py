@@ -5,6 +5,7 @@
 not calibrated on.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # torch: seconds
     from karipap_core.plan.probe import Probe
 
 SINGLES_CHECKED = 2
+FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
+FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 # A network without nested components is fitted anew for every plan, so `best` tries those that differ most.
 RULES_WHEN_FITTED = ("uniform", "loss", "calibrated")
 RULES_OF_TABLES = ("uniform", "calibrated", "refined")  # spectra alone do not say what a table of tokens is worth
@@ -161,6 +164,20 @@ class Planner:
                 f"them or the budget is not theirs: it leaves {room:,.0f} for all others, the least they can have is "
                 f"{least:,.0f}. Raise the budget, or cut by the weights alone (--metric weight --rule uniform)."
             )
+
+    def plans_to_fit(self, weights: Sequence[Weight]) -> list[Entries]:
+        """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
+        is. weights : those that the text reaches, of which parts are kept."""
+        sums = {}
+        blocks, free = self.checkpoint.block_parameters, sum(weight.parameters for weight in weights)
+        for kept in FIT_KEPT:
+            try:
+                entries = self.allocated("calibrated", blocks - free + kept * free, "parameters")
+            except InputError:
+                continue  # below the smallest plan of this model
+            sums[self.damage_sum(entries)] = entries
+        chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
+        return [sums[total] for total in sorted(chosen)]
 
     def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:
         """What an entry costs, in bytes as stored or in numbers of 16 bits; see `Candidates.entry_cost`."""
@@ -297,7 +314,8 @@ class Planner:
             embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
         )
         plan.predicted = self.predict(plan, measured)
-        plan.notes = self.study.seen.notes(self.checkpoint, plan.weights, self.held(plan.chosen_rule or rule))
+        images = "images" in (plan.calibration or {})
+        plan.notes = self.study.seen.notes(self.checkpoint, plan.weights, self.held(rule), images)
         return plan
 
     def predict(self, plan: Plan, measured: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -321,3 +339,7 @@ class Planner:
 
 def _specs(weights: Entries) -> "dict[str, Spec | None]":
     return {name: Entry.of(entry).spec for name, entry in weights.items()}
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, 1e-12))

@@ -14,6 +14,7 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.models import running
+from karipap_core.models.pictures import Shown
 
 BATCH_TOKENS = 2048
 ALIKE = 1e-5  # relative difference of outputs that rounding makes
@@ -32,11 +33,13 @@ class Probe:
     """Measures a model on fixed windows against its own dense self.
 
     model: a dense transformers model (eval, float32), changed through `replace` and restored by `restore`;
-    windows: token ids (count, window). The dense outputs are kept: count · window · vocabulary · 4 bytes, so windows
-    are dropped until they fit into `memory_bytes`.
+    windows: token ids (count, window); images: what a model that sees is measured on besides. The dense outputs are
+    kept: count · window · vocabulary · 4 bytes, so windows are dropped until they fit into `memory_bytes`.
     """
 
-    def __init__(self, model, checkpoint, windows: torch.Tensor, memory_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, model, checkpoint, windows: torch.Tensor, memory_bytes: int = 2 << 30, images: Sequence[Shown] = ()
+    ) -> None:
         from karipap_core.models.sites import sites
 
         self.model, self.predicts = model, running.predicts(model)
@@ -45,12 +48,13 @@ class Probe:
         width = config.vocab_size if self.predicts else config.hidden_size
         fitting = max(1, memory_bytes // (4 * width * windows.shape[1]))
         self.windows = windows[:fitting]
-        self.batches = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+        rows = self.windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+        self.batches: list[torch.Tensor | Shown] = [*rows, *images]
         self.sites = sites(model, checkpoint, tables=True)
         self._block_of = _blocks(self.sites, checkpoint)
-        self._order: list[str] = []  # the blocks as they run, from their paths
         self._reference: list[torch.Tensor] = []
-        self._outputs: list[dict[str, object]] = [{} for _ in self.batches]
+        self._outputs: list[dict[str, object]] = [{} for _ in self.batches]  # of blocks by path, as they run
+        self._again = False  # whether a block ran twice in a pass
         self._scale = 1.0
         self._stack: dict[str, contextlib.ExitStack] = {}
         self.dense = self.record()
@@ -59,7 +63,7 @@ class Probe:
 
     @property
     def tokens(self) -> int:
-        return self.windows.numel()
+        return self.windows.numel() + sum(len(batch.targets) for batch in self.batches if isinstance(batch, Shown))
 
     @property
     def replays(self) -> bool:
@@ -94,23 +98,38 @@ class Probe:
         from karipap_core.models.sites import observe
 
         with observe(self.sites, on_input):
-            for rows in self.batches:
-                for row in rows.to(self.device):
-                    self._forward(row[None])
+            for batch in self.batches:
+                for part in [batch] if isinstance(batch, Shown) else batch.split(1):
+                    self._forward(part)
+
+    def gradients(self, on_gradient: Callable[[str, torch.Tensor], None]) -> None:
+        """Run the dense model forwards and backwards over everything and tell what comes back to each weight."""
+        from karipap_core.models.sites import observe
+        from karipap_core.profiles.activations import gradients_flow, sampled_loss, sampled_loss_of_image
+
+        generator = torch.Generator().manual_seed(0)
+        with gradients_flow(self.model), observe(self.sites, None, on_gradient):
+            for batch in self.batches:
+                if isinstance(batch, Shown):
+                    sampled_loss_of_image(self.model, batch, generator).backward()
+                else:
+                    sampled_loss(self.model, batch.to(self.device), generator).backward()
+                self.model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def differs(self) -> bool:
         """Whether the model as it is puts out something else than the dense one."""
         pairs = zip(self._reference, self.batches, strict=True)
-        return not all(_alike(self._forward(rows.to(self.device)), dense) for dense, rows in pairs)
+        return not all(_alike(self._forward(batch), dense) for dense, batch in pairs)
 
     @torch.no_grad()
     def _run(self, recording: bool = False, changed: Sequence[str] = ()) -> Measured:
         divergence = loss = 0.0
         first = not self._reference
-        for index, rows in enumerate(self.batches):
+        predicted = 0
+        for index, batch in enumerate(self.batches):
             with self._patched(self._outputs[index], recording, changed):
-                output = self._forward(rows.to(self.device))
+                output = self._forward(batch)
             if first:
                 self._reference.append(output)
                 if not self.predicts:
@@ -118,16 +137,21 @@ class Probe:
             else:
                 divergence += self._divergence(self._reference[index], output)
             if self.predicts:
-                labels = rows[:, 1:].to(self.device).flatten()
-                loss += float(torch.nn.functional.nll_loss(output[:, :-1].flatten(0, 1), labels, reduction="sum"))
-        predicted = self.windows.shape[0] * (self.windows.shape[1] - 1)
-        result = Measured(divergence / self.tokens, loss / predicted)
+                labels = batch.targets if isinstance(batch, Shown) else batch[:, 1:].flatten()
+                rows = output if isinstance(batch, Shown) else output[:, :-1].flatten(0, 1)
+                loss += float(torch.nn.functional.nll_loss(rows, labels.to(self.device), reduction="sum"))
+                predicted += len(labels)
+        result = Measured(divergence / self.tokens, loss / max(1, predicted))
         if not (abs(result.divergence) < float("inf") and abs(result.loss) < float("inf")):
             raise InputError("The model's outputs are not finite: a replaced weight overflows.")
         return result
 
-    def _forward(self, rows: torch.Tensor) -> torch.Tensor:
-        output = running.output(self.model, rows).float()
+    def _forward(self, batch: torch.Tensor | Shown) -> torch.Tensor:
+        """log p (rows, n, vocabulary) of windows, (scored, vocabulary) of an image's text; an encoder's states."""
+        if isinstance(batch, Shown):
+            found = running.logits(self.model, batch.ids.to(self.device), batch.more)
+            return found[0, batch.before.to(self.device)].float().log_softmax(-1)
+        output = running.output(self.model, batch.to(self.device)).float()
         return output.log_softmax(-1) if self.predicts else output
 
     def _divergence(self, reference: torch.Tensor, output: torch.Tensor) -> float:
@@ -143,45 +167,53 @@ class Probe:
         answer from there."""
         with contextlib.ExitStack() as undo:
             if recording:
-                self._order.clear()
+                outputs.clear()
                 for path in set(self._block_of.values()):
                     hook = partial(self._note, outputs, path)
                     undo.callback(self.model.get_submodule(path).register_forward_hook(hook).remove)
             elif changed and all(name in self._block_of for name in changed):
-                for path in self._order[: min(self._order.index(self._block_of[name]) for name in changed)]:
+                order = list(outputs)  # a block that this batch does not run comes after all
+                places = [order.index(path) for name in changed if (path := self._block_of[name]) in order]
+                for path in order[: min(places, default=None)]:
                     block = self.model.get_submodule(path)
                     block.forward = _replay(outputs[path])
                     undo.callback(delattr, block, "forward")
             yield
 
     def _note(self, outputs: dict[str, object], path: str, module, inputs, output) -> None:
+        self._again = self._again or path in outputs
         outputs[path] = output
-        self._order.append(path)
 
     @torch.no_grad()
     def _replays_hold(self) -> bool:
-        """Whether a pass in which blocks answer from the record gives what a full one does: tried on the first batch,
-        with another weight in the middle of the blocks and then, dense again, with all but the last block answering.
+        """Whether a pass in which blocks answer from the record gives what a full one does: tried on the first windows
+        and the first image.
 
         Blocks that run twice in a pass, or hand on more than what they return (keys and values for later blocks to
         share), do not.
         """
-        members = {path: name for name, path in self._block_of.items() if path in self._order}
-        self._block_of = {name: path for name, path in self._block_of.items() if path in members}
-        if len(set(self._order)) < len(self._order) or len(members) < 2:
+        kinds = [type(batch) for batch in self.batches]
+        return not self._again and all(self._replay_holds(kinds.index(kind)) for kind in dict.fromkeys(kinds))
+
+    def _replay_holds(self, index: int) -> bool:
+        """The same for one batch: with another weight in the middle of the blocks and then, dense again, with all but
+        the last block answering."""
+        batch, outputs = self.batches[index], self._outputs[index]
+        members = {path: name for name, path in self._block_of.items() if path in outputs}
+        order = list(outputs)
+        if len(order) < 2:
             return False
-        rows = self.batches[0].to(self.device)
 
         def answered(name: str) -> torch.Tensor:
-            with self._patched(self._outputs[0], False, [name]):
-                return self._forward(rows)
+            with self._patched(outputs, False, [name]):
+                return self._forward(batch)
 
-        middle, last = (members[path] for path in (self._order[len(self._order) // 2], self._order[-1]))
+        middle, last = members[order[len(order) // 2]], members[order[-1]]
         try:
             self.replace(middle, 0.5 * self.sites[middle].get())
-            changed = _alike(answered(middle), self._forward(rows))
+            changed = _alike(answered(middle), self._forward(batch))
             self.restore(middle)
-            return changed and _alike(answered(last), self._reference[0])
+            return changed and _alike(answered(last), self._reference[index])
         except Exception:  # of whatever class: models differ in what they miss of a block that did not run
             return False
         finally:

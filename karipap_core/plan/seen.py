@@ -25,9 +25,9 @@ NOTHING = "the calibration text does not reach it, so that nothing measured says
 
 @dataclass(frozen=True)
 class Seen:
-    """unseen : weights that nothing of the text reaches.  uncalled : weights that a model multiplies without calling
-    their layer, so that their damage can be measured and their activations cannot.  few : of weights of experts, tokens
-    that they saw, where these are fewer than `FEW`.  tokens : that were looked at."""
+    """unseen : weights that change nothing of what the model puts out on the text.  uncalled : weights that a model
+    multiplies without calling their layer, so that their damage can be measured and their activations cannot.  few : of
+    weights of experts, tokens that they saw, where these are fewer than `FEW`.  tokens : that were looked at."""
 
     unseen: frozenset[str] = frozenset()
     uncalled: frozenset[str] = frozenset()
@@ -41,16 +41,19 @@ class Seen:
         return self.unseen | self.uncalled if rule in ("functional", "loss") else self.unseen
 
     def notes(
-        self, checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Any]], held: Collection[str]
+        self, checkpoint: Checkpoint, weights: Mapping[str, Mapping[str, Any]], held: Collection[str], images: bool
     ) -> list[str]:
-        """What a plan with these entries has to say of weights that saw nothing or little, a sentence each."""
+        """What a plan with these entries has to say of weights that saw nothing or little, a sentence each; `images`:
+        whether it is calibrated on images besides."""
+        what = "the calibration text and images" if images else "the calibration text"
         dense = {name for name in self.unseen if weights.get(name, {}).get("network", "dense") == "dense"}
         said = [
-            f"{_count(names, tower)} saw nothing of the calibration text and {_stay(names)} dense."
+            f"{_count(names, tower)} {_are(names)} not reached by {what} and {_stay(names)} dense"
+            + (": give images with --images." if tower == "vision" and not images else ".")
             for tower, names in _by_tower(checkpoint, self.unseen & dense & set(held)).items()
         ]
         said += [
-            f"{_count(names, tower)} saw nothing of the calibration text and {_are(names)} cut by "
+            f"{_count(names, tower)} {_are(names)} not reached by {what} and cut by "
             f"{'its' if len(names) == 1 else 'their'} numbers alone: no prediction says what that costs."
             for tower, names in _by_tower(checkpoint, self.unseen & set(weights) - dense).items()
         ]
@@ -83,8 +86,10 @@ class Seen:
 def look(probe: "Probe", weights: Sequence[Weight]) -> Seen:
     """What each of these weights sees where the probe's dense model runs on its windows.
 
-    A weight whose layer is not called is unseen where other numbers in its place change no output; in a model whose
-    encoder is given zeros in place of sound or images, so is one whose inputs are the same whatever the text is.
+    A weight whose layer is not called, or to which no gradient comes back, is unseen where other numbers in its place
+    change no output (the vision of a model that reads text, its last block where the one before is looked at); in a
+    model whose encoder is given zeros in place of sound or images, so is one whose inputs are the same whatever the
+    text is.
     """
     from karipap_core.models import running
 
@@ -100,8 +105,9 @@ def look(probe: "Probe", weights: Sequence[Weight]) -> Seen:
     probe.watched(on_input)
     names = [weight.name for weight in weights]
     idle = {name for name in names if not counts[name]}
-    uncalled = set(_used(probe, sorted(idle)))
-    unseen = idle - uncalled
+    suspects = idle | set(names) - _with_gradients(probe)
+    used = set(_used(probe, [name for name in names if name in suspects]))
+    unseen, uncalled = suspects - used, idle & used
     if running.given_nothing(probe.model):
         unseen |= {name for name in names if counts[name] and name not in varied}
     few = {w.name: counts[w.name] for w in weights if w.expert is not None and 0 < counts[w.name] < FEW}
@@ -117,6 +123,18 @@ def _differs(x: "torch.Tensor", first: "dict[str, torch.Tensor]", name: str) -> 
     known = first[name]
     size = min(len(known), len(x))
     return bool((x[:size] - known[:size]).abs().max() > SAME * known.abs().max())
+
+
+def _with_gradients(probe: "Probe") -> set[str]:
+    """The weights to whose outputs a gradient comes back that is not zero."""
+    found: set[str] = set()
+
+    def on_gradient(name: str, g: "torch.Tensor") -> None:
+        if name not in found and bool(g.any()):
+            found.add(name)
+
+    probe.gradients(on_gradient)
+    return found
 
 
 def _used(probe: "Probe", names: list[str]) -> list[str]:

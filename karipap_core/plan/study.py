@@ -34,14 +34,11 @@ from karipap_core.workspace.locks import only_writer
 if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the workspace needs none
     from karipap_core.plan.decompositions import Decompositions
     from karipap_core.plan.document import Plan
-    from karipap_core.plan.planner import Planner
     from karipap_core.plan.probe import Probe
-    from karipap_core.profiles.activations import CalibrationSettings, Moments, Windows
+    from karipap_core.profiles.activations import CalibrationSettings, Moments, SeenImages, Windows
     from karipap_core.spectra.metric import Metric
 
 WHOLE_PROFILE = ("weight", "functional", "loss")
-FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
-FIT_KEPT = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
 
 class Study:
@@ -108,7 +105,9 @@ class Study:
 
     def calibration_entry(self) -> dict[str, Any]:
         """The plan's `calibration` field: the text that its numbers and its cores come from."""
-        return {"text": self.text.name, "path": self.text.path, "sha256": self.text.sha256} | asdict(self.settings)
+        images = {"images": self.text.images.facts()} if self.text.images else {}
+        entry = {"text": self.text.name, "path": self.text.path, "sha256": self.text.sha256} | images
+        return entry | asdict(self.settings)
 
     @cached_property
     def moments(self) -> "Moments":
@@ -164,6 +163,12 @@ class Study:
         return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
 
     @cached_property
+    def images(self) -> "SeenImages":
+        from karipap_core.profiles.activations import calibration_images
+
+        return calibration_images(self.model[0], self.checkpoint, self.text)
+
+    @cached_property
     def seen(self) -> Seen:
         """What each weight saw of the calibration text; of a model that cannot run on it nothing is known."""
         file = self.folder / "seen" / f"{self.key}.json"
@@ -207,7 +212,8 @@ class Study:
             from karipap_core.plan.probe import Probe
 
             self.release()  # what a probe measures first is its own dense self
-            self._probes[windows] = Probe(self.model[0], self.checkpoint, getattr(self.windows, windows))
+            shown = getattr(self.images, windows)
+            self._probes[windows] = Probe(self.model[0], self.checkpoint, getattr(self.windows, windows), images=shown)
         return self._probes[windows]
 
     def release(self) -> None:
@@ -339,7 +345,7 @@ class Study:
             tokens=self.probe.tokens,
         )
         planner = Planner(self, "lowrank", metric)
-        for number, weights in enumerate(plans := self._plans_to_fit(planner)):
+        for number, weights in enumerate(plans := planner.plans_to_fit(self.measurable)):
             self.progress("whole plans", number, len(plans))
             planner.measure(weights, learn=True)
         self.progress("whole plans", len(plans), len(plans))
@@ -347,20 +353,6 @@ class Study:
         keep_json(file, measured)
         partial.file.unlink(missing_ok=True)
         return json.loads(json.dumps(measured))  # as it will be found
-
-    def _plans_to_fit(self, planner: "Planner") -> list[dict]:
-        """Calibrated plans whose sums of damage are nearest to `FIT_AT`: where this model's curve bends, wherever that
-        is."""
-        sums = {}
-        blocks, free = self.checkpoint.block_parameters, sum(weight.parameters for weight in self.measurable)
-        for kept in FIT_KEPT:
-            try:
-                weights = planner.allocated("calibrated", blocks - free + kept * free, "parameters")
-            except InputError:
-                continue  # below the smallest plan of this model
-            sums[planner.damage_sum(weights)] = weights
-        chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
-        return [sums[total] for total in sorted(chosen)]
 
     def check_prediction(self, plan: "Plan", measured: dict, text: str) -> None:
         """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both, and
@@ -389,9 +381,3 @@ class Study:
         """The calibration as it is on disk, where another process may have added to it."""
         measured = kept_json(self.calibration_file(metric), "calibration")
         return self.calibration(metric) if measured is None else Calibration.from_json(measured)
-
-
-def _log(value: float) -> float:
-    import math
-
-    return math.log(max(value, 1e-12))

@@ -11,6 +11,8 @@ workspace, and read again group by group. Consumers go through weights in the or
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import torch
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.errors import InputError
+from karipap_core.images import FEWEST
 from karipap_core.models import running
+from karipap_core.models.pictures import Shown, shown
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
@@ -82,6 +86,29 @@ def calibration_windows(tokenizer, text: Text, settings: CalibrationSettings, vo
     check = rest[torch.linspace(0, len(rest) - 1, check_count).round().long()]
     moments = rest[~torch.isin(rest, check)]
     return Windows(every[picked[moments]], every[picked[probe]], every[picked[check]], len(ids))
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """The images of a calibration for the three uses, which share none."""
+
+    moments: list[Shown]
+    probe: list[Shown]
+    check: list[Shown]
+
+
+def calibration_images(model, checkpoint: Checkpoint, text: Text) -> SeenImages:
+    """The images that come with a text, as the model takes them. Raises InputError for fewer than `FEWEST`, for a model
+    that predicts no tokens, and where there is no processor for them."""
+    if text.images is None:
+        return SeenImages([], [], [])
+    if len(text.images.files) < FEWEST:
+        raise InputError(
+            f"Folder {text.images.path} gives {len(text.images.files)} images to calibrate on: at least {FEWEST} are "
+            "needed, one for each use."
+        )
+    found = shown(model, checkpoint, text.images)
+    return SeenImages(found[::3], found[1::3], found[2::3])
 
 
 class Moments:
@@ -207,21 +234,40 @@ def _collect(moments: Moments, index: int) -> tuple[dict[str, torch.Tensor], dic
 
     generator = torch.Generator(device="cpu").manual_seed(settings.seed)
     batch = max(1, 2048 // settings.window)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    model.get_input_embeddings().weight.requires_grad_(True)  # so that gradients flow through every block
+    images = calibration_images(model, checkpoint, moments.text).moments
     found = sites(model, checkpoint)
     watched = {weight.name: found[weight.name] for weight in group if weight.name in found}
-    before, total = index * len(windows), len(moments.groups) * len(windows)
-    with observe(watched, on_input, on_gradient):
+    work = len(windows) + len(images)
+    before, total = index * work, len(moments.groups) * work
+    with gradients_flow(model), observe(watched, on_input, on_gradient):
         for start in range(0, len(windows), batch):
             moments.progress("activations", before + start, total, group[0].name if group else "")
             rows = windows[start : start + batch].to(moments.device)
             sampled_loss(model, rows, generator).backward()
             model.zero_grad(set_to_none=True)
             last = None
-    moments.progress("activations", before + len(windows), total)
-    return _pack(group, inputs, gradients, shared, windows.numel())
+        for number, image in enumerate(images):
+            moments.progress("activations", before + len(windows) + number, total, "images")
+            sampled_loss_of_image(model, image, generator).backward()
+            model.zero_grad(set_to_none=True)
+            last = None
+    moments.progress("activations", before + work, total)
+    scored = windows.numel() + sum(len(image.targets) for image in images)
+    return _pack(group, inputs, gradients, shared, scored, bool(images))
+
+
+@contextmanager
+def gradients_flow(model) -> Iterator[None]:
+    """Within the context gradients flow through every block, and no parameter but the table of tokens keeps one."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)
 
 
 def sampled_loss(model, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -242,15 +288,31 @@ def sampled_loss(model, rows: torch.Tensor, generator: torch.Generator) -> torch
     return (hidden * noise).sum() * (2.0 / hidden.detach().square().sum(-1).mean()).sqrt()
 
 
+def sampled_loss_of_image(model, image: Shown, generator: torch.Generator) -> torch.Tensor:
+    """The same of the text behind an image. Gradients begin at the pixels, so that they flow through all that sees."""
+    from karipap_core.models.load import check_outputs
+
+    more = {
+        name: value.clone().requires_grad_() if value.is_floating_point() else value
+        for name, value in image.more.items()
+    }
+    logits = running.logits(model, image.ids.to(model.device), more)[0, image.before.to(model.device)].float()
+    check_outputs(logits, type(model).__name__)
+    labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+    return torch.nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+
+
 def _pack(
     group: list[Weight],
     inputs: dict[str, _Sums],
     gradients: dict[str, _Sums],
     shared: dict[str, str],
     tokens: int,
+    images: bool,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """Second moments as means over the tokens that a weight saw. An expert's G is scaled by the share of all tokens
-    that reach it, since only these add to the loss; one that saw few tokens borrows from its layer's other experts."""
+    """Second moments as means over the vectors that a weight saw. G is scaled by how many these are for each scored
+    token: an expert sees some of them alone, what sees images many patches for few words. An expert that saw few
+    tokens borrows from its layer's other experts."""
     tensors: dict[str, torch.Tensor] = {}
     keys: dict[str, list[str]] = {}
     pooled: dict[tuple, list] = {}
@@ -274,7 +336,8 @@ def _pack(
         c_key, g_key = f"C|{source}", f"G|{weight.name}"
         if c_key not in tensors:
             tensors[c_key] = mean(inputs, next(w for w in group if w.name == source))
-        share = 1.0 if weight.expert is None else max(1, gradients[weight.name].count) / tokens
+        whole = weight.expert is None and not images
+        share = 1.0 if whole else max(1, gradients[weight.name].count) / tokens
         tensors[g_key] = mean(gradients, weight) * share
         keys[weight.name] = [c_key, g_key]
     return tensors, keys

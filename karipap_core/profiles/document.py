@@ -53,7 +53,9 @@ def profile_settings(metrics: Iterable[str] = ("weight",), network: str | None =
         return settings
     if not text:
         raise InputError(f"metrics: {chosen[-1]} looks at activations and needs a calibration text.")
-    return settings | {"text": text.name, "sha256": text.sha256} | (asdict(calibration) if calibration else {})
+    images = {"images": text.images.facts()} if text.images else {}
+    settings |= {"text": text.name, "sha256": text.sha256} | images
+    return settings | (asdict(calibration) if calibration else {})
 
 
 def profile_key(settings: dict) -> str:

@@ -1,5 +1,6 @@
 """Small random checkpoints of models that are more than a language: images, sound, states, shared keys and values."""
 
+import json
 from pathlib import Path
 
 from tests.helpers.architectures import BOS, COMMON, EOS, LLAMA, PAD, SETTINGS, make, save
@@ -77,3 +78,54 @@ def make_kind(name: str, folder: Path) -> Path:
     import transformers
 
     return save(MADE[name](transformers), folder)
+
+
+def add_processor(name: str, folder: Path) -> None:
+    """Puts a processor of images beside a model of "llava", "gemma3" or "qwen3_vl", as its library saves one."""
+    import transformers as T
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<video>", "<img>", "</img>", "<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {
+        "llava": {"image_token": "<image>"},
+        "gemma3": {"image_token": "<image>", "boi_token": "<img>", "eoi_token": "</img>"},
+        "qwen3_vl": {
+            "image_token": "<image>",
+            "video_token": "<video>",
+            "vision_start_token": "<img>",
+            "vision_end_token": "</img>",
+        },
+    }[name]
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"extra_special_tokens": named}))
+    rest = {"processor_class": {"llava": "Llava", "gemma3": "Gemma3", "qwen3_vl": "Qwen3VL"}[name] + "Processor"}
+    if name == "llava":
+        size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        image = T.CLIPImageProcessorPil(**size)
+        rest |= {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    elif name == "gemma3":
+        image = T.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+        rest["image_seq_length"] = 4
+    else:
+        edges = {"shortest_edge": 32 * 32, "longest_edge": 48 * 48}
+        image = T.Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, size=edges)
+    image.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps(rest))
+
+
+def draw(folder: Path, count: int = 6, captions: bool = True) -> Path:
+    """Writes small images of noise and stripes, every one with a caption, and returns the folder."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        pixels[:, :: number + 2] = 255
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        if captions:
+            (folder / f"{number}.txt").write_text(f"Stripes {number + 2} apart on noise.")
+    return folder

@@ -28,7 +28,7 @@ def table(document: dict) -> str:
         "rule": f"{rule} ({document['chosen_rule']} won)" if document.get("chosen_rule") else rule,
         "metric": document["metric"],
         "budget": _budget(document),
-        "calibration": (document.get("calibration") or {}).get("text"),
+        "calibration": calibrated_on(document.get("calibration")),
         "weights": made_of(checked.weights.values()),
         "embedding": _embedding(document),
         **size_facts(predicted, document["model"].get("stored")),
@@ -42,6 +42,13 @@ def table(document: dict) -> str:
     head = ["weight", "network", "shape", "χ", "parameters", "kept", ""]
     tried = [f"tried: {inline(entry)}" for entry in document.get("tried", ())]
     return page(facts, grid(head, rows), [*document.get("notes", ()), *tried, *_why(document["weights"])])
+
+
+def calibrated_on(settings: dict | None) -> str | None:
+    """The text, and the images where there are any, that numbers come from."""
+    found = settings or {}
+    images = found.get("images")
+    return found["text"] + f", and {images['count']} images of {images['name']}" if images else found.get("text")
 
 
 def _stored(entry: dict) -> str | None:

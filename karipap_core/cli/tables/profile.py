@@ -1,6 +1,7 @@
 """A profile as a table in a terminal."""
 
 from karipap_core.checkpoint.reach import in_words
+from karipap_core.cli.tables.plan import calibrated_on
 from karipap_core.terminal import grid, page, size, times
 
 METRIC_ORDER = ("loss", "functional", "weight")
@@ -27,7 +28,7 @@ def table(document: dict) -> str:
         "parameters": document["parameters"],
         "stored as": stored_as(document.get("stored")),
         "metrics": ", ".join(name for name in METRIC_ORDER[::-1] if name in measured) + f" (shown: {metric})",
-        "calibration": (document.get("settings") or {}).get("text"),
+        "calibration": calibrated_on(document.get("settings")),
         "bonds": f"{bonds} bond spectra (in profile.json)" if bonds else None,
     }
     if document.get("update"):  # of less than full rank by what it is

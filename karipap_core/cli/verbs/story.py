@@ -12,6 +12,7 @@ from karipap_core.cli.options import (
     EMBEDDING,
     FORCE,
     HELD_OUT,
+    IMAGES,
     MODEL,
     NAME,
     NETWORK,
@@ -28,7 +29,7 @@ from karipap_core.cli.options import (
 )
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
-from karipap_core.cli.texts import dense_model, prepare
+from karipap_core.cli.texts import dense_model, given, prepare
 from karipap_core.progress import Progress
 from karipap_core.text import SPLITS
 
@@ -39,6 +40,7 @@ from karipap_core.text import SPLITS
     table("profile"),
     MODEL,
     CALIBRATION,
+    IMAGES,
     option(
         "--metrics",
         type=names,
@@ -55,7 +57,8 @@ def profile(args: argparse.Namespace, progress: Progress) -> dict:
 
     if set(args.metrics) & {"functional", "loss"}:
         prepare(args, progress, "calibration")
-    found = story.profile(args.model, args.text, args.metrics, args.network, args.device, args.out, progress)
+    text = given(args, "calibration")
+    found = story.profile(args.model, text, args.metrics, args.network, args.device, args.out, progress)
     return found.to_json()
 
 
@@ -100,6 +103,7 @@ def text(args: argparse.Namespace, progress: Progress) -> dict:
     EMBEDDING,
     STRUCTURE,
     CALIBRATION,
+    IMAGES,
     DEVICE,
     NAME,
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
@@ -115,7 +119,7 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
         network=args.network,
         rule=args.rule,
         metric=args.metric,
-        text=args.text,
+        text=given(args, "calibration"),
         quantize=args.quantize,
         embedding=args.embedding,
         structure=args.structure,
@@ -151,6 +155,7 @@ def compress(args: argparse.Namespace, progress: Progress) -> dict:
     option("folder", metavar="DIR", type=Path, help="a compressed folder (a dense one will do too)"),
     option("--against", metavar="MODEL", help="the dense model (default: the one that the folder was made from)"),
     HELD_OUT,
+    IMAGES,
     *SCORING,
     CONVENTIONS,
     *TASKS,
@@ -163,7 +168,7 @@ def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
     found = story.evaluate(
         args.folder,
         against=args.against,
-        text=args.text,
+        text=given(args, "heldout"),
         conventions=args.conventions,
         tasks=suite_of(args, progress),
         device=args.device,

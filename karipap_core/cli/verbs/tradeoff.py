@@ -10,6 +10,7 @@ from karipap_core.cli.options import (
     EMBEDDING,
     FORCE,
     HELD_OUT,
+    IMAGES,
     MODEL,
     NAME,
     PLAN,
@@ -31,7 +32,7 @@ from karipap_core.cli.options import (
 )
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
-from karipap_core.cli.texts import prepare, prepare_both, warn_of_overlap
+from karipap_core.cli.texts import given, prepare, prepare_both, warn_of_overlap
 from karipap_core.errors import InputError
 from karipap_core.progress import Progress
 
@@ -43,6 +44,7 @@ from karipap_core.progress import Progress
     MODEL,
     PLAN,
     HELD_OUT,
+    IMAGES,
     *SCORING,
     CONVENTIONS,
     *TASKS,
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace, progress: Progress) -> dict:
     chosen = Plan.load(args.plan)
     warn_of_overlap(args, progress, chosen.calibration)
     extras, scoring = Extras(suite_of(args, progress), args.conventions), scoring_of(args, DEFAULT_SCORING)
-    found = measure(args.model, chosen, args.text, scoring, extras, args.out, args.force, args.device, progress)
+    found = measure(
+        args.model, chosen, given(args, "heldout"), scoring, extras, args.out, args.force, args.device, progress
+    )
     if name := args.name or chosen.name:
         Names().give(found["id"], name)
     return called([found])[0]

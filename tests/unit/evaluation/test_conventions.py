@@ -23,8 +23,9 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import measure_conventions, non_overlapping, rolling, sliding
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.evaluation.wikitext import is_wikitext, joined_rows, wikitext_pages
 from karipap_core.models.load import load_model
-from karipap_core.text import Text, is_wikitext, joined_rows, read_text, wikitext_pages
+from karipap_core.text import Text, read_text
 from karipap_core.tradeoffs.run import Extras, run
 from tests.helpers import architectures
 from tests.helpers.paths import REPOSITORY, SHARED

@@ -13,7 +13,7 @@ from karipap_core.profiles.activations import CalibrationSettings
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from tests.helpers.architectures import make
-from tests.helpers.many_kinds import make_kind
+from tests.helpers.many_kinds import add_processor, draw, make_kind
 
 SETTINGS = CalibrationSettings(tokens=256, window=32, probe_windows=3, check_windows=3)
 TEXT = Text("numbers", tuple(f"the square of {n} is {n * n}, its cube {n**3}\n" * 2 for n in range(20)))
@@ -33,12 +33,32 @@ def test_by_text_alone_the_language_is_cut_and_the_vision_stays_dense(family, tm
         cut = {name for name in plan.weights if plan.spec(name) is not None}
         # The others carry the whole budget.
         assert cut and not cut & vision and 0.65 < plan.predicted["kept_blocks"] <= 0.7
-        assert plan.notes == [f"{len(vision)} weights of vision saw nothing of the calibration text and stay dense."]
+        assert plan.notes == [
+            f"{len(vision)} weights of vision are not reached by the calibration text and stay dense: give images with "
+            "--images."
+        ]
     plan = Planner(study, "lowrank", "weight").make(Budget(kept=0.7, scope="blocks"), "uniform")
     assert all(plan.spec(name) is not None for name in vision)
     assert "cut by their numbers alone" in plan.notes[0]
     levels = study.calibration("loss").levels  # and never has one of them a damage of 0
     assert not vision & levels.keys() and all(row[2] > 0 for rows in levels.values() for row in rows)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl"])
+def test_by_images_too_both_towers_are_cut(family, tmp_path):
+    folder = make_kind(family, tmp_path / family)
+    add_processor(family, folder)
+    text = TEXT.with_images(draw(tmp_path / "images"))
+    study = Study(folder, text, SETTINGS, "cpu", Workspace(tmp_path / "workspace"))
+    # A Llava looks at the last block but one of its vision: the last changes nothing, whatever it sees.
+    idle = {w.name for w in study.weights if family == "llava" and w.tower == "vision" and w.layer == 1}
+    assert study.seen.unseen == idle and not study.seen.uncalled and study.probe.replays
+    plan = Planner(study, "lowrank", "loss").make(Budget(kept=0.7, scope="blocks"), "calibrated")
+    cut = {study.checkpoint.weight(name).tower for name in plan.weights if plan.spec(name) is not None}
+    assert "vision" in cut and plan.predicted["kept_blocks"] <= 0.7
+    assert plan.calibration["images"]["count"] == 6 and plan.calibration["images"]["sha256"] == text.images.sha256
+    measured = study.calibration("loss").levels
+    assert all(max(row[2] for row in rows) > 0 for rows in measured.values())
 
 
 def test_a_budget_of_one_tower_leaves_the_others_as_they_are(tmp_path):
@@ -99,7 +119,7 @@ def test_experts_that_saw_few_tokens_are_said(tmp_path):
     assert study.seen.few and all(tokens < 64 for tokens in study.seen.few.values())
     plan = Planner(study, "lowrank", "loss").make(Budget(kept=0.8, scope="blocks"), "loss")
     assert not any(plan.spec(name) for name in study.seen.unseen)
-    assert any("saw nothing" in note for note in plan.notes) and any("fewer than 64" in note for note in plan.notes)
+    assert any("not reached" in note for note in plan.notes) and any("fewer than 64" in note for note in plan.notes)
 
 
 def test_towers():
