@@ -141,8 +141,9 @@ def _block(shape: tuple[int, ...], grid: tuple[int, ...], groups: list[dict[str,
     for group in groups:
         pair = group.get("block_structure")
         rows, columns = pair if isinstance(pair, list) and len(pair) == 2 else (1, group.get("group_size"))
-        whole = type(rows) is int and type(columns) is int and rows > 0 and columns > 0
-        if whole and block_of(shape, grid, (rows, columns)) == (rows, columns):
+        if type(rows) is not int or type(columns) is not int or rows <= 0 or columns <= 0:
+            continue
+        if block_of(shape, grid, (rows, columns)) == (rows, columns):
             return rows, columns
     return block_of(shape, grid, None)
 
