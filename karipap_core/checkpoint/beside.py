@@ -18,6 +18,7 @@ from karipap_core.checkpoint.files import PICKLES, READ_BY_LIBRARIES, SETTINGS
 from karipap_core.checkpoint.tensorfile import read_header
 from karipap_core.errors import InputError
 from karipap_core.reading import MOST_BYTES, open_file, parse_json, read_bytes, read_json
+from karipap_core.workspace import Workspace
 
 TEXTS = READ_BY_LIBRARIES
 TENSORS = ".safetensors"
@@ -86,7 +87,8 @@ def sub_folder_files(folder: Path) -> dict[str, Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    """What lies in a folder, but what is hidden and what has a name that is no text, which no document could hold."""
+    return sorted(entry for entry in folder.iterdir() if entry.name[0] != "." and entry.name.isprintable())
 
 
 def _is_index(name: str) -> bool:
@@ -145,7 +147,8 @@ def _why_not(sub: Path, inside: list[Path]) -> str | None:
         return "the model in another form"
     if len(inside) > MOST_ENTRIES or any(file.is_dir() and not file.is_symlink() for file in inside):
         return f"more than {MOST_ENTRIES} files, or folders more than {MOST_DEPTH} deep"
-    if any(_begins_as_karipaps(file) for file in inside if file.suffix == ".json"):
+    ours = any(_begins_as_karipaps(file) for file in inside if file.suffix == ".json")
+    if ours or Workspace().root.resolve().is_relative_to(sub.resolve()):
         return "work of Karipap's"
     weights = any(file.suffix == TENSORS or file.suffix in PICKLES for file in inside)
     if weights and any(_describes_a_model(file) for file in inside if file.name == "config.json"):

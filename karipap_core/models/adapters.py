@@ -5,7 +5,10 @@ PEFT chooses an adapter's class by the class of the layer beneath, and knows tor
 to the weight beneath (merging, starts such as PiSSA's) is refused: Ŵ is not stored, and PEFT would write to a copy.
 """
 
+import inspect
+import warnings
 from functools import wraps
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -70,13 +73,19 @@ CLASSES: dict[type, Any] = {TensorNetworkLinear: NetworkLinear, TensorNetworkEmb
 
 
 def register() -> None:
-    """Makes the layers known to PEFT."""
+    """Makes the layers known to PEFT. An older or newer PEFT that is made otherwise stays as it is, and that is said:
+    whoever imports it may not want adapters on compressed layers at all."""
     wrappers = (
         (lora_model, "dispatch_default", _dispatch),
         (lora_model.LoraModel, "_check_merge_allowed", _check_merge),
         (ModulesToSaveWrapper, "check_module", _check_module),
         (tuners_utils, "_maybe_include_all_linear_layers", _all_linear),
     )
+    known = all(hasattr(owner, name) for owner, name, _ in wrappers)
+    if not known or "config" not in inspect.signature(lora_model.dispatch_default).parameters:
+        version = metadata.version("peft")
+        warnings.warn(f"PEFT {version} puts no LoRA on Karipap's compressed layers; 0.21.2 does.", stacklevel=2)
+        return
     for owner, name, wrapped in wrappers:
         setattr(owner, name, wrapped(getattr(owner, name)))
 

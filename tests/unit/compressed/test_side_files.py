@@ -89,8 +89,11 @@ def test_they_come_along_everywhere_and_verify_counts_them(model, tmp_path):
     assert wanted.items() <= below(again).items() and verify(again)["ok"]
 
 
-def test_what_is_no_part_of_the_model_stays_behind_and_is_named(tmp_path):
+def test_what_is_no_part_of_the_model_stays_behind_and_is_named(tmp_path, monkeypatch):
     model = make("llama", tmp_path / "model")
+    monkeypatch.setenv("KARIPAP_WORKSPACE", str(model / "space"))
+    put(model / "space" / "cache" / "a.json", b"{}")
+    put(model / "3_Strange" / os.fsdecode(b"no text \xff.json"), b"{}")
     put(tmp_path / "secret.json", b"{}")
     put(model / "1_Pooling" / "own.json", b"{}")
     os.symlink(tmp_path / "secret.json", model / "1_Pooling" / "config.json")
@@ -124,6 +127,7 @@ def test_what_is_no_part_of_the_model_stays_behind_and_is_named(tmp_path):
         "2_Dense/run.py": code,
         "modeling_own.py": code,
         "work/": "work of Karipap's",
+        "space/": "work of Karipap's",
         "deep/": many,
         "many/": many,
         "3_Strange/a.xyz": "neither text, JSON nor safetensors",

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import model as lora_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from karipap_core.errors import InputError
-from karipap_core.models.adapters import NetworkEmbedding, NetworkLinear
+from karipap_core.models.adapters import NetworkEmbedding, NetworkLinear, register
 from karipap_core.networks import NETWORKS
 from karipap_core.plan.document import Plan
 from tests.helpers.architectures import make
@@ -118,6 +119,14 @@ def test_a_whole_layer_is_trained_beside_the_adapter_where_it_has_numbers_of_its
     with pytest.raises(InputError, match="packed in few bits"):
         packed = AutoModelForCausalLM.from_pretrained(folders["packed"])
         get_peft_model(packed, LoraConfig(modules_to_save=["down_proj"], **settings))
+
+
+def test_a_peft_that_is_made_otherwise_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(lora_model, "dispatch_default", lambda target, adapter_name, lora_config, **more: None)
+    before = lora_model.dispatch_default
+    with pytest.warns(UserWarning, match=r"puts no LoRA on Karipap's compressed layers; 0\.21\.2 does"):
+        register()
+    assert lora_model.dispatch_default is before
 
 
 def test_an_adapter_that_would_write_to_the_weight_beneath_is_refused(folders):
