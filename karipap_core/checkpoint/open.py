@@ -122,6 +122,11 @@ def _config(path: Path) -> dict:
     if not os.path.lexists(path):
         return {}
     config = read_json(path, lenient=True)
+    beside = path.with_name("hf_quant_config.json")  # where Model Optimizer says it, older versions there alone
+    if "quantization_config" not in config and os.path.lexists(beside):
+        told = read_json(beside, lenient=True).get("quantization")
+        if isinstance(told, dict) and told.get("quant_algo"):
+            config["quantization_config"] = told | {"quant_method": "modelopt"}
     check_types(config, f"File {path}")
     return config
 

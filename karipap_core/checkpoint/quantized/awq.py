@@ -4,7 +4,7 @@
 lowest bits first; `scales` (groups, out). "gemv": `qweight` (out, in / 8), in order; `qzeros` (out, words) and `scales`
 (out, 8 · words), of which the first numbers are those of the groups and the rest fills up. W[o, i] = s · (q[i, o] − z).
 
-Source: AutoAWQ's awq/modules/linear/gemm.py and gemv.py.
+Source: AutoAWQ's awq.modules.linear.gemm and gemv.
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,7 @@
 quarter of the rows in the lowest bits, and `weight_scale` one number s. W = q / s in a `bitlinear`, q · s in an
 `autobitlinear`.
 
-Source: transformers/integrations/bitnet.py (5.23).
+Source: transformers.integrations.bitnet (5.23).
 """
 
 from typing import TYPE_CHECKING

@@ -6,7 +6,7 @@ the 16 numbers that the codes stand for, `weight.absmax` what each block of them
 quantization absmax is bytes too: absmax = nested_quant_map[byte] · nested_absmax + nested_offset.
 8 bits: `weight` (out, in) holds q and `SCB` (out) the largest number of each row: W = q · SCB / 127.
 
-Source: bitsandbytes' functional.py (QuantState, int8_vectorwise_dequant) and nn/modules.py.
+Source: bitsandbytes' functional (QuantState, int8_vectorwise_dequant) and nn.modules.
 """
 
 import json

@@ -8,7 +8,7 @@ versions put as many into a word as fit into it whole. A code stands for the num
 three bytes (mxfp6-pack-quantized). W = (q − z) · s, or · (s / weight_global_scale), with one s for a row, a group of a
 row (`weight_g_idx` names each column's, where columns are not in order), a block or the whole weight.
 
-Source: compressed-tensors' compressors/ and quantization/lifecycle/forward.py (0.20).
+Source: compressed-tensors' compressors/ and quantization.lifecycle.forward (0.20).
 """
 
 from typing import TYPE_CHECKING, Any

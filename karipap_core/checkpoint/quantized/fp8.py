@@ -5,8 +5,8 @@ it the inverse of what was quantized with): w = q · s, with one s for a block o
 row or column may be cut off), a row, a column or the whole weight. A byte of a weight that is stored as I8 or U8 holds
 two 4-bit floats (E2M1), the lower one first; scales that are bytes are powers of two, 2^(byte − 127).
 
-Sources: DeepSeek-V3's model card and its inference/kernel.py, FBGEMM's quantize_fp8_row,
-transformers/integrations/finegrained_fp8.py (5.23).
+Sources: DeepSeek-V3's model card and its inference code (kernel), FBGEMM's quantize_fp8_row,
+transformers.integrations.finegrained_fp8 (5.23).
 """
 
 from typing import TYPE_CHECKING

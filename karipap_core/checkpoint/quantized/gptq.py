@@ -5,7 +5,7 @@ of them are three words. `scales` (groups, out); `qzeros` (groups, out · bits /
 stored as z − 1 in the first version of the format ("gptq") and as z in the second ("gptq_v2"); `g_idx` (in) the group
 of each input, i // group_size where it is left out. W[o, i] = s[g, o] · (q[i, o] − z[g, o]) with g = g_idx[i].
 
-Sources: AutoGPTQ's qlinear_cuda_old.py, GPTQModel's nn_modules/qlinear/torch.py and utils/model.py
+Sources: AutoGPTQ's qlinear_cuda_old, GPTQModel's nn_modules.qlinear.torch and utils.model
 (convert_gptq_v1_to_v2_format).
 """
 

@@ -2,7 +2,7 @@
 without gaps, `scales` and `biases` (out, groups; transformers calls them `qbiases`) a scale s and an offset b for each
 group of a row: W = q · s + b. `group_size` and `bits` may be told for single modules, under their names.
 
-Source: MLX' mx.quantize, mlx_lm/utils.py, transformers/integrations/metal_quantization.py (5.23).
+Source: MLX' mx.quantize, mlx_lm.utils, transformers.integrations.metal_quantization (5.23).
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Weights that NVIDIA's Model Optimizer wrote: fp8 with `weight_scale`, and NVFP4, whose bytes hold two 4-bit floats
 and whose `weight_scale` (out, in / 16) are 8-bit floats: W = q · weight_scale · weight_scale_2.
 
-Source: modelopt's torch/export/quant_utils.py and torch/quantization/qtensor/nvfp4_tensor.py (0.47).
+Source: modelopt's torch.export.quant_utils and torch.quantization.qtensor.nvfp4_tensor (0.47).
 """
 
 from typing import TYPE_CHECKING

@@ -2,7 +2,7 @@
 the lower one first, and `<stack>_scales` (experts, out, in / 32) the exponent of two of each 32 of them, plus 127.
 The opened stack is (experts, in, out), as the model computes with it.
 
-Sources: the OCP Microscaling formats 1.0, gpt_oss/torch/weights.py, transformers/integrations/mxfp4.py (5.23).
+Sources: the OCP Microscaling formats 1.0, gpt_oss.torch.weights, transformers.integrations.mxfp4 (5.23).
 """
 
 from typing import TYPE_CHECKING

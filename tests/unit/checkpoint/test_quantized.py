@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.checkpoint.tensorfile import chunks, copied, read_header, write_file
 from tests.helpers import quantized as by_hand
 
 PLAIN = {"model.norm.weight": torch.ones(8, dtype=torch.bfloat16)}
@@ -306,3 +307,31 @@ def test_no_damage_to_a_part_or_setting_ends_in_anything_but_a_sentence(tmp_path
         else:
             assert tuple(found.shape) == checkpoint.tensors[f"{Q}.weight"].shape
     assert refused > len(tries) / 2
+
+
+def test_an_older_export_of_model_optimizer_says_so_beside_its_config(tmp_path):
+    stored, dense = by_hand.modelopt_nvfp4(Q, 6, 32)
+    model = folder(tmp_path / "m", stored, {}, "float32")
+    config = json.loads((model / "config.json").read_text())
+    del config["quantization_config"]
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4", "group_size": 16}}))
+    holds(open_checkpoint(model), {f"{Q}.weight": dense}, torch.float32)
+
+
+def test_floats_of_4_and_6_bits_have_sizes_and_are_copied_byte_for_byte(tmp_path):
+    """Nothing says what they stand for: they are listed, skipped with a sentence, and written as they are."""
+    entries = {"a.weight": ("F4", [3, 4], 6), "b.weight": ("F6_E2M3", [4, 2], 6), "c.weight": ("F8_E4M3FNUZ", [5], 5)}
+    header, data = {}, bytes(range(17))
+    for name, (dtype, shape, size) in entries.items():
+        start = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
+    text = json.dumps(header).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    checkpoint = open_checkpoint(file)
+    assert checkpoint.bytes == 17 and [info.size for info in checkpoint.tensors.values()] == [6, 6, 5]
+    assert all("only BF16, F16 and F32 are read" in entry["why"] for entry in checkpoint.skipped)
+    write_file(tmp_path / "copy.safetensors", [copied(name, info) for name, info in checkpoint.tensors.items()])
+    for name, info in read_header(tmp_path / "copy.safetensors").items():
+        assert b"".join(chunks(info)) == b"".join(chunks(checkpoint.tensors[name]))
