@@ -159,7 +159,8 @@ class Checkpoint:
         roles = {tensor: role_of(tensor.removesuffix(".weight"), False) for tensor in self.tensors}
         tables = [tensor for tensor, role in roles.items() if role == "embed" and tensor.endswith(".weight")]
         heads = [tensor for tensor, role in roles.items() if role == "head" and tensor.endswith(".weight")]
-        return {head: table for head in heads for table in tables[:1] if self._same_bytes(head, table)}
+        same = {head: [table for table in tables if self._same_bytes(head, table)] for head in heads}
+        return {head: found[0] for head, found in same.items() if found}
 
     def _same_bytes(self, one: str, other: str) -> bool:
         """A config that leaves `tie_word_embeddings` out does not settle it, and one that says so may be wrong."""

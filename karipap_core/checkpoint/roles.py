@@ -13,6 +13,7 @@ CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"}
 ROUTERS = {"gate", "router", "shared_expert_gate", "wg"}
 # The order in which a layer's weights are listed, and columns of a table stand.
 ORDER: tuple[str, ...] = ("q", "q_a", "q_b", "k", "v", "kv_a", "kv_b", "qkv", "o")
+ORDER += ("ssm_in", "ssm_x", "ssm_dt", "ssm_out")  # of state spaces: what goes in, B, C and Δ, the step, what comes out
 ORDER += ("gate", "up", "gate_up", "down", "fc1", "fc2")
 ORDER += ("shared_gate", "shared_up", "shared_gate_up", "shared_down", "router", "other")
 NOT_COMPRESSIBLE = {"embed", "head", "position", "token_type", "pooler", "classifier", "router"}
@@ -23,11 +24,23 @@ ROLES = tuple(
     for pattern, role in (
         (r"self_attention\.experts\.input_linear", "q"),
         (r"self_attention\.experts\.output_linear", "o"),
-        (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq", "q"),
-        (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk", "k"),
-        (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv", "v"),
-        (r"q_a_proj", "q_a"),
-        (r"q_b_proj", "q_b"),
+        (r"attention\.receptance", "q"),  # RWKV's
+        (r"attention\.output", "o"),
+        (r"feed_forward\.key", "fc1"),
+        (r"feed_forward\.value", "fc2"),
+        (r"feed_forward\.receptance", "gate"),
+        (
+            r"(?:mixer|mamba\w*|ssm|conv|linear_attn|temporal_block)\.(?:in_proj|in_proj_qkvz?|linear_x|linear_y)",
+            "ssm_in",
+        ),
+        (r"(?:mixer|mamba\w*|ssm)\.(?:x_proj|bcdt_proj|in_proj_ba)|linear_attn\.in_proj_(?:ba|a|b|z)", "ssm_x"),
+        (r"(?:mixer|mamba\w*|ssm)\.dt_proj", "ssm_dt"),
+        (r"(?:mixer|mamba\w*|ssm|conv)\.out_proj|temporal_block\.linear_out", "ssm_out"),
+        (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq|Wq", "q"),
+        (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk|Wk", "k"),
+        (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv|Wv", "v"),
+        (r"q_a_proj|wq_a", "q_a"),
+        (r"q_b_proj|wq_b", "q_b"),
         (r"kv_a_proj_with_mqa", "kv_a"),
         (r"kv_b_proj", "kv_b"),
         (r"qkv_proj|query_key_value|c_attn|Wqkv|in_proj_qkv|qkv|wqkv|gqkv_proj|rel_qkv", "qkv"),
@@ -40,8 +53,8 @@ ROLES = tuple(
         (r"gate_proj|w1|wi_0|gate", "gate"),
         (r"up_proj|w3|wi_1", "up"),
         (r"down_proj|w2|(?:shared_)?w2_weight|w2_md|output_linear", "down"),
-        (r"fc1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1", "fc1"),
-        (r"fc2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2", "fc2"),
+        (r"fc1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1|ff\.layer_1|ffn\.0", "fc1"),
+        (r"fc2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2|ff\.layer_2|ffn\.2", "fc2"),
     )
 )
 OUTSIDE = tuple(
@@ -49,15 +62,20 @@ OUTSIDE = tuple(
     for pattern, role in (
         (
             r"wpe|(?:\w+_)?pos_embed\w*|\w*position\w*embed\w*|embed_positions\w*|positions_embed|pos_emb|pos_enc"
-            r"|\w*(?:row|column|class|patch)_embed\w*|\w*relative_attention_bias|relative_\w*embed\w*",
+            r"|\w*(?:row|column|class)_embed\w*|\w*relative_attention_bias|relative_\w*embed\w*",
             "position",
         ),
         (r"token_type_embeddings?|segment_embeddings?|lang_embeddings?", "token_type"),
         (
-            r"embed_tokens|wte|embed_in|word_embeddings|tokens_embed|tok_embeddings|shared|embeddings|\w*embedding",
+            r"embed_tokens(?:_per_layer)?|wte|transformer\.w|llm\.embed|embed|embed_in|word_embeddings|tokens_embed|tok_embeddings|shared|embeddings|\w*embedding",
             "embed",
         ),
-        (r"lm_head|embed_out|predictions\.decoder|vocab_projector|output|lm_head\.decoder", "head"),
+        (
+            r"lm_head|embed_out|predictions\.decoder|vocab_projector|output|lm_head\.decoder|llm\.unembed|lm_loss"
+            r"|pred_layer\.proj|output_projection|logits_dense",
+            "head",
+        ),
+        (r"^head", "head"),
         (r"pooler\.dense|pooler", "pooler"),
         (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship", "classifier"),
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 WIDTH, HEADS, HEAD, INNER, VOCABULARY, EXPERTS, POSITIONS = 64, 4, 16, 96, 320, 4, 128
 MOST_LAYERS = 4
-STATE = 16  # of state-space models, and ranks
+RANK = 16
 
 Rule = tuple[re.Pattern[str], Callable[[int], int]]
 
@@ -47,9 +47,10 @@ def _rules() -> tuple[Rule, ...]:
             become(HEAD),
         ),
         (r"mamba_d_ssm", become(2 * WIDTH)),
+        (r"\w*(?:d_state|state_size)", at_most(4)),  # beside which the other maps would be small
         (
-            r"\w*(?:d_state|state_size|lora_rank|low_rank\w*|laurel_rank|lowrank|dt_rank|chunk_size|time_step_rank)",
-            become(STATE),
+            r"\w*(?:lora_rank|low_rank\w*|laurel_rank|lowrank|dt_rank|chunk_size|time_step_rank)",
+            become(RANK),
         ),
         (r"n_groups?|topk_group|num_expert_group|mamba_n_groups|num_groups", become(1)),
         (r"\w*(?:experts_per_tok\w*|moe_k|top_?k\w*|num_selected_experts|router_topk|experts_top_k)", at_most(2)),
@@ -70,7 +71,7 @@ def _rules() -> tuple[Rule, ...]:
         (r"attention_chunk_size|block_size|chunk_length|index_block_size", at_most(16)),
         (
             r"\w*(?:hidden\w*|d_model|d_latents|n_embd|embed\w*|emb_dim|emb_size|projection\w*|proj_size|width|units|channels|dim|true_hidden_size|lru_width)",
-            become(WIDTH),
+            at_most(WIDTH),
         ),
     )
     return tuple((re.compile(pattern), change) for pattern, change in table)
