@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from karipap_core.errors import InputError
+from karipap_core.reading import parse_json
 
 DEMO = Path(__file__).resolve().parents[1] / "assets" / "demo_model"
 CHANGES = 4  # of one document, at most
@@ -325,6 +326,114 @@ def _tasks() -> list[bytes]:
     ]
 
 
+def gguf(data: bytes) -> None:
+    """A GGUF file but for its tokenizer: every tensor lies within it, and opens to the shape that it says."""
+    from karipap_core.checkpoint.gguf.config import architecture_of, config_of, heads_of
+    from karipap_core.checkpoint.gguf.header import read_header
+    from karipap_core.checkpoint.gguf.tensors import tensors_of
+    from karipap_core.checkpoint.gguf.words import words_of
+
+    header = read_header(written(data, "model.gguf"))
+    for info in header.tensors.values():
+        assert info.start >= 24 and info.start + info.size <= len(data) and all(side >= 0 for side in info.shape)
+    architecture = architecture_of(header)
+    json.dumps(config_of(header, architecture), allow_nan=False)
+    for info in tensors_of(header.tensors, architecture, heads_of(header), "model").values():
+        assert info.size == 0 or tuple(info.make(None).shape) == info.shape
+    assert not header.tensors or words_of(header).endswith(" (GGUF)")
+
+
+def _packed(document: Any) -> bytes:
+    """A GGUF file of these entries and tensors (name → shape), as far as they can be written at all."""
+    import struct
+
+    def string(text: str) -> bytes:
+        data = text.encode(errors="replace")
+        return struct.pack("<Q", len(data)) + data
+
+    def value(one: Any) -> bytes | None:
+        if isinstance(one, bool):
+            return struct.pack("<I?", 7, one)
+        if isinstance(one, int):
+            return struct.pack("<Iq", 11, one) if abs(one) < 2**63 else None
+        if isinstance(one, float):
+            return struct.pack("<If", 6, one) if abs(one) < 1e38 else None
+        if isinstance(one, str):
+            return struct.pack("<I", 8) + string(one)
+        items = [value(each) for each in one] if isinstance(one, list) else []
+        kinds = {item[:4] if item else None for item in items}
+        if len(kinds) != 1 or None in kinds or struct.pack("<I", 9) in kinds:
+            return None
+        return struct.pack("<I", 9) + kinds.pop() + struct.pack("<Q", len(items)) + b"".join(item[4:] for item in items)
+
+    document = document if isinstance(document, dict) else {}
+    fields = document.get("entries") if isinstance(document.get("entries"), dict) else {}
+    entries = [string(key) + packed for key, one in fields.items() if (packed := value(one)) is not None]
+    table, end = [], 0
+    for name, shape in (document.get("tensors") if isinstance(document.get("tensors"), dict) else {}).items():
+        sides = [
+            side for side in (shape if isinstance(shape, list) else []) if isinstance(side, int) and 0 <= side < 99
+        ]
+        table.append(string(name) + struct.pack(f"<I{len(sides)}QIQ", len(sides), *sides[::-1], 0, end))
+        end = -(-(end + 4 * math.prod(sides)) // 32) * 32
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(table), len(entries)) + b"".join(entries + table)
+    return head + bytes(-len(head) % 32 + end)
+
+
+def gguf_entries(data: bytes) -> None:
+    """The same of a file that is put together right: what it says is what is fuzzed."""
+    gguf(_packed(parse_json(data, "The document")))
+
+
+def _gguf_documents() -> list[bytes]:
+    sizes = {"block_count": 1, "embedding_length": 8, "feed_forward_length": 8, "attention.head_count": 2}
+    sizes |= {"attention.head_count_kv": 1, "rope.freq_base": 1e4, "context_length": 32, "rope.dimension_count": 4}
+    shapes = {"token_embd": [16, 8], "output_norm": [8], "rope_factors_long": [2]}
+    shapes |= {"blk.0.attn_q": [8, 8], "blk.0.attn_k": [4, 8], "blk.0.attn_norm": [8], "blk.0.ffn_down": [8, 8]}
+    tensors = {f"{name}.weight": shape for name, shape in shapes.items()}
+    documents = []
+    for name in ("llama", "qwen3", "gemma2", "stablelm"):
+        entries = {f"{name}.{key}": value for key, value in sizes.items()} | {"general.architecture": name}
+        documents.append({"entries": entries | {"tokenizer.ggml.tokens": ["a", "b"]}, "tensors": tensors})
+    grouped = {"falcon.attention.head_count": 4, "falcon.attention.head_count_kv": 2, "falcon.embedding_length": 8}
+    grouped |= {"general.architecture": "falcon", "falcon.block_count": 1}
+    stacked = {"general.architecture": "gpt-oss", "gpt-oss.block_count": 1, "gpt-oss.embedding_length": 4}
+    stacked |= {"gpt-oss.attention.head_count": 2, "gpt-oss.expert_count": 2}
+    experts = {"blk.0.ffn_gate_exps.weight": [2, 3, 4], "blk.0.ffn_up_exps.weight": [2, 3, 4]}
+    documents += [{"entries": grouped, "tensors": {"blk.0.attn_qkv.weight": [16, 8]}}]
+    documents += [{"entries": stacked, "tensors": experts | {"blk.0.ffn_down_exps.weight": [2, 4, 3]}}]
+    return [json.dumps(document).encode() for document in documents]
+
+
+def _gguf_files() -> list[bytes]:
+    return [_packed(json.loads(data)) for data in _gguf_documents()]
+
+
+def adapter(data: bytes) -> None:
+    """The adapter_config.json of a LoRA of the demo model: alone, and merged into it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from karipap_core.checkpoint.lora.open import open_merged, open_update
+
+    weight = next(weight for weight in demo().weights if weight.role == "q")
+    folder = written(data, "lora/adapter_config.json").parent
+    if not (folder / "adapter_model.safetensors").exists():
+        parts = {"lora_A": torch.ones(2, weight.shape[1]), "lora_B": torch.ones(weight.shape[0], 2)}
+        named = {f"base_model.model.{weight.name}.{part}.weight": value for part, value in parts.items()}
+        save_file(named, folder / "adapter_model.safetensors")
+    (update,) = open_update(folder).tensors.values()
+    merged, _ = open_merged(demo(), folder)
+    assert update.shape == merged.tensors[f"{weight.name}.weight"].shape == weight.shape
+    assert math.isfinite(merged.tensors[f"{weight.name}.weight"].make(None).float().sum())
+
+
+def _adapters() -> list[bytes]:
+    plain = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "init_lora_weights": True}
+    more = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.0\.self_attn.q_proj": 3}, "use_rslora": True}
+    return [json.dumps(document).encode() for document in (plain, plain | more | {"r": 8})]
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -339,5 +448,8 @@ TARGETS = {
         Target("upload of a config", upload_config, _configs),
         Target("text", text, _texts, structured=False),
         Target("task", task, _tasks, structured=False),
+        Target("GGUF", gguf, _gguf_files, structured=False),
+        Target("entries of GGUF", gguf_entries, _gguf_documents),
+        Target("adapter", adapter, _adapters),
     )
 }

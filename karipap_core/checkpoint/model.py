@@ -296,14 +296,9 @@ class Checkpoint:
             raise InputError(f"{file} cannot be read by safetensors ({error}): fetch it again.") from None
 
     @property
-    def update(self) -> str:
+    def missing(self) -> str:
         """Why this is no model but the update that an adapter makes, in a sentence; "" for a model."""
         return self.form.update if self.form else ""
-
-    @property
-    def missing(self) -> str:
-        """The sentence for what needs a model, where this is none; "" for a model."""
-        return self.update
 
     def factors(self, name: str) -> "tuple[torch.Tensor, torch.Tensor] | None":
         """(out, r) and (r, in) whose product W of a weight is, where it is stored as these; else None."""

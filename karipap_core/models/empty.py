@@ -110,8 +110,8 @@ def empty_model(checkpoint: Checkpoint) -> "PreTrainedModel":
     describes.
     """
     name = checkpoint.name
-    if checkpoint.update:
-        raise InputError(checkpoint.update)
+    if checkpoint.missing:
+        raise InputError(checkpoint.missing)
     if not checkpoint.config:
         raise InputError(f"{name} has no config.json, so no model can be made of it: add the file.")
     check_config(checkpoint.config, name)

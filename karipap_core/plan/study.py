@@ -124,8 +124,8 @@ class Study:
 
         Raises InputError for an adapter's update, which is no model.
         """
-        if self.checkpoint.update:
-            raise InputError(self.checkpoint.update)
+        if self.checkpoint.missing:
+            raise InputError(self.checkpoint.missing)
         if not know(self.checkpoint):
             from karipap_core.models.sites import find_reach  # transformers, seconds
 
@@ -229,7 +229,7 @@ class Study:
     def profile(self, metrics=WHOLE_PROFILE, network: str | None = None) -> Profile:
         """The profile under these metrics, from the workspace where it is there; of an adapter's update under `weight`
         alone, since it is no model that could be run."""
-        metrics = ("weight",) if self.checkpoint.update else metrics
+        metrics = ("weight",) if self.checkpoint.missing else metrics
         wanted = self.moments if tuple(metrics) != ("weight",) else None
         settings = profile_settings(metrics, network, wanted and self.text, wanted and self.settings)
         folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))

@@ -108,11 +108,11 @@ def _built(
         "weights": rows,
         "skipped": list(checkpoint.skipped),
     }
-    if not checkpoint.update:  # of an adapter's update there is no model to cover
+    if not checkpoint.missing:  # of an adapter's update there is no model to cover
         document["coverage"] = coverage(checkpoint)
     document |= {} if groups is None else {"groups": groups}
     document |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
-    document |= {"update": checkpoint.update} if checkpoint.update else {}
+    document |= {"update": checkpoint.missing} if checkpoint.missing else {}
     profile = Profile(document, spectra)
     if folder is not None:
         profile.save(folder)

@@ -70,7 +70,7 @@ class Model:
         """What it is known by where its weights are not here, "profile" or "config"; "update" for an adapter alone."""
         if isinstance(self.checkpoint, Outline):
             return self.checkpoint.only
-        return "update" if self.checkpoint.update else None
+        return "update" if self.checkpoint.missing else None
 
 
 class Gone(InputError):

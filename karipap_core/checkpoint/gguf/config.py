@@ -54,7 +54,7 @@ def heads_of(header: Header) -> Heads:
     name = header.entries["general.architecture"]
     counts = [header.entries.get(f"{name}.attention.head_count{which}") for which in ("", "_kv")]
     queries, keys = (max(count) if isinstance(count, list) and count else count for count in counts)
-    queries, keys = (count if isinstance(count, int) and 0 < count <= MOST else 0 for count in (queries, keys))
+    queries, keys = (count if _whole(count) else 0 for count in (queries, keys))
     return Heads(queries, keys or queries)
 
 
@@ -96,10 +96,13 @@ def _missing(header: Header, architecture: Architecture, config: dict[str, Any],
     """Raises InputError where an entry is not there, or is no number above 0, without which no model can be built."""
     for rest, field in architecture.fields.items():
         value, due = config.get(field), rest in NEEDED
-        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
-        if due and not whole:
+        if due and not _whole(value):
             said = "lacks" if value is None else f"says {str(value)[:MOST_SHOWN]} for"
             raise InputError(f"{header.file} {said} {name}.{rest}, a whole number above 0: fetch it again.")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _heads(header: Header, architecture: Architecture, config: dict[str, Any], lengths: dict[str, Any]) -> None:
@@ -113,6 +116,8 @@ def _heads(header: Header, architecture: Architecture, config: dict[str, Any], l
     if "attention.key_length" in architecture.fields:
         length = config.setdefault("head_dim", length)
     value, rotated = lengths.get("attention.value_length", length), lengths.get("rope.dimension_count", length)
+    if not all(map(_whole, (usual, length, value, rotated))):
+        raise InputError(f"{header.file} says {length}, {value} or {rotated} for the length of a head: fetch it again.")
     if architecture.partial and length and rotated != length:
         config["partial_rotary_factor"] = rotated / length
         rotated = length
@@ -143,7 +148,8 @@ def _mamba(header: Header, architecture: Architecture, config: dict[str, Any]) -
 def _lfm2(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     """A block without heads of keys is one of short convolutions."""
     counts = header.entries.get("lfm2.attention.head_count_kv")
-    if not isinstance(counts, list) or len(counts) != config["num_hidden_layers"]:
+    whole = isinstance(counts, list) and all(_whole(count) or count == 0 for count in counts)
+    if not whole or len(counts) != config["num_hidden_layers"] or not any(counts):
         raise InputError(f"{header.file}: lfm2.attention.head_count_kv is no list of a number for each block.")
     types = ["full_attention" if count else "conv" for count in counts]
     return {"num_key_value_heads": max(counts), "layer_types": types}

@@ -26,6 +26,7 @@ SCALING = {  # entry → field of rope_scaling
 LOW, HIGH = 1.0, 4.0
 LENGTHS = [1 << power for power in range(5, 21)]
 CLOSE = 1e-4
+MOST_THETA = 1e12  # of a base of frequencies that is believed
 
 
 def rope_of(header: Header, plain: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +67,10 @@ def decimal(value: float) -> float:
 
 def _llama3(header: Header, divisors: list[float], config: dict[str, Any]) -> dict[str, Any]:
     """The settings of Llama 3's rule that give these divisors."""
-    theta, factor = float(config.get("rope_theta", 10_000.0)), max(divisors)
-    waves = [2 * math.pi * theta ** (index / len(divisors)) for index in range(len(divisors))]
-    for length in LENGTHS:
+    theta, factor = config.get("rope_theta", 10_000.0), max(divisors)
+    known = isinstance(theta, int | float) and 1 <= theta < MOST_THETA and 1 <= factor < MOST_THETA
+    waves = [2 * math.pi * theta ** (index / len(divisors)) for index in range(len(divisors))] if known else []
+    for length in LENGTHS if known else ():
         given = [_divisor(length / wave, factor) for wave in waves]
         if all(abs(ours - theirs) <= CLOSE * theirs for ours, theirs in zip(given, divisors, strict=True)):
             fields = {"rope_type": "llama3", "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH}

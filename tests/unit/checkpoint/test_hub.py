@@ -189,5 +189,5 @@ def test_an_adapter_of_the_hub_is_its_update_and_merged_where_its_base_is_here(c
         work = command(address, cache, "fetch", "someone/small")
         assert work.communicate(timeout=60) and work.returncode == 0 and asked[-1] == "adapter_config.json"
     place = hub.snapshot("someone/small")
-    assert open_checkpoint("someone/small").update
+    assert open_checkpoint("someone/small").missing
     assert open_checkpoint(joined(place)).key == open_checkpoint(joined(folder)).key
