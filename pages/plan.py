@@ -135,11 +135,12 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
         widget(
             st.segmented_control,
             "of",
-            chi_board.SCOPES,
+            plan_session.scopes(view),
             "scope",
             required=True,
-            format_func=plan_side.SCOPE_SAYS.get,
-            help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here.",
+            format_func=lambda scope: plan_side.SCOPE_SAYS.get(scope, scope),
+            help="The whole model counts embedding, head and norms, which stay dense; the blocks are the weights here; "
+            "with one tower's budget all other weights stay dense.",
         )
     if missing := plan_session.state().get("missing"):
         plan_jobs.not_measured(view, missing)

@@ -124,8 +124,9 @@ def verdict(profile: Profile, metric: str) -> str:
     most = max(rows, key=lambda row: _or(excess[row["name"]], -9))
     noisy = sum(_or(value, 9) < NEAR_NOISE for value in excess.values())
     zeros = f"{zero} of {len(rows)} weights {'is' if zero == 1 else 'are'} all zeros. " if zero else ""
+    layer = f"{most['tower']} {most['layer']}" if most.get("tower") else f"layer {most['layer']}"
     return (
-        f"{zeros}Most structure: layer {most['layer']}, {most['role']}, {excess[most['name']]:.2f} nats below noise "
+        f"{zeros}Most structure: {layer}, {most['role']}, {excess[most['name']]:.2f} nats below noise "
         f"of its shape; {noisy or 'none'} of {len(rows)} weights {'looks' if noisy == 1 else 'look'} like noise."
     )
 

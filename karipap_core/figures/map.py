@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 import plotly.graph_objects as go
 
-from karipap_core.checkpoint.roles import LAYER, ORDER
+from karipap_core.checkpoint.roles import LAYER, ORDER, TOWERS
 from karipap_core.figures.style import DARK, LIGHT, ORANGE, SCALE, decade_ticks, escape, even_ticks, inks, short
 
 CROSS = re.compile(r"EncDecAttention|encoder_attn|cross_?attn|cross_?attention", re.IGNORECASE)
@@ -64,7 +64,9 @@ def seats(weights: Sequence[dict]) -> list[tuple[Hashable, str]]:
     stacks = {stack for stack in stack_of if stack}
     if len(stacks) < 2:
         return [(weight["layer"], weight["role"]) for weight in weights]
-    called = _apart(sorted(stacks))
+    towers = {stack: weight.get("tower") for stack, weight in zip(stack_of, weights, strict=True) if stack}
+    one_each = all(towers.values()) and len(set(towers.values())) == len(towers)
+    called = towers if one_each else _apart(sorted(stacks))
     places: list[tuple[Hashable, str]] = []
     for weight, stack in zip(weights, stack_of, strict=True):
         role = f"cross {weight['role']}" if CROSS.search(weight["name"]) else weight["role"]
@@ -161,7 +163,7 @@ def weight_map(weights: Sequence[dict], numbers: Numbers, selected: str | None =
 
 def _order(row: Hashable) -> tuple:
     stack, layer = row if isinstance(row, tuple) else ("", row)
-    return stack != "encoder", stack, layer is not None, layer
+    return stack != "encoder", TOWERS.index(stack) if stack in TOWERS else 0, stack, layer is not None, layer
 
 
 def _hover(cell: Cell, numbers: Numbers) -> str:

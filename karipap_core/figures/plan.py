@@ -16,7 +16,8 @@ def chi_by_layer(rows: Iterable[dict]) -> go.Figure:
     roles: dict[str, dict[int, list[int]]] = {}
     for row in rows:
         if row["chi"] and row["layer"] is not None:
-            roles.setdefault(row["role"], {}).setdefault(row["layer"], []).append(max(row["chi"]))
+            role = f"{row['tower']} {row['role']}" if row.get("tower") else row["role"]
+            roles.setdefault(role, {}).setdefault(row["layer"], []).append(max(row["chi"]))
     figure = go.Figure()
     for number, (role, layers) in enumerate(roles.items()):
         at = sorted(layers)

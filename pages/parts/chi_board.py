@@ -105,7 +105,7 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
         damage.append(_falling(row, "damage"))
         if by_objective:
             objective.append(_falling(row, "objective" if row.get("objective") is not None else "damage"))
-    weights = {key: [row[key] for row in rows] for key in ("name", "layer", "role", "expert")}
+    weights = _places(rows)
     weights |= {
         "out": [int(row["shape"][0]) for row in rows],
         "in": [int(row["shape"][1]) for row in rows],
@@ -126,7 +126,16 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
     groups = {row["group"]: index for index, row in enumerate(rows) if row.get("group")}
     if groups:
         weights["group"] = [groups.get(row.get("group")) for row in rows]
-    keys = ("other_parameters", "other_bytes", "dense_loss", "vocabulary", "error", "checked")
+    keys = (
+        "other_parameters",
+        "other_bytes",
+        "held_parameters",
+        "held_bytes",
+        "dense_loss",
+        "vocabulary",
+        "error",
+        "checked",
+    )
     table = {
         "network": network,
         "grids": packed,
@@ -145,6 +154,13 @@ def board_data(rows: Sequence[Mapping], model: Mapping, network: str = "lowrank"
     table["model"]["other_memory"] = _number(model["other_bytes"] if memory is None else memory)
     digest = hashlib.sha256(repr(table).encode()).hexdigest()[:16]
     return {"id": digest} | table
+
+
+def _places(rows: Sequence[Mapping]) -> dict[str, list]:
+    """Name and place of each weight; of models with several towers that too."""
+    places = {key: [row[key] for row in rows] for key in ("name", "layer", "role", "expert")}
+    towers = [row.get("tower") or "" for row in rows]
+    return places | ({"tower": towers} if any(towers) else {})
 
 
 def _number(value):
@@ -222,6 +238,7 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         if adds_known:
             sums["adds"] += dense if at == 0 else float(np.interp(at, row["chi"], row["multiply_adds"]))
     other, other_bytes = model["other_parameters"], model["other_bytes"]
+    held, held_bytes = model.get("held_parameters") or 0, model.get("held_bytes") or 0
     other_memory = model.get("other_memory")
     rise = predicted_rise(model, sums["damage"])
     loss = None if rise is None or model.get("dense_loss") is None else model["dense_loss"] + rise
@@ -231,9 +248,9 @@ def totals(rows: Sequence[Mapping], model: Mapping, chi: Mapping[str, int]) -> d
         "bytes": sums["bytes"] + other_bytes,
         "memory": sums["memory"] + (other_bytes if other_memory is None else other_memory),
         "kept": (sums["parameters"] + other) / (sums["dense"] + other),
-        "kept_blocks": sums["parameters"] / sums["dense"],
+        "kept_blocks": (sums["parameters"] + held) / (sums["dense"] + held),
         "bytes_kept": (sums["bytes"] + other_bytes) / (sums["dense_bytes"] + other_bytes),
-        "bytes_kept_blocks": sums["bytes"] / sums["dense_bytes"],
+        "bytes_kept_blocks": (sums["bytes"] + held_bytes) / (sums["dense_bytes"] + held_bytes),
         "multiply_adds": sums["adds"] / sums["dense"] if adds_known else None,
         "damage": sums["damage"],
         "rise": rise,

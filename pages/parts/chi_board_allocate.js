@@ -1,6 +1,6 @@
 // A budget → χ for every weight, fast enough to run on every move of the budget slider. No DOM.
 
-import { bytesAt, damageAt, lastAtMost, parametersAt } from "./chi_board_core.js";
+import { bytesAt, damageAt, held, lastAtMost, parametersAt } from "./chi_board_core.js";
 
 /**
  * A budget → χ for every weight that is not held (locked, or set by hand); the same choices as karipap_core/allocate.py.
@@ -18,7 +18,7 @@ export class Allocator {
     this.kind = rule.kind;
     const m = T.model;
     const bytes = this.unit === "bytes";
-    this.other = budget.scope === "blocks" ? 0 : bytes ? m.other_bytes : m.other_parameters;
+    this.other = budget.scope !== "model" ? held(m, bytes) : bytes ? m.other_bytes : m.other_parameters;
     this.whole = (bytes ? T.blockBytes : T.blockParameters) + this.other;
     this.perCore = bytes ? T.coreBytes : new Array(T.n).fill(1);
     this.denseCost = Float64Array.from(T.dense, (p, w) => (bytes ? p * T.denseBytes[w] : p));

@@ -83,7 +83,8 @@ function item(kind, weights, label, parent, className, name) {
 }
 
 const labelOf = (T, w) => {
-  const layer = T.layer[w] === null || T.layer[w] === undefined ? "" : `layer ${T.layer[w]} `;
+  const tower = T.tower[w] ? `${T.tower[w]} ` : "";
+  const layer = T.layer[w] === null || T.layer[w] === undefined ? "" : `${tower}layer ${T.layer[w]} `;
   return `${layer}${T.role[w]}${T.expert[w] === null || T.expert[w] === undefined ? "" : ` expert ${T.expert[w]}`}`;
 };
 
@@ -132,7 +133,7 @@ export class Grid {
   addRow(row, open) {
     const { T } = this;
     const many = Math.max(...row.cells.map((cell) => cell.length));
-    const name = row.layer === null || row.layer === undefined ? "tables" : row.layer;
+    const name = row.layer === null || row.layer === undefined ? "tables" : row.key;
     const weights = row.cells.flat();
     const make = (className, cells, title, label) => {
       const el = element("div", `row ${className}`, this.body);
@@ -148,7 +149,7 @@ export class Grid {
         const suffix = folded ? `, ${at.length} weights` : "";
         const cellLabel = folded ? `layer ${name} ${T.role[at[0]]}${suffix}` : labelOf(T, at[0]);
         const it = this.add(item("cell", at, cellLabel, el, folded ? "cell folded" : "cell"), r, c + 1);
-        it.layer = row.layer;
+        it.layer = row.key;
         line.cells.push(it);
       });
       this.rows.push(line);
@@ -156,16 +157,16 @@ export class Grid {
     };
     const line = make("", row.cells, String(name), name === "tables" ? "tables of tokens" : `layer ${name}, all roles`);
     if (many < 2) return;
-    const isOpen = open.has(row.layer);
+    const isOpen = open.has(row.key);
     const toggle = element("button", "toggle", null, isOpen ? "▾" : "▸");
     toggle.type = "button";
     toggle.tabIndex = -1;
-    toggle.dataset.layer = String(row.layer);
+    toggle.dataset.layer = String(row.key);
     toggle.setAttribute("aria-expanded", String(isOpen));
     toggle.setAttribute("aria-label", `${isOpen ? "hide" : "show"} the experts of layer ${name}`);
     line.head.el.before(toggle);
     line.el.classList.add("foldable");
-    line.folds = row.layer;
+    line.folds = row.key;
     if (!isOpen) return;
     const inFold = weights.filter((w) => row.cells[this.columnOf(w)].length > 1);
     const experts = [...new Set(inFold.map((w) => this.partOf(w, row)))];

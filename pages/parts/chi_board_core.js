@@ -31,7 +31,7 @@ export function decode(table) {
   const dense = Float64Array.from(w.parameters);
   const T = {
     id: table.id, n, grids, start, damage, objective, dense,
-    name: w.name, layer: w.layer, role: w.role, expert: w.expert, out: w.out, in: w.in,
+    name: w.name, layer: w.layer, tower: w.tower ?? new Array(n).fill(""), role: w.role, expert: w.expert, out: w.out, in: w.in,
     grid: w.grid, denseBytes: w.dense_bytes, coreBytes: w.core_bytes, share: w.share,
     model: table.model, last: new Int32Array(n), breakEven: Float64Array.from(w.break_even),
     labels: w.labels?.map((k) => (k === null ? null : table.labels[k])) ?? null, mates: matesOf(w.group, n),
@@ -172,9 +172,9 @@ export function figures(T, { parameters, bytes, memory, adds, damage }) {
     bytes: bytes + m.other_bytes,
     memory: memory + m.other_memory,
     kept: (parameters + m.other_parameters) / (T.blockParameters + m.other_parameters),
-    kept_blocks: parameters / T.blockParameters,
+    kept_blocks: (parameters + held(m, false)) / (T.blockParameters + held(m, false)),
     bytes_kept: (bytes + m.other_bytes) / (T.blockBytes + m.other_bytes),
-    bytes_kept_blocks: bytes / T.blockBytes,
+    bytes_kept_blocks: (bytes + held(m, true)) / (T.blockBytes + held(m, true)),
     multiply_adds: T.adds ? adds / T.blockParameters : null,
     damage,
     rise,
@@ -183,9 +183,14 @@ export function figures(T, { parameters, bytes, memory, adds, damage }) {
   };
 }
 
-/** Which figure a budget speaks of: {unit: "parameters" | "bytes", scope: "model" | "blocks"}. */
+/** What the weights of the scope take that stay dense and have no row, in parameters or bytes. */
+export function held(model, bytes) {
+  return (bytes ? model.held_bytes : model.held_parameters) ?? 0;
+}
+
+/** Which figure a budget speaks of: {unit: "parameters" | "bytes", scope: "model", "blocks" or a tower's name}. */
 export function budgetFigure(budget) {
-  return (budget.unit === "bytes" ? "bytes_kept" : "kept") + (budget.scope === "blocks" ? "_blocks" : "");
+  return (budget.unit === "bytes" ? "bytes_kept" : "kept") + (budget.scope === "model" ? "" : "_blocks");
 }
 
 /** Fraction of the dense weight that w keeps at χ, in what its slider runs along. */
@@ -229,11 +234,15 @@ export function layout(T) {
   const column = new Map(roles.map((role, c) => [role, c]));
   const rows = new Map();
   for (let w = 0; w < T.n; w++) {
-    const key = T.layer[w] ?? -1;
-    if (!rows.has(key)) rows.set(key, { layer: T.layer[w], cells: roles.map(() => []) });
+    const key = T.tower[w] ? `${T.tower[w]} ${T.layer[w]}` : T.layer[w] ?? -1;
+    if (!rows.has(key)) rows.set(key, { key, layer: T.layer[w], tower: T.tower[w], cells: roles.map(() => []) });
     rows.get(key).cells[column.get(T.role[w])].push(w);
   }
-  return { roles, rows: [...rows.values()].sort((a, b) => (a.layer ?? Infinity) - (b.layer ?? Infinity)) };
+  const towers = [...new Set(T.tower)]; // as they run
+  const at = (row) => row.layer ?? Infinity;
+  const tables = (row) => (at(row) === Infinity ? 1 : 0);
+  const order = (a, b) => tables(a) - tables(b) || towers.indexOf(a.tower) - towers.indexOf(b.tower) || at(a) - at(b) || 0;
+  return { roles, rows: [...rows.values()].sort(order) };
 }
 
 /** 0 … 1: where a weight's share of the damage stands, log scale from 1/8 of the average share to 8 times it. */

@@ -41,10 +41,11 @@ export class Figures {
   draw(view, told) {
     const { T, shown: s, budget, chi } = view;
     const { model } = T;
-    const blocks = budget.scope === "blocks";
+    const blocks = budget.scope !== "model";
+    const whose = budget.scope === "model" ? "blocks" : budget.scope;
     const of = `${formatCount(s.parameters)} of ${formatCount(T.blockParameters + model.other_parameters)}`;
     this.put("kept", formatPercent(blocks ? s.kept_blocks : s.kept),
-      blocks ? `of the blocks; of the whole model ${formatPercent(s.kept)}`
+      blocks ? `of the ${whose}; of the whole model ${formatPercent(s.kept)}`
         : `${of}, the whole model; of the blocks ${formatPercent(s.kept_blocks)}`);
     const loaded = s.memory > 1.001 * s.bytes ? `${formatBytes(s.memory)} in memory` : "the same in memory";
     this.put("bytes", formatBytes(s.bytes),
@@ -208,7 +209,7 @@ export class BudgetPlot {
     this.thumb.style.left = this.dot.style.left = this.done.style.width = place;
     this.dot.style.top = `calc(var(--curve) * ${this.y(s.rise ?? s.damage).toFixed(4)})`;
     const say = formatPercent(kept);
-    const what = `${budget.unit} of the ${budget.scope === "blocks" ? "blocks" : "whole model"}`;
+    const what = `${budget.unit} of the ${budget.scope === "model" ? "whole model" : budget.scope}`;
     const said = `${say} of the ${what}`;
     if (this.said === said) return;
     this.said = said;

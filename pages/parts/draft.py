@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from karipap_core import schemas
 from karipap_core.errors import InputError
+from karipap_core.plan.budget import SCOPES
 from karipap_core.plan.document import DENSE, Plan, model_entry
 from karipap_core.plan.kind import packs_unasked
 from karipap_core.plan.predict import sizes_of
@@ -212,14 +213,16 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         found.choices.why(weights)
         if found.choices.candidates.tables:
             embedding = {"kind": draft.embedding, "tied": "contract"}
-    blocks = sum(row["parameters_dense"] for row in found.rows)
+    blocks = sum(row["parameters_dense"] for row in found.rows) + (found.model.get("held_parameters") or 0)
+    rest = checkpoint.block_parameters - blocks if draft.scope not in SCOPES else 0  # other towers, which stay dense
+    after = totals["kept_blocks"] * blocks + rest
     predicted = {
         "parameters": round(totals["parameters"]),
         "bytes": round(totals["bytes"]),
         "kept": totals["kept"],
         "bytes_kept": totals["bytes_kept"],
-        "block_parameters": round(totals["kept_blocks"] * blocks),
-        "kept_blocks": totals["kept_blocks"],
+        "block_parameters": round(after),
+        "kept_blocks": after / (blocks + rest),
     }
     if found.choices:
         predicted = sizes_of(Plan(model_entry(checkpoint), draft.metric, weights, embedding=embedding), checkpoint)
@@ -238,12 +241,13 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         metric=draft.metric,
         weights=weights,
         rule=rule,
-        scope=draft.scope if draft.unit == "parameters" else "model",
+        scope=draft.scope if draft.unit == "parameters" or draft.scope not in SCOPES else "model",
         budget=draft.budget if draft.unit == "parameters" else None,
         budget_bytes=draft.budget if draft.unit == "bytes" else None,
         calibration=found.calibration.text if found.calibration else None,
         predicted=predicted,
         embedding=embedding,
+        notes=list(found.notes),
         **more,
     )
 

@@ -120,6 +120,7 @@ class Choices:
                 {
                     "name": name,
                     "layer": weight.layer,
+                    "tower": weight.tower,
                     "role": weight.role,
                     "expert": weight.expert,
                     "shape": tuple(weight.shape),

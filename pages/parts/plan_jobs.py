@@ -5,6 +5,7 @@ import json
 import streamlit as st
 
 from karipap_core.errors import InputError
+from karipap_core.plan.budget import SCOPES
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.names import clean
@@ -87,7 +88,8 @@ def compress(view, now: draft.Draft, found: tables.Tables, totals: dict, name: s
 
 def plan_argv(view, what: tables.What, rule: str, budget: float, unit: str, scope: str) -> list[str]:
     """The command that measures what a rule needs and writes its plan to the workspace."""
-    size = ["--budget-bytes", f"{budget:.4g}"] if unit == "bytes" else ["--budget", f"{budget:.4g}", "--scope", scope]
+    size = ["--budget-bytes" if unit == "bytes" else "--budget", f"{budget:.4g}"]
+    size += ["--scope", scope] if unit != "bytes" or scope not in SCOPES else []
     more = ["--quantize", what.quantize] if what.quantize else []
     more += ["--embedding", what.embedding] if what.embedding != "dense" else []
     # A name that no other job has: what one of them writes stays as it is while others are queued.
@@ -120,11 +122,14 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
                 "forward passes only. Then losses can be predicted."
             )
         text = texts.choose("search", "calibration")
+        seen = texts.images(view, "search")
         if st.button(texts.label("Start", text), key="search_start", type="primary", disabled=text is None):
             budget = now.budget if now.budget is not None else plan_session.START_AT[0]
             argv = plan_argv(view, now.what, rule, budget, now.unit, now.scope)
             job.start(
-                argv + text, f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}", "plan_job"
+                argv + text + seen,
+                f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}",
+                "plan_job",
             )
             mine["searches"] = mine.get("searches", 0) + 1
             st.rerun()
@@ -173,6 +178,7 @@ def not_measured(view, what: tables.What) -> None:
         kept = " The board stays as it is until it was." if "history" in plan_session.state() else ""
         st.markdown(f"**{words}** has not been measured on this model yet.{kept}")
         text = texts.choose("missing", "calibration")
+        seen = texts.images(view, "missing")
         with st.container(horizontal=True):
             if st.button(texts.label("Measure it", text), type="primary", key="missing_start", disabled=text is None):
                 now = plan_session.state()["history"].now if "history" in plan_session.state() else None
@@ -180,7 +186,9 @@ def not_measured(view, what: tables.What) -> None:
                 argv = plan_argv(view, what, "calibrated", budget, "parameters", "model")
                 plan_session.state().pop("missing", None)
                 job.start(
-                    argv + text, f"Measure {plan_session.says(what)}, {what.metric}, {view.checkpoint.name}", "plan_job"
+                    argv + text + seen,
+                    f"Measure {plan_session.says(what)}, {what.metric}, {view.checkpoint.name}",
+                    "plan_job",
                 )
                 st.rerun()
             if "history" in plan_session.state() and st.button("Not now", key="missing_close", type="tertiary"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import streamlit as st
 
 from karipap_core.errors import InputError
+from karipap_core.plan.budget import towers
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft, tables
@@ -88,8 +89,10 @@ def begin(view) -> draft.Draft | None:
     if what.embedding not in tables.EMBEDDINGS or not tables.available(view, what):
         what = tables.What(network, metric)
     unit = given.get("unit") if given.get("unit") in chi_board.UNITS else "parameters"
-    scope = given.get("scope") if given.get("scope") in chi_board.SCOPES else "model"
-    found = tables.tables(view, what, given.get("rule"), {}, unit)
+    scope = given.get("scope") if given.get("scope") in scopes(view) else "model"
+    found = tables.tables(view, what, given.get("rule"), {}, unit, scope)
+    if found is None:  # no weight of that tower can be cut by this rule
+        scope, found = "model", tables.tables(view, what, given.get("rule"), {}, unit)
     try:
         asked = (float(given.get("budget", "nan")),)
     except ValueError:
@@ -134,8 +137,13 @@ def open_plan(view, plan: Plan, name: str, what: tables.What | None = None) -> N
         mine["history"] = draft.History([new])
 
 
+def scopes(view) -> tuple[str, ...]:
+    """What a budget may count: the whole model, its blocks, or one of its towers where it has several."""
+    return (*chi_board.SCOPES, *towers(view.checkpoint))
+
+
 def budget_key(now: draft.Draft) -> str:
-    return ("bytes_kept" if now.unit == "bytes" else "kept") + ("_blocks" if now.scope == "blocks" else "")
+    return ("bytes_kept" if now.unit == "bytes" else "kept") + ("" if now.scope == "model" else "_blocks")
 
 
 def rework(view, **changes) -> None:
@@ -152,6 +160,9 @@ def rework(view, **changes) -> None:
     before = tables.of(view, now)
     if new.what != now.what:
         new = replace(new, special={})
+    if tables.of(view, new) is None:
+        mine["error"] = f"No weight of {new.scope} can be cut by this rule: the calibration text reaches none."
+        return
     new, dropped = draft.carried(now, new, before, tables.of(view, new))
     found = tables.of(view, new)
     budget = chi_board.totals(before.rows, before.model, now.chi)[budget_key(new)]

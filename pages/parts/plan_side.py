@@ -49,7 +49,8 @@ def one_weight(view, now: draft.Draft, found: tables.Tables, row: dict) -> None:
         views = {"spectrum": "Spectrum", "kept": "Kept"} | views
     if st.session_state.get("board_view") not in views:
         st.session_state.board_view = next(iter(views))
-    place = f"layer {row['layer']} · {row['role']}" if row["layer"] is not None else row["role"]
+    layer = f"{row['tower']} {row['layer']}" if row.get("tower") else f"layer {row['layer']}"
+    place = f"{layer} · {row['role']}" if row["layer"] is not None else row["role"]
     place += "" if row["expert"] is None else f" · expert {row['expert']}"
     head, pick = st.columns([2, 3], vertical_alignment="center")
     head.html(f'<p class="k-job"><b>{html.escape(place)}</b></p>')
@@ -279,7 +280,7 @@ def table(history: draft.History, found: tables.Tables) -> None:
 
 def notes(now: draft.Draft, found: tables.Tables) -> None:
     """How the plan was chosen and what its prediction rests on, in sentences below the board."""
-    said = [RULE_SAYS.get(now.rule, "")]
+    said = [RULE_SAYS.get(now.rule, ""), *found.notes]
     if found.choices is not None:
         chis = [int(now.chi.get(name, 0)) for name in found.names]
         said.insert(0, f"Weights: {made_of(entries(now, found, chis))}.")
@@ -315,7 +316,7 @@ def settings_line(now: draft.Draft) -> str:
     """What is folded away, as it stands, in one line."""
     return (
         f"error of {METRIC_SAYS[now.metric]} · cores {now.quantize or 'as stored'} · embedding {now.embedding} · "
-        f"rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS[now.scope]}"
+        f"rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS.get(now.scope, now.scope)}"
     )
 
 

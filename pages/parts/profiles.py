@@ -157,6 +157,7 @@ def settings(view, profile: Profile) -> None:
             format_func={"mpo": "MPO", "tree": "tree", "peps": "PEPS"}.get,
         )
         chosen = texts.choose("profile", "calibration")
+        seen = texts.images(view, "profile")
         if st.button(texts.label("Measure", chosen), key="measure", disabled=chosen is None):
             argv = [
                 "profile",
@@ -166,6 +167,7 @@ def settings(view, profile: Profile) -> None:
                 "--network",
                 network,
                 *(chosen or []),
+                *seen,
             ]
             st.session_state.pop("profile", None)
             job.start(argv, f"Profile {view.checkpoint.name} on text", "profile_job")
@@ -176,7 +178,8 @@ def describe(profile: Profile) -> str:
     """A profile's settings in a few words."""
     kept = profile.settings
     words = ", ".join(kept["metrics"]) + (f", {kept['network']} bonds" if kept["network"] else "")
-    return f"{words}, on {kept['text']}" if kept.get("text") else words
+    seen = f" and {kept['images']['count']} images of {kept['images']['name']}" if kept.get("images") else ""
+    return f"{words}, on {kept['text']}{seen}" if kept.get("text") else words
 
 
 def made(profile: Profile) -> str:

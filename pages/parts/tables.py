@@ -17,6 +17,7 @@ from karipap_core.checkpoint.reach import know
 from karipap_core.errors import InputError
 from karipap_core.networks.listed import NAMES
 from karipap_core.plan import allocate, kind
+from karipap_core.plan.budget import SCOPES
 from karipap_core.plan.calibration import Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind
@@ -86,6 +87,7 @@ class Tables:
     table: dict
     calibration: Calibration | None
     choices: "measured.Choices | None" = None
+    notes: tuple[str, ...] = ()  # of weights that stay dense and have no row here
 
     @property
     def network(self) -> str:
@@ -175,11 +177,14 @@ def metrics(view, network: str) -> list[str]:
     return [what.metric for what in found if sources(view, what).measured(what)]
 
 
-def tables(view, what: What, rule: str | None, special: dict[str, dict], unit: str = "parameters") -> Tables | None:
+def tables(
+    view, what: What, rule: str | None, special: dict[str, dict], unit: str = "parameters", scope: str = "model"
+) -> Tables | None:
     """The tables for a rule (the best that was measured for None or an unknown one); None where nothing was measured.
 
     special: {weight: {"entry", "chi", "parameters", "bytes", "multiply_adds"}} of entries that are none of the options;
     such a weight has that one option. unit: what the budget counts, by which several kinds are held against each other.
+    scope: a tower's name: the weights of that tower alone.
     """
     found = sources(view, what)
     if not found.measured(what):
@@ -187,13 +192,13 @@ def tables(view, what: What, rule: str | None, special: dict[str, dict], unit: s
     sizes = ("chi", "parameters", "bytes", "multiply_adds")
     pinned = tuple(sorted((name, *(e.get(key) for key in sizes), str(e.get("entry"))) for name, e in special.items()))
     if what.listed:
-        return _listed(view.checkpoint.key, what, rule, unit, found.stamp, pinned, view, found, special)
-    return _tables(view.checkpoint.key, what, rule, found.stamp, pinned, view, found)
+        return _listed(view.checkpoint.key, what, rule, unit, scope, found.stamp, pinned, view, found, special)
+    return _tables(view.checkpoint.key, what, rule, scope, found.stamp, pinned, view, found)
 
 
 def of(view, now) -> Tables | None:
     """The tables of a draft."""
-    return tables(view, now.what, now.rule, now.special, now.unit)
+    return tables(view, now.what, now.rule, now.special, now.unit, now.scope)
 
 
 def _weights(view) -> list:
@@ -218,6 +223,17 @@ def _seen(found: Sources) -> Seen:
     return Seen.from_json(schemas.read(found.seen, "seen")) if found.seen else Seen()
 
 
+def _held(view, weights, seen: Seen, metric: str, rule: str, scope: str) -> frozenset[str]:
+    """The weights that stay dense under a rule and in a budget's scope (see `Planner.held`)."""
+    outside = {weight.name for weight in weights if scope not in SCOPES and weight.tower != scope}
+    return seen.held(metric, rule) | outside
+
+
+def _notes(view, seen: Seen, held: frozenset[str], calibration: Calibration | None) -> tuple[str, ...]:
+    images = calibration is not None and "images" in calibration.text
+    return tuple(seen.notes(view.checkpoint, {}, held, images))
+
+
 def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...]:
     rules = ["calibrated"] if calibration else []
     rules += ["loss"] if what.metric == "loss" else []
@@ -227,7 +243,7 @@ def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tables | None:
+def _tables(model_key, what, rule, scope, stamp, pinned, _view, _found: Sources) -> Tables | None:
     network, metric = what.network, what.metric
     profile = _profile(_found.profile.parent) if _found.profile else None
     weights = _weights(_view)
@@ -240,7 +256,10 @@ def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tab
     functional = curves if metric == "functional" else file and load_curves(file)
     rules = _rules(what, calibration, bool(functional), profile)
     used = rule if rule in rules else rules[0]
-    weights = [weight for weight in weights if weight.name not in seen.held(metric, used)]
+    held = _held(_view, weights, seen, metric, used, scope)
+    weights = [weight for weight in weights if weight.name not in held]
+    if not weights:
+        return None
     special = {name: (chi, parameters, adds) for name, chi, parameters, _, adds, _ in pinned}
     rows = []
     for weight in weights:
@@ -257,12 +276,14 @@ def _tables(model_key, what, rule, stamp, pinned, _view, _found: Sources) -> Tab
         if weight.name in special:
             _pin(row, *special[weight.name])
         rows.append(row)
-    model = _model(_view.checkpoint, weights, calibration, used, what)
-    return Tables(what, used, rules, rows, model, chi_board.board_data(rows, model, network), calibration)
+    model = _model(_view.checkpoint, weights, calibration, used, what, scope)
+    notes = _notes(_view, seen, held, calibration)
+    packed = chi_board.board_data(rows, model, network)
+    return Tables(what, used, rules, rows, model, packed, calibration, notes=notes)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
+def _listed(model_key, what, rule, unit, scope, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
     """The tables of several kinds, as the core lists them."""
     from karipap_core.plan.choice import Choice
     from karipap_core.plan.options import Candidates, OptionTables
@@ -284,7 +305,11 @@ def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, 
     used = rule if rule in rules else rules[0]
     study = measured.Measured(_view.checkpoint, weights, tokens, _found.curves, profile, calibration, seen)
     candidates = Candidates(study, Choice(what.network, what.quantize, what.embedding), what.metric)
-    held = seen.held(what.metric, used)
+    held = _held(_view, weights, seen, what.metric, used, scope)
+    if scope not in SCOPES:
+        held |= {table.name for table in tokens}
+    if held.issuperset(weight.name for weight in weights):
+        return None
     choices = measured.Choices(OptionTables(candidates, used, unit, _special, None, held), calibration is not None)
     if used == "entropy":
         choices.add_shares()
@@ -292,9 +317,10 @@ def _listed(model_key, what, rule, unit, stamp, pinned, _view, _found: Sources, 
         if special := _special.get(row["name"]):
             _pin_listed(row, special, measured.label(special["entry"], candidates.choice))
     weights = [weight for weight in candidates.weights if weight.name not in held]
-    model = _model(_view.checkpoint, weights, calibration, used, what)
+    model = _model(_view.checkpoint, weights, calibration, used, what, scope)
     packed = chi_board.board_data(choices.rows, model, what.network)
-    return Tables(what, used, rules, choices.rows, model, packed, calibration, choices)
+    notes = _notes(_view, seen, held, calibration)
+    return Tables(what, used, rules, choices.rows, model, packed, calibration, choices, notes)
 
 
 def _curves(view, weights, network, metric, file: Path | None, profile) -> dict[str, WeightCurve] | None:
@@ -309,6 +335,7 @@ def _row(weight, curve: WeightCurve, network: str, calibration: Calibration | No
     return {
         "name": weight.name,
         "layer": weight.layer,
+        "tower": weight.tower,
         "role": weight.role,
         "expert": weight.expert,
         "shape": tuple(weight.shape),
@@ -366,12 +393,16 @@ def _multiply_adds(network: str, shape: tuple[int, int], chis: tuple[int, ...]) 
     return np.array([spec.with_chi(chi).multiply_adds(1) for chi in chis])
 
 
-def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what: What) -> dict:
+def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what: What, scope: str) -> dict:
     """What no χ changes, and what predictions run through: the curve of calibrated plans, whose error is theirs."""
     causal = calibration is not None and calibration.measure == "kl"
     group = group_of([what.network], what.packed, what.embedding != "dense")
     fit = calibration.fit(group) if calibration else None
+    inside = [w for w in checkpoint.weights if w.compressible and (scope in SCOPES or w.tower == scope)]
+    shown = {weight.name for weight in weights}
     return {
+        "held_parameters": sum(weight.parameters for weight in inside if weight.name not in shown),
+        "held_bytes": sum(weight.bytes for weight in inside if weight.name not in shown),
         "other_parameters": checkpoint.parameters - sum(weight.parameters for weight in weights),
         "other_bytes": checkpoint.bytes - sum(weight.bytes for weight in weights),
         "dense_loss": fit.dense_loss if causal else None,
@@ -392,7 +423,8 @@ def choose(
 
     The same choice as the board's slider makes. Raises InputError where the budget cannot be met.
     """
-    other = 0 if scope == "blocks" else found.model["other_bytes" if unit == "bytes" else "other_parameters"]
+    part = "other" if scope == "model" else "held"
+    other = found.model.get(f"{part}_{'bytes' if unit == 'bytes' else 'parameters'}") or 0
     dense = sum(_dense(row, unit) for row in found.rows)
     limit = budget * (dense + other) - other
     options, shares, mates = [], {}, {}

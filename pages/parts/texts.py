@@ -17,6 +17,7 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation import suits
 from karipap_core.evaluation.own_text import TOKENS
 from karipap_core.evaluation.wrong_text import same_text, unsuited
+from karipap_core.plan.budget import towers
 from karipap_core.reading import PACKED, kind_of
 from karipap_core.text import FIELD, HUB, hub_parts, read_text
 from karipap_core.workspace import Workspace
@@ -110,6 +111,27 @@ def typed(key: str) -> str | None:
         st.error(common.plain(error))
         return None
     return with_field(file, key)
+
+
+def images(view, key: str) -> list[str]:
+    """Arguments for a folder of images, asked for where the model sees; [] where none was named."""
+    if "vision" not in towers(view.checkpoint):
+        return []
+    path = st.text_input(
+        "Folder of images (optional)",
+        key=f"{key}_images",
+        placeholder="/folder/of/images",
+        persist_state="session",
+        help="What sees (vision) is measured only on images, and stays dense without. Captions: a .txt of the same name "
+        "beside each. In a folder of KARIPAP_MODEL_ROOTS, or one that was permitted here.",
+    ).strip()
+    if not path:
+        return []
+    try:
+        return ["--images", str(confine(path, [*roots(), Workspace().root]))]
+    except InputError as error:
+        st.error(common.plain(error))
+        return []
 
 
 def uploaded(key: str) -> str | None:
