@@ -125,6 +125,7 @@ def new_run(view, running, finished: bool) -> None:
             naming.rename(plan_key(found[name].to_json()), called(found[name], names), "plan")
     with right:
         text = texts.choose("run", "held-out")
+        seen = texts.images(view, "run")
         if not gone:
             texts.warn_of_overlap(view, text, found[name].calibration)
         tokens = common.choose(
@@ -161,7 +162,7 @@ def new_run(view, running, finished: bool) -> None:
             argv = ["run", view.source, "--plan", str(Workspace().plan_file(kept)), "--max-tokens", str(tokens)]
             argv += ["--conventions"] if papers else []
             argv += ["--name", own_name]
-            job.start(argv + text, f"{own_name} on {view.checkpoint.name}", "job")
+            job.start(argv + text + seen, f"{own_name} on {view.checkpoint.name}", "job")
             st.rerun()
 
 

@@ -122,8 +122,8 @@ def images(view, key: str) -> list[str]:
         key=f"{key}_images",
         placeholder="/folder/of/images",
         persist_state="session",
-        help="What sees (vision) is measured only on images, and stays dense without. Captions: a .txt of the same name "
-        "beside each. In a folder of KARIPAP_MODEL_ROOTS, or one that was permitted here.",
+        help="What sees (vision) is measured only on images, and stays dense without. Captions: a .txt of the same "
+        "name beside each. In a folder of KARIPAP_MODEL_ROOTS, or one that was permitted here.",
     ).strip()
     if not path:
         return []

@@ -25,7 +25,7 @@ def found():
     model = llama_model(50, 32)
     model["fit"] = Fit(model["points"], 1, "t", 1.0, model["error"], 0, "kl", model["dense_loss"])
     return SimpleNamespace(
-        choices=None, rows=rows, model=model, calibration=calibration, names=[r["name"] for r in rows]
+        choices=None, rows=rows, model=model, calibration=calibration, names=[r["name"] for r in rows], notes=()
     )
 
 
@@ -36,7 +36,7 @@ def checkpoint(found):
     ]
     parameters = sum(row["parameters_dense"] for row in found.rows)
     sizes = {"parameters": parameters + 3200, "block_parameters": parameters, "bytes": 2 * (parameters + 3200)}
-    return SimpleNamespace(name="made up", fingerprint=FINGERPRINT, weights=weights, **sizes)
+    return SimpleNamespace(name="made up", fingerprint=FINGERPRINT, weights=weights, as_stored=None, **sizes)
 
 
 @pytest.fixture

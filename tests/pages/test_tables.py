@@ -303,3 +303,46 @@ def test_what_is_not_measured_is_not_offered(mixed):
     assert tables.available(mixed, tables.What("auto", "loss"))
     assert not tables.available(mixed, tables.What("auto", "loss", "int2"))
     assert not tables.available(mixed, tables.What("lowrank", "loss", None, "tt")), "the tables were not measured"
+
+
+@pytest.mark.parametrize("scope", ["blocks", "language", "model"])
+def test_a_plan_of_a_model_with_towers_is_the_command_lines(scope, towered):
+    """The vision of a Llava stays dense by text alone, on the page as on the command line, whatever the budget is of."""
+    from karipap_core.plan.budget import Budget
+    from karipap_core.plan.planner import Planner
+
+    view, study = towered
+    wanted = Planner(study, "lowrank", "loss").make(Budget(kept=0.8, scope=scope), "calibrated")
+    found = tables.tables(view, tables.What("lowrank", "loss"), "calibrated", {}, scope=scope)
+    assert {row["tower"] for row in found.rows} == {"language"} and "of vision are not reached" in found.notes[0]
+    chi = tables.choose(found, 0.8, "parameters", scope, {}, ())
+    totals = chi_board.totals(found.rows, found.model, chi)
+    made = draft.Draft("lowrank", "loss", "calibrated", chi, "parameters", scope, 0.8)
+    plan = draft.to_plan(made, view.checkpoint, found, totals)
+    cut = {name: entry for name, entry in wanted.weights.items() if entry["network"] != "dense"}
+    assert {name: entry for name, entry in plan.weights.items() if entry["network"] != "dense"} == cut
+    assert plan.notes == wanted.notes and plan.scope == wanted.scope == scope
+    for key in ("parameters", "kept", "kept_blocks", "block_parameters", "rise"):
+        assert plan.predicted[key] == pytest.approx(wanted.predicted[key], rel=1e-6), key
+    assert found.table["weights"]["tower"] == ["language"] * len(found.rows)
+
+
+@pytest.fixture(scope="module")
+def towered(tmp_path_factory):
+    from karipap_core.plan.study import Study as Real
+    from karipap_core.profiles.activations import CalibrationSettings
+    from karipap_core.text import Text
+    from tests.helpers.many_kinds import make_kind
+
+    root = tmp_path_factory.mktemp("towered")
+    text = Text("numbers", tuple(f"the square of {n} is {n * n}\n" * 3 for n in range(30)))
+    settings = CalibrationSettings(tokens=256, window=32, probe_windows=3, check_windows=3)
+    study = Real(make_kind("llava", root / "model"), text, settings, "cpu", Workspace(root / "workspace"))
+    study.calibration("loss")
+    return SimpleNamespace(checkpoint=study.checkpoint, alias="llava", source="llava", only=None), study
+
+
+@pytest.fixture(autouse=True)
+def workspace_of_the_towered(request, monkeypatch):
+    if "towered" in request.fixturenames:
+        monkeypatch.setenv("KARIPAP_WORKSPACE", str(request.getfixturevalue("towered")[1].workspace.root))

@@ -32,7 +32,8 @@ BOXES = {
     (
         "pages/parts/texts.py",
         None,
-    ): "a path of a text, a folder of images: roots.confine; a text, stored under a name of its letters, digits and sum; "
+    ): "a path, of a text or of a folder of images: roots.confine; a text, stored under a name of its letters, digits "
+    "and sum; "
     "a data set by the pattern of its parts; a field, only looked for",
     ("pages/parts/plan_side.py", None): "χ and locks of listed weights",
 }
