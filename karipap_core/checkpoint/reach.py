@@ -85,8 +85,10 @@ def coverage(checkpoint: Checkpoint) -> dict[str, Any]:
     for entry in checkpoint.skipped:
         info = checkpoint.tensors.get(entry["name"])
         counted = info is not None and entry["why"] != BUFFER and entry["name"] not in checkpoint.tied
-        if info is not None and counted and role_of(entry["name"].removesuffix(".weight"), False) not in EMBEDDINGS:
-            dimensions = len(info.shape)
+        if info is None or not counted:
+            continue
+        dimensions = len(info.shape)
+        if dimensions != 2 or role_of(entry["name"].removesuffix(".weight"), False) not in EMBEDDINGS:
             left[VECTORS if dimensions < 2 else HIGHER if dimensions > 2 else OTHERS] += info.items
     whole = reached + left.total()
     return {
