@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from karipap_core.checkpoint.beside import Beside, beside
 from karipap_core.checkpoint.files import files_of
 from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.checkpoint.quantized import SAID_BESIDE
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.checkpoint.tensorfile import (
     FLOATS,
@@ -239,7 +240,7 @@ def side_files(checkpoint: Checkpoint) -> Beside:
     home = checkpoint.home
     whole = not checkpoint.path.is_file() and any(info.file.parent == home for info in checkpoint.tensors.values())
     own = {file.name for file in files_of(home)} if whole else {checkpoint.path.name}
-    return beside(home, own | RECORDS | {"config.json"}, checkpoint.tensors, whole)
+    return beside(home, own | RECORDS | SAID_BESIDE | {"config.json"}, checkpoint.tensors, whole)
 
 
 def stayed_behind(result: dict) -> str:

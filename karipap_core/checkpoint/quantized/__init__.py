@@ -18,6 +18,10 @@ from karipap_core.checkpoint.quantized.torchao import torchao
 from karipap_core.checkpoint.tensorfile import TensorInfo
 from karipap_core.errors import InputError
 
+# Files that say how the tensors beside them are quantized (GPTQ's, AWQ's, Model Optimizer's, quanto's): they would be
+# wrong beside opened ones.
+SAID_BESIDE = {"quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json"}
+
 
 def auto_round(opening: Opening) -> str:
     """AutoRound's weights, which it packs as GPTQ's or AWQ's libraries do, as `packing_format` says."""

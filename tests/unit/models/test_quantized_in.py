@@ -71,6 +71,7 @@ def test_a_model_quantized_in_part_runs_as_the_dense_model_of_its_opened_weights
 
 def test_its_compressed_folder_is_that_of_the_dense_model_and_says_how_the_files_stored_it(pair, tmp_path):
     quantized, dense = pair("llama")
+    (quantized / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')  # of these tensors alone
     found = {}
     for folder in (quantized, dense):
         plan = make_plan(folder, 0.7, metric="weight", rule="uniform")
@@ -85,6 +86,7 @@ def test_its_compressed_folder_is_that_of_the_dense_model_and_says_how_the_files
             load_file(tmp_path / f"{folder.name} again" / "model.safetensors"),
         ]
         assert "quantization_config" not in json.loads((tmp_path / f"{folder.name} again" / "config.json").read_text())
+    assert not list(tmp_path.glob("*/hf_quant_config.json"))
     one, other = found[quantized], found[dense]
     assert one[0] == other[0]
     for mine, theirs in zip(one[1:], other[1:], strict=True):
