@@ -53,7 +53,7 @@ def workbench(view) -> None:
             left, right = st.columns([13, 8], gap="large")
         with left:
             board(history, found)
-            plan_side.notes(now, found)
+            plan_side.notes(view, now, found)
         with right:
             selected = plan_side.selected_row(found)
             plan_side.one_weight(view, now, found, selected)

@@ -101,6 +101,10 @@ def same_conditions(points: list[dict]) -> list[dict]:
 def chart(view, points: list[dict]) -> None:
     qualities = [key for key in axes.QUALITIES if any(point.get(key) is not None for point in points)]
     qualities += list(scores.keys(points))
+    if not qualities:
+        why = dict.fromkeys(note for point in points for note in point.get("notes", ()))
+        st.info(common.plain(" ".join(["No quality was measured, so there is nothing to draw.", *why])))
+        return
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-axes"):
         x = common.choose(
             st.selectbox,

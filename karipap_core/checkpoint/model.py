@@ -83,8 +83,9 @@ class Checkpoint:
     `parameters` and `bytes` (the whole model, tied tensors once), `block_parameters` (of what can be compressed).
     `form` says how the files store it where that is not how the model computes (quantized …): then `tensors` are those
     that it opens to, `form.stored` those in the files. `left_out` gives the weights that look compressible and that no
-    plan can reach, with the reason, and `reachable_tables` the tables of tokens that one can: see reach.py; None and ()
-    until that has been found out. `home` is the folder that config.json and tokenizer are in.
+    plan can reach, with the reason, `reachable_tables` the tables of tokens that one can, and `not_run` why the model
+    cannot be run on text: see reach.py; None, () and None until that has been found out. `home` is the folder that
+    config.json and tokenizer are in.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Checkpoint:
         self.skipped: list[dict[str, str]] = []
         self.left_out: dict[str, str] | None = None
         self.reachable_tables: tuple[str, ...] = ()
+        self.not_run: str | None = None
         self._handles: dict[Path, Any] = {}
         self._sort_out()
 

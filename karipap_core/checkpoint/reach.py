@@ -21,7 +21,7 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
 
-RULES = 1  # of what can be reached: counted up where they change
+RULES = 2  # of what can be reached: counted up where they change
 OUTSIDE = "outside the blocks (projections between parts, poolers, heads of tasks)"
 ROUTERS = "routers, which choose experts"
 VECTORS = "norms, biases and other vectors"
@@ -32,25 +32,34 @@ OTHERS = "parameters of no linear layer"
 def know(checkpoint: Checkpoint) -> bool:
     """Narrows a checkpoint to what is known to be reachable; whether anything is known."""
     if checkpoint.left_out is None and (found := kept_json(_file(checkpoint), "reach")) is not None:
-        narrow(checkpoint, found["left"], found["tables"], found["buffers"])
+        narrow(checkpoint, found["left"], found["tables"], found["buffers"], found["not_run"])
     return checkpoint.left_out is not None
 
 
-def keep(checkpoint: Checkpoint, left: dict[str, str], tables: list[str], buffers: list[str]) -> None:
+def keep(
+    checkpoint: Checkpoint, left: dict[str, str], tables: list[str], buffers: list[str], not_run: str | None
+) -> None:
     """Narrows a checkpoint to what was found out (see `narrow`), and keeps that."""
     file = _file(checkpoint)
-    narrow(checkpoint, left, tables, buffers)
+    narrow(checkpoint, left, tables, buffers, not_run)
     with suppress(InputError, StorageError):  # a workspace that cannot be written only costs the time to ask again
-        keep_json(file, {"left": left, "tables": tables, "buffers": buffers})
+        keep_json(file, {"left": left, "tables": tables, "buffers": buffers, "not_run": not_run})
 
 
-def narrow(checkpoint: Checkpoint, left: dict[str, str], tables: Iterable[str], buffers: Iterable[str]) -> None:
+def narrow(
+    checkpoint: Checkpoint,
+    left: dict[str, str],
+    tables: Iterable[str],
+    buffers: Iterable[str],
+    not_run: str | None = None,
+) -> None:
     """Takes what no plan can reach out of what is `compressible`.
 
     left : such weights, with the reason.  tables : tables of tokens that a plan can reach.  buffers : tensors that are
-    no parameters of the model; they take their bytes all the same.
+    no parameters of the model; they take their bytes all the same.  not_run : why the model cannot be run on text.
     """
     checkpoint.left_out, checkpoint.reachable_tables = dict(left), tuple(tables)
+    checkpoint.not_run = not_run
     held = (set(buffers) & checkpoint.tensors.keys()) - checkpoint.buffers
     for info in (checkpoint.tensors[tensor] for tensor in held):
         checkpoint.parameters -= info.items if "F" in info.dtype else 0

@@ -21,6 +21,11 @@ from karipap_core.text import Text, standard_library
 from karipap_core.workspace.kept import kept_json
 from karipap_core.workspace.runs import environment
 
+QUALITY = ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl") + (
+    "top1_agreement",
+    "text_warning",
+    "fidelity",
+)
 DEFAULT_TOKENS = 32768
 DEFAULT_SCORING = Scoring(max_tokens=DEFAULT_TOKENS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,28 +69,33 @@ def evaluate_folder(
     notes: list[str] = []
     source = dense_model_of(folder, against, notes)
     progress("load", 0, 2, folder.name)
-    model, tokenizer = load_model(folder, dtype=DTYPES[dtype], device=device)
+    model, tokenizer = load_model(folder, dtype=DTYPES[dtype], device=device, run=False)
+    why = running.why_not(model)
     dense = None
     if source is not None:
         progress("load", 1, 2, str(source))
-        dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device)
+        dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device, run=False)
         tokenizer = tokenizer or dense_tokenizer
     progress("load", 2, 2)
-    if tokenizer is None:
+    if tokenizer is None and why is None:
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, running.predicts(model))
-    result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
-    if text.images is not None:
-        from karipap_core.evaluation.pictured import in_words, measure_images
+    if why is None:
+        result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
+        if text.images is not None:
+            from karipap_core.evaluation.pictured import in_words, measure_images
 
-        homes = [open_checkpoint(each, compressed=True) for each in (folder, source) if each is not None]
-        result["images"] = measure_images(model, dense, homes, text.images, progress)
-        notes.append(in_words(result["images"]))
+            homes = [open_checkpoint(each, compressed=True) for each in (folder, source) if each is not None]
+            result["images"] = measure_images(model, dense, homes, text.images, progress)
+            notes.append(in_words(result["images"]))
+    else:
+        notes.append(f"Neither quality nor speed is measured: {why}")
+        result = dict.fromkeys(QUALITY) | {"kind": "encoder", "window": None, "stride": None}
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
         args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)
         result["conventions"] = measure_conventions(*args)
-    result |= _cost(models, dict(zip(models, (folder, source), strict=False)), speed, progress, notes)
+    result |= _cost(models, dict(zip(models, (folder, source), strict=False)), speed, why is None, progress, notes)
     return result | {
         "model": str(folder),
         "against": None if source is None else str(source),
@@ -125,14 +135,16 @@ def _is_healed(folder: Path) -> bool:
     return isinstance(result, dict) and bool(result.get("improved"))
 
 
-def _cost(models: dict, paths: dict[str, str | Path | None], speed: bool, progress: Progress, notes: list[str]) -> dict:
+def _cost(
+    models: dict, paths: dict[str, str | Path | None], speed: bool, runs: bool, progress: Progress, notes: list[str]
+) -> dict:
     """{"speed", "memory"} of {name: model}; what cannot be measured is None, and `notes` says why."""
     memory: dict[str, dict] = {name: {"weights_bytes": weights_bytes(model)} for name, model in models.items()}
     found: dict[str, Any] = {"speed": None}
     try:
         with explained("Speed and peak memory are not measured"):
-            found["speed"] = measure_speed(models, progress=progress) if speed else None
-            memory = {name: measure_memory(model) for name, model in models.items()}
+            found["speed"] = measure_speed(models, progress=progress) if speed and runs else None
+            memory = {name: measure_memory(model) for name, model in models.items()} if runs else memory
     except InputError as error:
         notes.append(str(error))
     if found["speed"] and (why := running.without_cache(next(iter(models.values())))) and why != running.NO_TOKENS:
@@ -144,10 +156,7 @@ def _quality(
     model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str], healed: bool
 ) -> dict:
     """The part of the result that says how good the model is; every key is there for causal models and encoders."""
-    empty = dict.fromkeys(
-        ("loss", "perplexity", "bits_per_byte", "tokens", "text_bytes", "dense", "rise", "rise_error", "kl")
-        + ("top1_agreement", "text_warning", "fidelity")
-    )
+    empty: dict[str, Any] = dict.fromkeys(QUALITY)
     if running.predicts(model):
         sample = Sample.of(model, tokenizer, text, scoring)
         measured = measure(model, sample, dense, progress, healed=healed)

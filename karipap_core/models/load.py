@@ -47,7 +47,8 @@ def load_model(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
     """(model in eval mode, its tokenizer or None) from a folder, file, hub id or open checkpoint, dense or compressed.
 
-    Models that predict tokens with their head, others without (`class_of`). `run`: whether it is tried on a few tokens.
+    Models that predict tokens with their head, others without (`class_of`). `run`: whether it has to run on text, which
+    is tried on a few tokens; without, one that reads no text is loaded too.
     Nothing is executed from the
     folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one. Raises InputError where
     config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
@@ -68,7 +69,7 @@ def load_model(
             raise checkpoint.damaged(name)
     live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
     live.eval()
-    if run:
+    if run or running.why_not(live) is None:
         _try(live, checkpoint.name)
     return live, tokenizer
 

@@ -64,6 +64,15 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None =
     return inputs
 
 
+def why_not(model: "PreTrainedModel") -> str | None:
+    """Why a model cannot be run on text, None where it can."""
+    try:
+        inputs_of(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def logits(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None = None) -> torch.Tensor:
     """Logits (rows, n, vocabulary) for ids (rows, n), and what goes with them as in `inputs_of`: at place t those of
     the token at t + 1. Of an encoder and a decoder the last place has none of its own and repeats the one before."""

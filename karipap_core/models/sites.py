@@ -26,6 +26,7 @@ from karipap_core.layers.embedding import TensorNetworkEmbedding, is_table
 from karipap_core.layers.linear import TensorNetworkLinear
 from karipap_core.models.empty import empty_model
 from karipap_core.models.names import Names
+from karipap_core.models.running import why_not
 from karipap_core.networks import Spec
 
 _TRIED: dict[type, bool] = {}
@@ -50,7 +51,7 @@ def find_reach(checkpoint: Checkpoint) -> None:
     ]
     found, left = _sorted_out(model, checkpoint, tables=True)
     tables = [name for name in found if not checkpoint.weight(name).compressible]
-    keep(checkpoint, left, tables, held)
+    keep(checkpoint, left, tables, held, why_not(model))
 
 
 def tied_tables(checkpoint: Checkpoint) -> dict[str, list[str]]:

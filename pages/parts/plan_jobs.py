@@ -100,6 +100,8 @@ def plan_argv(view, what: tables.What, rule: str, budget: float, unit: str, scop
 
 def search(view, now: draft.Draft, found: tables.Tables) -> None:
     """Rules that measure, at the present budget, as a job; the measurement itself where there is none."""
+    if view.checkpoint.not_run:
+        return  # what the board says below it is that nothing is predicted, and why
     calibrated = found.calibration is not None
     label = "Search by measuring" if calibrated else "Measure the damages"
     mine = plan_session.state()

@@ -278,7 +278,7 @@ def table(history: draft.History, found: tables.Tables) -> None:
         common.csv_button(data, "karipap-plan", "plan_csv")
 
 
-def notes(now: draft.Draft, found: tables.Tables) -> None:
+def notes(view, now: draft.Draft, found: tables.Tables) -> None:
     """How the plan was chosen and what its prediction rests on, in sentences below the board."""
     said = [RULE_SAYS.get(now.rule, ""), *found.notes]
     if found.choices is not None:
@@ -293,6 +293,8 @@ def notes(now: draft.Draft, found: tables.Tables) -> None:
             f"sum, so the rise runs through measured whole plans (calibration v{fit.version}{where}). "
             "It is a prediction until the plan is run."
         )
+    elif why := view.checkpoint.not_run:
+        said.append(f"No loss is predicted or measured: {why} Plans go by its weights alone.")
     else:
         said.append("No damages were measured on this model yet, so no loss is predicted: measure them first.")
     st.html(f'<p class="k-note">{html.escape(" ".join(said))}</p>')

@@ -90,6 +90,8 @@ def conditions(run: dict) -> tuple:
 
 def say_conditions(run: dict) -> str:
     """The same in words."""
+    if run.get("tokens") is None:
+        return "nothing"
     text = (run.get("text") or {}).get("name", "an unnamed text")
     return f"{text}, {run.get('tokens') or 0:,} tokens in windows of {run.get('window')}, stride {run.get('stride')}"
 
