@@ -9,7 +9,8 @@ from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-GGUF = ".gguf"
+GGUF, MAGIC = ".gguf", b"GGUF"
+OTHERS = (".safetensors", ".json", *PICKLES)  # files that are never looked into for it
 MOST_NAMED = 4  # files that a sentence names
 ADAPTER = "adapter_config.json"
 # Settings, templates and the files of tokenizers: .spm are Marian's, .codes BERTweet's, .tokenizer ProphetNet's.
@@ -90,14 +91,24 @@ def gguf_files(path: Path) -> list[Path]:
     """The GGUF files that make up the model at `path`: a file of it, or a folder that holds none in safetensors. None
     where it is no such model. Raises InputError for a folder with several, and where a part is missing."""
     if not path.is_dir():
-        if path.suffix.lower() != GGUF or GGUF_PART.fullmatch(path.name) is None:
-            return [path] if path.suffix.lower() == GGUF else []
+        if path.suffix.lower() != GGUF:
+            return [path] if path.suffix not in OTHERS and _is_gguf(path) else []
+        if GGUF_PART.fullmatch(path.name) is None:
+            return [path]
         return _there(path.parent, parts_of(path.name, names_in(path.parent)))
     names = names_in(path)
     models = [] if any(name.endswith(".safetensors") for name in names) else gguf_models(names)
     if len(models) > 1:
         raise InputError(f"{path} holds {several(models)}: name one of them.")
     return _there(path, parts_of(models[0], names)) if models else []
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file is GGUF by its first bytes: Ollama's have no name that says so."""
+    if not path.is_file():
+        return False
+    with open_file(path) as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def gguf_models(names: list[str]) -> list[str]:

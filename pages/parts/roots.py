@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from karipap_core.checkpoint.files import GGUF, gguf_models
-from karipap_core.checkpoint.gguf.header import MAGIC
+from karipap_core.checkpoint.files import GGUF, MAGIC, gguf_models
 from karipap_core.errors import InputError
 from karipap_core.reading import open_file, read_json
 from pages.parts import opening_memory, server

@@ -216,7 +216,7 @@ KNOWN: dict[str, Architecture] = {
         "gemma3_text",
         "Gemma3ForCausalLM",
         GEMMA2.names | QK_NORMS,
-        GEMMA2.fields,
+        GEMMA2.fields | {"rope.freq_base_swa": "rope_local_base_freq"},
         OFFSET,
         wide=62,
         tied=True,

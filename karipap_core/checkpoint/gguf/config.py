@@ -18,7 +18,7 @@ MOST_SHOWN = 40  # characters of a value that are shown
 # Entries of an architecture that change nothing here: said elsewhere, or of llama.cpp's own.
 SAID_ELSEWHERE = ("vocab_size", "tensor_data_layout", "attention.value_length", "attention.key_length")
 LENGTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
-ROPE = ("rope.freq_base", "rope.dimension_count")
+ROPE = ("rope.freq_base", "rope.dimension_count", "rope.scale_linear")
 NEEDED = ("embedding_length", "block_count", "attention.head_count", "ssm.inner_size")
 MOST = 1 << 24  # of these
 IDS = {
@@ -76,13 +76,16 @@ def config_of(header: Header, architecture: Architecture) -> dict[str, Any]:
     for rest, key in said.items():
         if field := architecture.fields.get(rest):
             config[field] = _plain(header, key)
+        elif rest.startswith("expert_") and not header.entries[key]:
+            continue  # of a model without experts
         elif rest not in SAID_ELSEWHERE + architecture.silent and not rest.startswith("rope."):
             shown = str(header.entries[key])[:MOST_SHOWN]
             raise InputError(f"{header.file} has the entry {key} ({shown}), which is not known here.")
     _missing(header, architecture, config, name)
     _heads(header, architecture, config, {rest: _plain(header, key) for rest, key in said.items() if rest in LENGTHS})
     rope = {rest: _plain(header, key) for rest, key in said.items() if rest.startswith("rope.")}
-    if unknown := next((rest for rest in rope if not rest.startswith("rope.scaling.") and rest not in ROPE), None):
+    known = (*ROPE, *architecture.fields)
+    if unknown := next((rest for rest in rope if not rest.startswith("rope.scaling.") and rest not in known), None):
         raise InputError(f"{header.file} has the entry {said[unknown]} ({rope[unknown]}), which is not known here.")
     config |= rope_of(header, rope, config)
     if "rope_scaling" in config and not config["rope_scaling"]:

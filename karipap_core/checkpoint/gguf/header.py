@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from karipap_core.checkpoint.files import MAGIC
 from karipap_core.checkpoint.tensorfile import LONGEST_NAME, TensorInfo
 from karipap_core.errors import InputError
 from karipap_core.reading import instead, open_file
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_HEADER = 256 << 20  # bytes; a vocabulary of 262,144 tokens with its merges takes 20 MB
 MOST_ENTRIES = 1 << 16

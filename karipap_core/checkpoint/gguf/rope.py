@@ -33,6 +33,8 @@ def rope_of(header: Header, plain: dict[str, Any], config: dict[str, Any]) -> di
     """Fields of config.json for the scaling of rotary frequencies; `plain` are the architecture's entries. Raises
     InputError for a rule that is not known here."""
     said = {key.removeprefix("rope.scaling."): value for key, value in plain.items() if key.startswith("rope.scaling.")}
+    if "rope.scale_linear" in plain:  # how files of 2023 say it
+        said = {"type": "linear", "factor": plain["rope.scale_linear"]} | said
     if unknown := sorted(set(said) - SCALING.keys()):
         raise InputError(f"{header.file} scales rotary frequencies by {unknown[0]}, which is not known here.")
     scaling = {field: said[key] for key, field in SCALING.items() if field and key in said}

@@ -86,6 +86,8 @@ def test_a_file_is_the_same_model_elsewhere_and_in_parts(tmp_path, monkeypatch):
     monkeypatch.setenv("KARIPAP_WORKSPACE", str(tmp_path / "other"))
     shutil.copytree(file.parent, tmp_path / "two")
     moved = open_checkpoint(tmp_path / "two")
+    shutil.copy(file, tmp_path / "sha256-0123")  # as Ollama keeps it
+    assert open_checkpoint(tmp_path / "sha256-0123").identity == known.identity
     assert (moved.name, moved.identity) == ("two", known.identity)
     parts = gguf_files.write(folder, tmp_path / "parts" / "made.gguf", split=9).parent
     assert len(list(parts.iterdir())) == 3
@@ -109,6 +111,22 @@ FEWER_HEADS = {"llama.attention.head_count": 2, "llama.attention.head_count_kv":
 FEWER_HEADS |= dict.fromkeys(
     ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"), 32
 )
+TOLD = {  # other words for the same
+    "no experts": {"llama.expert_count": 0, "llama.expert_used_count": 0},
+    "no scaling": {"llama.rope.scale_linear": 1.0},
+    "no rule": {"llama.rope.scaling.type": "none"},
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_says_nothing_changes_nothing(tmp_path, name):
+    folder = gguf_files.make("llama", tmp_path / "made")
+    opened = open_checkpoint(gguf_files.write(folder, tmp_path / "made.gguf", entries=TOLD[name]))
+    scaling = opened.config.pop("rope_scaling", {"factor": 1.0})
+    assert scaling["factor"] == 1.0
+    assert opened.config == open_checkpoint(gguf_files.write(folder, tmp_path / "plain.gguf")).config
+
+
 REFUSED = {
     "qwen35x": ({"general.architecture": "qwen35x"}, "is of the architecture qwen35x, which is not opened from GGUF"),
     "a projector": ({"general.type": "mmproj"}, r"is a GGUF file of another kind \(mmproj\), not a model"),
