@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from karipap_core.checkpoint.form import beside
 from karipap_core.errors import InputError
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.figures import runs as figures_runs
@@ -200,6 +201,8 @@ def promise(plan: Plan) -> None:
             ("Parameters kept", f"{predicted['kept']:.1%}"),
             ("Bytes kept", f"{predicted.get('bytes_kept', 1):.1%}"),
         ]
+    if (stored := plan.model.get("stored")) and predicted.get("bytes"):
+        items.append(("Beside the files", f"{beside(stored, predicted['bytes'])} ({stored['form']})"))
     if predicted.get("beyond"):
         items.append(("Predicted rise in loss", words(predicted)))
     elif rise := rise_in_words(predicted):

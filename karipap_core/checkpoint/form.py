@@ -56,6 +56,8 @@ def opened(config: dict[str, Any], stored: dict[str, TensorInfo], name: str) -> 
     settings = config.get("quantization_config") or inner.get("quantization_config") or config.get("quantization")
     if isinstance(settings, dict) and "quant_method" not in settings and config.get("quantization"):
         settings = settings | {"quant_method": "metal"}  # MLX writes this table, under two names
+    if not settings and any(name.endswith("._data") for name in stored):
+        settings = {"quant_method": "quanto"}  # which says so in a file of its own
     if not isinstance(settings, dict) or settings.get("quant_method") == "karipap":
         return Opened(config, stored)
     plain, tensors, words, recipe = open_quantized(config, settings, stored, name)

@@ -188,6 +188,8 @@ def facts(run: dict) -> None:
         ("Parameters kept", f"{run['kept']:.1%}", f"{1 - run['kept']:.1%} removed; embedding and head counted"),
         ("Bytes kept", f"{run['bytes_kept']:.1%}", "16 bits a number where nothing is quantized"),
     ]
+    if (stored := (run.get("model") or {}).get("stored")) and run.get("bytes"):
+        items.append(("Beside the files", f"{run['bytes'] / stored['bytes']:.0%}", f"of the files as {stored['form']}"))
     if run.get("rise") is not None:
         error = f"± {run['rise_error']:.2g} " if run.get("rise_error") else ""
         interval = uncertainty.rise_of(run)

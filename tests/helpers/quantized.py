@@ -264,6 +264,15 @@ def torchao8(name: str, rows: int, columns: int, seed: int = 0) -> Written:
     return {f"{name}._weight_{part}": stored[name + ending] for ending, part in parts.items()}, dense
 
 
+def quanto8(name: str, rows: int, columns: int, seed: int = 0) -> Written:
+    """optimum-quanto's float8."""
+    stored, dense = fp8_scaled(name, rows, columns, (rows, 1), seed)
+    parts = {"_data": stored[f"{name}.weight"], "_scale": stored[f"{name}.weight_scale"]}
+    return {f"{name}.weight.{part}": tensor for part, tensor in parts.items()} | {
+        f"{name}.input_scale": torch.ones(())
+    }, dense
+
+
 def modelopt_nvfp4(name: str, rows: int, columns: int, seed: int = 0) -> Written:
     """Model Optimizer's NVFP4: what compressed-tensors divides by, it multiplies by, in other names."""
     stored, dense = nvfp4(name, rows, columns, seed)

@@ -14,6 +14,7 @@ from karipap_core.checkpoint.quantized.mlx import mlx
 from karipap_core.checkpoint.quantized.modelopt import modelopt
 from karipap_core.checkpoint.quantized.mxfp4 import mxfp4
 from karipap_core.checkpoint.quantized.opening import Opening
+from karipap_core.checkpoint.quantized.quanto import quanto
 from karipap_core.checkpoint.quantized.torchao import torchao
 from karipap_core.checkpoint.tensorfile import TensorInfo
 from karipap_core.errors import InputError
@@ -44,6 +45,7 @@ READERS: dict[str, Callable[[Opening], str]] = {
     "auto-round": auto_round,
     "modelopt": modelopt,
     "torchao": torchao,
+    "quanto": quanto,
     "metal": mlx,
     "bitnet": bitnet,
 }

@@ -28,13 +28,14 @@ def torchao(opening: Opening) -> str:
                 f"{opening.name} is quantized (torchao), and {base}{QDATA} is packed for one kind of GPU, which is not "
                 "opened here: give the model in 16 or 32 bits, or quantized to int8 or float8."
             )
-        found[_give(opening, base, f"{stem}.{short}")] = None
+        names = (f"{base}{QDATA}", f"{base}_scale", f"{base}_zero_point")
+        found[scaled(opening, names, f"{stem}.{short}", "torchao")] = None
     opening.alone(*(f"._weight{part}" for part in PARTS))
     return " and ".join(found)
 
 
-def _give(opening: Opening, base: str, target: str) -> str:
-    names = [base + part for part in PARTS]
+def scaled(opening: Opening, names: tuple[str, str, str], target: str, library: str) -> str:
+    """Gives the weight `target` of numbers, scales and zeros (where there are any); says in words how it was stored."""
     codes, scales = opening.stored[names[0]], opening.part(names[1], HALVES, names[0])
     shape = codes.shape
     grid = grid_of(shape, scales.shape) if len(shape) in (2, 3) and 0 not in shape else None
@@ -54,4 +55,6 @@ def _give(opening: Opening, base: str, target: str) -> str:
 
     opening.give(target, shape, make, names)
     kind = "int8" if codes.dtype == "I8" else "fp8"
-    return f"{kind} (torchao, {'per tensor' if grid[-2:] == (1, 1) else 'per channel' if grid[-1] == 1 else 'groups'})"
+    return (
+        f"{kind} ({library}, {'per tensor' if grid[-2:] == (1, 1) else 'per channel' if grid[-1] == 1 else 'groups'})"
+    )

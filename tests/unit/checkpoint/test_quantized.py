@@ -112,6 +112,7 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
         lambda name: by_hand.torchao8(name, 6, 10),
         "int8 (torchao, per channel)",
     ),
+    "quanto": ({"quant_method": "quanto"}, lambda name: by_hand.quanto8(name, 6, 10), "fp8 (quanto, per channel)"),
     "modelopt": (
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
         lambda name: by_hand.modelopt_nvfp4(name, 6, 32),
@@ -317,6 +318,16 @@ def test_an_older_export_of_model_optimizer_says_so_beside_its_config(tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     (model / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "NVFP4", "group_size": 16}}))
     holds(open_checkpoint(model), {f"{Q}.weight": dense}, torch.float32)
+
+
+def test_quanto_says_nothing_in_config_json_and_its_packed_weights_are_refused(tmp_path):
+    stored, dense = by_hand.quanto8(Q, 6, 10)
+    model = folder(tmp_path / "m", stored, {}, "float32")
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "float32"}))
+    holds(open_checkpoint(model), {f"{Q}.weight": dense}, torch.float32)
+    save_file({f"{Q}.weight._data._data": torch.ones(4, 4, dtype=torch.uint8)}, model / "model.safetensors")
+    with pytest.raises(InputError, match="quanto.*packed without the shape"):
+        open_checkpoint(model)
 
 
 def test_floats_of_4_and_6_bits_have_sizes_and_are_copied_byte_for_byte(tmp_path):
