@@ -30,6 +30,8 @@ from karipap_core.text import Text
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_tensors, kept_tensors
 
+ENOUGH = 4  # tokens for each direction of a moment, below which an expert borrows from others
+
 
 @dataclass(frozen=True)
 class CalibrationSettings:
@@ -141,6 +143,7 @@ class Moments:
         self._loaded: int | None = None
         self._tensors: dict[str, torch.Tensor] = {}
         self._keys: dict[str, list[str]] = {}
+        self._few: dict[str, int] = {}  # experts' weights that borrow from others, and the tokens that they saw
 
     def metric(self, name: str, which: str) -> Metric:
         """The Metric of a weight: `weight`, `functional` (C), `loss` (C and G). Weights that share an input share C."""
@@ -157,16 +160,27 @@ class Moments:
             damping=self.settings.damping,
         )
 
+    def borrowed(self, name: str) -> str | None:
+        """One sentence where an expert saw too few tokens for moments of its own, None for any other weight."""
+        self._load(self._group_of[name])
+        if (count := self._few.get(name)) is None:
+            return None
+        return (
+            f"The text brings {count:,} tokens to this expert, fewer than {ENOUGH} for each direction: its moments are "
+            "blended with those of the layer's other experts."
+        )
+
     def _load(self, index: int) -> None:
         if self._loaded == index:
             return
         self._tensors, self._loaded = {}, None
         file = self.folder / f"moments-{index:04d}.safetensors"
         if (found := kept_tensors(file)) is None:
-            tensors, keys = _collect(self, index)
-            found = tensors, {"keys": json.dumps(keys)}
+            tensors, keys, few = _collect(self, index)
+            found = tensors, {"keys": json.dumps(keys), "few": json.dumps(few)}
             keep_tensors(file, *found)
         self._tensors, self._keys = found[0], json.loads(found[1]["keys"])
+        self._few |= json.loads(found[1].get("few", "{}"))
         self._loaded = index
 
 
@@ -201,7 +215,7 @@ class _Sums:
         self.count += len(vectors)
 
 
-def _collect(moments: Moments, index: int) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+def _collect(moments: Moments, index: int) -> tuple[dict[str, torch.Tensor], dict[str, list[str]], dict[str, int]]:
     """One pass of forward and backward over the calibration windows for the weights of one group."""
     from karipap_core.models.load import load_model
     from karipap_core.models.sites import observe, sites
@@ -309,12 +323,13 @@ def _pack(
     shared: dict[str, str],
     tokens: int,
     images: bool,
-) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]], dict[str, int]]:
     """Second moments as means over the vectors that a weight saw. G is scaled by how many these are for each scored
     token: an expert sees some of them alone, what sees images many patches for few words. An expert that saw few
     tokens borrows from its layer's other experts."""
     tensors: dict[str, torch.Tensor] = {}
     keys: dict[str, list[str]] = {}
+    few: dict[str, int] = {}
     pooled: dict[tuple, list] = {}
     for weight in group:
         if weight.expert is not None:
@@ -325,10 +340,11 @@ def _pack(
         names = pooled.get((weight.layer, weight.role), [weight.name])
         total = sum(sums[name].total for name in names)
         count = sum(sums[name].count for name in names)
-        if len(names) == 1 or own.count >= 4 * own.total.shape[0]:
+        if len(names) == 1 or own.count >= ENOUGH * own.total.shape[0]:
             return own.total / max(1, own.count)
         # Few tokens make a poor estimate of many directions: blend with the layer's other experts.
-        prior = 4 * own.total.shape[0] - own.count
+        few[weight.name] = own.count
+        prior = ENOUGH * own.total.shape[0] - own.count
         return (own.total + prior * total / max(1, count)) / (own.count + prior)
 
     for weight in group:
@@ -340,4 +356,4 @@ def _pack(
         share = 1.0 if whole else max(1, gradients[weight.name].count) / tokens
         tensors[g_key] = mean(gradients, weight) * share
         keys[weight.name] = [c_key, g_key]
-    return tensors, keys
+    return tensors, keys, few

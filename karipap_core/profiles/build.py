@@ -139,6 +139,8 @@ def _profile_weight(checkpoint, weight, settings: dict, moments, device: str) ->
     if wanted != settings["metrics"]:
         notes.append("Only the weights that can be compressed have their activations looked at: weight spectrum alone.")
     chosen = {name: None if name == "weight" else moments.metric(weight.name, name) for name in wanted}
+    if any(chosen.values()) and weight.expert is not None and (said := moments.borrowed(weight.name)):
+        notes.append(said)
     cuts = _cuts(weight.shape, settings["network"]) if settings["network"] == "mpo" else []
     lattice = _lattice(weight.shape) if settings["network"] == "peps" and weight.compressible else None
     row = weight.facts() | {

@@ -100,6 +100,7 @@ export class Grid {
     this.columns = roles.length;
     this.column = new Map(roles.map((role, c) => [role, c]));
     scroll.style.setProperty("--columns", roles.length);
+    scroll.classList.toggle("towered", T.tower.some(Boolean)); // rows have longer names
     scroll.classList.toggle("labelled", T.labels !== null); // words need wider cells than numbers
 
     const head = element("div", "row heads", scroll);

@@ -185,6 +185,7 @@ def damage_figure(row: dict) -> go.Figure:
 
 
 COLUMNS = {
+    "tower": st.column_config.TextColumn("Tower", width=70),
     "layer": st.column_config.NumberColumn("Layer", width=50),
     "role": st.column_config.TextColumn("Role", width=50),
     "expert": st.column_config.NumberColumn("Expert", width=60),
@@ -209,6 +210,7 @@ def as_table(now: draft.Draft, found: tables.Tables) -> pd.DataFrame:
     ]
     return pd.DataFrame(
         {
+            "tower": [row.get("tower") or None for row in found.rows],
             "layer": [row["layer"] for row in found.rows],
             "role": [row["role"] for row in found.rows],
             "expert": [row["expert"] for row in found.rows],
@@ -253,7 +255,7 @@ def table(history: draft.History, found: tables.Tables) -> None:
         as_typed = all(value and new.chi.get(name) == value for name, value in typed.items())
         history.push(new, from_editor=not mates and as_typed)
 
-    columns = [column for column in COLUMNS if column != "expert" or data["expert"].notna().any()]
+    columns = [column for column in COLUMNS if column not in ("tower", "expert") or data[column].notna().any()]
     if not found.what.listed:
         columns.remove("becomes")
     config = COLUMNS

@@ -120,6 +120,9 @@ def test_experts_that_saw_few_tokens_are_said(tmp_path):
     plan = Planner(study, "lowrank", "loss").make(Budget(kept=0.8, scope="blocks"), "loss")
     assert not any(plan.spec(name) for name in study.seen.unseen)
     assert any("not reached" in note for note in plan.notes) and any("fewer than 64" in note for note in plan.notes)
+    notes = {row["name"]: " ".join(row["notes"]) for row in study.profile().weights}
+    borrowing = {name for name in experts if "blended with those of the layer's other experts" in notes[name]}
+    assert study.seen.unseen <= borrowing and not any("blended" in notes[name] for name in notes.keys() - experts)
 
 
 def test_towers():
