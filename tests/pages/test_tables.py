@@ -307,7 +307,7 @@ def test_what_is_not_measured_is_not_offered(mixed):
 
 @pytest.mark.parametrize("scope", ["blocks", "language", "model"])
 def test_a_plan_of_a_model_with_towers_is_the_command_lines(scope, towered):
-    """The vision of a Llava stays dense by text alone, on the page as on the command line, whatever the budget is of."""
+    """The vision of a Llava stays dense by text alone, on the page as on the command line, whatever the budget is."""
     from karipap_core.plan.budget import Budget
     from karipap_core.plan.planner import Planner
 
