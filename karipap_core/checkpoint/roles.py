@@ -116,10 +116,10 @@ def towers_of(names: Iterable[str]) -> dict[str, str]:
     """{name of a module in a block: its tower, "vision", "audio", "connector", "encoder", "decoder" or "language"}; all
     "" where the model has but one.
 
-    An encoder without a decoder, or the other way about, is what reads the language.
+    An encoder without a decoder, or the other way about, is what reads the language where nothing else does.
     """
     found = {name: _tower_of(name) for name in names if place(name)[0] is not None}
-    if not {"encoder", "decoder"} <= set(found.values()):
+    if "language" not in found.values() and not {"encoder", "decoder"} <= set(found.values()):
         found = {name: "language" if tower in ("encoder", "decoder") else tower for name, tower in found.items()}
     return found if len(set(found.values())) > 1 else dict.fromkeys(found, "")
 

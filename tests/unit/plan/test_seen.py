@@ -134,6 +134,12 @@ def test_towers():
     assert towers_of(names) == names
     two = {"model.encoder.layers.0.fc1": "encoder", "model.decoder.layers.0.fc1": "decoder"}
     assert towers_of(two) == two
+    speech = {"encoder.layers.0.fc1": "encoder", "language_model.model.layers.0.mlp.up_proj": "language"}
+    assert towers_of(speech) == speech
+    assert towers_of(["text_model.encoder.layers.0.fc1", "vision_model.encoder.layers.0.fc1"]) == {
+        "text_model.encoder.layers.0.fc1": "language",
+        "vision_model.encoder.layers.0.fc1": "vision",
+    }
     assert set(towers_of(["model.decoder.layers.0.fc1", "model.decoder.layers.1.fc1"]).values()) == {""}
     assert set(towers_of(["bert.encoder.layer.0.output.dense"]).values()) == {""}
 
