@@ -82,7 +82,7 @@ def give(opening: Opening, name: str, scale: str, blocks: tuple[int, int] | None
         values = e2m1(codes).reshape(of) if packed else codes.float()
         return values * spread(_part(scales, grid, index), of, block)
 
-    opening.give(name, shape, make, [name, scale])
+    opening.give(name, shape, make, [name, scale], slices=len(shape) == 3)
     kind = f"fp{4 if packed else 8}"
     if blocks and block == blocks:
         return f"{kind} ({blocks[0]} × {blocks[1]} blocks)"

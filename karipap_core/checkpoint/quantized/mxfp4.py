@@ -26,7 +26,8 @@ def mxfp4(opening: Opening) -> str:
             raise opening.wrong(base + BLOCKS, f"is {by(blocks.shape)}, not experts × out × in / 32 × 16")
         opening.shaped(base + SCALES, blocks.shape[:3])
         count, rows, groups, _ = blocks.shape
-        opening.give(base, (count, groups * 32, rows), _maker(blocks, scales), [base + BLOCKS, base + SCALES])
+        parts = [base + BLOCKS, base + SCALES]
+        opening.give(base, (count, groups * 32, rows), _maker(blocks, scales), parts, slices=True)
     opening.alone(SCALES)
     return "MXFP4"
 

@@ -100,10 +100,15 @@ class Opening:
         make: "Callable[[int | None], torch.Tensor]",
         parts: Iterable[str],
         linear: bool = False,
+        slices: bool = False,
     ) -> None:
         """Puts the tensor `name` in the place of the stored `parts`. `make(index)` makes it, in any floating dtype: it
-        is rounded once, to `dtype`. `linear`: it is the (out, in) of a linear map, which some models keep as (in, out)
-        where it is not quantized. Raises InputError where the files hold it too."""
+        is rounded once, to `dtype`.
+
+        `linear`: it is the (out, in) of a linear map, which some models keep as (in, out) where it is not quantized.
+        `slices`: a stack, of which `make` reads no more than the slice that is asked for; whole it is made of these, so
+        that no more than one of them is ever there in wider numbers. Raises InputError where the files hold it too.
+        """
         parts = [part for part in parts if part in self.stored]
         if name in self.made or (name in self.stored and name not in parts):
             raise InputError(
@@ -116,6 +121,8 @@ class Opening:
         def rounded(index: int | None) -> "torch.Tensor":
             import torch
 
+            if slices and index is None:
+                return torch.stack([rounded(each) for each in range(shape[0])])
             made = make(index).T if turned else make(index)
             return made.to(getattr(torch, FLOATS[word])).contiguous()
 
@@ -177,6 +184,9 @@ def stream(words: "torch.Tensor", count: int, items: int) -> "torch.Tensor":
     word and end in the next. (…, words) → (…, items), int32."""
     import torch
 
+    if 32 % count == 0:  # none crosses from one word to the next
+        shifts = torch.arange(0, 32, count, dtype=torch.int32)
+        return (words.view(torch.int32)[..., None] >> shifts & (1 << count) - 1).flatten(-2)[..., :items]
     plain = words.to(torch.int64) & 0xFFFFFFFF
     plain = torch.cat([plain, torch.zeros_like(plain[..., :1])], -1)
     starts = torch.arange(items) * count
