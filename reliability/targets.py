@@ -400,6 +400,12 @@ def _gguf_documents() -> list[bytes]:
     stacked = {"general.architecture": "gpt-oss", "gpt-oss.block_count": 1, "gpt-oss.embedding_length": 4}
     stacked |= {"gpt-oss.attention.head_count": 2, "gpt-oss.expert_count": 2}
     experts = {"blk.0.ffn_gate_exps.weight": [2, 3, 4], "blk.0.ffn_up_exps.weight": [2, 3, 4]}
+    tiled = {"block_count": 1, "embedding_length": 8, "attention.head_count": 2, "attention.key_length": 4}
+    tiled |= {"full_attention_interval": 2, "rope.dimension_sections": [1, 1, 0], "ssm.inner_size": 8}
+    tiled |= {"ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.state_size": 2}
+    entries = {f"qwen35.{key}": value for key, value in tiled.items()} | {"general.architecture": "qwen35"}
+    shapes = {"attn_qkv.weight": [16, 8], "ssm_a": [4], "ssm_conv1d.weight": [16, 4], "ssm_out.weight": [8, 8]}
+    documents += [{"entries": entries, "tensors": {f"blk.0.{name}": shape for name, shape in shapes.items()}}]
     documents += [{"entries": grouped, "tensors": {"blk.0.attn_qkv.weight": [16, 8]}}]
     documents += [{"entries": stacked, "tensors": experts | {"blk.0.ffn_down_exps.weight": [2, 4, 3]}}]
     return [json.dumps(document).encode() for document in documents]

@@ -22,6 +22,7 @@ NAMES = {
     "qwen3_moe": "qwen3moe",
     "gemma3_text": "gemma3",
     "gpt_oss": "gpt-oss",
+    "qwen3_5_text": "qwen35",
 }
 # Entries that a converter writes of a config: entry → the names of its field
 ENTRIES = {
@@ -100,6 +101,20 @@ MADE = {
     "stablelm parallel": ("StableLmConfig", HALF | {"qk_layernorm": True, "use_parallel_residual": True}),
     "nemotron": ("NemotronConfig", HALF),
     "mamba": ("MambaConfig", {"state_size": 8, "time_step_rank": 6, "intermediate_size": 128}),
+    "qwen3.5": (
+        "Qwen3_5TextConfig",
+        {"head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 6}
+        | {
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "tie_word_embeddings": True,
+        }
+        | {
+            "rope_parameters": ROPE
+            | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+        },
+    ),
     "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
 }
 
@@ -116,7 +131,7 @@ AS_TRANSFORMERS = (
     "stablelm",
     "nemotron",
 )
-AS_TRANSFORMERS += ("mamba", "lfm2")
+AS_TRANSFORMERS += ("mamba", "lfm2", "qwen3.5")
 
 
 def make(name: str, folder: Path, **changes) -> Path:
@@ -193,6 +208,15 @@ OTHERS = {
         "mamba.attention.layer_norm_rms_epsilon": config["layer_norm_epsilon"],
         "mamba.ssm.dt_b_c_rms": False,
     },
+    "qwen35": lambda config: {
+        "qwen35.full_attention_interval": 2,
+        "qwen35.ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "qwen35.ssm.state_size": config["linear_key_head_dim"],
+        "qwen35.ssm.group_count": config["linear_num_key_heads"],
+        "qwen35.ssm.time_step_rank": config["linear_num_value_heads"],
+        "qwen35.ssm.inner_size": config["linear_num_value_heads"] * config["linear_value_head_dim"],
+        "qwen35.rope.dimension_sections": [*config["rope_parameters"]["mrope_section"], 0],
+    },
     "lfm2": lambda config: {
         "lfm2.attention.head_count_kv": [config["num_key_value_heads"] * (t != "conv") for t in config["layer_types"]],
         "lfm2.attention.layer_norm_rms_epsilon": config["norm_eps"],
@@ -227,7 +251,7 @@ def _converted(folder: Path, config: dict, name: str) -> dict[str, np.ndarray]:
     tensors = _halves(tensors) if name == "gpt-oss" else _stacked(tensors)
     found: dict[str, np.ndarray] = {}
     for tensor, value in tensors.items():
-        stem, _, suffix = tensor.rpartition(".")
+        stem, _, suffix = tensor.replace("linear_attn.dt_bias", "linear_attn.dt_proj.bias").rpartition(".")
         stem = stem.removeprefix("transformer.") if name == "bloom" else stem
         if (stored := table.get_name(stem)) is None:  # parameters that are no module's weight
             stem, suffix = tensor, "weight" if tensor.endswith(("sinks", "exps")) else ""
@@ -286,6 +310,19 @@ def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.stack(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
+def _tiled(value: torch.Tensor, name: str, config: dict) -> torch.Tensor:
+    """Qwen 3.5: value heads by their place in the group, where transformers has each group's together."""
+    groups, size = config["linear_num_key_heads"], config["linear_value_head_dim"]
+    if "ssm_norm" in name:
+        return value
+    value = -value.exp() if name.endswith("ssm_a") else value.T if "ssm_out" in name else value
+    before = 2 * groups * config["linear_key_head_dim"] if "qkv" in name or "conv" in name else 0
+    size = 1 if any(word in name for word in ("ssm_a", "ssm_beta", "ssm_dt")) else size
+    rows = value[before:].reshape(groups, -1, size, *value.shape[1:]).transpose(0, 1).reshape(value[before:].shape)
+    value = torch.cat([value[:before], rows])
+    return (value.T if "ssm_out" in name else value.squeeze()).contiguous()
+
+
 def _laid_out(value: torch.Tensor, name: str, config: dict, architecture: str) -> torch.Tensor:
     heads = config.get("num_attention_heads") or config.get("n_head")
     if architecture == "llama" and (".attn_q." in name or ".attn_k." in name):
@@ -300,7 +337,11 @@ def _laid_out(value: torch.Tensor, name: str, config: dict, architecture: str) -
         value = torch.cat([part.reshape(-1, value.shape[1]) for part in (parts[:, :-2], parts[:, -2], parts[:, -1])])
     elif architecture == "gpt2" and value.ndim == 2 and ".blk" in f".{name}":
         value = value.T
-    elif name.endswith("norm.weight") and (architecture.startswith("gemma") or architecture == "nemotron"):
+    elif architecture == "qwen35" and any(word in name for word in ("ssm_", "attn_qkv", "attn_gate")):
+        value = _tiled(value, name, config)
+    elif name.endswith("norm.weight") and (
+        architecture == "qwen35" or architecture.startswith("gemma") or architecture == "nemotron"
+    ):
         value = value + 1
     elif "ffn_gate_inp_shexp" in name or "conv" in name and value.ndim == 3:
         value = value.squeeze()

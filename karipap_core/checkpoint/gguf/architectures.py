@@ -343,6 +343,46 @@ KNOWN: dict[str, Architecture] = {
         {"ssm_conv1d": "a channel", "ssm_a": "minus exponential"},
         silent=("context_length", "feed_forward_length", "attention.head_count", "ssm.dt_b_c_rms"),
     ),
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        TABLES
+        | _without(ATTENTION, "ffn_norm")
+        | QK_NORMS
+        | GATED
+        | {
+            "post_attention_norm": "model.layers.{n}.post_attention_layernorm",
+            "attn_qkv": "model.layers.{n}.linear_attn.in_proj_qkv",
+            "attn_gate": "model.layers.{n}.linear_attn.in_proj_z",
+            "ssm_alpha": "model.layers.{n}.linear_attn.in_proj_a",
+            "ssm_beta": "model.layers.{n}.linear_attn.in_proj_b",
+            "ssm_conv1d": "model.layers.{n}.linear_attn.conv1d",
+            "ssm_norm": "model.layers.{n}.linear_attn.norm",
+            "ssm_out": "model.layers.{n}.linear_attn.out_proj",
+            "ssm_a": "model.layers.{n}.linear_attn.A_log",
+            "ssm_dt": "model.layers.{n}.linear_attn.dt",
+        },
+        SIZES
+        | {
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "ssm.time_step_rank": "linear_num_value_heads",
+        },
+        OFFSET
+        | {
+            "attn_qkv": "tiled values behind",
+            "attn_gate": "tiled values",
+            "ssm_alpha": "tiled heads",
+            "ssm_beta": "tiled heads",
+            "ssm_conv1d": "tiled channels behind",
+            "ssm_out": "tiled columns",
+            "ssm_a": "tiled exponential",
+            "ssm_dt": "tiled heads",
+        },
+        partial=True,
+        silent=("full_attention_interval", "ssm.inner_size", "nextn_predict_layers"),
+    ),
     "lfm2": Architecture(
         "lfm2",
         "Lfm2ForCausalLM",

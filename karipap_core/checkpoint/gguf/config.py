@@ -17,10 +17,12 @@ from karipap_core.errors import InputError
 MOST_SHOWN = 40  # characters of a value that are shown
 # Entries of an architecture that change nothing here: said elsewhere, or of llama.cpp's own.
 SAID_ELSEWHERE = ("vocab_size", "tensor_data_layout", "attention.value_length", "attention.key_length")
+COUNTS = ("attention.head_count", "attention.head_count_kv")
+COUNTS += ("ssm.group_count", "ssm.time_step_rank", "ssm.inner_size", "ssm.state_size")
 LENGTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
-ROPE = ("rope.freq_base", "rope.dimension_count", "rope.scale_linear")
+ROPE = ("rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.dimension_sections")
 NEEDED = ("embedding_length", "block_count", "attention.head_count", "ssm.inner_size")
-MOST = 1 << 24  # of these
+MOST, MOST_BLOCKS = 1 << 24, 1 << 12  # of these that are believed
 IDS = {
     "tokenizer.ggml.bos_token_id": "bos_token_id",
     "tokenizer.ggml.eos_token_id": "eos_token_id",
@@ -52,10 +54,14 @@ def architecture_of(header: Header) -> Architecture:
 def heads_of(header: Header) -> Heads:
     """The head counts of a file, which decide about the order of rows."""
     name = header.entries["general.architecture"]
-    counts = [header.entries.get(f"{name}.attention.head_count{which}") for which in ("", "_kv")]
-    queries, keys = (max(count) if isinstance(count, list) and count else count for count in counts)
-    queries, keys = (count if _whole(count) else 0 for count in (queries, keys))
-    return Heads(queries, keys or queries)
+    queries, keys, groups, values, inner, size = (_count(header.entries.get(f"{name}.{what}")) for what in COUNTS)
+    return Heads(queries, keys or queries, groups, values, inner // values if values else 0, 2 * size * groups)
+
+
+def _count(value: Any) -> int:
+    """A count of a file, of a list the largest; 0 for what is none."""
+    value = max(value) if isinstance(value, list) and value else value
+    return value if _whole(value) else 0
 
 
 def config_of(header: Header, architecture: Architecture) -> dict[str, Any]:
@@ -83,7 +89,10 @@ def config_of(header: Header, architecture: Architecture) -> dict[str, Any]:
             raise InputError(f"{header.file} has the entry {key} ({shown}), which is not known here.")
     _missing(header, architecture, config, name)
     _heads(header, architecture, config, {rest: _plain(header, key) for rest, key in said.items() if rest in LENGTHS})
-    rope = {rest: _plain(header, key) for rest, key in said.items() if rest.startswith("rope.")}
+    rope = {rest: header.entries[key] for rest, key in said.items() if rest.startswith("rope.")}
+    rope = {
+        rest: value if rest == "rope.dimension_sections" else _plain(header, said[rest]) for rest, value in rope.items()
+    }
     known = (*ROPE, *architecture.fields)
     if unknown := next((rest for rest in rope if not rest.startswith("rope.scaling.") and rest not in known), None):
         raise InputError(f"{header.file} has the entry {said[unknown]} ({rope[unknown]}), which is not known here.")
@@ -99,7 +108,7 @@ def _missing(header: Header, architecture: Architecture, config: dict[str, Any],
     """Raises InputError where an entry is not there, or is no number above 0, without which no model can be built."""
     for rest, field in architecture.fields.items():
         value, due = config.get(field), rest in NEEDED
-        if due and not _whole(value):
+        if due and not (_whole(value) and (rest != "block_count" or value <= MOST_BLOCKS)):
             said = "lacks" if value is None else f"says {str(value)[:MOST_SHOWN]} for"
             raise InputError(f"{header.file} {said} {name}.{rest}, a whole number above 0: fetch it again.")
 
@@ -150,7 +159,7 @@ def _mamba(header: Header, architecture: Architecture, config: dict[str, Any]) -
 
 def _lfm2(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     """A block without heads of keys is one of short convolutions."""
-    counts = header.entries.get("lfm2.attention.head_count_kv")
+    counts: Any = header.entries.get("lfm2.attention.head_count_kv")
     whole = isinstance(counts, list) and all(_whole(count) or count == 0 for count in counts)
     if not whole or len(counts) != config["num_hidden_layers"] or not any(counts):
         raise InputError(f"{header.file}: lfm2.attention.head_count_kv is no list of a number for each block.")
@@ -158,7 +167,36 @@ def _lfm2(header: Header, architecture: Architecture, config: dict[str, Any]) ->
     return {"num_key_value_heads": max(counts), "layer_types": types}
 
 
-SPECIAL = {"gemma2": _gemma, "gemma3_text": _gemma, "falcon": _falcon, "mamba": _mamba, "lfm2": _lfm2}
+def _qwen35(header: Header, architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """Three blocks of linear attention and one of full, by turns; positions of text, rows and columns of images share a
+    head. What predicts further tokens counts as blocks in the file, and has no place in transformers."""
+    entries, heads = header.entries, heads_of(header)
+    every, further = (entries.get(f"qwen35.{key}", 0) for key in ("full_attention_interval", "nextn_predict_layers"))
+    sections = entries.get("qwen35.rope.dimension_sections")
+    parts = [part for part in sections if part] if isinstance(sections, list) else []
+    count = config["num_hidden_layers"] - further if isinstance(further, int) else 0
+    if not _whole(every) or not _whole(count) or not parts or not all(map(_whole, parts)) or not heads.size:
+        raise InputError(f"{header.file} does not say how its blocks of linear attention are made: fetch it again.")
+    rope = {
+        "rope_theta": config.pop("rope_theta", 1e7),
+        "partial_rotary_factor": config.pop("partial_rotary_factor", 1.0),
+    }
+    return {
+        "num_hidden_layers": count,
+        "layer_types": [("linear" if (block + 1) % every else "full") + "_attention" for block in range(count)],
+        "linear_value_head_dim": heads.size,
+        "rope_parameters": {"rope_type": "default", "mrope_section": parts, "mrope_interleaved": True, **rope},
+    }
+
+
+SPECIAL = {
+    "qwen3_5_text": _qwen35,
+    "gemma2": _gemma,
+    "gemma3_text": _gemma,
+    "falcon": _falcon,
+    "mamba": _mamba,
+    "lfm2": _lfm2,
+}
 
 
 def dtype_of_model(header: Header) -> str:

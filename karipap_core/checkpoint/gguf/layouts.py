@@ -13,10 +13,15 @@ if TYPE_CHECKING:  # torch takes a second to import
 
 @dataclass(frozen=True)
 class Heads:
-    """Heads of queries and of keys, as a file gives them (0 where it has none)."""
+    """Heads of queries and of keys, as a file gives them (0 where it has none). Of linear attention: `groups` of value
+    heads, one for each key head, `values` of these heads, of `size` numbers; `before` them stand queries and keys."""
 
     queries: int
     keys: int
+    groups: int = 0
+    values: int = 0
+    size: int = 0
+    before: int = 0
 
 
 def _rotated(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
@@ -40,13 +45,32 @@ def _by_heads(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
     return tensor.reshape(3, heads, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
 
 
+def _tiled(tensor: "torch.Tensor", heads: Heads, size: int, before: int = 0) -> "torch.Tensor":
+    """Rows from the first value head of each group, the second of each … to each group's heads together; those before
+    stay."""
+    import torch
+
+    rows = tensor[before:].reshape(heads.values // heads.groups, heads.groups, size, *tensor.shape[1:])
+    return torch.cat([tensor[:before], rows.transpose(0, 1).reshape(tensor[before:].shape)])
+
+
+def _log(tensor: "torch.Tensor") -> "torch.Tensor":
+    return (-tensor.float()).log().to(tensor.dtype)
+
+
 UNDO: dict[str, Callable[["torch.Tensor", Heads], "torch.Tensor"]] = {
     "rotated q": lambda tensor, heads: _rotated(tensor, heads.queries),
     "rotated k": lambda tensor, heads: _rotated(tensor, heads.keys),
     "grouped qkv": _grouped,
     "qkv by heads": lambda tensor, heads: _by_heads(tensor, heads.queries),
     "one more": lambda tensor, _: (tensor.float() - 1).to(tensor.dtype),
-    "minus exponential": lambda tensor, _: (-tensor.float()).log().to(tensor.dtype),
+    "minus exponential": lambda tensor, _: _log(tensor),
+    "tiled heads": lambda tensor, heads: _tiled(tensor, heads, 1),
+    "tiled values": lambda tensor, heads: _tiled(tensor, heads, heads.size),
+    "tiled values behind": lambda tensor, heads: _tiled(tensor, heads, heads.size, heads.before),
+    "tiled channels behind": lambda tensor, heads: _tiled(tensor, heads, heads.size, heads.before).unsqueeze(1),
+    "tiled columns": lambda tensor, heads: _tiled(tensor.T, heads, heads.size).T.contiguous(),
+    "tiled exponential": lambda tensor, heads: _tiled(_log(tensor), heads, 1),
     "transposed": lambda tensor, _: tensor.T.contiguous(),
     "each transposed": lambda tensor, _: tensor.transpose(-1, -2).contiguous(),
     "a row": lambda tensor, _: tensor.reshape(1, -1),
@@ -58,15 +82,24 @@ CHANGED: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     "each transposed": lambda shape: (*shape[:-2], *shape[:-3:-1]),
     "a row": lambda shape: (1, shape[-1]),
     "a channel": lambda shape: (shape[0], 1, *shape[1:]),
+    "tiled channels behind": lambda shape: (shape[0], 1, *shape[1:]),
 }
-SIDES = {"transposed": 2, "each transposed": 3, "a row": 1, "a channel": 2}  # that a tensor has before
-OF_ROWS = ("rotated q", "rotated k", "grouped qkv", "qkv by heads")  # these hold for a bias too
+# Sides that a tensor has before
+SIDES = {"transposed": 2, "each transposed": 3, "a row": 1, "a channel": 2, "tiled channels behind": 2}
+SIDES |= {"tiled columns": 2}
+OF_ROWS = ("rotated q", "rotated k", "grouped qkv", "qkv by heads", "tiled heads")  # these hold for a bias too
 
 
 def wrong(layout: str, shape: tuple[int, ...], heads: Heads) -> str | None:
     """Why a tensor of that shape cannot have been laid out so, or None."""
     if (sides := SIDES.get(layout)) is not None and len(shape) != sides:
         return f"{len(shape)} dimensions where {sides} are due"
+    if layout.startswith("tiled"):
+        size = 1 if layout in ("tiled heads", "tiled exponential") else heads.size
+        due = heads.values * size + (heads.before if layout.endswith("behind") else 0)
+        rows = shape[-1] if layout == "tiled columns" and shape else shape[0] if shape else 0
+        grouped = heads.groups > 0 and heads.size > 0 and heads.values % heads.groups == 0
+        return None if grouped and rows == due else f"{rows:,} rows for {heads.values:,} value heads of {heads.size:,}"
     parts = {
         "rotated q": 2 * heads.queries,
         "rotated k": 2 * heads.keys,

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 NAME = re.compile(r"(?:blk\.([0-9]{1,4})\.)?([\w.]+?)(\.weight|\.bias)?")
 # Tensors that hold no weights: factors of the rotary frequencies, which the config says in another way.
 ROPE = re.compile(r"(?:blk\.[0-9]{1,4}\.)?rope_(?:freqs|factors_long|factors_short)\.weight")
-WHOLE = ("experts.down_proj", "self_attn.sinks")  # parameters of transformers that are no module's weight
+WHOLE = (
+    "experts.down_proj",
+    "self_attn.sinks",
+    "linear_attn.dt",
+)  # parameters of transformers that are no module's weight
 LEAST = {"F32": 0, "BF16": 1, "F16": 1}  # of two that become one tensor, the wider
 
 
