@@ -7,99 +7,26 @@ leads from a tensor's stem in the file ("attn_q" for blk.3.attn_q.weight) to the
 `fields` leads from an entry of the file ("block_count" for llama.block_count) to a field of config.json.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-
-@dataclass(frozen=True)
-class Architecture:
-    model_type: str
-    model_class: str
-    names: dict[str, str]
-    fields: dict[str, str]
-    layout: dict[str, str] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)  # of config.json, that no entry says
-    flags: dict[str, str] = field(default_factory=dict)  # field of config.json → the tensor whose presence says it
-    lacks: dict[str, str] = field(default_factory=dict)  # field of config.json → the tensor whose absence says it
-    wide: int = 0  # blocks of the one size whose queries are scaled by the hidden size, see `config.py`
-    tied: bool = False  # whether the head is the table even where nothing says so
-    partial: bool = False  # whether a head may be rotated in part
-    # Matrices that lie side by side in one tensor of transformers, column by column in turns: stem → (name, turn)
-    turns: dict[str, tuple[str, int]] = field(default_factory=dict)
-    silent: tuple[str, ...] = ()  # entries besides that say nothing that the config does not
-
-
-SIZES = {
-    "context_length": "max_position_embeddings",
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-}
-EXPERTS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
-TABLES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-ATTENTION = {
-    "attn_norm": "model.layers.{n}.input_layernorm",
-    "attn_q": "model.layers.{n}.self_attn.q_proj",
-    "attn_k": "model.layers.{n}.self_attn.k_proj",
-    "attn_v": "model.layers.{n}.self_attn.v_proj",
-    "attn_output": "model.layers.{n}.self_attn.o_proj",
-    "ffn_norm": "model.layers.{n}.post_attention_layernorm",
-}
-QK_NORMS = {
-    "attn_q_norm": "model.layers.{n}.self_attn.q_norm",
-    "attn_k_norm": "model.layers.{n}.self_attn.k_norm",
-}
-GATED = {
-    "ffn_gate": "model.layers.{n}.mlp.gate_proj",
-    "ffn_up": "model.layers.{n}.mlp.up_proj",
-    "ffn_down": "model.layers.{n}.mlp.down_proj",
-}
-MIXTURE = {
-    "ffn_gate_inp": "model.layers.{n}.mlp.gate",
-    "ffn_gate_exps": "model.layers.{n}.mlp.experts.{e}.gate_proj",
-    "ffn_up_exps": "model.layers.{n}.mlp.experts.{e}.up_proj",
-    "ffn_down_exps": "model.layers.{n}.mlp.experts.{e}.down_proj",
-}
-SHARED = {
-    "ffn_gate_inp_shexp": "model.layers.{n}.mlp.shared_expert_gate",
-    "ffn_gate_shexp": "model.layers.{n}.mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "model.layers.{n}.mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "model.layers.{n}.mlp.shared_expert.down_proj",
-}
-# Mixtral's and MiniMax's words for the three matrices of an expert.
-BLOCK_SPARSE = {
-    "ffn_gate_inp": "model.layers.{n}.block_sparse_moe.gate",
-    "ffn_gate_exps": "model.layers.{n}.block_sparse_moe.experts.{e}.w1",
-    "ffn_up_exps": "model.layers.{n}.block_sparse_moe.experts.{e}.w3",
-    "ffn_down_exps": "model.layers.{n}.block_sparse_moe.experts.{e}.w2",
-}
-# Gemma 2 and 3 have a norm before and one behind each half of a block.
-FOUR_NORMS = {
-    "post_attention_norm": "model.layers.{n}.post_attention_layernorm",
-    "ffn_norm": "model.layers.{n}.pre_feedforward_layernorm",
-    "post_ffw_norm": "model.layers.{n}.post_feedforward_layernorm",
-}
-ROTATED = {"attn_q": "rotated q", "attn_k": "rotated k"}
-OFFSET = dict.fromkeys(
-    ("output_norm", "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "attn_q_norm", "attn_k_norm"),
-    "one more",
+from karipap_core.checkpoint.gguf.shared import (
+    ATTENTION,
+    BIASES,
+    BLOCK_SPARSE,
+    EPSILON,
+    EXPERTS,
+    FOUR_NORMS,
+    GATED,
+    MIXTURE,
+    OFFSET,
+    QK_NORMS,
+    ROTATED,
+    SHARED,
+    SIZES,
+    TABLES,
+    Architecture,
+    without,
 )
-BIASES = {"attention_bias": "blk.0.attn_q.bias"}
-EPSILON = "attention.layer_norm_epsilon"
-
-
-def _without(fields: dict[str, str], *keys: str) -> dict[str, str]:
-    return {key: value for key, value in fields.items() if key not in keys}
-
 
 LLAMA = Architecture(
     "llama",
@@ -137,14 +64,14 @@ GPT_OSS = Architecture(
     "gpt_oss",
     "GptOssForCausalLM",
     TABLES
-    | _without(ATTENTION, "ffn_norm")
+    | without(ATTENTION, "ffn_norm")
     | {
         "attn_sinks": "model.layers.{n}.self_attn.sinks",
         "post_attention_norm": "model.layers.{n}.post_attention_layernorm",
         "ffn_gate_inp": "model.layers.{n}.mlp.router",
         "ffn_down_exps": "model.layers.{n}.mlp.experts.down_proj",
     },
-    _without(SIZES, "feed_forward_length")
+    without(SIZES, "feed_forward_length")
     | {
         "expert_count": "num_local_experts",
         "expert_used_count": "num_experts_per_tok",
@@ -173,7 +100,7 @@ FALCON = Architecture(
         "ffn_down": "transformer.h.{n}.mlp.dense_4h_to_h",
     },
     {
-        **_without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"),
+        **without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"),
         "feed_forward_length": "ffn_hidden_size",
         "attention.head_count_kv": "num_kv_heads",
         EPSILON: "layer_norm_epsilon",
@@ -227,13 +154,13 @@ KNOWN: dict[str, Architecture] = {
         "phi3",
         "Phi3ForCausalLM",
         TABLES
-        | _without(ATTENTION, "attn_q", "attn_k", "attn_v")
+        | without(ATTENTION, "attn_q", "attn_k", "attn_v")
         | {
             "attn_qkv": "model.layers.{n}.self_attn.qkv_proj",
             "ffn_up": "model.layers.{n}.mlp.gate_up_proj",
             "ffn_down": "model.layers.{n}.mlp.down_proj",
         },
-        _without(SIZES, "attention.key_length") | {"attention.sliding_window": "sliding_window"},
+        without(SIZES, "attention.key_length") | {"attention.sliding_window": "sliding_window"},
         partial=True,
     ),
     "gpt2": Architecture(
@@ -283,7 +210,7 @@ KNOWN: dict[str, Architecture] = {
         "starcoder2",
         "Starcoder2ForCausalLM",
         TABLES | ATTENTION | {"ffn_up": "model.layers.{n}.mlp.c_fc", "ffn_down": "model.layers.{n}.mlp.c_proj"},
-        {**_without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"), EPSILON: "norm_epsilon"},
+        {**without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"), EPSILON: "norm_epsilon"},
         constants={"use_bias": False},
         flags={"use_bias": "blk.0.attn_q.bias"},
     ),
@@ -298,7 +225,7 @@ KNOWN: dict[str, Architecture] = {
             "attn_k_norm": "model.layers.{n}.self_attn.k_layernorm.norms.{e}",
         },
         {
-            **_without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"),
+            **without(SIZES, "attention.layer_norm_rms_epsilon", "attention.key_length"),
             EPSILON: "layer_norm_eps",
         },
         flags={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"},
@@ -309,8 +236,8 @@ KNOWN: dict[str, Architecture] = {
     "nemotron": Architecture(
         "nemotron",
         "NemotronForCausalLM",
-        TABLES | ATTENTION | _without(GATED, "ffn_gate"),
-        {**_without(SIZES, "attention.layer_norm_rms_epsilon"), EPSILON: "norm_eps"},
+        TABLES | ATTENTION | without(GATED, "ffn_gate"),
+        {**without(SIZES, "attention.layer_norm_rms_epsilon"), EPSILON: "norm_eps"},
         OFFSET,
         flags=BIASES | {"mlp_bias": "blk.0.ffn_up.bias"},
         partial=True,
@@ -347,7 +274,7 @@ KNOWN: dict[str, Architecture] = {
         "qwen3_5_text",
         "Qwen3_5ForCausalLM",
         TABLES
-        | _without(ATTENTION, "ffn_norm")
+        | without(ATTENTION, "ffn_norm")
         | QK_NORMS
         | GATED
         | {
@@ -405,7 +332,7 @@ KNOWN: dict[str, Architecture] = {
             "shortconv.conv": "model.layers.{n}.conv.conv",
         },
         {
-            **_without(SIZES, "attention.key_length", "attention.head_count_kv"),
+            **without(SIZES, "attention.key_length", "attention.head_count_kv"),
             "attention.layer_norm_rms_epsilon": "norm_eps",
             "shortconv.l_cache": "conv_L_cache",
         },

@@ -17,8 +17,10 @@ from karipap_core.errors import InputError
 MOST_SHOWN = 40  # characters of a value that are shown
 # Entries of an architecture that change nothing here: said elsewhere, or of llama.cpp's own.
 SAID_ELSEWHERE = ("vocab_size", "tensor_data_layout", "attention.value_length", "attention.key_length")
-COUNTS = ("attention.head_count", "attention.head_count_kv")
-COUNTS += ("ssm.group_count", "ssm.time_step_rank", "ssm.inner_size", "ssm.state_size")
+COUNTS = (
+    *("attention.head_count", "attention.head_count_kv"),
+    *("ssm.group_count", "ssm.time_step_rank", "ssm.inner_size", "ssm.state_size"),
+)
 LENGTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
 ROPE = ("rope.freq_base", "rope.dimension_count", "rope.scale_linear", "rope.dimension_sections")
 NEEDED = ("embedding_length", "block_count", "attention.head_count", "ssm.inner_size")
@@ -108,7 +110,7 @@ def _missing(header: Header, architecture: Architecture, config: dict[str, Any],
     """Raises InputError where an entry is not there, or is no number above 0, without which no model can be built."""
     for rest, field in architecture.fields.items():
         value, due = config.get(field), rest in NEEDED
-        if due and not (_whole(value) and (rest != "block_count" or value <= MOST_BLOCKS)):
+        if due and not (value is not None and _whole(value) and (rest != "block_count" or value <= MOST_BLOCKS)):
             said = "lacks" if value is None else f"says {str(value)[:MOST_SHOWN]} for"
             raise InputError(f"{header.file} {said} {name}.{rest}, a whole number above 0: fetch it again.")
 
