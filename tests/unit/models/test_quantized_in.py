@@ -72,10 +72,10 @@ def test_a_model_quantized_in_part_runs_as_the_dense_model_of_its_opened_weights
 def test_its_compressed_folder_is_that_of_the_dense_model_and_says_how_the_files_stored_it(pair, tmp_path):
     quantized, dense = pair("llama")
     (quantized / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')  # of these tensors alone
-    found = {}
+    found, plans = {}, {}
     for folder in (quantized, dense):
-        plan = make_plan(folder, 0.7, metric="weight", rule="uniform")
-        result = compress(folder, plan, tmp_path / folder.name)
+        plans[folder] = make_plan(folder, 0.7, metric="weight", rule="uniform")
+        result = compress(folder, plans[folder], tmp_path / folder.name)
         assert result.verified
         config = json.loads((tmp_path / folder.name / "config.json").read_text())
         assert config.pop("quantization_config")["quant_method"] == "karipap"
@@ -94,7 +94,7 @@ def test_its_compressed_folder_is_that_of_the_dense_model_and_says_how_the_files
     live = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", dtype=torch.float32).eval()
     with torch.no_grad():
         assert live(IDS).logits.isfinite().all()
-    stored, said = open_checkpoint(quantized).stored_bytes, make_plan(quantized, 0.7, metric="weight", rule="uniform")
+    stored, said = open_checkpoint(quantized).stored_bytes, plans[quantized]
     assert said.model["stored"] == {"form": "int4 (compressed-tensors, g16), opened to bf16", "bytes": stored}
     text = plan_table.table(said.to_json())
     assert "kept is of the opened model" in text and f"{said.predicted['bytes'] / stored:.0%} of the" in text
@@ -106,3 +106,48 @@ def test_deploy_leaves_a_model_as_it_is_where_its_files_fit(pair):
     assert found["answer"] == "as it is" and "Leave it as it is: stored as int4" in found["verdict"]
     assert found["stored"]["bytes"] == open_checkpoint(quantized).stored_bytes
     assert deploy(str(dense), Load(64, 1), Machine(gpu="H100"))["answer"] == "dense"
+
+
+def test_transformers_own_rules_make_the_same_numbers(tmp_path):
+    """fp8 whose blocks divide its shape, MXFP4, Metal's affine form: to the last bit."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+    from transformers.integrations.metal_quantization import _affine_dequantize_tensor
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    stored, _ = by_hand.fp8_blocks("model.layers.0.mlp.up_proj", 32, 48, (16, 24))
+    packed, _ = by_hand.mxfp4("model.layers.0.mlp.experts.down_proj", 2, 8, 64)
+    affine, _ = by_hand.mlx("model.layers.0.mlp.up_proj", 8, 64, 4, 32)
+    found = {}
+    for name, tensors, settings in (
+        ("fp8", stored, FP8),
+        ("mxfp4", packed, {"quant_method": "mxfp4"}),
+        ("metal", affine, {"quant_method": "metal", "bits": 4, "group_size": 32}),
+    ):
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        config = {"model_type": "llama", "dtype": "bfloat16", "quantization_config": settings}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        checkpoint = open_checkpoint(tmp_path / name)
+        (found[name],) = (checkpoint.read_tensor(tensor) for tensor in checkpoint.tensors)
+    theirs = Fp8Dequantize(None)._dequantize_one(*stored.values(), torch.bfloat16)
+    assert torch.equal(found["fp8"], theirs)
+    assert torch.equal(found["mxfp4"], convert_moe_packed_tensors(*packed.values(), dtype=torch.bfloat16))
+    words, factors, offsets = affine.values()
+    theirs = _affine_dequantize_tensor(words.view(torch.int32), factors, offsets, 32, 4)
+    assert torch.equal(found["metal"], theirs.bfloat16())
+
+
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+def test_a_folder_that_torchao_quantized_opens_to_what_torchao_makes_of_it(pair, tmp_path, kind):
+    from torchao import quantization
+    from transformers import TorchAoConfig
+
+    _, dense = pair("llama")
+    how = TorchAoConfig(getattr(quantization, kind)(**({"version": 2} if kind.startswith("Int8") else {})))
+    live = AutoModelForCausalLM.from_pretrained(dense, quantization_config=how, dtype=torch.bfloat16, device_map="cpu")
+    live.save_pretrained(tmp_path / "quantized")
+    checkpoint = open_checkpoint(tmp_path / "quantized")
+    for weight in checkpoint.weights:
+        if weight.compressible:
+            assert torch.equal(checkpoint.read(weight.name), live.get_submodule(weight.name).weight.dequantize())
+    assert checkpoint.parameters == open_checkpoint(dense).parameters
