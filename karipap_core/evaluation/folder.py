@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from karipap_core.checkpoint.roles import towers_of
 from karipap_core.errors import InputError
 from karipap_core.evaluation.conventions import check_names, measure_conventions
 from karipap_core.evaluation.fidelity import EncoderSample, measure, output_fidelity
@@ -91,6 +92,7 @@ def evaluate_folder(
     else:
         notes.append(f"Neither quality nor speed is measured: {why}")
         result = dict.fromkeys(QUALITY) | {"kind": "encoder", "window": None, "stride": None}
+    notes += filter(None, [not_run(folder, text)])
     models = {"compressed": model} | ({"dense": dense} if dense is not None else {})
     if conventions:
         args = (model, tokenizer, text, dense, conventions, scoring.window, scoring.stride, progress)
@@ -170,6 +172,22 @@ def _quality(
     fidelity = output_fidelity(model, rows, dense, progress)
     shared = {"kind": "encoder", "tokens": rows.tokens, "window": rows.window, "stride": rows.window}
     return {**empty, **shared, "fidelity": fidelity}
+
+
+def not_run(folder: Path, text: Text) -> str | None:
+    """One sentence where weights of a compressed folder are cut that this text does not run, so that none of the
+    figures says what that costs: those that see, without images, and those that hear."""
+    from karipap_core.checkpoint.open import open_checkpoint
+
+    plan = (open_checkpoint(folder, compressed=True).config.get("quantization_config") or {}).get("plan")
+    weights = plan.get("weights", {}) if isinstance(plan, dict) else {}
+    towers, blind = towers_of(weights), {"audio"} if text.images else {"audio", "vision"}
+    cut = [towers[name] for name, entry in weights.items() if entry["network"] != "dense" and towers.get(name) in blind]
+    if not cut:
+        return None
+    said = " and ".join(sorted(set(cut)))
+    more = ": give images with --images" if "vision" in cut and text.images is None else ""
+    return f"{len(cut):,} weights of {said} are compressed, which this text does not run{more}."
 
 
 def dense_model_of(folder: Path, against: str | Path | None, notes: list[str]) -> str | Path | None:

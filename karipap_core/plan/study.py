@@ -361,6 +361,8 @@ class Study:
 
         if not self.calibration_file(plan.metric).exists() and not self.has_calibration(plan.metric):
             return
+        if self.text.images is not None:
+            return  # predicted is the rise over text and images together, measured that on text alone
         calibration = self._calibrations[plan.metric] = self._latest(plan.metric)
         label = measured.get("label") or "a plan"
         if add_check(calibration, plan, measured, text):

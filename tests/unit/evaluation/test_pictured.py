@@ -92,3 +92,21 @@ def test_a_model_without_a_processor_says_so(tmp_path, capsys):
     argv = ["plan", str(model), "--budget", "0.7", "--text", str(tmp_path / "text.txt"), "--images", str(pictures)]
     assert cli.main([*argv, "--out", str(out), "--progress", "off"]) == 2 and not out.exists()
     assert "has no processor for images" in capsys.readouterr().err
+
+
+def test_a_folder_with_cut_vision_is_measured_on_images_or_says_that_it_was_not(tmp_path):
+    from karipap_core import story
+    from karipap_core.plan.budget import Budget
+
+    add_processor("gemma3", model := make_kind("gemma3", tmp_path / "model"))
+    text = Text("squares", tuple(f"the square of {n} is {n * n}\n" * 4 for n in range(30)))
+    plan = story.make_plan(model, Budget(kept=0.6, scope="vision"), rule="uniform", metric="weight", text=text)
+    assert {name for name in plan.weights if plan.spec(name)} <= {n for n in plan.weights if "vision" in n}
+    folder = story.compress(model, plan, tmp_path / "compressed").folder
+    blind = story.evaluate(folder, model, text, max_tokens=200).document
+    assert blind["rise"] == pytest.approx(0, abs=1e-6) and "images" not in blind
+    assert any("of vision are compressed, which this text does not run" in note for note in blind["notes"])
+    seen = story.evaluate(folder, model, text.with_images(draw(tmp_path / "images", 3)), max_tokens=200).document
+    assert seen["images"]["count"] == 3 and seen["images"]["kl"] > 1e-5
+    assert not any("does not run" in note for note in seen["notes"])
+    assert any("On 3 images" in note for note in seen["notes"])
