@@ -22,16 +22,8 @@ FLOATS4 = ("I8", "U8", "F4")
 SCALES = ("F32", "BF16", "F16", "F8_E8M0", "U8")
 ENDINGS = ("_scale_inv", "_scale")
 # Of activations and of caches: nothing is multiplied by them before a model runs in 8 bits.
-ACTIVATIONS: tuple[str, ...] = (
-    "input_scale",
-    "activation_scale",
-    "input_scale_ub",
-    "output_scale",
-    "k_scale",
-    "v_scale",
-    "q_scale",
-)
-ACTIVATIONS += ("kv_scale", "prob_output_scale")
+ACTIVATIONS: tuple[str, ...] = ("input_scale", "input_scale_ub", "activation_scale", "act_scale", "output_scale")
+ACTIVATIONS += ("q_scale", "k_scale", "v_scale", "kv_scale", "prob_output_scale")
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 

@@ -45,9 +45,9 @@ def _added(opening: Opening) -> int:
 
 
 def _bits_of(opening: Opening, base: str, bits: int) -> int:
-    """The bits of one weight: `dynamic` gives some modules others than the rest, by patterns of their names, which a
-    stranger may have made to match for ever; the width of its zeros tells them as well."""
-    if not opening.settings.get("dynamic"):
+    """The bits of one weight: `dynamic` (of AutoRound: `extra_config`) gives some modules others than the rest, by
+    patterns of their names, which a stranger may have made to match for ever; the width of its zeros tells as well."""
+    if not opening.settings.get("dynamic") and not opening.settings.get("extra_config"):
         return bits
     zeros, scales = opening.maybe(f"{base}.qzeros", WORDS32), opening.maybe(f"{base}.scales", HALVES)
     if zeros is None or scales is None or len(zeros.shape) != 2 or len(scales.shape) != 2 or 0 in scales.shape:
