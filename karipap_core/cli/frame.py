@@ -154,14 +154,14 @@ def _fetch(entry: registry.Verb, args: argparse.Namespace, progress: Progress) -
     and its base become one word."""
     from karipap_core.checkpoint import hub
 
-    if MODEL in entry.options and (args.merge or args.base):
-        from karipap_core.checkpoint.lora.open import joined
-
-        args.model = joined(args.model, args.base)
     for each in (MODEL, AGAINST):
         name = getattr(args, each.name) if each in entry.options else None
         if name and hub.HUB_ID.fullmatch(name) and not os.path.lexists(name):
             hub.fetch(name, progress)
+    if MODEL in entry.options and (args.merge or args.base):
+        from karipap_core.checkpoint.lora.open import joined
+
+        args.model = joined(args.model, args.base)
 
 
 @contextmanager

@@ -25,10 +25,15 @@ def parted(model: str) -> tuple[str, Path] | None:
     """(base, adapter's folder) of "BASE+ADAPTER"; None for a word that is none."""
     places = [place for place, sign in enumerate(model) if sign == JOIN]
     for place in places:
-        adapter = Path(model[place + 1 :]).expanduser()
-        if model[:place] and is_adapter(adapter):
+        if model[:place] and is_adapter(adapter := _folder(model[place + 1 :])):
             return model[:place], adapter
     return None
+
+
+def _folder(adapter: str | Path) -> Path:
+    """The folder of an adapter, or of the hub id of one in the cache."""
+    path = Path(adapter).expanduser()
+    return path if path.exists() else hub.snapshot(str(adapter)) or path
 
 
 def joined(adapter: str | Path, base: str | Path | None = None) -> str:
@@ -37,7 +42,7 @@ def joined(adapter: str | Path, base: str | Path | None = None) -> str:
     base : the model that it belongs to (default: the one that its config names, where that is a folder, beside it or
     not, or a hub model on this machine). Raises InputError where the adapter is none, or its base is not here.
     """
-    folder = Path(adapter).expanduser()
+    folder = _folder(adapter)
     if not is_adapter(folder):
         raise InputError(f"{adapter} is no folder of an adapter alone ({ADAPTER} and {WEIGHTS}).")
     return f"{_full(base) if base is not None else base_of(folder)}{JOIN}{folder.absolute()}"

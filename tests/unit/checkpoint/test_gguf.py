@@ -12,6 +12,7 @@ from karipap_core.checkpoint.gguf.header import read_header
 from karipap_core.checkpoint.gguf.values import dtype_of, read_values
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.tensorfile import TensorInfo
+from karipap_core.cli.frame import main
 from karipap_core.errors import InputError
 from karipap_core.models.empty import quiet
 from karipap_core.models.load import load_model
@@ -77,6 +78,20 @@ def test_a_quantized_file_has_the_sizes_of_both_forms(tmp_path):
     for weight in opened.weights:
         error = (opened.read(weight.name).float() - dense.read(weight.name)).abs().max()
         assert 0 < error < 0.01 * dense.read(weight.name).abs().max()
+
+
+def test_a_file_is_planned_and_compressed_into_an_ordinary_folder(tmp_path, capsys):
+    folder = gguf_files.make("llama", tmp_path / "made")
+    file = gguf_files.write(folder, tmp_path / "made.gguf", "Q8_0")
+    plan, out = tmp_path / "plan.json", tmp_path / "compressed"
+    asked = ["--metric", "weight", "--rule", "uniform", "--budget", "0.8", "--out", str(plan)]
+    assert main(["plan", str(file), *asked]) == 0
+    assert main(["compress", str(file), "--plan", str(plan), "--out", str(out)]) == 0, capsys.readouterr()
+    assert main(["verify", str(out)]) == 0
+    assert sorted(out.glob("*.gguf")) == [] and (out / "tokenizer.json").is_file()
+    live = transformers.AutoModelForCausalLM.from_pretrained(out)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert live.config.rope_parameters == config.rope_parameters and live(torch.arange(9)[None]).logits.isfinite().all()
 
 
 def test_a_file_is_the_same_model_elsewhere_and_in_parts(tmp_path, monkeypatch):

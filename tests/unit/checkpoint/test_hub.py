@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -190,4 +191,5 @@ def test_an_adapter_of_the_hub_is_its_update_and_merged_where_its_base_is_here(c
         assert work.communicate(timeout=60) and work.returncode == 0 and asked[-1] == "adapter_config.json"
     place = hub.snapshot("someone/small")
     assert open_checkpoint("someone/small").missing
-    assert open_checkpoint(joined(place)).key == open_checkpoint(joined(folder)).key
+    assert open_checkpoint(joined("someone/small")).key == open_checkpoint(joined(folder)).key
+    assert open_checkpoint(f"{made('llama')}+someone/small").path == Path(joined(place))
