@@ -84,7 +84,7 @@ def gptq(
     groups that are not beside each other (desc_act). `group` −1: one group."""
     groups = math.ceil(columns / group) if group > 0 else 1
     codes = numbers(seed, rows * columns, 1 << bits)
-    zeros = [1 + zero for zero in numbers(seed + 1, groups * rows, (1 << bits) - 1)]
+    zeros = numbers(seed + 1, groups * rows, 1 << bits)
     factors = scales(seed + 2, groups, rows)
     group_of = [column // group if group > 0 else 0 for column in range(columns)]
     if shuffled:
@@ -96,7 +96,7 @@ def gptq(
             dense[row, column] = factors[at, row].double() * (codes[row * columns + column] - zeros[at * rows + row])
     columns_of_words = [packed32(codes[row * columns : (row + 1) * columns], bits) for row in range(rows)]
     offset = 1 if version == 1 else 0
-    zero_rows = [[zero - offset for zero in zeros[at * rows : (at + 1) * rows]] for at in range(groups)]
+    zero_rows = [[(zero - offset) % (1 << bits) for zero in zeros[at * rows : (at + 1) * rows]] for at in range(groups)]
     return {
         f"{name}.qweight": torch.tensor(columns_of_words, dtype=torch.int32).T.contiguous(),
         f"{name}.qzeros": torch.tensor([packed32(row, bits) for row in zero_rows], dtype=torch.int32),

@@ -73,13 +73,23 @@ def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None
     def make(index: int | None) -> "torch.Tensor":
         import torch
 
-        q = stream(read(codes).T, bits, inputs)
-        z = stream(read(zeros), bits, outputs) + plus
+        q = _down(read(codes), bits, inputs)  # (in, out), as all here: a group's row is taken whole
+        z = stream(read(zeros), bits, outputs) + plus & (1 << bits) - 1  # a zero of 0 is stored as the largest code
         groups_of = torch.arange(inputs) // (group if group > 0 else inputs)
         groups_of = groups_of if order is None else checked(opening, names[".g_idx"], read(order), groups)
-        return (q - z.T[:, groups_of]).float() * read(scales).float().T[:, groups_of]
+        return ((q - z[groups_of]).float().mul_(read(scales).float()[groups_of])).T
 
     opening.give(f"{base}.weight", (outputs, inputs), make, names.values(), linear=True)
+
+
+def _down(words: "torch.Tensor", bits: int, items: int) -> "torch.Tensor":
+    """`stream` of words that lie below each other: (words, out) → (items, out), int32."""
+    import torch
+
+    if 32 % bits:
+        return stream(words.T.contiguous(), bits, items).T
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)[:, None]
+    return (words.view(torch.int32)[:, None] >> shifts & (1 << bits) - 1).flatten(0, 1)[:items]
 
 
 def checked(opening: Opening, name: str, groups_of: "torch.Tensor", groups: int) -> "torch.Tensor":
