@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch takes a second to import
 EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 # Three-dimensional tensors that stack matrices, one for each expert.
 EXPERT_STACK = re.compile(r"(?:experts?\.\w+(?:\.weight)?|(?:block_sparse_moe|mlp)\.(?:input|output)_linear\.weight)$")
+FLAT_STACK = re.compile(r"experts\.mlp\.[wv][12]$")  # DBRX's: experts' (inner, hidden) slices below one another
 SHORT = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 BUFFERS = re.compile(
     r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias|slope_rate|query_decay|key_decay"
@@ -176,7 +177,7 @@ class Checkpoint:
         if info.dtype not in FLOATS:
             return f"stored as {info.dtype}; only BF16, F16 and F32 are read as weights"
         stacked = len(info.shape) == 3 and EXPERT_STACK.search(tensor) and not tensor.endswith("bias")
-        if not tensor.endswith(".weight") and not stacked:
+        if not tensor.endswith(".weight") and not stacked and not self._flat_experts(tensor, info.shape):
             return "a bias or another parameter that multiplies no activations"
         if len(info.shape) == 1:
             return "one-dimensional (a norm's scale)"
@@ -193,6 +194,13 @@ class Checkpoint:
         role = role_of(name, mixture)
         ready = compressible(layer, role)
         dtype = FLOATS[info.dtype]
+        if experts := self._flat_experts(tensor, info.shape):
+            inner, hidden = info.shape[0] // experts, info.shape[1]
+            sides = (hidden, inner) if role == "down" else (inner, hidden)
+            return [
+                Weight(f"{name}.{index}", tensor, layer, role, sides, dtype, role == "down", index, index, ready)
+                for index in range(experts)
+            ]
         if len(info.shape) == 2:
             transposed = self._conv1d and layer is not None and ready
             rows, columns = info.shape[::-1] if transposed else info.shape
@@ -203,6 +211,14 @@ class Checkpoint:
             Weight(f"{name}.{index}", tensor, layer, role, (rows, columns), dtype, transposed, index, index, ready)
             for index in range(info.shape[0])
         ]
+
+    def _flat_experts(self, tensor: str, shape: tuple[int, ...]) -> int:
+        """How many experts' slices stand below one another in a tensor of two dimensions, 0 where it is no such."""
+        settings = self.config.get("ffn_config")
+        count = settings.get("moe_num_experts") if isinstance(settings, dict) else None
+        if not isinstance(count, int) or count <= 0 or not FLAT_STACK.search(tensor):
+            return 0
+        return count if len(shape) == 2 and shape[0] % count == 0 else 0
 
     @cached_property
     def _conv1d(self) -> bool:
@@ -265,7 +281,9 @@ class Checkpoint:
             matrix = info.make(weight.index)
         else:
             with self._readable(weight.tensor) as file:
-                matrix = file.get_slice(weight.tensor)[weight.index]
+                high = weight.shape[1 if weight.transposed else 0]
+                flat = slice(weight.index * high, (weight.index + 1) * high)
+                matrix = file.get_slice(weight.tensor)[weight.index if len(info.shape) == 3 else flat]
         if not torch.isfinite(matrix).all():
             raise self.damaged(name)
         return matrix.T if weight.transposed else matrix

@@ -24,6 +24,8 @@ ROLES = tuple(
     for pattern, role in (
         (r"self_attention\.experts\.input_linear", "q"),
         (r"self_attention\.experts\.output_linear", "o"),
+        (r"experts\.mlp\.w1", "gate"),  # DBRX's
+        (r"experts\.mlp\.v1", "up"),
         (r"attention\.receptance", "q"),  # RWKV's
         (r"attention\.output", "o"),
         (r"feed_forward\.key", "fc1"),

@@ -125,5 +125,7 @@ def _stack_piece(checkpoint: Checkpoint, stack: str, names: list[str], settings:
             W = _dense(checkpoint, name, settings, disk)
             file.write(raw_bytes(W.T if transposed else W))
 
-    shape = (len(names), *(first.shape[::-1] if transposed else first.shape))
+    rows, columns = first.shape[::-1] if transposed else first.shape
+    flat = stack in settings["original"].get("flat", ())
+    shape = (len(names) * rows, columns) if flat else (len(names), rows, columns)
     return Piece(stack, WORDS[str(first.dtype).removeprefix("torch.")], shape, write)

@@ -97,6 +97,8 @@ def write_compressed(
     if untied or _stored_heads(checkpoint, weights):
         config |= {"tie_word_embeddings": False}
     original = _original(weights, stacks)
+    if flat := sorted(stack for stack in stacks if len(checkpoint.tensors[stack].shape) == 2):
+        original |= {"flat": flat}  # stacks of two dimensions: their slices stand below one another
     if "dtype" not in config and "torch_dtype" not in config and original["dtype"]:
         # Without it transformers would take the dtype of the first floating tensor, which may be a scale.
         config |= {"dtype": original["dtype"]}

@@ -21,6 +21,7 @@ class SplitStacks(nn.Module):
     """
 
     transposed = False  # whether stacks hold (in, out) slices
+    group: type[nn.Module] = nn.Module  # of the modules of one stack
     shell: Any
 
     def __init__(self, stacked: nn.Module):
@@ -34,6 +35,10 @@ class SplitStacks(nn.Module):
             self.add_module(name, child)
         # What is left of the original knows the model's own gating; it holds no weight, so it is no child.
         object.__setattr__(self, "shell", stacked)
+
+    def holds(self, stack: str) -> bool:
+        """Whether a stack of that name is here, split or not."""
+        return stack in self.paths or getattr(getattr(self, stack, None), "ndim", 0) == 3
 
     def split(self, stack: str, parts: Sequence[str] = (), rows: torch.Tensor | None = None) -> None:
         """Splits a stack, once. rows: for each row of a matrix the number of the one that the files store it as."""
@@ -55,7 +60,7 @@ class SplitStacks(nn.Module):
     def _place(self, path: str, module: nn.Module) -> None:
         group, name = path.split(".")
         if group not in self._modules:
-            self.add_module(group, nn.Module())
+            self.add_module(group, self.group())
         self.get_submodule(group).add_module(name, module)
 
     def linear(self, stack: str, expert: int, x: torch.Tensor) -> torch.Tensor:
@@ -156,8 +161,47 @@ class SharedExperts(SplitStacks):
         return self.linear("down_proj", expert, activated * factor).float()
 
 
+class _Numbered(nn.Module):
+    """Stands where a stack was that somebody takes an expert's matrix from: gives the expert's number instead."""
+
+    def view(self, *shape: int) -> "_Numbered":
+        return self
+
+    def __getitem__(self, expert: torch.Tensor) -> int:
+        return int(expert)
+
+
+class FlatExperts(SplitStacks):
+    """DBRX's: stacks of two dimensions, from which another module takes the matrices of the expert that it runs."""
+
+    group = _Numbered
+
+    def holds(self, stack: str) -> bool:
+        return stack in ("w1", "v1", "w2")
+
+    def split(self, stack: str, parts: Sequence[str] = (), rows: torch.Tensor | None = None) -> None:
+        if stack in self.paths:
+            return
+        flat = getattr(self, stack)
+        slices = flat.data.view(self.shell.moe_num_experts, -1, flat.shape[1])
+        delattr(self, stack)
+        self.register_parameter(stack, nn.Parameter(slices, requires_grad=flat.requires_grad))
+        self.transposed = stack == "w2"
+        super().split(stack, parts, rows)
+
+    def forward(self, x: torch.Tensor, expert_w1: Any, expert_v1: Any, expert_w2: Any) -> torch.Tensor:
+        gate = self.shell.activation_fn(self._of("w1", expert_w1, x))
+        return self._of("w2", expert_w2, gate * self._of("v1", expert_v1, x))
+
+    def _of(self, stack: str, given: Any, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(given, int):
+            return self.linear(stack, given, x)
+        return x @ (given if stack == "w2" else given.T)
+
+
 # Modules with stacks that do not go by transformers' common rule, by the names of their classes.
 OTHERS: dict[str, type[SplitStacks]] = {
+    "DbrxExpertGLU": FlatExperts,
     "JetMoeParallelExperts": SortedExperts,
     "Llama4TextExperts": EveryExpert,
     "InklingSharedExperts": SharedExperts,

@@ -70,7 +70,7 @@ class Names:
             return  # a stack that becomes several
         owner, _, stack = live.rpartition(".")
         module = with_stacks(self.model, owner) if self._has(owner) else None
-        if module is None or (stack not in module.paths and getattr(getattr(module, stack, None), "ndim", 0) != 3):
+        if module is None or not module.holds(stack):
             return
         if stack not in module.paths:
             parameter, rows = getattr(module, stack), None
