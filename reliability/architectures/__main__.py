@@ -20,16 +20,17 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="model types or kinds (causal, encoder, …); default: all")
     parser.add_argument("--folder", type=Path, help="where checkpoints and rows are kept: those of others stay")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
+    parser.add_argument("--quick", action="store_true", help="only what is covered, and the folder at full rank")
     parser.add_argument("--write", action="store_true", help="write docs/architectures.md")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         os.environ["KARIPAP_WORKSPACE"] = str(folder / "workspace")
         os.environ["HF_HUB_OFFLINE"] = "1"
-        return _run(given.names, folder, given.jobs, given.write)
+        return _run(given.names, folder, given.jobs, not given.quick, given.write)
 
 
-def _run(names: Sequence[str], folder: Path, jobs: int, write: bool) -> int:
+def _run(names: Sequence[str], folder: Path, jobs: int, whole: bool, write: bool) -> int:
     import torch
     from transformers.utils import logging
 
@@ -43,7 +44,7 @@ def _run(names: Sequence[str], folder: Path, jobs: int, write: bool) -> int:
     wanted = [each for each in architectures() if not names or each.name in names or each.kind in names]
     began, kept = time.monotonic(), folder / "rows.json"
     rows = {each["name"]: Row(**each) for each in json.loads(kept.read_text("utf-8"))} if kept.exists() else {}
-    for number, row in enumerate(_rows(wanted, folder, jobs), 1):
+    for number, row in enumerate(_rows(wanted, folder, jobs, whole), 1):
         rows[row.name] = row
         print(f"{number}/{len(wanted)} {row.name}: {row.verdict} {table.why(row)[:160]}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def _run(names: Sequence[str], folder: Path, jobs: int, write: bool) -> int:
     return int(any(row.verdict == "wrong" for row in found))
 
 
-def _rows(wanted: Sequence, folder: Path, jobs: int) -> Iterator:
+def _rows(wanted: Sequence, folder: Path, jobs: int, whole: bool) -> Iterator:
     """A row for each architecture, in a process of its own that has everything imported, as they end."""
     from reliability.architectures.chain import Row
 
@@ -66,7 +67,7 @@ def _rows(wanted: Sequence, folder: Path, jobs: int) -> Iterator:
         while waiting and len(running) < jobs:
             each = waiting.pop()
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_one, args=(each, folder / each.name, sender))
+            process = context.Process(target=_one, args=(each, folder / each.name, whole, sender))
             process.start()
             sender.close()
             empty = Row(each.name, each.class_name, each.kind)
@@ -88,10 +89,10 @@ def _rows(wanted: Sequence, folder: Path, jobs: int) -> Iterator:
                 yield row
 
 
-def _one(architecture, folder: Path, sender: Connection) -> None:
+def _one(architecture, folder: Path, whole: bool, sender: Connection) -> None:
     from reliability.architectures.chain import run
 
-    sender.send(run(architecture, folder).to_json())
+    sender.send(run(architecture, folder, whole).to_json())
 
 
 if __name__ == "__main__":

@@ -61,8 +61,9 @@ class Row:
         return asdict(self)
 
 
-def run(architecture: Architecture, folder: Path) -> Row:
-    """Runs the chain below `folder`, which holds the tiny checkpoint afterwards."""
+def run(architecture: Architecture, folder: Path, whole: bool = True) -> Row:
+    """Runs the chain below `folder`, which holds the tiny checkpoint afterwards; not `whole`: what is covered, and the
+    folder at full rank alone."""
     row = Row(architecture.name, architecture.class_name, architecture.kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,7 +72,8 @@ def run(architecture: Architecture, folder: Path) -> Row:
         found: dict[str, Any] = {}
         if _step(row, "profile", lambda: _profile(row, architecture, folder / "dense", found)):
             _step(row, "full rank", lambda: _full_rank(row, architecture, folder, found["study"]))
-            _compressed(row, architecture, folder, found["study"])
+            if whole:
+                _compressed(row, architecture, folder, found["study"])
     return row
 
 
@@ -132,7 +134,8 @@ def _full_rank(row: Row, architecture: Architecture, folder: Path, study: Study)
         for weight in study.weights
     }
     plan = Plan(model_entry(checkpoint), "weight", entries)
-    compress(study, plan, folder / "full", device="cpu")
+    made = compress(study, plan, folder / "full", device="cpu")
+    row.steps["verify"] = "ok" if made.verified else "refused at full rank"
     dense = class_of(architecture).from_pretrained(folder / "dense", local_files_only=True).eval()
     inputs = inputs_in(folder / "dense")
     theirs = outputs_of(dense, inputs)

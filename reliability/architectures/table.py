@@ -21,9 +21,11 @@ def summary(rows: Sequence[Row]) -> list[str]:
     agreed = [row for row in ran if row.agreement is not None]
     near = sum((row.agreement or 0) <= AGREEMENT for row in agreed)
     return [
-        f"{len(rows)} architectures listed, {len(ran)} built and run through the chain: {verdicts['works']} work, "
+        f"{len(rows)} architectures listed, {len(ran)} built and run: {verdicts['works']} work, "
         f"{verdicts['refused']} are refused somewhere with a sentence, "
         f"{verdicts['wrong']} are wrong or end in a traceback.",
+        f"Of these {sum('plan' in row.steps for row in ran)} went through the whole chain; of the others "
+        "(`--quick`) what is covered was counted, and the folder at full rank written, verified and compared.",
         f"Of {len(causal)} causal ones {wide} are covered to {COVERED:.0%} or more of the parameters outside tables.",
         f"At full rank {near} of {len(agreed)} agree with the dense model to {AGREEMENT:g}.",
     ]
