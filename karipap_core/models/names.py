@@ -66,8 +66,9 @@ class Names:
     def _split(self, tensor: str) -> None:
         """Splits one stored stack, where the model holds it as one."""
         live, pattern = self.live(tensor)
-        if pattern is not None and len(self._converter(pattern).target_patterns) > 1:
-            return  # a stack that becomes several
+        converter = None if pattern is None else self._converter(pattern)
+        if converter and len(converter.target_patterns + converter.source_patterns) > 2:
+            return  # a stack that becomes several, or is a part of one
         owner, _, stack = live.rpartition(".")
         module = with_stacks(self.model, owner) if self._has(owner) else None
         if module is None or not module.holds(stack):
@@ -130,7 +131,7 @@ class Names:
         targets = [first.replace(converter.target_patterns[0], each) for each in converter.target_patterns]
         paths = [target.removesuffix(".weight") for target in targets]
         last = f"{name.rpartition('.')[2]}_stored"  # a name that the converter would take for a matrix to be cut
-        if all(self._has(path) for path in paths):
+        if len(converter.source_patterns) == 1 and all(self._has(path) for path in paths):
             modules = [self.model.get_submodule(path) for path in paths]
             if all(isinstance(module, Part) for module in modules):
                 return f"{paths[0].rpartition('.')[0]}.{last}"
