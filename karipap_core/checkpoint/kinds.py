@@ -1,5 +1,6 @@
 """What a model does with tokens, from its config.json: by the name of its class, else as transformers' mappings say."""
 
+import re
 from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any, Literal
@@ -44,10 +45,13 @@ def positions_of(config: Any) -> int | None:
 
 
 def loader_of(config: dict[str, Any], kind: Kind | None) -> str:
-    """The name of the class of transformers that loads a model of that kind and config.json."""
+    """The name of the class of transformers that loads a model of that kind and config.json: with its head, where the
+    config names a class that transformers has (`AutoModel` leaves heads away, and may begin a pooler at random)."""
     name = (config.get("architectures") or [""])[0]
     if kind == "encoder":
-        return "AutoModel"
+        import transformers
+
+        return name if re.fullmatch(r"[A-Za-z]\w*", name) and hasattr(transformers, name) else "AutoModel"
     if kind == "encoder-decoder":
         return name or "AutoModelForSeq2SeqLM"
     return "AutoModelForCausalLM" if not name or name.endswith(PLAIN) else name

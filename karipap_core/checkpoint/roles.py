@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 # Containers whose numbered children are the model's blocks. No block has a number of more digits: some code counts.
 LAYER = re.compile(
-    r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|attentions|ffns|encoders|\w+_layers|\w+_blocks)\.([0-9]{1,4})\."
+    r"(?:^|\.)(?:h|block|blocks|layer|layers|resblocks|attentions|ffns|encoders|self_attends|\w+_layers|\w+_blocks)"
+    r"\.([0-9]{1,4})\."
 )
 EXPERT = re.compile(r"\.experts\.([0-9]{1,4})\.")
 # Models whose linear maps are transformers' Conv1D, stored (in, out).
@@ -55,8 +56,14 @@ ROLES = tuple(
         (r"gate_proj|w1|wi_0|gate", "gate"),
         (r"up_proj|w3|wi_1", "up"),
         (r"down_proj|w2|(?:shared_)?w2_weight|w2_md|output_linear", "down"),
-        (r"fc1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1|ff\.layer_1|ffn\.0", "fc1"),
-        (r"fc2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2|ff\.layer_2|ffn\.2", "fc2"),
+        (
+            r"fc1|dense1|c_fc|fc_in|dense_h_to_4h|lin1|intermediate\.dense|wi|dense_in|linear_fc1|ff\.layer_1|ffn\.0",
+            "fc1",
+        ),
+        (
+            r"fc2|dense2|fc_out|dense_4h_to_h|lin2|output\.dense|mlp\.c_proj|mlp\.Wo|wo|linear_fc2|ff\.layer_2|ffn\.2",
+            "fc2",
+        ),
     )
 )
 OUTSIDE = tuple(
@@ -64,7 +71,7 @@ OUTSIDE = tuple(
     for pattern, role in (
         (
             r"wpe|(?:\w+_)?pos_embed\w*|\w*position\w*embed\w*|embed_positions\w*|positions_embed|pos_emb|pos_enc"
-            r"|\w*(?:row|column|class)_embed\w*|\w*relative_attention_bias|relative_\w*embed\w*",
+            r"|\w*(?:row|column|class)_embed\w*|\w*relative_attention_bias|rel(?:ative)?_\w*embed\w*",
             "position",
         ),
         (r"token_type_embeddings?|segment_embeddings?|lang_embeddings?", "token_type"),

@@ -218,6 +218,8 @@ def test_what_is_no_weight_is_skipped_with_a_reason(tmp_path):
         ("model.layers.2.mlp.shared_expert_gate", 2, "router"),
         ("encoder.block.1.layer.0.SelfAttention.q", 1, "q"),
         ("encoder.block.1.layer.0.SelfAttention.relative_attention_bias", 1, "position"),
+        ("deberta.encoder.rel_embeddings", None, "position"),
+        ("perceiver.encoder.self_attends.3.mlp.dense1", 3, "fc1"),
         ("transformer.h.5.attn.attention.out_proj", 5, "o"),
         ("transformer.h.5.mlp.fc_in", 5, "fc1"),
         ("model.layers.4.mlp.c_proj", 4, "fc2"),

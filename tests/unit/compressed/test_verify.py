@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTForImageClassification
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli import frame as cli
@@ -282,6 +283,14 @@ def test_the_loader_works_when_it_is_pasted(world):
     assert len(text.splitlines()) == 10
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and len(done.stdout) > 10, done.stderr
+
+
+def test_the_loader_of_a_model_that_reads_no_text_ends_where_it_is_loaded(tmp_path, capsys):
+    config = ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    exec(loader(tmp_path), {})
+    dense = sum(each.numel() for each in load_file(tmp_path / "model.safetensors").values())
+    assert capsys.readouterr().out == f"pixel_values {dense:,} parameters\n"
 
 
 def test_the_verb_prints_the_checks_and_the_loader(world, capsys):

@@ -103,7 +103,8 @@ def test_a_cache_is_found_missing():
 def test_the_kind_of_a_config(config, kind):
     assert kind_of(config, False) == kind
     if kind == "encoder":
-        assert loader_of(config, kind) == "AutoModel"
+        assert loader_of(config, kind) == config.get("architectures", ["AutoModel"])[0]
+        assert loader_of({"architectures": ["UnheardModel"]}, kind) == "AutoModel"
 
 
 def test_an_unknown_model_with_a_head_is_taken_for_one_that_writes():
