@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.evaluation import suits
@@ -136,3 +137,28 @@ def test_an_upload_is_kept_and_what_is_none_is_refused_in_its_own_name(model):
     assert "Text file rows.jsonl: line 1 is no string" in app.error[0].value.replace("\\", "")
     app.text_input("heal_field").input("story").run()
     assert not app.error and "Not checked yet" in words(app)
+
+
+def test_images_are_asked_for_where_a_model_sees_and_taken_from_permitted_folders_alone(tmp_path, monkeypatch):
+    def script():
+        from types import SimpleNamespace
+
+        import streamlit as st
+
+        from pages.parts import texts
+
+        def view(*towers):
+            weights = [SimpleNamespace(compressible=True, tower=tower) for tower in towers]
+            return SimpleNamespace(checkpoint=SimpleNamespace(weights=weights))
+
+        st.session_state.plain = texts.images(view(""), "plain")
+        st.session_state.seen = texts.images(view("vision", "language"), "seeing")
+
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.setenv("KARIPAP_MODEL_ROOTS", str(tmp_path))
+    app = AppTest.from_function(script, default_timeout=60).run()
+    assert [box.key for box in app.text_input] == ["seeing_images"] and app.session_state.seen == []
+    app.text_input(key="seeing_images").set_value(str(tmp_path / "pictures")).run()
+    assert app.session_state.seen == ["--images", str(tmp_path / "pictures")] and not app.error
+    app.text_input(key="seeing_images").set_value("/etc").run()
+    assert app.session_state.seen == [] and len(app.error) == 1 and app.session_state.plain == []
