@@ -241,4 +241,6 @@ def with_stacks(model: nn.Module, path: str) -> SplitStacks | None:
     if splitter is None:
         return None
     model.set_submodule(path, found := splitter(module))
+    # transformers would draw random numbers for stacks by their names, through the module above them.
+    model.get_submodule(path.rpartition(".")[0])._is_hf_initialized = True  # type: ignore[assignment]
     return found

@@ -148,7 +148,7 @@ def _nothing(model: "PreTrainedModel", name: str, rows: int) -> torch.Tensor:
     config = model.config
     encoder = getattr(config, "encoder", getattr(config, "vision_config", config))
     shape: tuple[int, ...]
-    if name == "input_features" and hasattr(config, "max_source_positions"):
+    if name == "input_features" and hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
         shape = (rows, config.num_mel_bins, 2 * config.max_source_positions)
     elif name == "input_values":
         shape = (rows, AUDIO_SAMPLES)
