@@ -65,11 +65,22 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None =
 
 
 def why_not(model: "PreTrainedModel") -> str | None:
-    """Why a model cannot be run on text, None where it can."""
+    """Why a model cannot be run on text, None where it can; one that may see or hear is tried on a token."""
     try:
-        inputs_of(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        inputs = inputs_of(model, torch.zeros(1, 1, dtype=torch.long, device=model.device))
     except InputError as error:
         return str(error)
+    if any(name in inspect.signature(model.forward).parameters for name in OTHERS):
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        except ValueError as error:  # how transformers refuses inputs
+            said = str(error).partition("\n")[0].rstrip(".")
+            return f"A {type(model).__name__} refuses text alone ({said}): it is not run here."
+        except (
+            Exception
+        ):  # of an empty model, whose tensors hold nothing; what is wrong with a full one its loading says
+            return None
     return None
 
 

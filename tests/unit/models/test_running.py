@@ -110,3 +110,12 @@ def test_the_kind_of_a_config(config, kind):
 def test_an_unknown_model_with_a_head_is_taken_for_one_that_writes():
     assert kind_of({"model_type": "unheard_of"}, True) == "causal"
     assert kind_of({"model_type": "unheard_of"}, False) == "encoder"
+
+
+def test_a_model_that_refuses_text_alone_is_not_run_and_says_what_it_asks_for():
+    vision = {"embed_dim": 16, "image_size": 16, "patch_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    with torch.device("meta"):
+        model = model_of("IdeficsForVisionText2Text", "IdeficsConfig", vocab_size=64, vision_config=vision, **sizes)
+    said = running.why_not(model)
+    assert said is not None and "pixel_values" in said and said.endswith(": it is not run here.")
