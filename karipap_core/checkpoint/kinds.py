@@ -10,6 +10,20 @@ PREDICTS = ("causal", "encoder-decoder")  # the next token, so that a loss can b
 PLAIN = ("CausalLM", "LMHeadModel")  # how the classes of models that predict the next token are named
 GENERATION = "ForConditionalGeneration"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_decoder_position_embeddings")
+# Whose head for the next token sees later ones, unless its config makes a decoder of it. Said here, since asking
+# transformers takes seconds; a test holds it to transformers' lists.
+LIKE_BERT = {
+    "bert",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "reformer",
+    "rembert",
+}
+LIKE_BERT |= {"roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
 SEE_AHEAD = {"xlnet"}  # whose head, too, sees later tokens, unless it is told token by token not to
 
 
@@ -23,13 +37,11 @@ def kind_of(config: dict[str, Any], has_head: bool) -> Kind:
     name, model_type = (config.get("architectures") or [None])[0], str(config.get("model_type"))
     if model_type in SEE_AHEAD:
         return "encoder"
-    plain = name is not None and name.endswith(PLAIN)
-    if plain or name is None:
-        # BERT's head for the next token is one only where its config makes a decoder of it.
-        if _listed(model_type, None, "masked") and not (config.get("is_decoder") or config.get("causal")):
-            return "encoder-decoder" if name is None and _two_parts(config, model_type) else "encoder"
-        if plain:
-            return "causal"
+    decoder = config.get("is_decoder") or config.get("causal")
+    if name is not None and name.endswith(PLAIN):
+        return "encoder" if model_type in LIKE_BERT and not decoder else "causal"
+    if name is None and _listed(model_type, None, "masked") and not decoder:
+        return "encoder-decoder" if _two_parts(config, model_type) else "encoder"
     generates = _listed(model_type, name, "two parts", "text", "images") or (name or "").endswith(GENERATION)
     if not generates:
         return "causal" if name is None and has_head else "encoder"

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from karipap_core.checkpoint import kinds
 from karipap_core.checkpoint.kinds import kind_of, loader_of, positions_of
 from karipap_core.errors import InputError
 from karipap_core.models import running
@@ -119,3 +120,11 @@ def test_a_model_that_refuses_text_alone_is_not_run_and_says_what_it_asks_for():
         model = model_of("IdeficsForVisionText2Text", "IdeficsConfig", vocab_size=64, vision_config=vision, **sizes)
     said = running.why_not(model)
     assert said is not None and "pixel_values" in said and said.endswith(": it is not run here.")
+
+
+def test_the_models_like_bert_are_those_that_transformers_lists_with_both_heads():
+    from transformers.models.auto import modeling_auto as auto
+
+    both = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() & auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    assert both - kinds.LIKE_BERT == {"bart", "mbart", "mvp"}, "whose causal class makes itself a decoder"
+    assert both >= kinds.LIKE_BERT
