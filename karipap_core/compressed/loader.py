@@ -49,7 +49,7 @@ def _reads_text_alone(config: dict, name: str) -> bool:
         model = from_config(config_of(config, name), config, name)
     except InputError:  # verify says so, in a check of its own
         return True
-    return running.reads_text(model) and running.why_not(model) is None
+    return model.main_input_name == running.TOKENS and running.why_not(model) is None
 
 
 def _config_of(folder: Path) -> dict:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.checkpoint.reach import coverage, in_words
 from karipap_core.errors import InputError, unknown
 from karipap_core.plan.allocate import Options, merged, together
 from karipap_core.plan.calibration import Calibration
@@ -74,7 +75,8 @@ class Candidates:
         self.weights = [*study.weights, *self.tables]
         self._tables = {weight.name for weight in self.tables}
         if not study.weights:
-            raise InputError(f"{self.checkpoint.name} has no weight that can be compressed.")
+            said = in_words(coverage(self.checkpoint))
+            raise InputError(f"{self.checkpoint.name} has no weight that can be compressed: a plan {said}.")
         for kind in self.kinds:
             self.curves(kind)
         for kind in self.table_kinds:
