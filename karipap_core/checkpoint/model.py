@@ -151,7 +151,7 @@ class Checkpoint:
                 self.skipped.append({"name": tensor, "why": why})
             else:
                 self.weights += self._weights_of(tensor, info, mixture)
-        towers = towers_of(weight.name for weight in self.weights)
+        towers = towers_of(weight.name for weight in self.weights if weight.compressible)
         self.weights_are([replace(weight, tower=towers.get(weight.name, "")) for weight in self.weights])
         self.skipped.sort(key=lambda entry: entry["name"])
 
@@ -178,7 +178,8 @@ class Checkpoint:
             return f"stored as {info.dtype}; only BF16, F16 and F32 are read as weights"
         stacked = len(info.shape) == 3 and EXPERT_STACK.search(tensor) and not tensor.endswith("bias")
         if not tensor.endswith(".weight") and not stacked and not self._flat_experts(tensor, info.shape):
-            return "a bias or another parameter that multiplies no activations"
+            matrix = len(info.shape) > 1
+            return "a parameter that no linear layer holds as its weight" if matrix else "a bias or another vector"
         if len(info.shape) == 1:
             return "one-dimensional (a norm's scale)"
         if len(info.shape) != 2 and not stacked:
@@ -192,7 +193,7 @@ class Checkpoint:
         name = tensor.removesuffix(".weight")
         layer, expert = place(name)
         role = role_of(name, mixture)
-        ready = compressible(layer, role)
+        ready = compressible(role)
         dtype = FLOATS[info.dtype]
         if experts := self._flat_experts(tensor, info.shape):
             inner, hidden = info.shape[0] // experts, info.shape[1]

@@ -122,29 +122,31 @@ def role_of(name: str, mixture: bool) -> str:
 
 
 def towers_of(names: Iterable[str]) -> dict[str, str]:
-    """{name of a module in a block: its tower, "vision", "audio", "connector", "encoder", "decoder" or "language"}; all
-    "" where the model has but one.
+    """{name of a module that can be compressed: its tower, "vision", "audio", "connector", "encoder", "decoder" or
+    "language"}; all "" where the blocks are of but one.
 
     An encoder without a decoder, or the other way about, is what reads the language where nothing else does.
     """
-    found = {name: _tower_of(name) for name in names if place(name)[0] is not None}
+    found = {name: _tower_of(name) for name in names}
     if "language" not in found.values() and not {"encoder", "decoder"} <= set(found.values()):
         found = {name: "language" if tower in ("encoder", "decoder") else tower for name, tower in found.items()}
-    return found if len(set(found.values())) > 1 else dict.fromkeys(found, "")
+    towers = {tower for name, tower in found.items() if place(name)[0] is not None}
+    return found if len(towers) > 1 else dict.fromkeys(found, "")
 
 
 def _tower_of(name: str) -> str:
     block = LAYER.search(name)
-    parts = name[: block.start()].split(".") if block else []
+    parts = name[: block.start() if block else None].split(".")
     for tower, pattern in OTHER_TOWERS:
         if any(pattern.search(part) for part in parts):
             return tower
     return next((part.rpartition("_")[2] for part in parts if part.endswith(("encoder", "decoder"))), "language")
 
 
-def compressible(layer: int | None, role: str) -> bool:
-    """Whether a weight may become a network: those of the blocks, but for routers and tables that are looked up in."""
-    return layer is not None and role not in NOT_COMPRESSIBLE
+def compressible(role: str) -> bool:
+    """Whether a weight may become a network: those of the blocks and the projections between parts, but for routers,
+    heads of tasks and tables that are looked up in."""
+    return role not in NOT_COMPRESSIBLE
 
 
 def listing_key(name: str, layer: int | None, expert: int | None, role: str, tower: str = "") -> tuple:

@@ -177,7 +177,7 @@ class _Unread:
         for name in plan.weights:
             spec, role, (layer, expert) = plan.spec(name), role_of(name, mixture), place(name)
             if spec is not None:
-                shape, ready = (spec.n_out, spec.n_in), compressible(layer, role)
+                shape, ready = (spec.n_out, spec.n_in), compressible(role)
                 weight = Weight(name, f"{name}.weight", layer, role, shape, foot.dtype, False, expert, None, ready)
                 self.weights.append(weight)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.checkpoint.roles import compressible, place, role_of
+from karipap_core.checkpoint.roles import compressible, role_of
 from karipap_core.deployment.kv import cache_of, heads_of
 from karipap_core.errors import InputError
 from karipap_core.models.empty import config_of, empty_model, from_config
@@ -167,9 +167,9 @@ def of_config(document: dict, name: str = "model") -> Footprint:
     for key, shape in shapes:
         parameters += math.prod(shape)
         base = key.removesuffix(".weight")
-        role, layer = role_of(base, mixture), place(base)[0]
+        role = role_of(base, mixture)
         stacked = len(shape) == 3 and ".experts." in key
-        if compressible(layer, role) and (stacked or (len(shape) == 2 and key.endswith(".weight"))):
+        if compressible(role) and (stacked or (len(shape) == 2 and key.endswith(".weight"))):
             count = shape[0] if stacked else 1
             matrices.append(Matrix(shape[-2], shape[-1], count, ".experts." in key))
     return Footprint(

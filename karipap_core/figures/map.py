@@ -98,11 +98,11 @@ def _apart(names: Sequence[str]) -> dict[str, str]:
 def cells(weights: Sequence[dict], values: Mapping[str, float]) -> dict[tuple[Hashable, str], Cell]:
     """Seat (see `seats`) → cell; `weights` are dictionaries with name, layer, role, shape.
 
-    Weights outside the blocks (embedding, head) have no cell, unless there are no blocks. A cell none of whose weights
+    Tables and heads outside the blocks have no cell, unless there are no blocks. A cell none of whose weights
     has a number has the value None.
     """
     grid: dict[tuple[Hashable, str], Cell] = {}
-    inside = [weight for weight in weights if weight["layer"] is not None] or weights
+    inside = [weight for weight in weights if weight["layer"] is not None or weight.get("compressible")] or weights
     for seat, weight in zip(seats(inside), inside, strict=True):
         if (cell := grid.get(seat)) is None:
             cell = grid[seat] = Cell()

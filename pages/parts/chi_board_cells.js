@@ -134,7 +134,7 @@ export class Grid {
   addRow(row, open) {
     const { T } = this;
     const many = Math.max(...row.cells.map((cell) => cell.length));
-    const name = row.layer === null || row.layer === undefined ? "tables" : row.key;
+    const name = row.layer === null || row.layer === undefined ? "outside" : row.key;
     const weights = row.cells.flat();
     const make = (className, cells, title, label) => {
       const el = element("div", `row ${className}`, this.body);
@@ -156,7 +156,7 @@ export class Grid {
       this.rows.push(line);
       return line;
     };
-    const line = make("", row.cells, String(name), name === "tables" ? "tables of tokens" : `layer ${name}, all roles`);
+    const line = make("", row.cells, String(name), name === "outside" ? "outside the blocks" : `layer ${name}, all roles`);
     if (many < 2) return;
     const isOpen = open.has(row.key);
     const toggle = element("button", "toggle", null, isOpen ? "▾" : "▸");

@@ -234,14 +234,14 @@ export function layout(T) {
   const column = new Map(roles.map((role, c) => [role, c]));
   const rows = new Map();
   for (let w = 0; w < T.n; w++) {
-    const key = T.tower[w] ? `${T.tower[w]} ${T.layer[w]}` : T.layer[w] ?? -1;
+    const key = (T.layer[w] ?? null) === null ? -1 : T.tower[w] ? `${T.tower[w]} ${T.layer[w]}` : T.layer[w];
     if (!rows.has(key)) rows.set(key, { key, layer: T.layer[w], tower: T.tower[w], cells: roles.map(() => []) });
     rows.get(key).cells[column.get(T.role[w])].push(w);
   }
   const towers = [...new Set(T.tower)]; // as they run
   const at = (row) => row.layer ?? Infinity;
-  const tables = (row) => (at(row) === Infinity ? 1 : 0);
-  const order = (a, b) => tables(a) - tables(b) || towers.indexOf(a.tower) - towers.indexOf(b.tower) || at(a) - at(b) || 0;
+  const outside = (row) => (at(row) === Infinity ? 1 : 0);
+  const order = (a, b) => outside(a) - outside(b) || towers.indexOf(a.tower) - towers.indexOf(b.tower) || at(a) - at(b) || 0;
   return { roles, rows: [...rows.values()].sort(order) };
 }
 
