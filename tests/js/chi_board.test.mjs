@@ -231,10 +231,10 @@ test("a slider's options run from the smallest to dense, each reachable by keys 
 });
 
 test("layout: known roles in their order, layers rising, experts share a cell", () => {
-  const T = { n: 5, role: ["down", "router2", "q", "gate", "gate"], layer: [1, 0, 0, 0, 0] };
+  const T = { n: 6, role: ["down", "router2", "q", "gate", "gate", "q"], layer: [1, 0, 0, 0, 0, null], tower: Array(6).fill("") };
   const { roles, rows } = layout(T);
   assert.deepEqual(roles, ["q", "gate", "down", "router2"]);
-  assert.deepEqual(rows.map((row) => row.layer), [0, 1]);
+  assert.deepEqual(rows.map((row) => row.layer), [0, 1, null], "what is outside the blocks comes last");
   assert.deepEqual(rows[0].cells, [[2], [3, 4], [], [1]]);
 });
 

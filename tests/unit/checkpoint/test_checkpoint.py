@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from karipap_core import InputError
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.checkpoint.roles import place, role_of
+from karipap_core.checkpoint.roles import NOT_COMPRESSIBLE, place, role_of
 from karipap_core.checkpoint.tensorfile import HEADER_CAP, copied, read_header, write_file, write_model
 from tests.helpers.architectures import ARCHITECTURES, ENCODERS, make
 from tests.helpers.paths import REPOSITORY
@@ -38,14 +38,14 @@ def test_every_architecture_has_its_roles_layers_and_shapes(made, name):
         if name == "qwen3_moe" and layer == 1:
             expected = ["q", "k", "v", "o", "router"] + ["gate", "up", "down"] * 4
         assert sorted(roles) == sorted(expected)
-    assert not any(weight.role == "other" and weight.compressible for weight in checkpoint.weights)
+    assert not any(weight.role == "other" and weight.layer is not None for weight in checkpoint.weights)
     for weight in checkpoint.weights:
         if weight.role in ("q", "k", "v", "qkv", "gate", "up", "gate_up", "fc1"):
             assert weight.shape[1] == 48, weight  # reads the hidden state
         elif weight.role in ("o", "down", "fc2"):
             assert weight.shape[0] == 48, weight  # writes the hidden state
         assert tuple(checkpoint.read(weight.name).shape) == weight.shape
-        assert weight.compressible == (weight.layer is not None and weight.role != "router")
+        assert weight.compressible == (weight.role not in NOT_COMPRESSIBLE)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "bert_masked"])
@@ -197,7 +197,7 @@ def test_what_is_no_weight_is_skipped_with_a_reason(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
     found = [(weight.name, weight.layer, weight.role, weight.compressible) for weight in checkpoint.weights]
-    assert found == [("model.layers.7.strange", 7, "other", True), ("strange.thing", None, "other", False)]
+    assert found == [("model.layers.7.strange", 7, "other", True), ("strange.thing", None, "other", True)]
     why = {entry["name"]: entry["why"] for entry in checkpoint.skipped}
     assert set(why) == set(tensors) - {"strange.thing.weight", "model.layers.7.strange.weight"}
     assert (
