@@ -86,7 +86,7 @@ OUTSIDE = tuple(
         ),
         (r"^head", "head"),
         (r"pooler\.dense|pooler", "pooler"),
-        (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship", "classifier"),
+        (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship|predictions\.transform\.dense", "classifier"),
     )
 )
 

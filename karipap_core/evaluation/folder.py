@@ -59,7 +59,7 @@ def evaluate_folder(
     not fit.
     """
     from karipap_core.checkpoint.open import open_checkpoint
-    from karipap_core.models.load import load_model
+    from karipap_core.models.load import load_model, try_model
 
     folder = Path(folder)
     if dtype not in DTYPES:
@@ -72,10 +72,12 @@ def evaluate_folder(
     progress("load", 0, 2, folder.name)
     model, tokenizer = load_model(folder, dtype=DTYPES[dtype], device=device, run=False)
     why = running.why_not(model)
+    if why is None:
+        try_model(model, folder.name)
     dense = None
     if source is not None:
         progress("load", 1, 2, str(source))
-        dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device, run=False)
+        dense, dense_tokenizer = load_model(source, dtype=DTYPES[dtype], device=device, run=why is None)
         tokenizer = tokenizer or dense_tokenizer
     progress("load", 2, 2)
     if tokenizer is None and why is None:

@@ -43,7 +43,7 @@ LIMITS |= dict.fromkeys(
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 WHOLE: tuple[str, ...] = ("F8_E4M3", "F8_E5M2", "F4")  # floats too that stand for nothing without scales
 WHOLE += ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "C64")
-MAY_BE_ZERO: tuple[str, ...] = ("intermediate_size", "ffn_dim")  # of a model that has none
+MAY_BE_ZERO: tuple[str, ...] = ("intermediate_size", "ffn_dim", "head_dim")  # of a model that has none
 MAY_BE_ZERO += ("num_local_experts", "n_routed_experts", "num_experts", "num_experts_per_tok")
 
 

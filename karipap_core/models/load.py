@@ -48,7 +48,7 @@ def load_model(
     """(model in eval mode, its tokenizer or None) from a folder, file, hub id or open checkpoint, dense or compressed.
 
     Models that predict tokens with their head, others without (`class_of`). `run`: whether it has to run on text, which
-    is tried on a few tokens; without, one that reads no text is loaded too.
+    is tried on a few tokens (`try_model`); without, one that does not is loaded too.
     Nothing is executed from the
     folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one. Raises InputError where
     config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
@@ -69,8 +69,8 @@ def load_model(
             raise checkpoint.damaged(name)
     live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
     live.eval()
-    if run or running.why_not(live) is None:
-        _try(live, checkpoint.name)
+    if run:
+        try_model(live, checkpoint.name)
     return live, tokenizer
 
 
@@ -92,7 +92,7 @@ def _filled(
     )
 
 
-def _try(model: "PreTrainedModel", name: str) -> None:
+def try_model(model: "PreTrainedModel", name: str) -> None:
     """Runs a model on a few tokens. Raises InputError where its config lets it be built but not run."""
     positions = positions_of(model.config.get_text_config()) or TRIED
     ids = torch.zeros(1, min(TRIED, positions), dtype=torch.long, device=model.device)

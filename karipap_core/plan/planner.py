@@ -103,7 +103,7 @@ class Planner:
             return self.plan(weights, rule, budget)
         if self.metric == "weight" and rule in RULES_OF_SPECTRA and (why := self.study.why_not_run) is not None:
             plan = self.plan(weights, rule, budget)
-            plan.predicted = {**(plan.predicted or {}), "not_predicted": why}
+            plan.predicted, plan.calibration = {**(plan.predicted or {}), "not_predicted": why}, None
             return plan
         # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
         return self.plan(weights, rule, budget, measured=self.measure(weights))

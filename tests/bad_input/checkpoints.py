@@ -254,7 +254,7 @@ CASES = [
     Case("a safetensors file called .gguf", renamed("model.safetensors", "model.gguf"), "profile model --metrics weight",
          "model/model.gguf is not a GGUF file, whatever its name: fetch it again."),
     Case("weights in a folder below", below, "profile model --metrics weight",
-         "model holds no .safetensors file: name a folder or file with a model in it."),
+         "model holds no .safetensors file: name the folder in it that has a model (below)."),
     Case("two models in one folder", two_models, "profile model --metrics weight",
          "Tensor model.embed_tokens.weight is in both one.safetensors and other.safetensors of model."),
     Case("a name with a NUL", lambda folder: None, "profile 'a\\0b'",
@@ -404,7 +404,7 @@ CASES = [
     Case("num_key_value_heads is 0", config(num_key_value_heads=0), "evaluate model",
          "The config of model: num_key_value_heads is 0, not a whole number from 1 to 16,777,216."),
     Case("head_dim is \"12\"", config(head_dim="12"), "evaluate model",
-         'The config of model: head_dim is "12", not a whole number from 1 to 16,777,216.'),
+         'The config of model: head_dim is "12", not a whole number from 0 to 16,777,216.'),
     Case("head_dim is 13", config(head_dim=13), "evaluate model",
          "The config of model is of no model that transformers can build: RoPE requires an even rotary "
          "dimension, but got `head_dim`=13 with `partial_rotary_factor`=1.0 for `full_attention`."),

@@ -216,7 +216,8 @@ CASES = [
         "scope that is none",
         plan("scope", value="modle"),
         "show plan.json",
-        "File plan.json: field scope is 'modle', not one of model, blocks. Did you mean 'model'?",
+        "File plan.json: field scope is 'modle', not one of model, blocks, vision, audio, connector, encoder, decoder, "
+        "language. Did you mean 'model'?",
     ),
     Case(
         "budget above 1",

@@ -314,7 +314,8 @@ def test_a_plan_of_a_model_with_towers_is_the_command_lines(scope, towered):
     view, study = towered
     wanted = Planner(study, "lowrank", "loss").make(Budget(kept=0.8, scope=scope), "calibrated")
     found = tables.tables(view, tables.What("lowrank", "loss"), "calibrated", {}, scope=scope)
-    assert {row["tower"] for row in found.rows} == {"language"} and "of vision are not reached" in found.notes[0]
+    assert {row["tower"] for row in found.rows} == {"language"}
+    assert any("of vision are not reached" in note for note in found.notes)
     chi = tables.choose(found, 0.8, "parameters", scope, {}, ())
     totals = chi_board.totals(found.rows, found.model, chi)
     made = draft.Draft("lowrank", "loss", "calibrated", chi, "parameters", scope, 0.8)
