@@ -43,8 +43,12 @@ def table(file, **columns) -> None:
         ("escapes.jsonl", b'"a\\u2028b \\ud834\\udd1e"', ("a\u2028b \U0001d11e",)),
         ("c4.json", b'\n{"text": "one"}\n\n{"text": "two"}\n', ("one", "two")),
         ("single.json", b'\xef\xbb\xbf{"text": "one"}\n', ("one",)),
-        ("c4.json.gz", gzip.compress(b'{"text": "one"}\n') + gzip.compress(b'{"text": "two"}\n'), ("one", "two")),
-        ("packed", gzip.compress(b"a<|endoftext|>b"), ("a", "b")),
+        (
+            "c4.json.gz",
+            gzip.compress(b'{"text": "one"}\n', mtime=0) + gzip.compress(b'{"text": "two"}\n', mtime=0),
+            ("one", "two"),
+        ),
+        ("packed", gzip.compress(b"a<|endoftext|>b", mtime=0), ("a", "b")),
         ("empties.json", b'["", "one", "\\n \\n", "two"]', ("one", "two")),
     ],
 )
@@ -65,8 +69,16 @@ def test_columns_of_strings_of_every_kind_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("a.txt.gz", gzip.compress(b"one", mtime=0)[:-9], "Text file FILE is a damaged gzip file: fetch it again."),
-        ("a.txt", gzip.compress(b"one\n", mtime=0) + b"more", "Text file FILE is a damaged gzip file: fetch it again."),
+        (
+            "a.txt.gz",
+            gzip.compress(b"one", mtime=0)[:-9],
+            "Text file FILE is a damaged gzip file: fetch it again.",
+        ),
+        (
+            "a.txt",
+            gzip.compress(b"one\n", mtime=0) + b"more",
+            "Text file FILE is a damaged gzip file: fetch it again.",
+        ),
         ("a.json.gz", gzip.compress(b'{"text": "a"}\n{', mtime=0), f"Text file FILE {BROKEN}"),
         ("a.json", b"(\xb5/\xfd0123", "Text file FILE is packed with zstandard: unpack it first."),
         ("a.txt", "é".encode("latin-1"), "Text file FILE is not text in UTF-8 (line 1): save it as UTF-8."),
@@ -182,7 +194,7 @@ def test_a_table_that_unpacks_to_too_much_is_not_held(tmp_path, monkeypatch):
     assert file.stat().st_size < 20_000
     assert said(read_text, file) == f"Text file {file} unpacks to more than 20,000 bytes: give a part of it."
     file = tmp_path / "a.txt.gz"
-    file.write_bytes(gzip.compress(b"the same words " * 10_000))
+    file.write_bytes(gzip.compress(b"the same words " * 10_000, mtime=0))
     assert file.stat().st_size < 1000
     assert said(read_text, file) == f"Text file {file} unpacks to more than 20,000 bytes: give a part of it."
 
