@@ -292,6 +292,7 @@ def test_shared_and_integer_cores(made, tmp_path, groups, name, form):
         assert layer.report()["bytes"] == spec.bytes(4)
         assert layer.cores[2].dtype == torch.int32 and not layer.cores[2].requires_grad
 
+    model = loaded(folder)  # `sites` has split what the plan left stacked, and views are not what is stored
     model.save_pretrained(tmp_path / "again", max_shard_size="40KB")
     assert core_bytes(tmp_path / "again") == core_bytes(folder)
     assert torch.equal(outputs(loaded(tmp_path / "again")), outputs(model))
