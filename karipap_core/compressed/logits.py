@@ -130,11 +130,21 @@ def _still(live, ran: set, plan: Plan, read: Reader) -> tuple[int, float]:
 
     names, count, worst = Names(live), 0, 0.0
     idle = {path for path, module in live.named_modules() if hasattr(module, "cores") and module not in ran}
-    wanted = {name for name in plan.weights if plan.spec(name) is not None and names.path(name) in idle} if idle else ()
+    changed = [name for name in plan.weights if plan.spec(name) is not None] if idle else []
+    paths = {name: _path(names, name) for name in changed}
+    wanted = {name for name, path in paths.items() if path in idle}
     for name, matrix in _matrices(plan, read, wanted) if wanted else ():
-        formed = live.get_submodule(names.path(name)).weight.double().cpu()
+        formed = live.get_submodule(paths[name]).weight.double().cpu()
         count, worst = count + 1, max(worst, ((formed - matrix.cpu()).norm() / matrix.norm().clamp_min(1e-30)).item())
     return count, worst
+
+
+def _path(names, name: str) -> str:
+    """Where a compressed weight is in a live model: slices of a stack that was split have their own names there."""
+    try:
+        return names.path(name)
+    except InputError:
+        return name
 
 
 def _affordable(checkpoint: Checkpoint, plan: Plan):
