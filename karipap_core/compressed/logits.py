@@ -135,6 +135,8 @@ def _still(live, ran: set, plan: Plan, read: Reader) -> tuple[int, float]:
     wanted = {name for name, path in paths.items() if path in idle}
     for name, matrix in _matrices(plan, read, wanted) if wanted else ():
         formed = live.get_submodule(paths[name]).weight.double().cpu()
+        if formed.shape != matrix.shape:  # one of several that a model holds as one: its own matrix is not to be had
+            continue
         count, worst = count + 1, max(worst, ((formed - matrix.cpu()).norm() / matrix.norm().clamp_min(1e-30)).item())
     return count, worst
 
