@@ -54,7 +54,7 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None =
         inputs[TOKENS] = ids
         needed = [name for name in OTHERS if name in accepted and accepted[name].default is inspect.Parameter.empty]
         inputs |= {name: _nothing(model, name, len(ids)) for name in needed}
-    elif two_parts(model) and predicts(model):
+    elif given_nothing(model):
         inputs[model.main_input_name] = _nothing(model, model.main_input_name, len(ids))
     else:
         raise InputError(f"A {type(model).__name__} reads no text but {model.main_input_name}: it is not run here.")
@@ -79,7 +79,7 @@ def why_not(model: "PreTrainedModel") -> str | None:
             return f"A {type(model).__name__} refuses text alone ({said}): it is not run here."
         except (
             Exception
-        ):  # of an empty model, whose tensors hold nothing; what is wrong with a full one its loading says
+        ):  # of an empty model, whose tensors hold nothing; of a full one, its loading says what is wrong
             return None
     return None
 

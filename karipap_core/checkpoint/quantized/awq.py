@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from karipap_core.checkpoint.quantized.gptq import WORDS32
 from karipap_core.checkpoint.quantized.opening import HALVES, Opening, by, read, spread, stream
+from karipap_core.checkpoint.tensorfile import TensorInfo
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -36,12 +37,18 @@ def awq(opening: Opening) -> str:
     return f"int4 (AWQ, {f'g{group}' if group > 0 else 'per channel'})"
 
 
-def _gemm(opening: Opening, base: str, group: int) -> None:
+def _parts(opening: Opening, base: str, sides: str) -> tuple[list[str], TensorInfo, TensorInfo, TensorInfo]:
+    """The names of a weight's parts, and its codes, zeros and scales; `sides`: what the codes' shape stands for."""
     names = [base + ending for ending in ENDINGS]
     codes = opening.part(names[0], WORDS32, base)
     zeros, scales = opening.part(names[1], WORDS32, names[0]), opening.part(names[2], HALVES, names[0])
     if len(codes.shape) != 2 or 0 in codes.shape:
-        raise opening.wrong(names[0], f"is {by(codes.shape)}, not in × out / 8")
+        raise opening.wrong(names[0], f"is {by(codes.shape)}, not {sides}")
+    return names, codes, zeros, scales
+
+
+def _gemm(opening: Opening, base: str, group: int) -> None:
+    names, codes, zeros, scales = _parts(opening, base, "in × out / 8")
     inputs, outputs = codes.shape[0], codes.shape[1] * EACH
     group = group if group > 0 else inputs
     groups = -(-inputs // group)
@@ -64,11 +71,7 @@ def _in_order(codes: "torch.Tensor") -> "torch.Tensor":
 
 
 def _gemv(opening: Opening, base: str, group: int) -> None:
-    names = [base + ending for ending in ENDINGS]
-    codes = opening.part(names[0], WORDS32, base)
-    zeros, scales = opening.part(names[1], WORDS32, names[0]), opening.part(names[2], HALVES, names[0])
-    if len(codes.shape) != 2 or 0 in codes.shape:
-        raise opening.wrong(names[0], f"is {by(codes.shape)}, not out × in / 8")
+    names, codes, zeros, scales = _parts(opening, base, "out × in / 8")
     outputs, inputs = codes.shape[0], codes.shape[1] * EACH
     group = group if group > 0 else inputs
     groups = -(-inputs // group)
