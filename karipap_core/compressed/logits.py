@@ -45,18 +45,21 @@ def logits_agree(
     if found.still:
         kept = f"{found.still} layers that these tokens do not reach hold their cores' matrices"
         said.append(f"{kept}, relative error {_bound(found.matrices)}")
+    if found.joined:
+        said.append(f"{found.joined} that these tokens do not reach are joined to others in the model and not compared")
     return max(found.difference, found.matrices) <= found.allowed, f"{'; '.join(said)}; allowed {found.allowed:g}"
 
 
 @dataclass(frozen=True)
 class _Agreement:
     """‖a − b‖ / ‖b‖ of the logits, how much is `allowed`; of the `still` layers that no token reaches, the largest such
-    error of their matrices; and `why` the model is not run at all."""
+    error of their matrices; how many more are `joined` to others; and `why` the model is not run at all."""
 
     difference: float
     allowed: float
     still: int
     matrices: float
+    joined: int
     why: str = ""
 
 
@@ -85,10 +88,10 @@ def _agreement(folder, plan, dense, read: Reader, checkpoint, device) -> _Agreem
     ours, failure = _tried(live, ids)
     if failure is not None and dense is None and not isinstance(failure, InputError):
         raise failure
-    still, matrices = _still(live, ran, plan, read)
+    still, matrices, joined = _still(live, ran, plan, read)
     if dense is None:
         if failure is not None:
-            return _Agreement(0.0, allowed, still, matrices, _first_line(failure))
+            return _Agreement(0.0, allowed, still, matrices, joined, _first_line(failure))
         for module in ran:
             module.runtime = "dense"
         theirs = _output(live, ids)
@@ -103,15 +106,15 @@ def _agreement(folder, plan, dense, read: Reader, checkpoint, device) -> _Agreem
                 found[name].get().copy_(matrix)
         theirs, same = _tried(model, ids)
         if failure is not None and same is not None:
-            return _Agreement(0.0, allowed, still, matrices, _first_line(same))
+            return _Agreement(0.0, allowed, still, matrices, joined, _first_line(same))
         if (fault := failure or same) is not None:
             raise fault
     assert ours is not None and theirs is not None
     if not torch.isfinite(ours).all():
-        return _Agreement(float("inf"), allowed, still, matrices)
+        return _Agreement(float("inf"), allowed, still, matrices, joined)
     # The same also where both are zero, as those of a model of zeros.
     difference = 0.0 if torch.equal(ours, theirs) else ((ours - theirs).norm() / theirs.norm()).item()
-    return _Agreement(difference, allowed, still, matrices)
+    return _Agreement(difference, allowed, still, matrices, joined)
 
 
 def _tried(model, ids) -> "tuple[torch.Tensor | None, Exception | None]":
@@ -124,21 +127,23 @@ def _tried(model, ids) -> "tuple[torch.Tensor | None, Exception | None]":
         return None, error
 
 
-def _still(live, ran: set, plan: Plan, read: Reader) -> tuple[int, float]:
-    """(how many networks of a live model no token has reached, the largest ‖W − Ŵ‖ / ‖Ŵ‖ of theirs)."""
+def _still(live, ran: set, plan: Plan, read: Reader) -> tuple[int, float, int]:
+    """(how many networks of a live model no token has reached, the largest ‖W − Ŵ‖ / ‖Ŵ‖ of theirs, how many more the
+    model holds in a matrix of another shape, joined to others)."""
     from karipap_core.models.sites import Names
 
-    names, count, worst = Names(live), 0, 0.0
+    names, count, worst, joined = Names(live), 0, 0.0, 0
     idle = {path for path, module in live.named_modules() if hasattr(module, "cores") and module not in ran}
     changed = [name for name in plan.weights if plan.spec(name) is not None] if idle else []
     paths = {name: _path(names, name) for name in changed}
     wanted = {name for name, path in paths.items() if path in idle}
     for name, matrix in _matrices(plan, read, wanted) if wanted else ():
         formed = live.get_submodule(paths[name]).weight.double().cpu()
-        if formed.shape != matrix.shape:  # one of several that a model holds as one: its own matrix is not to be had
+        if formed.shape != matrix.shape:
+            joined += 1
             continue
         count, worst = count + 1, max(worst, ((formed - matrix.cpu()).norm() / matrix.norm().clamp_min(1e-30)).item())
-    return count, worst
+    return count, worst, joined
 
 
 def _path(names, name: str) -> str:
