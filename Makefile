@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
 
-.PHONY: help app test test-lowest bad-input fuzz architectures load soak lint format bench environment test-environment \
+.PHONY: help app test test-lowest bad-input fuzz architectures load soak lint format bench bench-environment environment test-environment \
 	system-packages javascript-test clean
 
 help:  ## this list
@@ -55,8 +55,8 @@ format: test-environment  ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: test-environment system-packages  ## the measurements that README quotes (ONLY=name for one of them)
-	$(BIN)/python -m bench $(ONLY)
+bench: test-environment system-packages bench-environment  ## speed beside other packages, and what README quotes (ONLY=goals)
+	PEERS_PYTHON=$(VENV)-bench/bin/python $(BIN)/python -m bench $(ONLY)
 
 javascript-test: system-packages
 	@if ! command -v node >/dev/null; then echo "node is not installed: the JavaScript tests are skipped."; \
@@ -68,9 +68,12 @@ environment:
 test-environment:
 	@sh .ci/venv $(VENV) requirements-test.txt
 
+bench-environment:
+	@sh .ci/venv $(VENV)-bench requirements-bench.txt
+
 system-packages:
 	@sh .ci/system-packages
 
 clean:  ## remove the environment and the caches (never the workspace)
-	rm -rf $(VENV) $(VENV)-lowest .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
+from karipap_core.plan.study import Measure
 from karipap_core.progress import Progress, silent
 from karipap_core.story import Folder, Model
 from karipap_core.terminal import value
@@ -82,6 +83,7 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
     stride: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    measure: Measure = "gradients",
 ) -> Tradeoff:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
@@ -98,7 +100,7 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
     """
     from karipap_core.tradeoffs.sweep import MAX_TOKENS, Grid, study_and_text, sweep
 
-    study, text = study_and_text(model, text, calibration, device, progress)
+    study, text = study_and_text(model, text, calibration, device, progress, measure)
     choices = [Choice(network, quantize, embedding, structure) for network in networks]
     grid = Grid(budgets, rules, metric, scope, baselines)
     scoring = Scoring(window, stride, MAX_TOKENS if max_tokens is None else max_tokens)
@@ -170,6 +172,7 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
     stride: int | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    measure: Measure = "gradients",
 ) -> AutopilotResult:
     """The plan with the fewest bytes that meets a quality line, or with the least rise at a size; every plan measured.
 
@@ -189,7 +192,7 @@ def autopilot(  # noqa: PLR0913 (what a person types; inside they are one Choice
 
     aim = Aim(max_rise, bytes_kept, scope)
     limits = Limits(keep_ends, MAX_EVALUATIONS if max_evaluations is None else max_evaluations)
-    study, text = study_and_text(model, text, calibration, device, progress)
+    study, text = study_and_text(model, text, calibration, device, progress, measure)
     choices = [Choice(network, quantize, embedding) for network in networks]
     scoring = Scoring(window, stride, MAX_TOKENS if max_tokens is None else max_tokens)
     return AutopilotResult(search(study, text, aim, choices, limits, scoring, out, progress))

@@ -15,8 +15,9 @@ from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.effort import plan_costs
+from karipap_core.plan.kind import ROUNDINGS
 from karipap_core.plan.planner import Planner
-from karipap_core.plan.study import Study
+from karipap_core.plan.study import Measure, Study
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, announce, silent
 from karipap_core.text import Text, divide, read_text, standard_library
@@ -64,6 +65,8 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     locks: Mapping[str, dict] | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    measure: Measure | None = None,
+    rounding: str | None = None,
 ) -> Plan:
     """The plan for a model at a budget: what each weight becomes, and what that is predicted to cost.
 
@@ -74,10 +77,14 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     metric : weight, functional or loss: what the cores are fitted to.
     text : what is calibrated on (default: the standard library's calibration modules).
     locks : pinned weights, {name: plan entry}.
+    measure : how rules that measure find what cutting each weight does: estimated from "gradients" (the default), or
+        "all" weights measured by forward passes.
+    rounding : of numbers in few bits under the loss metric: errors made good "two-sided" (the default), by the columns
+        still to come and the rows below, or "one-sided", by columns alone, as GPTQ does.
 
     Raises InputError for a budget that the model cannot meet, and for names that do not exist.
     """
-    study = study_for(model, text, device, progress)
+    study = study_for(model, text, device, progress, measure, rounding)
     budget = budget if isinstance(budget, Budget) else Budget(kept=budget)
     tables = study.tables if embedding != "dense" else ()
     if study.weights:
@@ -183,13 +190,23 @@ def densify(folder: Folder, out: str | Path, progress: Progress = silent) -> Den
 
 
 def study_for(
-    model: Model, text: str | Path | Text | None = None, device: str = "auto", progress: Progress = silent
+    model: Model,
+    text: str | Path | Text | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+    measure: Measure | None = None,
+    rounding: str | None = None,
 ) -> Study:
-    """`model` if it is a Study, else a new one on `text`. InputError for a Study and a text besides."""
+    """`model` if it is a Study, else a new one on `text`. InputError for a Study and a text, or another way of
+    measuring, besides."""
     if not isinstance(model, Study):
-        return Study(model, text, device=device, progress=progress)
+        how = measure or "gradients", rounding or ROUNDINGS[0]
+        return Study(model, text, None, device, None, progress, *how)
     if text is not None:
         raise InputError("A study has its own text: give the text to the study, or the model instead of the study.")
+    for name, given, own in (("measure", measure, model.measure), ("rounding", rounding, model.rounding)):
+        if given not in (None, own):
+            raise InputError(f"A study has its own `{name}`, here {own}: give {given!r} to the study.")
     return model
 
 
@@ -200,11 +217,12 @@ def study_of(model: Model, plan: Plan, device: str = "auto", progress: Progress 
     text = calibration_text(plan)
     known = {field.name for field in fields(CalibrationSettings)}
     settings = CalibrationSettings(**{key: value for key, value in (plan.calibration or {}).items() if key in known})
+    measure: Measure = (plan.calibration or {}).get("measure", "gradients")
     if not isinstance(model, Study):
-        return Study(model, text, settings, device, progress=progress)
-    if text is None or (text.sha256 == model.text.sha256 and settings == model.settings):
+        return Study(model, text, settings, device, progress=progress, measure=measure)
+    if text is None or (text.sha256 == model.text.sha256 and settings == model.settings and measure == model.measure):
         return model
-    return Study(model.checkpoint, text, settings, device, progress=progress)
+    return Study(model.checkpoint, text, settings, device, progress=progress, measure=measure)
 
 
 def calibration_text(plan: Plan) -> Text | None:

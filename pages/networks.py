@@ -114,7 +114,7 @@ def calculator(name: str, doc: Doc) -> None:
                 max(1, round(0.6 * even)),
                 help="The largest dimension of every bond; a bond that cannot be so large takes all that it can.",
             )
-        outcome(name, shape, label, counted(name, *shape, label, chi), even)
+        outcome(name, shape, label, chi, counted(name, *shape, label, chi), even)
         curve(name, shape, label, options[-1], chi)
 
 
@@ -189,7 +189,19 @@ def slider(label: str, options: range, **more):
     return st.slider(label, options[0], options[-1], **more)
 
 
-def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int) -> None:
+@st.cache_data(max_entries=512, show_spinner="Measuring …")
+def decoding(name: str, shape: tuple[int, int], label: str, chi: int) -> tuple[str, str]:
+    """What a layer takes for one vector, over a dense one, measured on this machine; and how that is meant."""
+    from karipap_core.layers.decode import decode_seconds
+
+    found = decode_seconds(specs(name, *shape, label, chi)[0])
+    if found is None:
+        return "–", "not measured: the weight is too large for a look"
+    ours, dense = found
+    return f"{ours / dense:.2g} × dense", f"{1e3 * ours:.2g} ms for one vector, measured here in float32"
+
+
+def outcome(name: str, shape: tuple[int, int], label: str, chi: int, now: dict, even: int) -> None:
     out, in_ = shape
     dense = out * in_
     of = f"in all; dense {now['weights']} × {dense:,}" if now["weights"] > 1 else f"dense {dense:,}"
@@ -200,6 +212,7 @@ def outcome(name: str, shape: tuple[int, int], label: str, now: dict, even: int)
             ("Kept", f"{now['kept']:.1%}", "of the parameters"),
             ("Bytes kept", f"{now['bytes_kept']:.1%}", "16 bits a number that is not quantized"),
             ("Multiply-adds", common.count(now["multiply_adds"]), f"{use}; dense {common.count(dense)}"),
+            ("Decoding", *decoding(name, shape, label, chi)),
             ("Breaks even", f"χ = {even:,}", "the largest χ with fewer bytes than dense"),
         ]
     )

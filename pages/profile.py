@@ -69,7 +69,7 @@ def controls(profile: Profile, view):
     calibration = profiles.calibration(view)
     quantities = [name for name in figures.QUANTITIES if not (profile.bare and name in FROM_SIGMA)]
     quantities += ["sensitivity"] if calibration else []
-    names = {key: kind.label for key, kind in figures.QUANTITIES.items()} | {"sensitivity": "Measured sensitivity"}
+    names = {key: kind.label for key, kind in figures.QUANTITIES.items()} | {"sensitivity": "Sensitivity"}
     metrics = profile.settings["metrics"]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="k-controls"):
         quantity = common.choose(

@@ -357,9 +357,9 @@ def forest(found: dict, text: str) -> None:
     st.html(
         '<p class="k-note">ρ compares ranks only; its 95 % interval comes from resampling the weights. Roles differ in '
         "shape and place, so within roles ranks are taken among the weights of one role and pooled. Unclear: the "
-        "interval holds 0 and reaches beyond ±0.3. Effective rank is exp S and ranks as S does. Predicted damage is "
-        "itself measured, weight by weight, on the calibration text; the others come from spectra, or from inputs and "
-        "gradients on that text.</p>"
+        "interval holds 0 and reaches beyond ±0.3. Effective rank is exp S and ranks as S does. Predicted damage "
+        "comes from the calibration: from gradients on its text, or measured there weight by weight, as Plan says; the "
+        "others come from spectra, or from inputs and gradients on that text.</p>"
     )
 
 

@@ -179,9 +179,10 @@ def equal_bytes(points: list[dict]) -> None:
     )
     st.html(
         '<p class="k-note">Columns are bytes kept of the blocks (16 bits for every number that is not quantized). Each '
-        "cell is the measured point nearest to its size and not above it; where that is much smaller, its own size "
-        "stands beside. Bold: least, or no measurable difference to that. ≈ dense: no measurable difference to the "
-        "dense model. Filled dots are networks, rings their rivals; rows are ordered by their places over all sizes."
+        "cell is read off its method's own measured curve: a number in italics lies between two measured points, a "
+        "dash beyond them: not measured. Bold: least, or no measurable difference to that. ≈ dense: no measurable "
+        "difference to the dense model. Filled dots are networks, rings their rivals; rows are ordered by their "
+        "places over all sizes."
         "</p>"
     )
 
@@ -189,16 +190,14 @@ def equal_bytes(points: list[dict]) -> None:
 def _ranked_row(ranked: ranking.Ranking, index: int) -> str:
     row = ranked.rows[index]
     cells = []
-    for size, point, winners in zip(ranking.SIZES, row.points, ranked.winners, strict=True):
+    for point, winners in zip(row.points, ranked.winners, strict=True):
         if point is None:
             cells.append("<td>–</td>")
             continue
         number = f"{point[ranked.quality]:z.4f}"  # no minus before a nought
         number = f"<b>{number}</b>" if index in winners else number
-        notes = ["≈ dense"] if axes.measurable(point, ranked.quality) is False else []
-        own = point["bytes_kept_blocks"]
-        notes += [f"at {own:.0%}"] if own < size - ranking.BESIDE else []
-        small = f"<small>{', '.join(notes)}</small>" if notes else ""
+        number = f"<em>{number}</em>" if "between" in point else number
+        small = "<small>≈ dense</small>" if axes.measurable(point, ranked.quality) is False else ""
         cells.append(f'<td title="{html.escape(point["label"], quote=True)}">{number}{small}</td>')
     color = network_color(row.method.split()[0].rstrip(",")) if row.network else "currentColor"
     mark = f'<i style="{"background" if row.network else "border-color"}:{color}"></i>'

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ def served(
             for _ in range(240):
                 try:
                     urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                    break
+                except urllib.error.HTTPError:  # it is up, and refuses this name (--server.allowedHosts)
                     break
                 except OSError:
                     assert server.poll() is None, (folder / "server.log").read_text()[-2000:]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from karipap_core.checkpoint.files import SETTINGS
 from karipap_core.checkpoint.form import Form
 from karipap_core.checkpoint.kinds import PREDICTS, Kind, kind_of
-from karipap_core.checkpoint.roles import CONV1D, TABLES, compressible, listing_key, place, role_of, towers_of
+from karipap_core.checkpoint.layouts import Layouts
+from karipap_core.checkpoint.roles import TABLES, compressible, listing_key, place, role_of, towers_of
 from karipap_core.checkpoint.tensorfile import FLOATS, OpenedTensor, TensorInfo, chunks
 from karipap_core.errors import InputError, StorageError
 from karipap_core.reading import open_file
@@ -26,11 +27,6 @@ from karipap_core.workspace.kept import keep_json, kept_json
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
 
-# Models that stack experts as (E, in, out).
-EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text", "aria", "aria_text", "qwen3_vl_moe", "qwen3_vl_moe_text"}
-# Three-dimensional tensors that stack matrices, one for each expert.
-EXPERT_STACK = re.compile(r"(?:experts?\.\w+(?:\.weight)?|(?:block_sparse_moe|mlp)\.(?:input|output)_linear\.weight)$")
-FLAT_STACK = re.compile(r"experts\.mlp\.[wv][12]$")  # DBRX's: experts' (inner, hidden) slices below one another
 SHORT = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
 BUFFERS = re.compile(
     r"(?:^|\.)(?:inv_freq|position_ids|token_type_ids|e_score_correction_bias|masked_bias|slope_rate|query_decay|key_decay"
@@ -136,6 +132,7 @@ class Checkpoint:
         mixture = any(".experts." in name or "block_sparse_moe." in name for name in self.tensors)
         self.tied = self._tied()
         self.parameters = self.bytes = 0
+        self._layouts = Layouts(self.config, {name: info.shape for name, info in self.tensors.items()})
         for tensor, info in self.tensors.items():
             if tensor in self.tied:
                 self.skipped.append({"name": tensor, "why": f"tied to {self.tied[tensor]}, counted once"})
@@ -146,11 +143,7 @@ class Checkpoint:
                 continue
             self.parameters += info.items if "F" in info.dtype else 0
             self.bytes += info.size
-            why = self._why_not(tensor, info)
-            if why:
-                self.skipped.append({"name": tensor, "why": why})
-            else:
-                self.weights += self._weights_of(tensor, info, mixture)
+            self.weights += self._sorted(tensor, info, mixture)
         towers = towers_of(weight.name for weight in self.weights if weight.compressible)
         self.weights_are([replace(weight, tower=towers.get(weight.name, "")) for weight in self.weights])
         self.skipped.sort(key=lambda entry: entry["name"])
@@ -172,70 +165,30 @@ class Checkpoint:
             return False
         return all(mine == theirs for mine, theirs in zip(chunks(infos[0]), chunks(infos[1]), strict=True))
 
-    def _why_not(self, tensor: str, info: TensorInfo) -> str | None:
-        """Why a tensor is no weight, or None where it is one."""
+    def _sorted(self, tensor: str, info: TensorInfo, mixture: bool) -> list[Weight]:
+        """The weights in one tensor: one, or the slices of a stack; none where it holds none, which `skipped` says."""
         if info.dtype not in FLOATS:
-            return f"stored as {info.dtype}; only BF16, F16 and F32 are read as weights"
-        stacked = len(info.shape) == 3 and EXPERT_STACK.search(tensor) and not tensor.endswith("bias")
-        if not tensor.endswith(".weight") and not stacked and not self._flat_experts(tensor, info.shape):
-            matrix = len(info.shape) > 1
-            return "a parameter that no linear layer holds as its weight" if matrix else "a bias or another vector"
-        if len(info.shape) == 1:
-            return "one-dimensional (a norm's scale)"
-        if len(info.shape) != 2 and not stacked:
-            return f"{len(info.shape)}-dimensional, not a matrix"
-        if 0 in info.shape:
-            return "empty"
-        return None
-
-    def _weights_of(self, tensor: str, info: TensorInfo, mixture: bool) -> list[Weight]:
-        """The weight or, for a stack of experts, the weights of one tensor."""
+            return self._skip(tensor, f"stored as {info.dtype}; only BF16, F16 and F32 are read as weights")
         name = tensor.removesuffix(".weight")
-        layer, expert = place(name)
-        role = role_of(name, mixture)
+        role, (layer, expert) = role_of(name, mixture), place(name)
         ready = compressible(role)
-        dtype = FLOATS[info.dtype]
-        if experts := self._flat_experts(tensor, info.shape):
-            inner, hidden = info.shape[0] // experts, info.shape[1]
-            sides = (hidden, inner) if role == "down" else (inner, hidden)
-            return [
-                Weight(f"{name}.{index}", tensor, layer, role, sides, dtype, role == "down", index, index, ready)
-                for index in range(experts)
-            ]
-        if len(info.shape) == 2:
-            transposed = self._conv1d and layer is not None and ready
-            rows, columns = info.shape[::-1] if transposed else info.shape
-            return [Weight(name, tensor, layer, role, (rows, columns), dtype, transposed, expert, None, ready)]
-        transposed = self._stack_in_out(role, info.shape)
-        rows, columns = info.shape[:0:-1] if transposed else info.shape[1:]
+        layout = self._layouts.of(tensor, info.shape, role, ready)
+        if layout is None:
+            return self._skip(tensor, _why_not(tensor, info.shape))
+        if 0 in info.shape:
+            return self._skip(tensor, "empty")
+        shape, dtype, turned = layout.shape, FLOATS[info.dtype], layout.transposed
+        if layout.count is None:
+            return [Weight(name, tensor, layer, role, shape, dtype, turned, expert, None, ready)]
+        numbers = [(index, index if layout.experts else None) for index in range(layout.count)]
         return [
-            Weight(f"{name}.{index}", tensor, layer, role, (rows, columns), dtype, transposed, index, index, ready)
-            for index in range(info.shape[0])
+            Weight(f"{name}.{index}", tensor, layer, role, shape, dtype, turned, expert, index, ready)
+            for index, expert in numbers
         ]
 
-    def _flat_experts(self, tensor: str, shape: tuple[int, ...]) -> int:
-        """How many experts' slices stand below one another in a tensor of two dimensions, 0 where it is no such."""
-        settings = self.config.get("ffn_config")
-        count = settings.get("moe_num_experts") if isinstance(settings, dict) else None
-        if not isinstance(count, int) or count <= 0 or not FLAT_STACK.search(tensor):
-            return 0
-        return count if len(shape) == 2 and shape[0] % count == 0 else 0
-
-    @cached_property
-    def _conv1d(self) -> bool:
-        """Whether linear maps are stored (in, out); without a config, a `c_attn` thrice as wide as high says so."""
-        if "model_type" in self.config:
-            return self.config["model_type"] in CONV1D
-        shapes = [info.shape for name, info in self.tensors.items() if name.endswith("attn.c_attn.weight")]
-        return any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in shapes)
-
-    def _stack_in_out(self, role: str, shape: tuple[int, ...]) -> bool:
-        """Whether a stack of experts holds (in, out) slices: read off the hidden size where the shape tells."""
-        config = self.config.get("text_config") or self.config
-        hidden = config.get("hidden_size")
-        if shape[1] != shape[2] and hidden in shape[1:]:
-            return shape[2 if role.endswith(("down", "fc2", "o")) else 1] == hidden
-        return config.get("model_type") in EXPERTS_IN_OUT
+    def _skip(self, tensor: str, why: str) -> list[Weight]:
+        self.skipped.append({"name": tensor, "why": why})
+        return []
 
     @cached_property
     def kind(self) -> Kind | None:
@@ -277,14 +230,15 @@ class Checkpoint:
         weight = self.weight(name)
         info = self.tensors[weight.tensor]
         if weight.index is None:
-            matrix = self.read_tensor(weight.tensor)
-        elif isinstance(info, OpenedTensor):
-            matrix = info.make(weight.index)
+            matrix = self.read_tensor(weight.tensor).flatten(1)  # of a side with several dimensions one
         else:
-            with self._readable(weight.tensor) as file:
-                high = weight.shape[1 if weight.transposed else 0]
-                flat = slice(weight.index * high, (weight.index + 1) * high)
-                matrix = file.get_slice(weight.tensor)[weight.index if len(info.shape) == 3 else flat]
+            high = weight.shape[1 if weight.transposed else 0]
+            flat = slice(weight.index * high, (weight.index + 1) * high)
+            if isinstance(info, OpenedTensor):
+                matrix = info.make(weight.index) if len(info.shape) == 3 else info.make(None)[flat]
+            else:
+                with self._readable(weight.tensor) as file:
+                    matrix = file.get_slice(weight.tensor)[weight.index if len(info.shape) == 3 else flat]
         if not torch.isfinite(matrix).all():
             raise self.damaged(name)
         return matrix.T if weight.transposed else matrix
@@ -394,3 +348,11 @@ class Checkpoint:
         with suppress(InputError, StorageError):  # a workspace that cannot be written only costs the time to hash again
             keep_json(file, {"fingerprint": digest.hexdigest(), "model": self.name})
         return digest.hexdigest()
+
+
+def _why_not(tensor: str, shape: tuple[int, ...]) -> str:
+    """Why a tensor is no weight."""
+    if not tensor.endswith(".weight"):
+        matrix = len(shape) > 1
+        return "a parameter that no linear layer holds as its weight" if matrix else "a bias or another vector"
+    return "one-dimensional (a norm's scale)" if len(shape) == 1 else f"{len(shape)}-dimensional, not a matrix"

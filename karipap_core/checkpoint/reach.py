@@ -21,7 +21,7 @@ from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
 
-RULES = 4  # of what can be reached: counted up where they change
+RULES = 5  # of what can be reached: counted up where they change
 OUTSIDE = "outside the blocks (projections between parts, poolers, heads of tasks)"
 ROUTERS = "routers, which choose experts"
 VECTORS = "norms, biases and other vectors"

@@ -36,12 +36,15 @@ ROLES = tuple(
             r"(?:mixer|mamba\w*|ssm|conv|linear_attn|temporal_block)\.(?:in_proj|in_proj_qkvz?|linear_x|linear_y)",
             "ssm_in",
         ),
-        (r"(?:mixer|mamba\w*|ssm)\.(?:x_proj|bcdt_proj|in_proj_ba)|linear_attn\.in_proj_(?:ba|a|b|z)", "ssm_x"),
-        (r"(?:mixer|mamba\w*|ssm)\.dt_proj", "ssm_dt"),
+        (
+            r"(?:mixer|mamba\w*|ssm)\.(?:x_proj(?:_weight)?|bcdt_proj|in_proj_ba)|linear_attn\.in_proj_(?:ba|a|b|z)",
+            "ssm_x",
+        ),
+        (r"(?:mixer|mamba\w*|ssm)\.dt_proj(?:_weight)?", "ssm_dt"),
         (r"(?:mixer|mamba\w*|ssm|conv)\.out_proj|temporal_block\.linear_out", "ssm_out"),
-        (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|attn\.q|attention\.wq|Wq", "q"),
-        (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|attn\.k|attention\.wk|Wk", "k"),
-        (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|attn\.v|attention\.wv|Wv", "v"),
+        (r"q_proj|query|q_lin|SelfAttention\.q|EncDecAttention\.q|\w*attn\.q|attention\.wq|Wq", "q"),
+        (r"k_proj|key|k_lin|SelfAttention\.k|EncDecAttention\.k|\w*attn\.k|attention\.wk|Wk", "k"),
+        (r"v_proj|value|v_lin|SelfAttention\.v|EncDecAttention\.v|\w*attn\.v|attention\.wv|Wv", "v"),
         (r"q_a_proj|wq_a", "q_a"),
         (r"q_b_proj|wq_b", "q_b"),
         (r"kv_a_proj_with_mqa", "kv_a"),
@@ -81,14 +84,22 @@ OUTSIDE = tuple(
         ),
         (
             r"lm_head|embed_out|predictions\.decoder|vocab_projector|output|lm_head\.decoder|llm\.unembed|lm_loss"
-            r"|pred_layer\.proj|output_projection|logits_dense",
+            r"|pred_layer\.proj|output_projection|logits_dense|log_softmax\.mlp\.layer0",
             "head",
         ),
         (r"^head", "head"),
         (r"pooler\.dense|pooler", "pooler"),
-        (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship|predictions\.transform\.dense", "classifier"),
+        (r"classifier(?:\.\w+)*|score|qa_outputs|seq_relationship", "classifier"),
     )
 )
+
+# Maps of an image's patches: no tables, whatever they are called.
+PATCHES = re.compile(
+    r"(?:^|\.)(?:\w*patch_(?:embed\w*|conv)(?:\.(?:proj\w*|linear))?|embed_patches\.proj|vision_model\.conv1"
+    r"|visual\.downsample)$"
+)
+# Linear maps that are called like tables: ProphetNet's, from a token to what distances mean to it.
+NO_TABLE = re.compile(rf"{PATCHES.pattern}|\.relative_pos_embeddings$")
 
 # What the first part of a path is called that leads to blocks which do not read the text.
 OTHER_TOWERS = tuple(
@@ -112,6 +123,8 @@ def role_of(name: str, mixture: bool) -> str:
     """The role of a module by name; `mixture` says whether the model has experts (then a lone `gate` is a router)."""
     if mixture and (name.rpartition(".")[2] in ROUTERS or ".router." in name):
         return "router"
+    if NO_TABLE.search(name):
+        return "other"
     for pattern, role in OUTSIDE[:3] if place(name)[0] is not None else OUTSIDE:
         if pattern.search(name):
             return role

@@ -24,6 +24,7 @@ from pathlib import Path
 from karipap_core.cli import paces, registry, verbs
 from karipap_core.cli.options import AGAINST, BASE, MERGE, MODEL
 from karipap_core.cli.registry import option
+from karipap_core.cluster import joined
 from karipap_core.errors import Cancelled, InputError, NotVerified, StorageError
 from karipap_core.jobs.job import hold_work
 from karipap_core.progress import Progress, json_lines, silent
@@ -99,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
         meter = paces.meter_of(args)
         with _stop_on_signals(), _reporter(args, meter) as progress, _nothing_else_on_stdout() as stdout:
             _fetch(entry, args, progress)
-            document = entry.run(args, progress)
+            with joined(getattr(args, "ray", None), progress):
+                document = entry.run(args, progress)
             paces.keep(args, meter)
             text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
         _print(text, stdout)

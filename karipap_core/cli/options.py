@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from karipap_core.cli.registry import Option, option
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan.kind import ROUNDINGS
 from karipap_core.progress import Progress
 
 if TYPE_CHECKING:  # imports torch, and `--help` has to be instant
@@ -84,6 +85,11 @@ def blocks_at_ends(text: str) -> int | str:
     return text if text == "auto" else int(text) if text == "0" else positive(text)
 
 
+DRY_RUN = option(
+    "--dry-run",
+    action="store_true",
+    help="say what it would take from nothing (time, memory, disk, reads), from the shapes alone, and stop",
+)
 MODEL = option("model", metavar="MODEL", help="a folder, a .safetensors or .gguf file, or a hub id")
 # Of every verb that takes MODEL; they make one word of it (see `lora.open.joined`).
 MERGE = option("--merge", action="store_true", help="MODEL is a LoRA's folder: take its base with the LoRA merged in")
@@ -94,6 +100,12 @@ PLAN = option("--plan", type=Path, required=True, metavar="FILE", help="the plan
 FORCE = option("--force", action="store_true", help="use the plan although it was made for another checkpoint")
 NAME = option("--name", type=name, metavar="NAME", help="what to call it, such as smollm2-0.7-lowrank")
 DEVICE = option("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+RAY = option(
+    "--ray",
+    metavar="ADDRESS",
+    help="spread the work over a Ray cluster: host:port of its head, auto for the one that this machine belongs to, or "
+    "local for workers on this machine",
+)
 
 NETWORK = option(
     "--network",
@@ -153,6 +165,28 @@ IMAGES = option(
     metavar="FOLDER",
     help="images (.png, .jpg, .webp, .bmp, .gif; captions in the .txt of the same name) that a model which sees takes "
     "besides, through its own processor (default: none)",
+)
+MEASURE = option(
+    "--measure",
+    choices=("gradients", "all"),
+    default="gradients",
+    help="what cutting a weight does, for rules that measure: estimated for all from gradients, and a handful measured "
+    "to set the scale, or all measured by forward passes, hours where the other takes minutes (default: gradients)",
+)
+ROUNDING = option(
+    "--rounding",
+    choices=ROUNDINGS,
+    default=ROUNDINGS[0],
+    help="under the loss metric, errors of numbers in few bits are made good by the columns still to come and by the "
+    "rows below, or by columns alone, as GPTQ does (default: two-sided)",
+)
+PREFIX = option(
+    "--prefix",
+    choices=("dense", "aligned"),
+    default="dense",
+    help="fit each weight to what the dense model gives it, or (aligned) to what it is given behind the compressed "
+    "weights before it, so that it makes good what these lose: pays in few bits; compressing then runs the model block "
+    "by block (default: dense)",
 )
 CALIBRATE = option(
     "--calibrate",

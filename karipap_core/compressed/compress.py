@@ -7,6 +7,7 @@ them at the end. A killed run goes on where it stopped and gives the same folder
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from karipap_core.compressed.checks import as_written
 from karipap_core.compressed.records import REPORT, read, report_of, sums_of, written_for
 from karipap_core.compressed.verify import verify
 from karipap_core.errors import InputError
+from karipap_core.layers.cores import read_cores
 from karipap_core.networks import Spec
 from karipap_core.networks.stored import values
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
-from karipap_core.workspace.kept import keep_json, keep_tensors, kept_note
+from karipap_core.quantization.formats import Stored
+from karipap_core.workspace.kept import keep_json, keep_tensors, kept_note, kept_tensors
 from karipap_core.workspace.locks import only_writer
 
 
@@ -62,13 +65,18 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
     if out.exists() and not ours and not parts.exists() and any(path.name[0] != "." for path in _entries(out)):
         raise InputError(f"Folder {out} is not empty and holds no model of this plan: name another one.")
     todo = [(weight, spec) for weight in checkpoint.weights if (spec := plan.spec(weight.name)) is not None]
-    files: dict[str, Path] = {}
+    files = {weight.name: parts / f"{index:05d}.safetensors" for index, (weight, _) in enumerate(todo)}
+    missing = [(weight.name, spec) for weight, spec in todo if kept_note(files[weight.name]) is None]
+    if plan.prefix is None:
+        study.decompositions_of(plan).make(missing, progress)
+    elif missing:
+        _fit_aligned(study, plan, files, progress)
     rows = []
     for index, (weight, spec) in enumerate(todo):
         progress("compress", index, len(todo), weight.name)
-        file = files[weight.name] = parts / f"{index:05d}.safetensors"
+        file = files[weight.name]
         if (note := kept_note(file)) is None:
-            note = _decompose(study, plan, weight, spec, file)
+            note = _keep(study, plan, spec, study.decompositions_of(plan).stored(weight.name, spec), weight, file)
         rows.append(json.loads(note["row"]))
     progress("compress", len(todo), len(todo))
     ledger = plan.ledger(checkpoint)
@@ -102,9 +110,26 @@ def _entries(out: Path) -> list[Path]:
     return list(out.iterdir())
 
 
-def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> dict[str, str]:
+def _fit_aligned(study, plan: Plan, files: dict[str, Path], progress: Progress) -> None:
+    """Fits and keeps the weights that are not there yet, each behind those before it."""
+    from karipap_core.plan.aligned import fit_aligned
+
+    def known(name: str) -> list[torch.Tensor] | None:
+        spec = plan.spec(name)
+        if spec is None or not all(spec.owned) or (found := kept_tensors(files[name])) is None:
+            return None
+        cores = read_cores(spec, name, lambda _, tensor: found[0][tensor])
+        return [core.float() if core.is_floating_point() else core for core in cores]
+
+    def keep(name: str, spec: Spec, cores: list[Stored]) -> None:
+        if kept_note(files[name]) is None:
+            _keep(study, plan, spec, cores, study.checkpoint.weight(name), files[name])
+
+    fit_aligned(study, plan, keep, known, progress)
+
+
+def _keep(study, plan: Plan, spec: Spec, cores: Sequence[Stored], weight: Weight, file: Path) -> dict[str, str]:
     """The cores of one weight as they are stored, as one file; returns what it says of them: what they lose."""
-    cores = study.decompositions(plan.metric).stored(weight.name, spec)
     dense = study.checkpoint.read(weight.name).double()
     stored = spec.dense(values(spec, cores)).double()
     row = {
@@ -120,9 +145,11 @@ def _decompose(study, plan: Plan, weight: Weight, spec: Spec, file: Path) -> dic
         row["functional_error"] = study.moments.metric(weight.name, "functional").error(dense, stored)
     tensors = {}
     for index, (core, own) in enumerate(zip(cores, spec.owned, strict=True)):
-        if own and torch.is_tensor(core):
+        if not own:
+            continue
+        if isinstance(core, torch.Tensor):
             tensors[f"cores.{index}"] = core.contiguous()
-        elif own:
+        else:
             tensors |= {f"cores.{index}.{key}": tensor.contiguous() for key, tensor in core.tensors().items()}
     note = {"row": json.dumps(row)}
     keep_tensors(file, tensors, note)

@@ -1,5 +1,6 @@
 """An ordinary dense folder made from a compressed one."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,7 +54,8 @@ def densify(
         if stack:
             slices.setdefault(stack, {})[int(name.rpartition(".")[2])] = name
         elif core:
-            pieces[f"{name}.weight"] = _dense_piece(checkpoint, name, settings, disk)
+            piece = _dense_piece(checkpoint, name, settings, disk)
+            pieces[piece.name] = piece
         else:
             pieces[tensor] = copied(tensor, info)
     for stack, members in slices.items():
@@ -97,14 +99,22 @@ def _dense_piece(checkpoint: Checkpoint, name: str, settings: dict, disk: dict[s
     known, entry = entry_of(name, settings)
     spec, original = spec_from_json(entry), settings["original"]
     word = WORDS[original["dtypes"].get(known, original["dtype"])]
-    transposed = original["transposed"] and known not in original.get("tables", ())
-    shape = (spec.n_in, spec.n_out) if transposed else (spec.n_out, spec.n_in)
+    turned = original["transposed"] and known not in original.get("tables", ())
+    usual = {
+        "tensor": f"{known}.weight",
+        "shape": (spec.n_in, spec.n_out) if turned else (spec.n_out, spec.n_in),
+        "transposed": turned,
+    }
+    held = original.get("others", {}).get(known, usual)
+    if math.prod(held["shape"]) != spec.n_out * spec.n_in:
+        raise InputError(f"{checkpoint.name}: {known} was stored as {held['shape']}, which its plan does not fit.")
 
     def stored() -> "torch.Tensor":
         W = _dense(checkpoint, name, settings, disk)
-        return W.T if transposed else W
+        return (W.T if held["transposed"] else W).reshape(held["shape"])
 
-    return computed(f"{name}.weight", word, shape, stored)
+    # Under the name that it has here: saved again, a model's prefix may have come or gone.
+    return computed(name + held["tensor"].removeprefix(known), word, held["shape"], stored)
 
 
 def _stack_of(name: str, stacks: dict[str, bool]) -> str | None:

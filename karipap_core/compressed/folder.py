@@ -96,7 +96,7 @@ def write_compressed(
     pieces += [copied(f"{head}.weight", checkpoint.tensors[table]) for head, table in untied.items()]
     if untied or _stored_heads(checkpoint, weights):
         config |= {"tie_word_embeddings": False}
-    original = _original(weights, stacks)
+    original = _original(checkpoint, weights, stacks)
     if flat := sorted(stack for stack in stacks if len(checkpoint.tensors[stack].shape) == 2):
         original |= {"flat": flat}  # stacks of two dimensions: their slices stand below one another
     if "dtype" not in config and "torch_dtype" not in config and original["dtype"]:
@@ -202,16 +202,27 @@ def _slice_piece(checkpoint: Checkpoint, weight: Weight) -> Piece:
     return computed(f"{weight.name}.weight", WORDS[weight.dtype], weight.shape, read)
 
 
-def _original(weights: list[Weight], stacks: dict[str, bool]) -> dict:
+def _original(checkpoint: Checkpoint, weights: list[Weight], stacks: dict[str, bool]) -> dict:
     """What densify must know of how the compressed weights were stored."""
     counts = Counter(weight.dtype for weight in weights)
     usual = max(counts, key=lambda dtype: counts[dtype], default=None)
+    whole = [weight for weight in weights if weight.index is None]
+    others = {
+        weight.name: {
+            "tensor": weight.tensor,
+            "shape": list(checkpoint.tensors[weight.tensor].shape),
+            "transposed": weight.transposed,
+        }
+        for weight in whole
+        if weight.tensor != f"{weight.name}.weight" or len(checkpoint.tensors[weight.tensor].shape) != 2
+    }
     return {
         "dtype": usual,
         "dtypes": {weight.name: weight.dtype for weight in weights if weight.dtype != usual},
-        "transposed": any(weight.transposed and weight.index is None for weight in weights),
+        "transposed": any(weight.transposed for weight in whole if weight.name not in others),
         "stacks": stacks,
         "tables": [weight.name for weight in weights if weight.role in TABLES],
+        **({"others": others} if others else {}),
     }
 
 

@@ -84,6 +84,7 @@ def _agreement(folder, plan, dense, read: Reader, checkpoint, device) -> _Agreem
     ran: set[CoresModule] = set()
     for module in live.modules():
         if isinstance(module, CoresModule):
+            module.runtime = "cores"  # what is compared are the cores' own contractions
             module.register_forward_hook(lambda module, inputs, output: ran.add(module))
     ours, failure = _tried(live, ids)
     if failure is not None and dense is None and not isinstance(failure, InputError):

@@ -19,23 +19,34 @@ from karipap_core.statistics import bootstrap as uncertainty
 from karipap_core.text import Text
 
 ROWS_AT_ONCE = 2**24  # numbers of logits compared at once
+LARGEST_OFF = 80.0  # nats up to which exp stays in float32
 
 
 def divergence(dense: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(dense ‖ other) = Σ p_dense (ln p_dense − ln p_other) in nats, and whether both rank the same token first.
 
-    dense, other: logits (k, vocabulary), any float dtype. Returns (k,) float64 and (k,) bool on CPU. Log-softmax in
-    float64, rows in chunks.
+    dense, other: logits (k, vocabulary), any float dtype. Returns (k,) float64 and (k,) bool on CPU. In float32 as
+    Σ p (eᵈ − 1 − d), d = ln p_other − ln p_dense, whose terms are never negative and whose errors are of second order,
+    as the divergence itself is; rows in chunks.
     """
     if dense.shape != other.shape:
         raise InputError(f"Logits of shapes {tuple(dense.shape)} and {tuple(other.shape)}: not the same vocabulary.")
     rows = max(1, ROWS_AT_ONCE // dense.shape[-1])
     kl, same = [], []
     for p, q in zip(dense.split(rows), other.to(dense.device).split(rows), strict=True):
-        log_p, log_q = functional.log_softmax(p.double(), -1), functional.log_softmax(q.double(), -1)
-        kl.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0).cpu())
+        kl.append(_divergence(p, q).cpu())
         same.append((p.argmax(-1) == q.argmax(-1)).cpu())
     return torch.cat(kl), torch.cat(same)
+
+
+def _divergence(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    log_p = functional.log_softmax(p.float(), -1)
+    off = functional.log_softmax(q.float(), -1).sub_(log_p)
+    if off.max() < LARGEST_OFF:
+        return (log_p.exp_() * (off.expm1() - off)).sum(-1, dtype=torch.float64)
+    # What the dense model all but excludes the other one expects.
+    log_p, log_q = functional.log_softmax(p.double(), -1), functional.log_softmax(q.double(), -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0)
 
 
 def keep_logits(model, sample: Sample, progress: Progress = silent) -> list[torch.Tensor]:
@@ -49,31 +60,35 @@ def keep_logits(model, sample: Sample, progress: Progress = silent) -> list[torc
 
 
 def measure(
-    model, sample: Sample, dense=None, progress: Progress = silent, stage: str = "evaluate", healed: bool = False
+    model,
+    sample: Sample,
+    dense=None,
+    progress: Progress = silent,
+    stage: str = "evaluate",
+    healed: bool = False,
+    found: "Iterable[Scored] | None" = None,
 ) -> dict:
     """Loss of `model` on `sample`, and what it lost against `dense`.
 
     dense: a model, run beside it batch by batch; or its logits from `keep_logits`; or None. healed: whether `model` was
-    trained after it was compressed. Returns the keys of `Sample.summary`, "text_warning" (one sentence where these
-    figures do not say what was lost, see `wrong_text`, else None), and with `dense` also "dense" (the same keys),
-    "rise" (loss − dense loss, nats a token), "rise_error" (its standard error over windows, paired), "kl" (mean
-    KL(dense ‖ model), nats a token), "top1_agreement" (share of tokens both put first), and the interval of the rise
+    trained after it was compressed. found: what `scored` gives of these, where workers of a cluster found it. Returns
+    the keys of `Sample.summary`, "text_warning" (one sentence where these figures do not say what was lost, see
+    `wrong_text`, else None), and with `dense` also "dense" (the same keys), "rise" (loss − dense loss, nats a token),
+    "rise_error" (its standard error over windows, paired), "kl" (mean KL(dense ‖ model), nats a token),
+    "top1_agreement" (share of tokens both put first), and the interval of the rise
     (`bootstrap.figures`).
     """
     positions = sample.positions
-    targets = sample.tokens.ids[positions]
-    total = len(targets)
+    total = len(positions)
     ours, theirs = torch.empty(total), torch.empty(total)
     kl, same = torch.empty(total, dtype=torch.float64), torch.empty(total, dtype=torch.bool)
     done = 0
-    for reference, logits in zip(_reference(dense, sample), scored_logits(model, sample), strict=False):
-        part = slice(done, done + len(logits))
-        ours[part] = losses_of(logits, targets[part])
-        if reference is not None:
-            reference = reference.to(logits.device)
-            theirs[part] = losses_of(reference, targets[part])
-            kl[part], same[part] = divergence(reference, logits)
-        done += len(logits)
+    for batch in scored(model, sample, dense) if found is None else found:
+        part = slice(done, done + len(batch[0]))
+        ours[part] = batch[0]
+        if batch[1] is not None:
+            theirs[part], kl[part], same[part] = batch[1]
+        done = part.stop
         progress(stage, done, total)
     result = sample.summary(ours)
     vocabulary = model.config.get_text_config().vocab_size
@@ -89,6 +104,24 @@ def measure(
     result["kl"] = kl[counted].mean().item()
     result["top1_agreement"] = same[counted].double().mean().item()
     return result | {"text_warning": text_warning(result, vocabulary, healed) or short}
+
+
+Scored = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]
+
+
+def scored(model, sample: Sample, dense=None) -> Iterator[Scored]:
+    """For batch after batch of `sample.positions` (losses of `model`, and beside `dense` its losses, KL(dense ‖ model)
+    and whether both put the same token first), in nats, on the CPU. dense: as for `measure`."""
+    targets, done = sample.tokens.ids[sample.positions], 0
+    for reference, logits in zip(_reference(dense, sample), scored_logits(model, sample), strict=False):
+        hits = targets[done : done + len(logits)]
+        done += len(logits)
+        ours = losses_of(logits, hits)
+        if reference is None:
+            yield ours, None
+            continue
+        reference = reference.to(logits.device)
+        yield ours, (losses_of(reference, hits), *divergence(reference, logits))
 
 
 def _reference(dense, sample: Sample) -> Iterator[torch.Tensor | None] | Iterable[torch.Tensor]:

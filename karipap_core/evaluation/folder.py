@@ -13,6 +13,7 @@ from karipap_core.evaluation.fidelity import EncoderSample, measure, output_fide
 from karipap_core.evaluation.perplexity import Sample
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.evaluation.speed import measure_memory, measure_speed, weights_bytes
+from karipap_core.evaluation.spread import scored_elsewhere
 from karipap_core.evaluation.tokens import tokenize
 from karipap_core.models import running
 from karipap_core.models.empty import explained
@@ -84,7 +85,7 @@ def evaluate_folder(
         notes.append("The model has no tokenizer: UTF-8 bytes stand for tokens, so losses only compare the two models.")
     check_names(conventions, running.predicts(model))
     if why is None:
-        result = _quality(model, dense, tokenizer, text, scoring, progress, notes, _is_healed(folder))
+        result = _quality((model, folder), (dense, source), tokenizer, text, scoring, progress, notes)
         if text.images is not None:
             from karipap_core.evaluation.pictured import in_words, measure_images
 
@@ -157,13 +158,22 @@ def _cost(
 
 
 def _quality(
-    model, dense, tokenizer, text: Text, scoring: Scoring, progress: Progress, notes: list[str], healed: bool
+    ours: tuple[Any, Path],
+    theirs: tuple[Any, str | Path | None],
+    tokenizer,
+    text: Text,
+    scoring: Scoring,
+    progress: Progress,
+    notes: list[str],
 ) -> dict:
-    """The part of the result that says how good the model is; every key is there for causal models and encoders."""
+    """The part of the result that says how good the model is; every key is there for causal models and encoders. The
+    models come with where they were loaded from."""
+    (model, folder), (dense, source) = ours, theirs
     empty: dict[str, Any] = dict.fromkeys(QUALITY)
     if running.predicts(model):
         sample = Sample.of(model, tokenizer, text, scoring)
-        measured = measure(model, sample, dense, progress, healed=healed)
+        found = scored_elsewhere(model, sample, folder, dense=source)
+        measured = measure(model, sample, dense, progress, healed=_is_healed(folder), found=found)
         notes += filter(None, [running.words_of(model)])
         kind = "encoder-decoder" if running.two_parts(model) else "causal"
         return {**empty, **measured, "kind": kind, "window": sample.window, "stride": sample.stride}

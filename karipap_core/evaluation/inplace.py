@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from karipap_core import cluster
 from karipap_core.errors import InputError
 from karipap_core.evaluation.fidelity import EncoderSample, hidden_states, keep_logits, measure, output_fidelity
 from karipap_core.evaluation.perplexity import Sample
 from karipap_core.evaluation.scoring import WHOLE_TEXT, Scoring
+from karipap_core.evaluation.spread import scored_elsewhere
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 
@@ -41,7 +43,7 @@ class InPlace:
     ) -> None:
         from karipap_core.models.sites import sites
 
-        self.model, self.sites = model, sites(model, checkpoint, tables=True)
+        self.model, self.checkpoint, self.sites = model, checkpoint, sites(model, checkpoint, tables=True)
         self.sample: Sample | EncoderSample
         if checkpoint.predicts:
             fitting = LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size)
@@ -75,8 +77,12 @@ class InPlace:
         Raises InputError for a weight that the model does not compute with as one linear layer.
         """
         seen = hashlib.sha256()
+        spread = cluster.crew() is not None and isinstance(self.sample, Sample)
+        sent: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
             for name, matrix in matrices:
+                if spread:
+                    sent[name] = matrix
                 if name not in self.sites:
                     raise InputError(f"Weight {name} cannot be replaced in a {type(self.model).__name__}.")
                 stack.enter_context(self.sites[name].replaced(matrix))
@@ -84,7 +90,8 @@ class InPlace:
                     seen.update(name.encode() + matrix.detach().float().cpu().contiguous().numpy().tobytes())
             if isinstance(self.sample, EncoderSample):
                 return output_fidelity(self.model, self.sample, self._reference, progress)
-            found = measure(self.model, self.sample, self._reference, progress)
+            elsewhere = scored_elsewhere(self.model, self.sample, self.checkpoint, sent) if spread else None
+            found = measure(self.model, self.sample, self._reference, progress, found=elsewhere)
             if self.suite is not None:
                 from karipap_core.evaluation.tasks.suite import with_difference
 

@@ -143,7 +143,7 @@ def batches(sample: Sample, vocabulary: int) -> Iterator[list[Window]]:
 @torch.no_grad()
 def scored_logits(model, sample: Sample) -> Iterator[torch.Tensor]:
     """For batch after batch the logits (k, vocabulary) behind the next k of `sample.positions`, on model's device."""
-    device = next(model.parameters()).device
+    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
     was_training = model.training
     model.eval()
     try:

@@ -10,6 +10,7 @@ import os
 import platform
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,21 +149,32 @@ def _measured(checkpoint: Checkpoint, text: Text, device: str, progress: Progres
 
     from karipap_core.evaluation.perplexity import Sample, default_window, losses
     from karipap_core.evaluation.scoring import Scoring
-    from karipap_core.models.load import load_model
+    from karipap_core.models import abreast
+    from karipap_core.models.load import load_model, load_tokenizer
+    from karipap_core.models.streamed import Streamed
     from karipap_core.spectra.spectrum import pick_device
 
     began = time.monotonic()
     progress("text", 0, WINDOWS, text.name, "looking whether it suits the model")
-    model, tokenizer = load_model(checkpoint, device=pick_device(device))
+    large = 4 * checkpoint.parameters > abreast.LARGE and checkpoint.kind != "encoder-decoder"
+    if large:
+        passes = abreast.Abreast(Streamed(checkpoint, device=pick_device(device)))
+        model, tokenizer = passes.streamed.model, load_tokenizer(checkpoint.home)
+    else:
+        model, tokenizer = load_model(checkpoint, device=pick_device(device))
     config: Any = model.config.get_text_config()
     window = default_window(config)
-    samples: list[Sample] = []
-    every = []
-    for number, part in enumerate(parts(text, WINDOWS, window * SIGNS_A_TOKEN)):
-        sample = Sample.of(model, tokenizer, part, Scoring(window, window, window))
-        samples.append(sample)
-        every.append(losses(model, sample))
-        progress("text", number + 1, WINDOWS, text.name)
+    scoring = Scoring(window, window, window)
+    samples = [Sample.of(model, tokenizer, part, scoring) for part in parts(text, WINDOWS, window * SIGNS_A_TOKEN)]
+    scored = [partial(losses, sample=sample) for sample in samples]
+    if large:
+        every = passes.run(scored)
+        progress("text", WINDOWS, WINDOWS, text.name)
+    else:
+        every = []
+        for number, each in enumerate(scored):
+            every.append(each(model))
+            progress("text", number + 1, WINDOWS, text.name)
     summaries = [sample.summary(loss) for sample, loss in zip(samples, every, strict=True)]
     tokens, size = (sum(each[key] for each in summaries) for key in ("tokens", "text_bytes"))
     nats = sum(each["loss"] * each["tokens"] for each in summaries)

@@ -16,7 +16,7 @@ from karipap_core.figures.map import Numbers, weight_map
 from karipap_core.figures.methods import DASHES, SYMBOLS, network_color, rival
 from karipap_core.figures.style import FAINT, GOLD, GREY, ORANGE, escape
 from karipap_core.statistics.pareto import known, pareto
-from karipap_core.tradeoffs.ranking import method_of
+from karipap_core.tradeoffs.equal import method_of
 
 FAMILIES = {"gptq": "integers", "rtn": "integers", "torchao": "integers", "svd": "plain SVD", "svd-llm": "plain SVD"}
 YOURS = "Your runs"

@@ -190,7 +190,6 @@ def _healed(
     shared = any(module.cores.lenders for module in model.modules() if isinstance(module, CoresModule))
     if shared and str(accelerator.distributed_type) == "DistributedType.FSDP":
         raise InputError("Cores that several layers share cannot be spread by FSDP: launch with --multi_gpu instead.")
-    _form_matrices_where_faster(model, settings)
     if settings.gradient_checkpointing:
         new = hasattr(model, "activation_checkpointing_enable")  # its name from transformers 5.23 on
         enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
@@ -304,19 +303,6 @@ def _course(settings: Settings):
     )
 
 
-def _form_matrices_where_faster(model: torch.nn.Module, settings: Settings) -> None:
-    """Lets a layer form its matrix in each pass where its cores would take more multiply-adds than the matrix does: the
-    same numbers, sooner."""
-    from karipap_core.layers.linear import TensorNetworkLinear
-
-    tokens = settings.tokens // settings.accumulate
-    for module in model.modules():
-        if isinstance(module, TensorNetworkLinear):
-            spec = module.spec
-            if spec.multiply_adds(tokens) > spec.n_out * spec.n_in * tokens:
-                module.runtime = "dense"
-
-
 def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progress):
     """Path of a module → the metric that its plan was made in, to round its cores in. The moments are the workspace's,
     or are measured again; without the dense model cores are rounded in the weights' own metric."""
@@ -326,7 +312,7 @@ def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progr
     plan = Plan.from_json(patient.plan)
     if patient.source is None or plan.metric == "weight":
         return lambda path: None
-    source = pipeline.study_of(patient.source, plan, str(device), progress).decompositions(plan.metric)
+    source = pipeline.study_of(patient.source, plan, str(device), progress).decompositions_of(plan)
     return torch.enable_grad()(lambda path: source.metric_of(weights[path]))  # moments of gradients are measured
 
 

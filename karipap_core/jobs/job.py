@@ -194,12 +194,14 @@ class Job:
         return ("failed", LOST) if document["started"] else ("queued", None)
 
     def position(self, document: dict) -> int:
-        """Place in the queue of this job, whose document is given: 1 is next."""
+        """Place in the queue of this job, whose document is given: 1 is next. Who was asked to stop does not count: it
+        may have a keeper that has not yet seen that."""
         ahead = 1
         for other in jobs_in(self.folder.parent):
             with suppress(InputError):  # its folder was removed meanwhile
                 theirs, state, _ = other.look()
-                ahead += state == "queued" and (theirs["queued"], other.id) < (document["queued"], self.id)
+                waits = state == "queued" and not other.cancel_file.exists()
+                ahead += waits and (theirs["queued"], other.id) < (document["queued"], self.id)
         return ahead
 
     def log(self) -> tuple[list[str], list[dict]]:

@@ -14,7 +14,7 @@ from karipap_core.errors import unknown
 from karipap_core.networks.base import Spec
 from karipap_core.quantization.formats import Format, from_tensors
 
-RUNTIMES = ("cores", "dense")
+RUNTIMES = ("auto", "cores", "dense")
 INDEX = "index"
 
 
@@ -117,6 +117,13 @@ class Packed(nn.Module):
             return self.tensor(dtype)[index]
         return found.dense().reshape(*index.shape, *self.shape[1:]).to(dtype or self.dtype)
 
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x Mᵀ (…, rows) for x (…, columns) and a core that is a matrix M (rows, columns)."""
+        found = None
+        if self.shape == self.matrix:
+            found = self.format.product(x.reshape(-1, self.matrix[1]), *self.matrix, self.stored)
+        return x @ self.tensor(x.dtype).T if found is None else found.reshape(*x.shape[:-1], self.matrix[0])
+
     @torch.no_grad()
     def set(self, values: torch.Tensor) -> None:
         """Rounds new values to the format's nearest."""
@@ -125,15 +132,14 @@ class Packed(nn.Module):
             stored[name].copy_(tensor)
 
 
-class LookedUp:
-    """A packed core for a look-up: indexed by a tensor it gives those rows alone, for all else it is the whole core."""
+class Lazy:
+    """A packed core that is dequantized as a whole only where somebody asks for more than its subclass knows."""
 
     def __init__(self, packed: Packed) -> None:
         self.packed, self.device = packed, packed.like.device
 
     def __getitem__(self, index):
-        some = isinstance(index, torch.Tensor) and index.dtype != torch.bool
-        return self.packed(index=index) if some else self.packed()[index]
+        return self.packed()[index]
 
     def __getattr__(self, name: str):
         return getattr(self.packed(), name)
@@ -142,6 +148,39 @@ class LookedUp:
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
         given = tree_map(lambda each: each.packed() if isinstance(each, cls) else each, (arguments, keywords or {}))
         return function(*given[0], **given[1])
+
+
+class LookedUp(Lazy):
+    """A packed core for a look-up: indexed by a tensor it gives those rows alone."""
+
+    def __getitem__(self, index):
+        some = isinstance(index, torch.Tensor) and index.dtype != torch.bool
+        return self.packed(index=index) if some else self.packed()[index]
+
+
+class Multiplied(Lazy):
+    """A packed core for a few vectors: `x @ core.T` reads the codes as they are stored (`Format.product`)."""
+
+    @property
+    def T(self) -> "Turned":
+        return Turned(self.packed)
+
+
+class Turned(Lazy):
+    """The transpose of a packed matrix."""
+
+    def __getitem__(self, index):
+        return self.packed().T[index]
+
+    def __getattr__(self, name: str):
+        return getattr(self.packed().T, name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if getattr(function, "__name__", "") in ("matmul", "__matmul__") and not isinstance(arguments[0], Lazy):
+            return arguments[1].packed.product(arguments[0])
+        whole = tree_map(lambda each: each.packed().T if isinstance(each, cls) else each, (arguments, keywords or {}))
+        return function(*whole[0], **whole[1])
 
 
 class Cores(nn.Module):
@@ -199,10 +238,10 @@ class Cores(nn.Module):
         self,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
-        looked_up: bool = False,
+        lazy: type[Lazy] | None = None,
         only: Sequence[int] | None = None,
     ) -> list[torch.Tensor]:
-        """What a network computes with: packed cores dequantized to `dtype` (with `looked_up` as `LookedUp`), others as
+        """What a network computes with: packed cores dequantized to `dtype` (or as they are, in a `lazy`), others as
         they are; borrowed ones on `device`, for their lender may be on another. `only` gives some of them.
 
         A module's call and no method, because tools that keep weights elsewhere bring them back when it is called.
@@ -210,12 +249,14 @@ class Cores(nn.Module):
         found = []
         for k in range(len(self)) if only is None else only:
             if k in self.lenders:
-                (core,) = self.lenders[k](dtype, device, looked_up, (k,))
+                (core,) = self.lenders[k](dtype, device, lazy, (k,))
                 core = core if device is None or core.device == device else core.to(device)
             else:
                 core = getattr(self, str(k))
                 if isinstance(core, Packed):
-                    core = LookedUp(core) if looked_up and not torch.compiler.is_compiling() else core(dtype)
+                    # What accelerate keeps elsewhere is here only while the core is called.
+                    now = torch.compiler.is_compiling() or hasattr(core, "_hf_hook")
+                    core = core(dtype) if lazy is None or now else lazy(core)
             found.append(core)
         return found
 

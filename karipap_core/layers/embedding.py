@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from karipap_core.errors import InputError
-from karipap_core.layers.cores import Cores, CoresModule
+from karipap_core.layers.cores import Cores, CoresModule, LookedUp
 from karipap_core.networks import Metric, Spec
 
 
@@ -22,9 +22,10 @@ def looked_up(spec: Spec) -> bool:
 class TensorNetworkEmbedding(CoresModule):
     """Rows of Ŵ (num_embeddings, embedding_dim) at ids (…) → (…, embedding_dim), Ŵ held as the cores of `spec`.
 
-    runtime "cores" computes the rows asked for and never forms Ŵ; "dense" keeps it, as in `TensorNetworkLinear`.
-    `scale` multiplies every row; with `scale_rounds` it is first rounded to the rows' dtype, as the models do that
-    keep it in a tensor. Cores in a format are dequantized in every pass, where they can be only the rows asked for.
+    runtime "auto" or "cores" computes the rows asked for and never forms Ŵ; "dense" keeps it, as in
+    `TensorNetworkLinear`. `scale` multiplies every row; with `scale_rounds` it is first rounded to the rows' dtype, as
+    the models do that keep it in a tensor. Cores in a format are dequantized in every pass, where they can be only the
+    rows asked for.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class TensorNetworkEmbedding(CoresModule):
         scale_rounds: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        runtime: str = "cores",
+        runtime: str = "auto",
         borrowed: Mapping[int, Cores] | None = None,
     ) -> None:
         """Uninitialized cores. Raises InputError for a network that cannot be looked up in."""
@@ -78,8 +79,8 @@ class TensorNetworkEmbedding(CoresModule):
         return table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        if self._runtime == "cores":
-            rows = self.spec.rows(ids, self.cores(device=ids.device, looked_up=True))
+        if self._runtime != "dense":
+            rows = self.spec.rows(ids, self.cores(device=ids.device, lazy=LookedUp))
         else:
             rows = nn.functional.embedding(ids, self._formed_weight())
         if self.scale is None:

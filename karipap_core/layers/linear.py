@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from karipap_core.errors import InputError
-from karipap_core.layers.cores import Cores, CoresModule, as_stored
+from karipap_core.layers.cores import Cores, CoresModule, Multiplied, as_stored
 from karipap_core.networks import Metric, Spec
 from karipap_core.networks.registry import network_named
+
+FEW = 32  # vectors up to which a packed matrix is multiplied as it is stored (float32 on the CPU)
 
 
 def effective_weight(linear: nn.Module) -> torch.Tensor:
@@ -30,12 +32,14 @@ class TensorNetworkLinear(CoresModule):
     """y = Ŵ x + b for x (…, n_in), Ŵ held as the cores of `spec` (`cores.0`, `cores.1`, … as on disk; `bias`).
 
     A core is a parameter or, where `spec.formats` says so, integers in a few bits or fp8, which are dequantized to the
-    dtype of x in every pass; casting the layer leaves them as they are.
+    dtype of x in every pass, a whole matrix of integers for a few vectors a part at a time; casting the layer leaves
+    them as they are.
 
-    runtime "cores" contracts x with the cores and never forms Ŵ. runtime "dense" forms Ŵ once and keeps it beside the
-    cores: as fast as the dense layer, `n_out · n_in` numbers more memory (see `report`), rebuilt whenever a core has
-    changed; while gradients are recorded for the cores it is formed anew in each pass, so that training is right.
-    The cores are the state; the kept Ŵ is never saved.
+    runtime "auto" contracts x with the cores, or forms Ŵ for this one pass where the batch makes that the quicker way
+    (`Spec.forms`). "cores" never forms Ŵ. "dense" forms it once and keeps it beside the cores: as fast as the dense
+    layer, `n_out · n_in` numbers more memory (see `report`), rebuilt whenever a core has changed; while gradients are
+    recorded for the cores it is formed anew in each pass, so that training is right. The cores are the state; a Ŵ is
+    never saved.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class TensorNetworkLinear(CoresModule):
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        runtime: str = "cores",
+        runtime: str = "auto",
         borrowed: Mapping[int, Cores] | None = None,
     ) -> None:
         """Uninitialized cores (`from_linear`, `from_spec` or a state dict fill them).
@@ -84,18 +88,25 @@ class TensorNetworkLinear(CoresModule):
         return layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._runtime == "cores":
-            y = self.spec.apply(x, self.cores(x.dtype, x.device))
-            return y if self.bias is None else y + self.bias
-        return nn.functional.linear(x, self._formed_weight(), self.bias)
+        if self._runtime == "dense":
+            return nn.functional.linear(x, self._formed_weight(), self.bias)
+        batch = x.shape[:-1].numel()
+        recorded = torch.is_grad_enabled() and x.requires_grad
+        few = batch <= FEW and x.dtype == torch.float32 and x.device.type == "cpu" and not recorded
+        cores = self.cores(x.dtype, x.device, Multiplied if few else None)
+        # Not while compiling: a graph serves many batches, which it would be made anew for.
+        if self._runtime == "auto" and not torch.compiler.is_compiling() and self.spec.forms(batch):
+            return nn.functional.linear(x, self.spec.dense(cores), self.bias)
+        y = self.spec.apply(x, cores)
+        return y if self.bias is None else y + self.bias
 
     def report(self, batch: int = 1) -> dict[str, Any]:
         """Numbers to judge the layer by, the bias left out on both sides.
 
         `parameters` of the cores and of the dense weight; `kept` = their quotient; `bytes` of the cores now as they
         would be saved (packed codes, scales and all; borrowed cores are their lender's) and of the dense weight in the
-        layer's dtype; `memory_bytes` held while running (cores, and Ŵ where the runtime keeps it); and the
-        multiply-adds for `batch` input vectors: of the runtime chosen, and dense.
+        layer's dtype; `memory_bytes` held between passes (cores, and Ŵ where the runtime keeps it); and the
+        multiply-adds for `batch` input vectors: dense, and of the cores contracted, or of the Ŵ that is kept.
         """
         dense = self.spec.n_out * self.spec.n_in
         keeps = self._runtime == "dense"

@@ -171,21 +171,54 @@ class _Numbered(nn.Module):
         return int(expert)
 
 
-class FlatExperts(SplitStacks):
-    """DBRX's: stacks of two dimensions, from which another module takes the matrices of the expert that it runs."""
+class FlatStacks(SplitStacks):
+    """Stacks of two dimensions, whose slices stand below one another."""
 
-    group = _Numbered
+    names: tuple[str, ...]
+
+    @property
+    def slices(self) -> int:
+        """How many there are in each."""
+        raise NotImplementedError
 
     def holds(self, stack: str) -> bool:
-        return stack in ("w1", "v1", "w2")
+        return stack in self.names
 
     def split(self, stack: str, parts: Sequence[str] = (), rows: torch.Tensor | None = None) -> None:
         if stack in self.paths:
             return
         flat = getattr(self, stack)
-        slices = flat.data.view(self.shell.moe_num_experts, -1, flat.shape[1])
+        slices = flat.data.view(self.slices, -1, flat.shape[1])
         delattr(self, stack)
         self.register_parameter(stack, nn.Parameter(slices, requires_grad=flat.requires_grad))
+        super().split(stack, parts, rows)
+
+
+class GroupedLinear(FlatStacks):
+    """DeepSeek-V4's: a linear map for each group of heads."""
+
+    names = ("weight",)
+
+    @property
+    def slices(self) -> int:
+        return self.shell.n_groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (…, groups, in) → (…, groups, out)"""
+        return torch.stack([self.linear("weight", group, each) for group, each in enumerate(x.unbind(-2))], dim=-2)
+
+
+class FlatExperts(FlatStacks):
+    """DBRX's: stacks from which another module takes the matrices of the expert that it runs."""
+
+    group = _Numbered
+    names = ("w1", "v1", "w2")
+
+    @property
+    def slices(self) -> int:
+        return self.shell.moe_num_experts
+
+    def split(self, stack: str, parts: Sequence[str] = (), rows: torch.Tensor | None = None) -> None:
         self.transposed = stack == "w2"
         super().split(stack, parts, rows)
 
@@ -202,6 +235,7 @@ class FlatExperts(SplitStacks):
 # Modules with stacks that do not go by transformers' common rule, by the names of their classes.
 OTHERS: dict[str, type[SplitStacks]] = {
     "DbrxExpertGLU": FlatExperts,
+    "DeepseekV4GroupedLinear": GroupedLinear,
     "JetMoeParallelExperts": SortedExperts,
     "Llama4TextExperts": EveryExpert,
     "InklingSharedExperts": SharedExperts,

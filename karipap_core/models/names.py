@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 
+from karipap_core.checkpoint.layouts import operand
 from karipap_core.errors import InputError
 from karipap_core.models.experts import stacked_experts, with_stacks
 from karipap_core.models.fused import Part, fuse
+from karipap_core.models.operands import HeadsOperand, Patches, WholeOperand, is_patches, stand_in
 
 
 def part_of(pattern: str) -> str:
@@ -49,12 +51,15 @@ class Names:
         self.stacks: set[str] = set()  # those of `moved` that are stacks
         self._modules: dict[str, bool] = {}
 
-    def unstack(self, stacks: Iterable[str], merged: bool) -> None:
+    def unstack(self, stacks: Iterable[str], merged: bool, within: str = "") -> None:
         """Splits stacks of the model, so that `path` finds the modules of their slices.
 
-        stacks : stacked tensors by their names on disk.  merged : also those of experts that are stored one by one.
+        stacks : stacked tensors by their names on disk.  merged : also those of experts that are stored one by one, in
+        the module at the path `within`.
         """
         for path in stacked_experts(self.model) if merged else ():
+            if not f"{path}.".startswith(f"{within}." if within else ""):
+                continue
             for merge in self.merges:
                 owner, _, stack = merge.target_patterns[0].rpartition(".")
                 if f".{path}".endswith(f".{owner.lstrip('.')}") and (module := with_stacks(self.model, path)):
@@ -66,6 +71,9 @@ class Names:
     def _split(self, tensor: str) -> None:
         """Splits one stored stack, where the model holds it as one."""
         live, pattern = self.live(tensor)
+        if pattern is None and self._stand_in(tensor, live, heads=True):
+            self.moved[tensor], self.stacks = live, self.stacks | {tensor}
+            return
         converter = None if pattern is None else self._converter(pattern)
         if converter and len(converter.target_patterns + converter.source_patterns) > 2:
             return  # a stack that becomes several, or is a part of one
@@ -97,8 +105,31 @@ class Names:
             self.moved[name] = self._fused(name, live, pattern)
             return self.moved[name]
         if live not in self._known():
-            raise InputError(f"{type(self.model).__name__} holds no linear layer for weight {name}: leave it dense.")
-        return live.removesuffix(".weight")
+            live, pattern = self.live(name)
+            if pattern is not None or not self._stand_in(name, live, heads=False):
+                raise InputError(
+                    f"{type(self.model).__name__} holds no linear layer for weight {name}: leave it dense."
+                )
+        path = live.removesuffix(".weight")
+        module = self.model.get_submodule(path)
+        tied = self.model.all_tied_weights_keys
+        if is_patches(module) and f"{path}.weight" not in {*tied, *tied.values()}:  # that two modules hold stays theirs
+            self.model.set_submodule(path, module := Patches(module))
+            self._modules = {}
+        if isinstance(module, Patches | WholeOperand):
+            self.moved[name] = path = f"{path}.matrix"
+        return path
+
+    def _stand_in(self, stored: str, live: str, heads: bool) -> bool:
+        """Puts a module in the place of a parameter that the model multiplies by itself, once; whether one is there."""
+        owner, _, name = live.rpartition(".")
+        held = getattr(self.model.get_submodule(owner), name, None) if self._has(owner) else None
+        layout = operand(stored, tuple(held.shape)) if isinstance(held, nn.Parameter) else None
+        if layout is not None and heads == (layout.count is not None):
+            stand_in(self.model, live, layout)
+            self._modules = {}
+            return True
+        return isinstance(held, HeadsOperand if heads else WholeOperand)
 
     def live(self, tensor: str) -> tuple[str, str | None]:
         """(name in the model, pattern of the converter that it goes through) of a stored tensor; the first of its names

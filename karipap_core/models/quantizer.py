@@ -35,7 +35,8 @@ class KaripapConfig(QuantizationConfigMixin):
 
     `plan` is the plan (its JSON form); `original` says how the weights were stored: {"dtype", "dtypes" (of weights with
     another one), "transposed", "stacks" (stacked expert tensors: name → whether its slices are (in, out)), "tables"
-    (embeddings and heads, which are never transposed), "config" (settings that writing the folder added)}.
+    (embeddings and heads, which are never transposed), "config" (settings that writing the folder added), "others"
+    (weights that are no two-dimensional `.weight`: name → {"tensor", "shape", "transposed"})}.
     """
 
     def __init__(self, plan: dict | None = None, original: dict | None = None, **unused):

@@ -33,6 +33,12 @@ def reads_text(model: "PreTrainedModel") -> bool:
     return model.main_input_name == TOKENS or TOKENS in inspect.signature(model.forward).parameters
 
 
+def check_reads(model: "PreTrainedModel") -> None:
+    """Raises InputError for a model that neither reads text nor is given zeros beside it."""
+    if not reads_text(model) and not given_nothing(model):
+        raise InputError(f"A {type(model).__name__} reads no text but {model.main_input_name}: it is not run here.")
+
+
 def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None = None) -> dict[str, Any]:
     """Arguments that run the model on token ids (rows, n), without a cache; `more`: what goes with them, such as the
     pixels of an image that some ids are places for (`pictures.Shown`).
@@ -50,14 +56,13 @@ def inputs_of(model: "PreTrainedModel", ids: torch.Tensor, more: Inputs | None =
     besides = [name for name in OTHERS if name in accepted and not predicts(model)]
     if reads_text(model) and besides:
         raise InputError(f"A {type(model).__name__} reads {besides[0]} beside text: it is not run here.")
+    check_reads(model)
     if reads_text(model):
         inputs[TOKENS] = ids
         needed = [name for name in OTHERS if name in accepted and accepted[name].default is inspect.Parameter.empty]
         inputs |= {name: _nothing(model, name, len(ids)) for name in needed}
-    elif given_nothing(model):
-        inputs[model.main_input_name] = _nothing(model, model.main_input_name, len(ids))
     else:
-        raise InputError(f"A {type(model).__name__} reads no text but {model.main_input_name}: it is not run here.")
+        inputs[model.main_input_name] = _nothing(model, model.main_input_name, len(ids))
     if two_parts(model) and "decoder_input_ids" in accepted:
         start = torch.full_like(ids[:, :1], _start(model))
         inputs["decoder_input_ids"] = torch.cat([start, ids[:, :-1]], dim=1)

@@ -6,7 +6,7 @@ in the running model, to be read, replaced or watched.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from karipap_core.checkpoint.model import Checkpoint
+from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.reach import keep, narrow
 from karipap_core.checkpoint.roles import TABLES
 from karipap_core.errors import InputError
@@ -31,6 +31,8 @@ from karipap_core.networks import Spec
 
 _TRIED: dict[type, bool] = {}
 NO_LAYER = "weights that the model does not hold as linear layers of their own"
+SHARED = "weights that the model holds in two places"
+HEAD = "weights of a head, which an encoder is run without: what comes before it is what is compared"
 
 
 def find_reach(checkpoint: Checkpoint) -> None:
@@ -216,32 +218,50 @@ class Site:
             parameter.data = kept
 
 
-def sites(model: PreTrainedModel, checkpoint: Checkpoint, tables: bool = False) -> dict[str, Site]:
+def sites(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    tables: bool = False,
+    among: Sequence[Weight] | None = None,
+    within: str = "",
+) -> dict[str, Site]:
     """The compressible weights of `checkpoint` in `model` (loaded from it, dense or compressed), by name.
 
     Stacked experts are unstacked in place (no copy; the same function). A weight that the model does not compute
     with as one linear layer is left out. With `tables`, also the embedding as (vocabulary, width) and the head; a head
-    tied to the embedding is one weight with it, under the embedding's name.
+    tied to the embedding is one weight with it, under the embedding's name. With `among`, those of these weights alone,
+    which are `within` the module of that path: nothing else of the model is touched.
     """
-    return _sorted_out(model, checkpoint, tables)[0]
+    return _sorted_out(model, checkpoint, tables, among, within)[0]
 
 
-def _sorted_out(model: PreTrainedModel, checkpoint: Checkpoint, tables: bool) -> tuple[dict[str, Site], dict[str, str]]:
+def _sorted_out(
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    tables: bool,
+    among: Sequence[Weight] | None = None,
+    within: str = "",
+) -> tuple[dict[str, Site], dict[str, str]]:
     """(what `sites` gives, the compressible weights that it leaves out: name → why)."""
-    weights = [weight for weight in checkpoint.weights if weight.compressible or (tables and weight.role in TABLES)]
+    weights = checkpoint.weights if among is None else among
+    weights = [weight for weight in weights if weight.compressible or (tables and weight.role in TABLES)]
     names = Names(model, checkpoint.tensors)
     names.unstack(
         sorted({weight.tensor for weight in weights if weight.index is not None}),
         merged=any(weight.index is None and weight.expert is not None for weight in weights),
+        within=within,
     )
     of_tokens = {id(module) for module in _token_tables(model)}
+    headless = checkpoint.kind == "encoder" and type(model).__name__ not in (
+        checkpoint.config.get("architectures") or ()
+    )
     found: dict[str, Site] = {}
     left: dict[str, str] = {}
     for weight in weights:
         try:
             path = names.path(weight.name)
         except InputError:
-            left[weight.name] = NO_LAYER
+            left[weight.name] = HEAD if headless else NO_LAYER
             continue
         module = model.get_submodule(path)
         if weight.compressible:
@@ -251,8 +271,18 @@ def _sorted_out(model: PreTrainedModel, checkpoint: Checkpoint, tables: bool) ->
         if fits and isinstance(module, Holder):
             found[weight.name] = Site(weight.name, path, module)
         else:
-            left[weight.name] = f"weights of a {type(module).__name__}, which computes more than y = W x + b"
+            left[weight.name] = SHARED if partners(model, path) else _other(module)
     return found, {name: why for name, why in left.items() if checkpoint.weight(name).compressible}
+
+
+def _other(module: nn.Module) -> str:
+    """What the weights of a module are that is no linear map."""
+    kind = type(module).__name__
+    if isinstance(module, nn.Embedding):
+        return f"weights of a {kind}, in which rows are looked up"
+    if getattr(module, "groups", 1) != 1:
+        return f"weights of a {kind} in groups of channels, each with a map of its own"
+    return f"weights of a {kind}, which computes more than y = W x + b"
 
 
 def _token_tables(model: PreTrainedModel) -> Iterator[nn.Module]:

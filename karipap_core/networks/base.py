@@ -18,6 +18,7 @@ import torch
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError
+from karipap_core.networks.contraction import bucket, touch
 from karipap_core.networks.curve import Curve, even_levels
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
@@ -68,6 +69,12 @@ def tails(squares: torch.Tensor) -> np.ndarray:
     """Tails Σ_{i>χ} λ_i for χ = 1 … r of descending λ ≥ 0, summed from the smallest up so that none is lost."""
     tail = torch.flip(torch.cumsum(torch.flip(squares.clamp(min=0), (0,)), 0), (0,))
     return torch.cat([tail[1:], tail.new_zeros(1)]).cpu().numpy()
+
+
+@lru_cache(maxsize=4096)
+def _forms(spec: "Spec", batch: int) -> bool:
+    dense = spec.n_out * spec.n_in
+    return spec.work_to_form() + batch * dense + touch(dense) < spec.work(batch)
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,18 @@ class Spec:
         raise NotImplementedError
 
     # What a network overrides where it is not like the others.
+
+    def work(self, batch: int = 1) -> int:
+        """What `apply` on `batch` input vectors costs in time, in multiply-adds of a large matrix product."""
+        return self.multiply_adds(batch)
+
+    def work_to_form(self) -> int:
+        """What `dense` costs in time, in the same unit; here that of `apply` on the unit matrix."""
+        return self.work(self.n_in)
+
+    def forms(self, batch: int) -> bool:
+        """Whether forming Ŵ in a pass and multiplying with it is quicker than `apply` for that many input vectors."""
+        return _forms(self, bucket(batch))
 
     @classmethod
     def curve(

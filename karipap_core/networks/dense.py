@@ -13,7 +13,7 @@ from karipap_core.networks.base import Spec
 from karipap_core.networks.curve import Curve
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
-from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.gptq import factors
 from karipap_core.spectra.metric import Metric
 
 
@@ -65,9 +65,9 @@ class Dense(Spec):
         return cores[0]
 
     def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored]:
-        """GPTQ under C."""
+        """Under C and G."""
         form = Format.parse(self.quantize)
-        return [form.calibrated(cores[0].double(), input_factor(metric, W.device))]
+        return [form.calibrated(cores[0].double(), *factors(metric, W.device))]
 
     def rows(self, indices: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         return cores[0][indices]

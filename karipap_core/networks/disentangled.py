@@ -152,11 +152,20 @@ class Disentangled(Spec):
 
     def multiply_adds(self, batch: int = 1) -> int:
         """The MPO's, a gate's n for each entry it turns, and the forming of each gate from its angles."""
+        return self.mpo.multiply_adds(batch) + self._gate_multiply_adds(batch)
+
+    def work(self, batch: int = 1) -> int:
+        return self.mpo.work(batch) + self._gate_multiply_adds(batch)
+
+    def work_to_form(self) -> int:
+        return self.mpo.work_to_form() + self._gate_multiply_adds(max(self.n_out, self.n_in))
+
+    def _gate_multiply_adds(self, batch: int) -> int:
         gates = 0
         for side, width in zip(self.places, (self.n_out, self.n_in), strict=True):
             for place in (place for layer in side for place in layer):
                 gates += batch * width * place.size + MULTIPLY_ADDS_OF_EXP * place.size**3
-        return self.mpo.multiply_adds(batch) + gates
+        return gates
 
     def random_cores(self, seed: int | None = None, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
         """The MPO's random cores, which keep the variance, and normal angles: rotations keep it too."""

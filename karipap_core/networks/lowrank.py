@@ -17,9 +17,11 @@ from karipap_core.networks.curve import Curve
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
-from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.gptq import factors
 from karipap_core.quantization.rounding import inverse_factor
+from karipap_core.spectra.leading import leading_eigenvectors
 from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.symmetric import gram
 
 DAMPING = 1e-6  # of H: it is made of moments that are damped already, this is against cores with empty rows
 
@@ -70,11 +72,11 @@ class LowRank(Spec):
         """
         Y, chi = metric.whiten(W), self.chi[0]
         if self.n_out <= self.n_in:
-            U = torch.linalg.eigh(Y @ Y.T).eigenvectors[:, -chi:].flip(1)
+            U = leading_eigenvectors(gram(Y), chi)
             G = metric.factor("G", W.device)
             left, right = metric.unwhiten_left(U), U.T @ (W if G is None else G.T @ W)
         else:
-            V = torch.linalg.eigh(Y.T @ Y).eigenvectors[:, -chi:].flip(1)
+            V = leading_eigenvectors(gram(Y.T), chi)
             C = metric.factor("C", W.device)
             left, right = (W if C is None else W @ C) @ V, metric.unwhiten_right(V.T)
         norms = torch.stack([left.norm(dim=0), right.norm(dim=1)]).clamp(min=torch.finfo(torch.float32).tiny)
@@ -82,14 +84,19 @@ class LowRank(Spec):
         return [left * balance, right / balance[:, None]]
 
     def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored]:
-        """Components mixed by `rotation`: R by GPTQ with H = C, L refitted by least squares under C, then L by GPTQ
-        with H = R̂ C R̂ᵀ. Short rows of L share their scales, but not their errors: H is the same for each row."""
+        """Components mixed by `rotation`: R rounded under C and Lᵀ G L, L refitted by least squares under C, then L
+        under R̂ C R̂ᵀ and G. Short rows of L share their scales, but not their errors: H is the same for each row."""
         C, (left_form, right_form) = metric.damped("C", W.device), self.formats
-        right = cores[1].double()
-        right = rotation(len(right)).to(right).T @ right
+        U, V = factors(metric, W.device)
+        left, right = (core.double() for core in cores)
+        mixed = rotation(len(right)).to(right)
+        right = mixed.T @ right
         right_stored: Stored = right.float()
         if right_form is not None:
-            rounded = Format.parse(right_form).calibrated(right, input_factor(metric, W.device))
+            rows = None
+            if V is not None and (G := metric.factor("G", W.device)) is not None:
+                rows = inverse_factor(gram((G.T @ left @ mixed).T), DAMPING)
+            rounded = Format.parse(right_form).calibrated(right, U, rows)
             right_stored, right = rounded, rounded.dense().double()
         flow = right if C is None else right @ C
         H = flow @ right.T
@@ -97,7 +104,7 @@ class LowRank(Spec):
         left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
         if left_form is None:
             return [left.float(), right_stored]
-        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING)), right_stored]
+        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING), V), right_stored]
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         left, right = cores
@@ -123,8 +130,7 @@ class LowRank(Spec):
     ) -> Curve:
         """Exact: the tails Σ_{i>χ} σ² of the whitened weight, every χ from 1 to full rank (`levels` is not needed)."""
         Y = (metric or Metric("weight")).whiten(W)
-        gram = Y @ Y.T if Y.shape[0] <= Y.shape[1] else Y.T @ Y
-        squares = torch.linalg.eigvalsh(gram).flip(0)
+        squares = torch.linalg.eigvalsh(gram(Y if Y.shape[0] <= Y.shape[1] else Y.T)).flip(0)
         chi = np.arange(1, len(squares) + 1)
         return Curve(chi, chi * sum(W.shape), tails(squares), Y.square().sum().item(), exact=True)
 

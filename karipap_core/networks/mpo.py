@@ -18,12 +18,22 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, outside_in, tails
-from karipap_core.networks.contraction import Step, constant_in_graphs, follow, order
+from karipap_core.networks.contraction import (
+    Legs,
+    Order,
+    bucket,
+    constant_in_graphs,
+    follow,
+    order,
+    touch,
+)
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.refine import ROUNDS, refine
 from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
+from karipap_core.spectra.leading import leading_eigenvectors
 from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.symmetric import gram
 
 # The default is two sites, out (n_out, 1) and in (2, n_in / 2): a core (n_out, 2, χ) with one map for either half of
 # the inputs and a core (χ, n_in / 2) that both halves share. Of the factorizations tried at equal parameters on eight
@@ -126,24 +136,26 @@ class Mpo(Spec):
         return [core.reshape(shape) for core, shape in zip(cores, self.core_shapes, strict=True)]
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
-        """y = Ŵ x by contractions of two tensors at a time, in the order that costs least for this batch.
+        """y = Ŵ x by contractions of two tensors at a time, in the order that is quickest for this batch.
 
         The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
         """
         batch = x.shape[:-1].numel()
-        tensors = [*reversed(cores), x.reshape(batch, *self.in_)]
         # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
-        y = follow(apply_steps(self, 64 if torch.compiler.is_compiling() else batch), tensors)
-        return y.reshape(*x.shape[:-1], self.n_out)
+        found = apply_order(self, 64 if torch.compiler.is_compiling() else bucket(batch))
+        return follow(found, [*cores, x]).reshape(*x.shape[:-1], self.n_out)
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
-        product = cores[0].reshape(-1, cores[0].shape[-1])
-        for core in cores[1:]:
-            product = (product @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[-1])
-        return from_sites(product, self.out, self.in_)
+        return follow(dense_order(self), cores).reshape(self.n_out, self.n_in)
 
     def multiply_adds(self, batch: int = 1) -> int:
-        return contraction(self, batch)[0]
+        return contraction(self, max(batch, 1)).multiply_adds
+
+    def work(self, batch: int = 1) -> int:
+        return contraction(self, max(batch, 1)).cost
+
+    def work_to_form(self) -> int:
+        return dense_order(self).cost + touch(self.n_out * self.n_in)  # to put its digits in order
 
     @classmethod
     def curve(
@@ -214,8 +226,7 @@ def from_sites(tensor: torch.Tensor, out: Sequence[int], in_: Sequence[int]) -> 
 
 def squared_singular_values(matrix: torch.Tensor) -> torch.Tensor:
     """σ², descending, by the smaller Gram matrix."""
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return torch.linalg.eigvalsh(gram).flip(0)
+    return torch.linalg.eigvalsh(gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)).flip(0)
 
 
 def tt_svd(tensor: torch.Tensor, chi: Sequence[int]) -> list[torch.Tensor]:
@@ -228,9 +239,9 @@ def tt_svd(tensor: torch.Tensor, chi: Sequence[int]) -> list[torch.Tensor]:
     for leg, keep in zip(legs[:-1], chi, strict=True):
         rest = rest.reshape(bond * leg, -1)
         if rest.shape[0] <= rest.shape[1]:
-            basis = torch.linalg.eigh(rest @ rest.T).eigenvectors[:, -keep:].flip(1)
+            basis = leading_eigenvectors(gram(rest), keep)
         else:
-            right = torch.linalg.eigh(rest.T @ rest).eigenvectors[:, -keep:].flip(1)
+            right = leading_eigenvectors(gram(rest.T), keep)
             basis = torch.linalg.qr(rest @ right).Q
         cores.append(basis.reshape(bond, leg, keep))
         rest, bond = basis.T @ rest, keep
@@ -250,19 +261,30 @@ def balance(cores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @constant_in_graphs  # torch.compile takes the order as given, it does not trace the search
-def apply_steps(spec: Mpo, batch: int) -> tuple[Step, ...]:
-    return contraction(spec, max(batch, 1))[1]
+def apply_order(spec: Mpo, batch: int) -> Order:
+    return contraction(spec, batch)
 
 
 @lru_cache(maxsize=1024)
-def contraction(spec: Mpo, batch: int) -> tuple[int, tuple[Step, ...]]:
-    """Multiply-adds and steps (`contraction.follow`) of the cheapest way to contract the cores with x, two tensors at
-    a time, the last core first and x after the first one. Never are all cores contracted without x: that is Ŵ.
-
-    Legs are numbered: the digits of the rows, those of the columns, the bonds 0 … d, the batch.
-    """
+def contraction(spec: Mpo, batch: int) -> Order:
+    """The quickest way to contract the cores with x (the last tensor, its batch first), two tensors at a time. Never
+    are all cores contracted without x: that is Ŵ."""
     sites = len(spec.out)
-    outs, ins, bonds, batched = range(sites), range(sites, 2 * sites), range(2 * sites, 3 * sites + 1), 3 * sites + 1
-    sizes = tuple(enumerate((*spec.out, *spec.in_, 1, *spec.chi, 1, batch)))
-    cores = [(bonds[k], outs[k], ins[k], bonds[k + 1]) for k in reversed(range(sites))]
-    return order((*cores, (batched, *ins)), sizes, (batched, *outs), apart=sites)
+    cores, output = core_legs(spec)
+    sizes = enumerate((*spec.out, *spec.in_, *spec.chi, batch))
+    ins, batched = output[sites:], 3 * sites - 1
+    return order((*cores, (batched, *ins)), tuple(sizes), (batched, *output[:sites]), apart=sites)
+
+
+@constant_in_graphs
+def dense_order(spec: Mpo) -> Order:
+    cores, output = core_legs(spec)
+    return order(cores, tuple(enumerate((*spec.out, *spec.in_, *spec.chi))), output)
+
+
+def core_legs(spec: Mpo) -> tuple[tuple[Legs, ...], Legs]:
+    """The legs of each core without the bonds at both ends, and those of Ŵ: the digits of the rows, those of the
+    columns, the bonds."""
+    sites = len(spec.out)
+    bonds = [(), *((2 * sites + k,) for k in range(sites - 1)), ()]
+    return tuple((*bonds[k], k, sites + k, *bonds[k + 1]) for k in range(sites)), tuple(range(2 * sites))

@@ -27,9 +27,10 @@ from karipap_core.networks.registry import register
 from karipap_core.networks.stored import quantize_cores, rounded_cores, values
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
-from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.gptq import factors
 from karipap_core.search import largest
 from karipap_core.spectra.metric import Metric
+from karipap_core.spectra.symmetric import gram
 
 BITS = ("int4", "int3", "int2")  # of Q, where a plan chooses
 FACTORS = "int4"  # the format of L and R where a plan asks for none
@@ -231,12 +232,11 @@ def _ladder(W: torch.Tensor) -> list[int]:
 
 
 def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Matrix (out, in) → Q dequantized, float64, by GPTQ under the damped C."""
-    U, form = input_factor(metric, device), Format.parse(bits)
-    return lambda matrix: form.calibrated(matrix, U).dense().double()
+    """Matrix (out, in) → Q dequantized, float64, calibrated under the damped C and G."""
+    (U, V), form = factors(metric, device), Format.parse(bits)
+    return lambda matrix: form.calibrated(matrix, U, V).dense().double()
 
 
 def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:
     Y = metric.whiten(D)
-    gram = Y @ Y.T if Y.shape[0] <= Y.shape[1] else Y.T @ Y
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)
+    return torch.linalg.eigvalsh(gram(Y if Y.shape[0] <= Y.shape[1] else Y.T)).flip(0).clamp(min=0)

@@ -67,6 +67,14 @@ def values(spec: Spec, stored: Sequence[Stored], dtype: torch.dtype = torch.floa
     return cores
 
 
+def in_dtype(spec: Spec, stored: Sequence[Stored], plain: torch.dtype) -> list[Stored]:
+    """The same cores, those without a format in a dtype of floats."""
+    return [
+        core.to(plain) if form is None and isinstance(core, torch.Tensor) else core
+        for core, form in zip(stored, spec.formats, strict=True)
+    ]
+
+
 def _same(spec: Spec, stored: Sequence[Stored], cores: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(a, b.to(a.dtype)) for a, b in zip(values(spec, stored), cores, strict=True))
 

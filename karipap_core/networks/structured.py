@@ -172,6 +172,12 @@ class Structured(Spec):
     def multiply_adds(self, batch: int = 1) -> int:
         return self.base.multiply_adds(batch) + batch * self.structure.head * (self.n_out + self.n_in)
 
+    def work(self, batch: int = 1) -> int:
+        return self.base.work(batch) + batch * self.structure.head * (self.n_out + self.n_in)
+
+    def work_to_form(self) -> int:
+        return self.base.work_to_form() + self.structure.head * self.n_out * self.n_in
+
     # The maps.
 
     def parts(

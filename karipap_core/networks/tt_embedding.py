@@ -277,6 +277,10 @@ class TtEmbedding(Spec):
             ready = (ready or 1) * i
         return self.n_out * (made + batch * self.n_in)
 
+    def forms(self, batch: int) -> bool:
+        """Never: a table of all tokens is what a head of this form is there to do without."""
+        return False
+
     @classmethod
     def curve(
         cls,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "karipap-calibration", 2  # 1: no history of fits, and checks that do not say their plan
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
 SLOPES = (0.3, 3.0)  # of log damage against log error; outside lies noise or saturation
+ALL = "-all"  # ends the name of one that was measured of all weights, beside one from gradients
 FLOOR = 1e-12
 HELD = 0.8  # share of predictions that are off by no more than the error stated with them
 FEWEST_CHECKS = 4  # for a network to have an error of its own, and for a text to have factors
@@ -122,7 +123,8 @@ class Calibration:
     dense_loss : of the dense model on the check windows, nats a token.  levels[name] : rows [χ, absolute error in the
     metric, damage] of a weight cut alone.  plans : measured whole plans.  tokens : that damages were measured on.
     checks : evaluated plans.  history : the last versions of the fit, {"version", "date", "plans", "checks", "error",
-    "what" (changed)} each.
+    "what" (changed)} each.  gradients : how levels that were estimated from gradients were scaled (calibrate.py); None
+    where all were measured by forward passes.
     """
 
     metric: str
@@ -134,6 +136,7 @@ class Calibration:
     tokens: int = 0
     checks: list[Check] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+    gradients: dict[str, Any] | None = None
 
     def damage(self, name: str, error: "np.typing.ArrayLike", network: str = "lowrank") -> np.ndarray:
         """Predicted divergence of truncating one weight alone to an absolute metric error (array in, array out).

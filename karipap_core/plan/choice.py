@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from karipap_core.plan.kind import kinds_of
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -23,6 +25,11 @@ class Choice:
     def of(cls, choice: "Choice | str") -> "Choice":
         """A choice as it is; the name of a network stands for that network with nothing else chosen."""
         return choice if isinstance(choice, Choice) else cls(choice)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether numbers may be stored in few bits."""
+        return self.quantize is not None or any(kind.rounds for kind in kinds_of(self.network, None))
 
     def alone(self, network: str) -> "Choice":
         """The same choice with one network, and with no structure around it where it takes none."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from karipap_core.checkpoint.model import Checkpoint, Weight
+from karipap_core.checkpoint.model import Weight
 from karipap_core.plan.kind import Kind
 from karipap_core.profiles.document import Profile
 from karipap_core.progress import Progress, silent
@@ -89,7 +89,6 @@ Curves = dict[str, WeightCurve] | list[GroupCurve]  # of weights by name, or of 
 
 
 def build_curves(
-    checkpoint: Checkpoint,
     weights: Sequence[Weight],
     kind: Kind,
     metric: str,
@@ -103,18 +102,19 @@ def build_curves(
         return {weight.name: _from_spectrum(weight, profile.sigma(weight.name, metric)) for weight in weights}
     assert decompositions is not None
     curves = {}
+    found = decompositions.each(_measured, (([weight.name], [weight, kind]) for weight in weights))
     for index, weight in enumerate(weights):
         progress(f"curves of {kind.label}", index, len(weights), weight.name)
-        curves[weight.name] = _measured(checkpoint, weight, kind, decompositions)
+        curves[weight.name] = next(found)
     progress(f"curves of {kind.label}", len(weights), len(weights))
     return curves
 
 
-def _measured(checkpoint: Checkpoint, weight: Weight, kind: Kind, decompositions: "Decompositions") -> WeightCurve:
+def _measured(decompositions: "Decompositions", weight: Weight, kind: Kind) -> WeightCurve:
     """The curve of one weight in any network, from a few decompositions."""
     from karipap_core.networks.curve import Curve
 
-    W, metric = checkpoint.read(weight.name), decompositions.metric_of(weight.name)
+    W, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
     if kind.network == "dense":
         spec = kind.spec(weight.shape, 0)
         return _listed([0], [spec], [_error(weight, spec, W, metric, decompositions)], metric.absolute(W.double()))
@@ -153,7 +153,6 @@ def _stored(rows: Sequence) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]
 
 
 def build_group_curves(
-    checkpoint: Checkpoint,
     weights: Sequence[Weight],
     kind: Kind,
     decompositions: "Decompositions",
@@ -161,17 +160,23 @@ def build_group_curves(
 ) -> list[GroupCurve]:
     """One curve for each group of weights that share cores, quantized where the kind says so."""
     groups, curves = kind.cls.groups(weights), []
+    found = decompositions.each(_group_measured, ((members, [members, kind]) for members in groups))
     for index, members in enumerate(groups):
         progress(f"curves of {kind.label}", index, len(groups), ", ".join(members))
-        matrices = [checkpoint.read(name) for name in members]
-        metrics = [decompositions.metric_of(name) for name in members]
-        levels, errors, total = kind.cls.group_levels(members, matrices, metrics)
-        if kind.quantize is not None:
-            levels = [[replace(spec, quantize=kind.quantize) for spec in specs] for specs in levels]
-            errors = np.array([_member_errors(members, s, matrices, metrics, decompositions) for s in levels])
-        curves.append(_between(members, levels, errors, np.asarray(total, dtype=float)))
+        curves.append(next(found))
     progress(f"curves of {kind.label}", len(groups), len(groups))
     return curves
+
+
+def _group_measured(decompositions: "Decompositions", members: Sequence[str], kind: Kind) -> GroupCurve:
+    """The curve of one group of weights that share cores."""
+    matrices = [decompositions.checkpoint.read(name) for name in members]
+    metrics = [decompositions.metric_of(name) for name in members]
+    levels, errors, total = kind.cls.group_levels(members, matrices, metrics)
+    if kind.quantize is not None:
+        levels = [[replace(spec, quantize=kind.quantize) for spec in specs] for specs in levels]
+        errors = np.array([_member_errors(members, s, matrices, metrics, decompositions) for s in levels])
+    return _between(members, levels, errors, np.asarray(total, dtype=float))
 
 
 def _member_errors(

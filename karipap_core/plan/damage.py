@@ -1,7 +1,10 @@
 """Measuring by forward passes what truncations do: for the calibration and the marginals of `refined`."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import partial as part
 from pathlib import Path
+
+import torch
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.networks.base import Spec
@@ -10,6 +13,7 @@ from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.decompositions import Decompositions
 from karipap_core.plan.kind import Kind
 from karipap_core.plan.probe import Probe
+from karipap_core.plan.streamed_probe import StreamedProbe
 from karipap_core.progress import Progress, silent
 from karipap_core.workspace.kept import keep_json, kept_json
 
@@ -29,7 +33,7 @@ class KeptOnDisk(dict):
 
 
 def measure_levels(
-    probe: Probe,
+    probe: Probe | StreamedProbe,
     decompositions: Decompositions,
     weights: Sequence[Weight],
     partial: MutableMapping[str, list],
@@ -41,38 +45,46 @@ def measure_levels(
 
     partial : the rows of finished weights, kept on disk by the caller so that a killed run goes on; filled.
     """
-    rows: dict[str, list] = {}
-    for index, weight in enumerate(weights):
-        progress("sensitivity", index, len(weights), weight.name)
-        if weight.name in partial:
-            rows[weight.name] = partial[weight.name]
-            continue
-        rows[weight.name] = _weight_levels(probe, decompositions, weight, kind)
-        partial[weight.name] = rows[weight.name]
-    progress("sensitivity", len(weights), len(weights))
-    return rows
+    missing = [weight for weight in weights if weight.name not in partial]
+    decompositions.make((w.name, kind.spec(w.shape, chi)) for w in missing for chi in _chis(w, kind))
+    errors: dict[tuple[str, int], float] = {}
 
-
-def _weight_levels(probe: Probe, decompositions: Decompositions, weight: Weight, kind: Kind) -> list[list[float]]:
-    break_even = kind.break_even(weight.shape)
-    chis = sorted({max(1, round(level * break_even)) for level in LEVELS})
-    dense, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
-    rows: list[list[float]] = []
-    for chi in chis:
+    def cut(weight: Weight, chi: int) -> torch.Tensor:
         matrix = decompositions.matrix(weight.name, kind.spec(weight.shape, chi))
-        probe.replace(weight.name, matrix)
-        divergence = probe.measure([weight.name]).divergence
-        probe.restore(weight.name)
-        rows.append([chi, metric.absolute(dense.double() - matrix.double()), divergence])
-    return rows
+        dense, metric = decompositions.checkpoint.read(weight.name), decompositions.metric_of(weight.name)
+        errors[weight.name, chi] = metric.absolute(dense.double() - matrix.double())
+        return matrix
+
+    for start in range(0, len(missing), probe.together):
+        group = missing[start : start + probe.together]
+        progress("sensitivity", start, len(missing), group[0].name)
+        pairs = [(weight, chi) for weight in group for chi in _chis(weight, kind)]
+        found = probe.measured([{weight.name: part(cut, weight, chi)} for weight, chi in pairs])
+        measured = {(weight.name, chi): each.divergence for (weight, chi), each in zip(pairs, found, strict=True)}
+        for weight in group:
+            partial[weight.name] = [
+                [chi, errors[weight.name, chi], measured[weight.name, chi]] for chi in _chis(weight, kind)
+            ]
+    progress("sensitivity", len(missing), len(missing))
+    return {weight.name: partial[weight.name] for weight in weights}
+
+
+def _chis(weight: Weight, kind: Kind) -> list[int]:
+    return sorted({max(1, round(level * kind.break_even(weight.shape))) for level in LEVELS})
 
 
 def apply_plan(probe: Probe, decompositions: Decompositions, plan: Mapping[str, Spec | None]) -> None:
     """Put every weight of a plan into the probe's model, and dense where the plan leaves it."""
     probe.restore()
+    decompositions.make((name, spec) for name, spec in plan.items() if spec is not None)
     for name, spec in plan.items():
         if spec is not None:
             probe.replace(name, decompositions.matrix(name, spec))
+
+
+def _cut(weight: Weight) -> LowRank:
+    """What a weight that is dense at a plan is cut to."""
+    return LowRank.for_shape(*weight.shape, max(1, round(0.7 * LOWRANK.break_even(weight.shape))))
 
 
 def marginals(
@@ -98,8 +110,7 @@ def marginals(
             probe.replace(weight.name, decompositions.matrix(weight.name, spec))
             found[weight.name] = (spec, change)
         else:
-            n_out, n_in = weight.shape
-            cut = LowRank.for_shape(n_out, n_in, max(1, round(0.7 * LOWRANK.break_even((n_out, n_in)))))
+            cut = _cut(weight)
             probe.replace(weight.name, decompositions.matrix(weight.name, cut))
             change = probe.measure([weight.name]).divergence - base
             probe.restore(weight.name)
@@ -108,9 +119,58 @@ def marginals(
     return found
 
 
-def whole_plan(check: Probe, decompositions: Decompositions, specs: Mapping[str, Spec | None]) -> dict[str, float]:
-    """Divergence and rise in loss of a whole plan on the check windows."""
-    apply_plan(check, decompositions, specs)
-    measured = check.measure()
-    rise = measured.loss - check.dense.loss if check.predicts else measured.divergence
-    return {"divergence": measured.divergence, "rise": rise}
+def marginals_from_gradients(
+    probe: Probe,
+    decompositions: Decompositions,
+    weights: Sequence[Weight],
+    specs: Mapping[str, Spec | None],
+    progress: Progress = silent,
+) -> dict[str, tuple[Spec, float]]:
+    """The same from gradients at the plan, two passes backwards for all weights: for D what a weight changes by, and T
+    tokens, the change of the divergence is
+
+        (1 / T) Σ_t [g_tᵀ D x_t + ½ (h_tᵀ D x_t)²],
+
+    g the gradient of the divergence at the weight's outputs and h that of labels drawn from the model: the first two
+    terms of its expansion, the second with the Fisher matrix in the place of the Hessian."""
+    found: dict[str, tuple[Spec, float]] = {}
+    changes: dict[str, torch.Tensor] = {}
+    for weight in weights:
+        spec = specs.get(weight.name)
+        dense = decompositions.checkpoint.read(weight.name).float()
+        if spec is not None:
+            change = dense - decompositions.matrix(weight.name, spec)
+        else:
+            spec = _cut(weight)
+            change = decompositions.matrix(weight.name, spec) - dense
+        changes[weight.name], found[weight.name] = change.to(torch.bfloat16), (spec, 0.0)
+    sums = dict.fromkeys(found, 0.0)
+
+    def tell(name: str, x: torch.Tensor, g: torch.Tensor, h: torch.Tensor) -> None:
+        if name in changes:
+            y = x.float() @ changes[name].float().T
+            sums[name] += float((y * g).sum() + 0.5 * (y * h).sum(-1).square().sum())
+
+    progress("refining", 0, 1)
+    probe.slopes(tell)
+    progress("refining", 1, 1)
+    # Of a weight that becomes dense again, what goes away is told; of a dense one, what comes.
+    signs = {name: -1.0 if specs.get(name) is not None else 1.0 for name in found}
+    return {name: (spec, signs[name] * sums[name] / probe.tokens) for name, (spec, _) in found.items()}
+
+
+def whole_plans(
+    check: Probe | StreamedProbe, decompositions: Decompositions, plans: Sequence[Mapping[str, Spec | None]]
+) -> list[dict[str, float]]:
+    """Divergence and rise in loss of whole plans on the check windows."""
+    cut = [[(name, spec) for name, spec in plan.items() if spec is not None] for plan in plans]
+    decompositions.make(pair for pairs in cut for pair in pairs)
+    changes = [{name: part(decompositions.matrix, name, spec) for name, spec in pairs} for pairs in cut]
+    found = check.measured(changes)
+    return [
+        {
+            "divergence": each.divergence,
+            "rise": each.loss - check.dense.loss if check.predicts else each.divergence,
+        }
+        for each in found
+    ]

@@ -8,31 +8,40 @@ up to a bound, and on disk in the workspace.
 
 import hashlib
 import json
+import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from karipap_core import cluster
+from karipap_core.checkpoint.carried import Carried
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.networks import Spec
 from karipap_core.networks.lowrank import LowRank
+from karipap_core.plan.kind import counting
+from karipap_core.profiles.given import Given
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Stored
 from karipap_core.spectra.metric import Metric
+from karipap_core.workspace.files import whole_file
 from karipap_core.workspace.kept import has_tensors, keep_tensors, kept_tensors
 
 if TYPE_CHECKING:
-    from karipap_core.profiles.activations import Moments
+    from karipap_core.profiles.moments import Moments
+    from karipap_core.profiles.watching import BlockSeen
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Decompositions:
-    """checkpoint, moments (None for the `weight` metric alone), metric name, and the folder to keep cores in.
+    """checkpoint, moments (None for the `weight` metric alone), metric name, how numbers in few bits are rounded
+    (`ROUNDINGS`), and the folder to keep cores in.
 
     table_metric(name): the metric of an embedding table or a head, whose inputs are tokens (see study.py).
     """
@@ -42,11 +51,13 @@ class Decompositions:
         checkpoint: Checkpoint,
         moments: "Moments | None",
         metric: str,
+        rounding: str,
         folder: Path,
-        memory_bytes: int = 2 << 30,
+        memory_bytes: int = 256 << 20,
         table_metric: Callable[[str], Metric] | None = None,
     ) -> None:
-        self.checkpoint, self.moments, self.metric, self.table_metric = checkpoint, moments, metric, table_metric
+        self.checkpoint, self.metric, self.rounding, self.table_metric = checkpoint, metric, rounding, table_metric
+        self.moments: Moments | BlockSeen | None = moments
         source = moments.folder.name if moments is not None and metric != "weight" else "none"
         self.folder = Path(folder) / f"cores-{metric}-{source}"
         self.memory_bytes = memory_bytes
@@ -62,31 +73,37 @@ class Decompositions:
             return self.table_metric(name)
         if self.moments is None:
             raise ValueError(f"The metric {self.metric} looks at activations: give `moments`.")
-        return self.moments.metric(name, self.metric)
+        return replace(self.moments.metric(name, self.metric), rounds_under_G=self.rounding == "two-sided")
+
+    @contextmanager
+    def seeing(self, seen: "BlockSeen") -> Iterator[None]:
+        """Within, moments come from what a block was found to see."""
+        before, self.moments = self.moments, seen
+        try:
+            yield
+        finally:
+            self.moments = before
 
     def cores(self, name: str, spec: Spec, progress: Progress = silent) -> list[torch.Tensor]:
-        """float32 cores of a weight in a network, before they are quantized."""
+        """float32 cores of a weight in a network, before they are quantized; of a weight in bfloat16 their values are
+        those of bfloat16, in which they are kept: they take no more of the disk than the weight."""
         spec = replace(spec, quantize=None)
-        if type(spec) is not LowRank:
-            return self._fitted(name, spec, progress)
-        chi = spec.chi[0]
-        full = LowRank.for_shape(spec.n_out, spec.n_in, max(1, spec.break_even_chi))
-        if chi > full.chi[0]:
-            return self._fitted(name, spec, progress)
-        left, right = self._fitted(name, full, progress)
-        return [left[:, :chi].contiguous(), right[:chi].contiguous()]
+        wider = self._wider(spec)
+        found = self._fitted(name, wider, progress)
+        if wider is not spec:
+            (left, right), chi = found, spec.chi[0]
+            found = [left[:, :chi].contiguous(), right[:chi].contiguous()]
+        return [core.float() if core.is_floating_point() else core for core in found]
 
     def stored(self, name: str, spec: Spec, dtype: str | None = None, progress: Progress = silent) -> list[Stored]:
         """The cores as they are stored: in `dtype` (default: the weight's own), `formats.Quantized` where the spec's
         `formats` say so, integers for indices."""
+        from karipap_core.networks.stored import in_dtype
+
         plain = getattr(torch, dtype or self.checkpoint.weight(name).dtype)
         cores = self.cores(name, spec, progress)
-        quantized = any(form not in (None, "index") for form in spec.formats)
-        found: Sequence[Stored] = self._quantized(name, spec, cores) if quantized else cores
-        return [
-            core.to(plain) if form is None and isinstance(core, torch.Tensor) else core
-            for core, form in zip(found, spec.formats, strict=True)
-        ]
+        found: Sequence[Stored] = self._quantized(name, spec, cores) if _rounded(spec) else cores
+        return in_dtype(spec, found, plain)
 
     def matrix(self, name: str, spec: Spec, dtype: str | None = None) -> torch.Tensor:
         """Ŵ (out, in) in float32, of the cores as they are stored."""
@@ -94,19 +111,67 @@ class Decompositions:
 
         return spec.dense(values(spec, self.stored(name, spec, dtype)))
 
+    # Over the workers of a cluster, where one is joined.
+
+    def each(self, function: Callable[..., Any], parts: Iterable[tuple[Sequence[str], Sequence[Any]]]) -> Iterator[Any]:
+        """function(decompositions, *given) for every (names of the weights that it looks at, given), in their order:
+        with these decompositions here, or on workers with such of those weights alone, whose cores are kept here."""
+        if (crew := cluster.crew()) is None:
+            for _, given in parts:
+                yield function(self, *given)
+            return
+
+        def carried() -> Iterator[tuple]:
+            for names, given in parts:
+                tables = {n: self.metric_of(n) for n in names if not self.checkpoint.weight(n).compressible}
+                seen = Given.of(self.moments, [name for name in names if name not in tables], [self.metric])
+                weights = Carried.of(self.checkpoint, names, crew)
+                how = self.metric, self.rounding
+                yield function, weights, how, seen, tables, self.folder if weights.path else None, given
+
+        for found, files in crew.each(_elsewhere, carried()):
+            for name, content in files.items():
+                with whole_file(self.folder / name) as temporary:
+                    temporary.write_bytes(content)
+            yield found
+
+    def make(self, wanted: Iterable[tuple[str, Spec]], progress: Progress = silent) -> None:
+        """Has workers of a cluster make the stored cores of these weights that are not there yet; without one whoever
+        asks for them makes them."""
+        if cluster.crew() is None:
+            return
+        groups: dict[tuple[str, ...], list[tuple[str, Spec]]] = {}
+        for name, spec in wanted:
+            if not self._made(name, spec):
+                groups.setdefault(tuple(spec.members) or (name,), []).append((name, spec))
+        for number, _ in enumerate(self.each(_make, [(names, [each]) for names, each in groups.items()])):
+            progress("cores", number + 1, len(groups))
+
+    def _made(self, name: str, spec: Spec) -> bool:
+        if _rounded(spec):
+            return self._has(self._stored_key(name, spec))
+        return self._has(self._key(name, self._wider(replace(spec, quantize=None))))
+
+    @staticmethod
+    def _wider(spec: Spec) -> Spec:
+        """The spec whose cores hold those of a plain one."""
+        if type(spec) is LowRank:
+            full = LowRank.for_shape(spec.n_out, spec.n_in, max(1, spec.break_even_chi))
+            return full if spec.chi[0] <= full.chi[0] else spec
+        return spec
+
     def _fitted(self, name: str, spec: Spec, progress: Progress) -> list[torch.Tensor]:
         read, metric_of = self.checkpoint.read, self.metric_of
+        key, as_kept = self._key(name, spec), partial(_as_kept, dtype=self.checkpoint.weight(name).dtype)
         if not spec.members:
-            return self._kept(
-                _key(name, spec), lambda: _floats32(spec.decompose(read(name), metric_of(name), progress))
-            )
+            return self._kept(key, lambda: as_kept(spec.decompose(read(name), metric_of(name), progress)))
         mates = spec.mates
-        if not self._has(_key(name, spec)):
+        if not self._has(key):
             weights = [read(member) for member in spec.members]
             found = spec.fit_group(mates, weights, [metric_of(member) for member in spec.members], progress)
             for member, mate, cores in zip(spec.members, mates, found, strict=True):
-                self._kept(_key(member, mate), partial(_floats32, cores))
-        return self._kept(_key(name, spec), list)
+                self._kept(self._key(member, mate), partial(as_kept, cores))
+        return self._kept(key, list)
 
     def _quantized(self, name: str, spec: Spec, cores: list[torch.Tensor]) -> list[Stored]:
         from karipap_core.networks.stored import quantize_cores
@@ -120,9 +185,7 @@ class Decompositions:
                     tensors[f"{index}.{key}"] = tensor.cpu().contiguous()
             return tensors
 
-        # A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not under its cores' key.
-        key = _key(name, spec) + ("" if spec.quantize else "|stored")
-        tensors = self._kept_tensors(key, make)
+        tensors = self._kept_tensors(self._stored_key(name, spec), make)
         found: list[Stored] = []
         for index, form in enumerate(spec.formats):
             mine = {key.partition(".")[2]: t for key, t in tensors.items() if key.startswith(f"{index}.")}
@@ -137,6 +200,16 @@ class Decompositions:
     def _kept(self, key: str, make: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
         tensors = self._kept_tensors(key, lambda: {str(index): core for index, core in enumerate(make())})
         return [tensors[str(index)] for index in range(len(tensors))]
+
+    def _key(self, name: str, spec: Spec) -> str:
+        """What is rounded under both moments is kept apart from what was rounded under one."""
+        told = counting(self.rounding, self.metric, _rounded(spec))
+        return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}" + (f"|{told}" if told else "")
+
+    def _stored_key(self, name: str, spec: Spec) -> str:
+        """Of quantized cores. A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not
+        under its cores' key."""
+        return self._key(name, spec) + ("" if spec.quantize else "|stored")
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -160,12 +233,38 @@ class Decompositions:
         return tensors
 
 
-def _key(name: str, spec: Spec) -> str:
-    return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}"
+def _rounded(spec: Spec) -> bool:
+    """Whether a core of it is stored in few bits."""
+    return any(form not in (None, "index") for form in spec.formats)
 
 
-def _floats32(cores: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    return [core.float().contiguous().cpu() if core.is_floating_point() else core.cpu() for core in cores]
+def _make(decompositions: Decompositions, wanted: Sequence[tuple[str, Spec]]) -> None:
+    for name, spec in wanted:
+        decompositions.stored(name, spec)
+
+
+def _elsewhere(
+    function: Callable[..., Any],
+    weights: Carried,
+    how: tuple[str, str],
+    seen: Given,
+    tables: Mapping[str, Metric],
+    folder: Path | None,
+    given: Sequence[Any],
+) -> tuple[Any, dict[str, bytes]]:
+    """(function(decompositions, *given), the files that they kept) of decompositions of these weights. With the folder
+    that all workers share they are kept there at once."""
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Decompositions(cast(Checkpoint, weights), None, *how, Path(temporary), table_metric=tables.__getitem__)
+        made.moments, made.folder = cast("Moments", seen), folder or Path(temporary)
+        found = function(made, *given)
+        return found, {file.name: file.read_bytes() for file in Path(temporary).iterdir()}
+
+
+def _as_kept(cores: Iterable[torch.Tensor], dtype: str) -> list[torch.Tensor]:
+    """Cores of a weight of this dtype. Not in float16: what a metric weighs little may lie beyond its range."""
+    kept = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    return [core.to(kept).contiguous().cpu() if core.is_floating_point() else core.cpu() for core in cores]
 
 
 def _size(tensors: Tensors) -> int:

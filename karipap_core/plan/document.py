@@ -6,6 +6,7 @@ stays dense. Nothing here imports torch until a network has to be checked.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from karipap_core import schemas
 from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
+from karipap_core.plan.kind import counting
 from karipap_core.reading import parse_json, read_bytes
 from karipap_core.values import html_table
 from karipap_core.workspace.names import clean
@@ -83,14 +85,22 @@ class Entry(dict[str, Any]):
         return entry
 
 
+def rounding_of(metric: str, weights: Mapping[str, dict[str, Any]], rounding: str) -> str | None:
+    """The field `rounding` of a plan with these entries: None where it makes no difference."""
+    rounds = any(entry.get("quantize") or entry.get("bits") for entry in weights.values())
+    return counting(rounding, metric, rounds)
+
+
 @dataclass(repr=False)
 class Plan:
     """What each weight of one checkpoint becomes, and where that came from; see `plan.schema.json` for the fields.
 
     weights : {weight: entry} (see `Entry`).  predicted : what the plan costs and is predicted to do.  tried : what was
     measured on the way to it, {"rule", "rise", "divergence", …} each.  notes : what is to be known of weights that no
-    measurement says enough of.  name : what people call it, no part of what it
-    is.
+    measurement says enough of.  rounding : "two-sided" where numbers in few bits are rounded under both moments of the
+    loss metric; without it under that of the inputs alone, as in all plans once.  prefix :
+    "aligned" where each weight is fitted behind the compressed ones before it (aligned.py).  name : what people call
+    it, no part of what it is.
     """
 
     model: dict[str, Any]
@@ -105,6 +115,8 @@ class Plan:
     tried: list[dict] = field(default_factory=list)
     chosen_rule: str | None = None
     embedding: dict | None = None
+    rounding: str | None = None
+    prefix: str | None = None
     notes: list[str] = field(default_factory=list)
     name: str | None = None
 
@@ -165,6 +177,10 @@ class Plan:
             document["tried"] = self.tried
         if self.embedding:
             document["embedding"] = self.embedding
+        if self.rounding:
+            document["rounding"] = self.rounding
+        if self.prefix:
+            document["prefix"] = self.prefix
         if self.notes:
             document["notes"] = self.notes
         return document

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured
 
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
+ROUNDINGS = ("two-sided", "one-sided")  # what makes rounding errors of integers good: both moments, or C alone
 EMBEDDINGS = {"dense": None, "lowrank": "lowrank", "tt": "tt_embedding"}  # the option's word → the network of tables
 
 
@@ -33,6 +34,11 @@ class Kind:
         """Names the kind in files and on screen: "lowrank", "lowrank int4", "qlr bits=int3 int4"."""
         words = [self.network, *(f"{key}={value}" for key, value in self.options), self.quantize or ""]
         return " ".join(filter(None, words))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it stores numbers in few bits."""
+        return self.quantize is not None or any(name == "bits" for name, _ in self.options)
 
     @property
     def structure(self) -> str | None:
@@ -71,6 +77,20 @@ class Kind:
             return max(1, self.spec(shape, 1).break_even_chi)
         dense, most = shape[0] * shape[1], self.spec(shape, 1).max_chi
         return largest(lambda chi: self.spec(shape, chi).parameters < dense, 1, most + 1)
+
+
+def counting(rounding: str, metric: str, rounds: bool) -> str | None:
+    """A rounding where it makes numbers other than they always were: in few bits (`rounds`) and under a moment of
+    gradients; else None."""
+    return rounding if rounds and metric == "loss" and rounding != "one-sided" else None
+
+
+def curves_name(kind: Kind, metric: str, key: str, rounding: str = ROUNDINGS[0], which: str = "") -> str:
+    """The name of the file with the curves of a kind, measured on a calibration of that key. which : "-tables" for
+    those of the tables of tokens."""
+    rounded = f"-{told}" if (told := counting(rounding, metric, kind.rounds)) else ""
+    key = "none" if metric == "weight" else key
+    return f"{kind.label.replace(' ', '-')}{rounded}{which}-{metric}-{key}.safetensors"
 
 
 WHOLE = Kind("dense")  # the weight as it is

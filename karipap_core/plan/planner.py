@@ -6,7 +6,7 @@ not calibrated on.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,8 +17,8 @@ from karipap_core.plan import effort
 from karipap_core.plan.allocate import Options, allocate, by_entropy, smallest, uniform
 from karipap_core.plan.budget import SCOPES, Budget
 from karipap_core.plan.choice import Choice
-from karipap_core.plan.damage import apply_plan, marginals, whole_plan
-from karipap_core.plan.document import RULES, Entry, Plan, model_entry
+from karipap_core.plan.damage import apply_plan, marginals, marginals_from_gradients, whole_plans
+from karipap_core.plan.document import RULES, Entry, Plan, model_entry, rounding_of
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
 from karipap_core.plan.predict import damage_sum, predicted, spec_error
 from karipap_core.plan.seen import RULES_OF_SPECTRA
@@ -27,7 +27,9 @@ from karipap_core.progress import Progress, costs, silent
 if TYPE_CHECKING:  # torch: seconds
     from karipap_core.networks import Spec
     from karipap_core.plan.decompositions import Decompositions
+    from karipap_core.plan.on_text import Which
     from karipap_core.plan.probe import Probe
+    from karipap_core.plan.streamed_probe import StreamedProbe
 
 SINGLES_CHECKED = 2
 FIT_AT = (0.03, 0.3, 1.5)  # predicted sums of damage at which whole plans are measured
@@ -44,12 +46,23 @@ class Measuring(Measurements, Protocol):
 
     @property
     def probe(self) -> "Probe": ...
+    def gauge(self, windows: "Which") -> "Probe | StreamedProbe": ...
     @property
-    def check(self) -> "Probe": ...
+    def apart(self) -> bool: ...
+    @property
+    def refines(self) -> bool: ...
+    @property
+    def dense_loss(self) -> float: ...
     def decompositions(self, metric: str) -> "Decompositions": ...
     def calibration_entry(self) -> dict[str, Any]: ...
     @property
     def why_not_run(self) -> str | None: ...
+
+    @property
+    def measure(self) -> str: ...
+    @property
+    def rounding(self) -> str: ...
+
     def learn(self, metric: str, measured: dict[str, Any]) -> None: ...
 
 
@@ -109,9 +122,11 @@ class Planner:
         return self.plan(weights, rule, budget, measured=self.measure(weights))
 
     def _rules(self) -> list[str]:
-        """The rules that `best` compares, for one network."""
+        """The rules that `best` compares, for one network; not `refined`, which holds the model in memory, of a large
+        one."""
         nested = self.candidates.kinds[0].cls.nested and self.choice.quantize is None
-        return [rule for rule in (RULES[:-1] if nested else RULES_WHEN_FITTED) if self._applies(rule)]
+        rules = [rule for rule in (RULES[:-1] if nested else RULES_WHEN_FITTED) if self._applies(rule)]
+        return [rule for rule in rules if rule != "refined" or self.study.refines]
 
     def options(self, rule: str, unit: str) -> OptionTables:
         """What every weight can be under a rule; unit: of cost, "parameters" or "bytes"."""
@@ -189,16 +204,23 @@ class Planner:
         """Divergence and rise in loss of a whole plan on the check windows, and its sum of predicted damages. With
         `learn` the study's calibration is fitted through it: only for `calibrated` plans, since other rules relate sum
         and rise differently."""
-        check = self.study.check
-        found: dict[str, Any] = whole_plan(check, self.study.decompositions(self.metric), _specs(weights))
-        check.restore()
-        kept = Plan(model_entry(self.checkpoint), self.metric, weights).ledger(self.checkpoint).kept_blocks
-        found |= {"kept_blocks": kept, "network": self.choice.network}
-        if self.study.has_calibration(self.metric):
-            found["sum"] = self.damage_sum(weights)
-        if learn:
-            self.study.learn(self.metric, found)
-        return found
+        return self.measure_each([weights], learn)[0]
+
+    def measure_each(self, plans: Sequence[Entries], learn: bool = False) -> list[dict[str, Any]]:
+        """The same of several plans, in one go where the model is read block by block."""
+        study, rows = self.study, []
+        specs = [_specs(weights) for weights in plans]
+        for weights, found in zip(
+            plans, whole_plans(study.gauge("check"), study.decompositions(self.metric), specs), strict=True
+        ):
+            kept = Plan(model_entry(self.checkpoint), self.metric, weights).ledger(self.checkpoint).kept_blocks
+            row: dict[str, Any] = found | {"kept_blocks": kept, "network": self.choice.network}
+            if study.has_calibration(self.metric):
+                row["sum"] = self.damage_sum(weights)
+            if learn:
+                study.learn(self.metric, row)
+            rows.append(row)
+        return rows
 
     def _refined(self, limit: float, unit: str, tried: list[dict]) -> tuple[Entries, dict[str, Any]]:
         """Calibrated, then: measure every weight's marginal at the plan, scale its curve by √(measured / predicted)
@@ -215,7 +237,8 @@ class Planner:
             apply_plan(probe, decompositions, specs)
             unseen = self.study.seen.unseen
             weights_seen = [weight for weight in self.candidates.weights if weight.name not in unseen]
-            found = marginals(probe, decompositions, weights_seen, specs, self.progress)
+            way = marginals if self.study.measure == "all" else marginals_from_gradients
+            found = way(probe, decompositions, weights_seen, specs, self.progress)
             probe.restore()
             for name, (spec, change) in found.items():
                 scale = self.scale.get(name, 1.0)
@@ -240,14 +263,28 @@ class Planner:
         single networks that are predicted best, by the calibrated rule."""
         candidates: list[tuple[int, float, int, Entries]] = []
         tried: list[dict] = []
-        for rule, weights, measured in self._candidates(limit, unit):
+        rows: Iterable[tuple[str, Entries, dict[str, Any] | None]] = self._candidates(limit, unit)
+        if self.study.apart:
+            rows = self._together(list(rows))
+        for rule, weights, measured in rows:
             found = self.measure(weights) if measured is None else measured
             tried.append({"rule": rule} | found)
             candidates.append((round(found["rise"] / 0.002), found["divergence"], len(candidates), weights))
         _, _, winner, weights = min(candidates, key=lambda candidate: candidate[:3])
         plan = self.plan(weights, "best", budget, tried, tried[winner])
         plan.chosen_rule = tried[winner]["rule"]
+        if not self.study.refines and not self.candidates.mixed:
+            plan.notes.append(
+                "The rule refined was not tried: it holds the whole model in memory, and this one is read block by "
+                "block. --rule refined tries it all the same."
+            )
         return plan
+
+    def _together(self, rows: list[tuple[str, Entries, dict[str, Any] | None]]) -> Iterable[tuple]:
+        """Rows of `_candidates` with all measured, in one pass of the model."""
+        plans = [weights for _, weights, measured in rows if measured is None]
+        found = iter(self.measure_each(plans))
+        return [(rule, weights, measured or next(found)) for rule, weights, measured in rows]
 
     def _candidates(self, limit: float, unit: str) -> Iterator[tuple[str, Entries, dict[str, Any] | None]]:
         """(rule, entries, what was measured of them if anything) of all that `best` compares."""
@@ -312,6 +349,7 @@ class Planner:
             calibration=self.study.calibration_entry(),
             tried=list(tried),
             embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
+            rounding=rounding_of(self.metric, weights, self.study.rounding),
         )
         plan.predicted = self.predict(plan, measured)
         images = "images" in (plan.calibration or {})
@@ -325,10 +363,9 @@ class Planner:
 
     def measured_rise(self, measured: dict[str, Any]) -> dict[str, Any]:
         """A plan's `predicted` fields where `measure` found this of the very plan."""
-        causal = self.checkpoint.predicts
-        dense = self.study.check.dense.loss if causal else 0.0
+        dense = self.study.dense_loss
         return {
-            "measure": "kl" if causal else "output error",
+            "measure": "kl" if self.checkpoint.predicts else "output error",
             "rise": measured["rise"],
             "dense_loss": dense,
             "loss": dense + measured["rise"],

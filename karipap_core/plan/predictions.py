@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.plan.calibration import Calibration, group_of_plan
+from karipap_core.plan.calibration import ALL, Calibration, group_of_plan
 from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
 from karipap_core.statistics.pareto import known
@@ -123,6 +123,22 @@ def figures(pairs: Sequence[Pair]) -> dict | None:
     }
 
 
+def how_found(calibration: Calibration) -> str:
+    """How a calibration's damages were found, in a sentence that tells what was measured from what was estimated."""
+    text = calibration.text.get("name") or calibration.text.get("text") or "calibration text"
+    on = f"on {text} ({calibration.tokens:,} tokens)"
+    if calibration.gradients is None:
+        return f"Damages were measured by forward passes {on}, each weight cut alone."
+    fit = calibration.gradients
+    if fit["scatter"] is None:
+        return f"Damages were estimated from gradients {on}; none that was measured sets their scale."
+    return (
+        f"Damages were estimated from gradients {on}. {len(fit['pairs'])} of them were measured by forward passes too: "
+        f"these set the scale (× {fit['scale']:.2f}), and lie {np.expm1(fit['scatter']):.0%} from the estimates "
+        "(standard deviation)."
+    )
+
+
 # The calibration that runs belong to, and the refit.
 
 
@@ -133,13 +149,14 @@ def calibration_file(plan: Plan, model: dict | None = None) -> Path | None:
     model_key = workspace.key_of(model or plan.model)
     if "sha256" not in entry or model_key is None:
         return None
-    settings = {key: value for key, value in entry.items() if key not in ("text", "path", "sha256")}
+    settings = {key: value for key, value in entry.items() if key not in ("text", "path", "sha256", "measure")}
     key = settings_key({"text": entry["sha256"], "settings": settings})
     try:
-        file = workspace.calibration_file(model_key, f"{plan.metric}-{key}")
+        names = [f"{plan.metric}-{key}{end}" for end in ((ALL, "") if entry.get("measure") == "all" else ("",))]
+        files = [workspace.calibration_file(model_key, name) for name in names]
     except InputError:
         return None
-    return file if file.is_file() else None
+    return next((file for file in files if file.is_file()), None)
 
 
 def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:

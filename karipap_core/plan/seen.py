@@ -7,6 +7,7 @@ changes nothing that is measured, which says nothing of what it costs. Whatever 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # torch: seconds
     import torch
 
     from karipap_core.plan.probe import Probe
+    from karipap_core.plan.streamed_probe import StreamedProbe
 
 RULES_OF_SPECTRA = ("uniform", "entropy")  # under the metric `weight` these measure nothing
 FEW = 64  # tokens: what is measured of an expert on fewer is rough
@@ -83,7 +85,7 @@ class Seen:
         return cls(frozenset(document["unseen"]), frozenset(document["uncalled"]), document["few"], document["tokens"])
 
 
-def look(probe: "Probe", weights: Sequence[Weight]) -> Seen:
+def look(probe: "Probe", checkpoint: Checkpoint, weights: Sequence[Weight]) -> Seen:
     """What each of these weights sees where the probe's dense model runs on its windows.
 
     A weight whose layer is not called, or to which no gradient comes back, is unseen where other numbers in its place
@@ -106,12 +108,35 @@ def look(probe: "Probe", weights: Sequence[Weight]) -> Seen:
     names = [weight.name for weight in weights]
     idle = {name for name in names if not counts[name]}
     suspects = idle | set(names) - _with_gradients(probe)
-    used = set(_used(probe, [name for name in names if name in suspects]))
-    unseen, uncalled = suspects - used, idle & used
+    unseen, uncalled = _of_suspects(probe, checkpoint, idle, suspects)
     if running.given_nothing(probe.model):
         unseen |= {name for name in names if counts[name] and name not in varied}
     few = {w.name: counts[w.name] for w in weights if w.expert is not None and 0 < counts[w.name] < FEW}
     return Seen(frozenset(unseen), frozenset(uncalled), few, probe.tokens)
+
+
+def looked_at(
+    probe: "Probe | StreamedProbe",
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    counts: Mapping[str, int],
+    touched: Collection[str],
+) -> Seen:
+    """The same of a model that is not held in memory, from what one pass over its blocks found: the tokens that each
+    weight saw, and the weights that a gradient came back to."""
+    idle = {weight.name for weight in weights if not counts.get(weight.name)}
+    suspects = idle | {weight.name for weight in weights if weight.name not in touched}
+    unseen, uncalled = _of_suspects(probe, checkpoint, idle, suspects)
+    few = {w.name: counts[w.name] for w in weights if w.expert is not None and 0 < counts.get(w.name, 0) < FEW}
+    return Seen(frozenset(unseen), frozenset(uncalled), few, probe.tokens)
+
+
+def _of_suspects(
+    probe: "Probe | StreamedProbe", checkpoint: Checkpoint, idle: set[str], suspects: set[str]
+) -> tuple[set[str], set[str]]:
+    """(the unseen, the uncalled) of weights that saw nothing (`idle`) or that no gradient came back to."""
+    used = set(_used(probe, checkpoint, sorted(suspects)))
+    return suspects - used, idle & used
 
 
 def _differs(x: "torch.Tensor", first: "dict[str, torch.Tensor]", name: str) -> bool:
@@ -137,25 +162,22 @@ def _with_gradients(probe: "Probe") -> set[str]:
     return found
 
 
-def _used(probe: "Probe", names: list[str]) -> list[str]:
+def _used(probe: "Probe | StreamedProbe", checkpoint: Checkpoint, names: list[str]) -> list[str]:
     """Those of these weights with which the outputs change when noise takes their place: halves of those that do."""
-    import torch
-
-    if not names:
-        return []
-    generator = torch.Generator().manual_seed(0)
-    for name in names:
-        matrix = probe.sites[name].get()
-        scale = float(matrix.float().square().mean().sqrt()) or 1.0
-        probe.replace(name, LOUD * scale * torch.randn(matrix.shape, generator=generator))
-    changed = probe.differs()
-    for name in names:
-        probe.restore(name)
-    if not changed:
+    if not names or not probe.differs({name: partial(_noise, checkpoint, name) for name in names}):
         return []
     if len(names) == 1:
         return names
-    return _used(probe, names[: len(names) // 2]) + _used(probe, names[len(names) // 2 :])
+    half = len(names) // 2
+    return _used(probe, checkpoint, names[:half]) + _used(probe, checkpoint, names[half:])
+
+
+def _noise(checkpoint: Checkpoint, name: str) -> "torch.Tensor":
+    import torch
+
+    matrix = checkpoint.read(name).float()
+    scale = float(matrix.square().mean().sqrt()) or 1.0
+    return LOUD * scale * torch.randn(matrix.shape, generator=torch.Generator().manual_seed(0))
 
 
 def _by_tower(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, list[str]]:

@@ -7,25 +7,26 @@ decompositions, the calibration, and probes on the dense model in memory. Verbs 
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from karipap_core.checkpoint.kinds import positions_of
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.reach import know
-from karipap_core.errors import InputError
-from karipap_core.plan.calibration import Calibration
+from karipap_core.errors import InputError, unknown
+from karipap_core.plan.calibration import ALL, Calibration
 from karipap_core.plan.checks import WholePlan
 from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
-from karipap_core.plan.kind import Kind
-from karipap_core.plan.seen import Seen, look
+from karipap_core.plan.kind import ROUNDINGS, Kind, curves_name
+from karipap_core.plan.on_text import OnText
+from karipap_core.plan.places import seen_file, whole_profile
+from karipap_core.plan.seen import Seen, look, looked_at
 from karipap_core.profiles.build import build_profile
 from karipap_core.profiles.document import Profile, profile_key, profile_settings
 from karipap_core.progress import Progress, silent
-from karipap_core.text import Text, read_text, standard_library
+from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
@@ -34,16 +35,19 @@ from karipap_core.workspace.locks import only_writer
 if TYPE_CHECKING:  # torch, seconds: a study that finds everything in the workspace needs none
     from karipap_core.plan.decompositions import Decompositions
     from karipap_core.plan.document import Plan
-    from karipap_core.plan.probe import Probe
-    from karipap_core.profiles.activations import CalibrationSettings, Moments, SeenImages, Windows
+    from karipap_core.profiles.activations import CalibrationSettings
+    from karipap_core.profiles.moments import Moments
     from karipap_core.spectra.metric import Metric
 
+Measure = Literal["gradients", "all"]
 WHOLE_PROFILE = ("weight", "functional", "loss")
 
 
-class Study:
+class Study(OnText):
     """model: folder, file or hub id. text: path or Text to calibrate on (default: the standard library's calibration
-    modules). settings: activations.CalibrationSettings."""
+    modules). settings: activations.CalibrationSettings. measure: how the damage of truncations is found: from
+    "gradients" (plan/gradients.py), or of "all" weights by forward passes. rounding: of numbers in few bits under the
+    loss metric, one of `ROUNDINGS`."""
 
     def __init__(
         self,
@@ -53,45 +57,27 @@ class Study:
         device: str = "auto",
         workspace: Workspace | None = None,
         progress: Progress = silent,
+        measure: Measure = "gradients",
+        rounding: str = ROUNDINGS[0],
     ) -> None:
+        if measure not in get_args(Measure):
+            raise unknown("Measure", measure, get_args(Measure))
+        if rounding not in ROUNDINGS:
+            raise unknown("Rounding", rounding, ROUNDINGS)
         opened = open_checkpoint(model, progress=progress) if isinstance(model, str | Path) else model
-        self.checkpoint: Checkpoint = opened
-        self._text, self._settings = text, settings
-        self.device_name, self.progress = device, progress
+        super().__init__(opened, text, settings, device, progress)
+        self.measure, self.rounding = measure, rounding
         self.workspace = workspace or Workspace()
         self.workspace.adopt(self.checkpoint)
         self._curves: dict[tuple[Kind, str, str], Curves] = {}
-        self._probes: dict[str, Probe] = {}
         self._calibrations: dict[str, Calibration] = {}
-        self._decompositions: dict[str, Decompositions] = {}
+        self._decompositions: dict[tuple[str, str], Decompositions] = {}
 
     def __repr__(self) -> str:
         text = self._text.name if isinstance(self._text, Text) else self._text or "the standard library"
         return f"<Study of {self.checkpoint.name}, calibrated on {text}>"
 
-    # The text and what the model does on it.
-
-    @cached_property
-    def text(self) -> Text:
-        if isinstance(self._text, Text):
-            return self._text
-        return standard_library("calibration") if self._text is None else read_text(self._text)
-
-    @cached_property
-    def settings(self) -> "CalibrationSettings":
-        from karipap_core.profiles.activations import CalibrationSettings
-
-        settings = self._settings or CalibrationSettings()
-        positions = positions_of(self.checkpoint.config.get("text_config") or self.checkpoint.config)
-        if positions is not None and positions < settings.window:
-            settings = replace(settings, window=positions)
-        return settings
-
-    @property
-    def device(self) -> str:
-        from karipap_core.spectra.spectrum import pick_device
-
-        return pick_device(self.device_name)
+    # What is kept where.
 
     @property
     def folder(self) -> Path:
@@ -107,11 +93,11 @@ class Study:
         """The plan's `calibration` field: the text that its numbers and its cores come from."""
         images = {"images": self.text.images.facts()} if self.text.images else {}
         entry = {"text": self.text.name, "path": self.text.path, "sha256": self.text.sha256} | images
-        return entry | asdict(self.settings)
+        return entry | asdict(self.settings) | ({"measure": "all"} if self.measure == "all" else {})
 
     @cached_property
     def moments(self) -> "Moments":
-        from karipap_core.profiles.activations import Moments
+        from karipap_core.profiles.moments import Moments
 
         return Moments(
             self.checkpoint, self.text, self.settings, self.folder / "moments", self.device, progress=self.progress
@@ -150,34 +136,22 @@ class Study:
         return frequency_metric(counts[:rows], damping=self.settings.damping)
 
     @cached_property
-    def model(self):
-        from karipap_core.models.load import load_model
-
-        return load_model(self.checkpoint, device=self.device)
-
-    @cached_property
-    def windows(self) -> "Windows":
-        from karipap_core.profiles.activations import calibration_windows
-
-        model, tokenizer = self.model
-        return calibration_windows(tokenizer, self.text, self.settings, model.config.get_text_config().vocab_size)
-
-    @cached_property
-    def images(self) -> "SeenImages":
-        from karipap_core.profiles.activations import calibration_images
-
-        return calibration_images(self.model[0], self.checkpoint, self.text)
-
-    @cached_property
     def seen(self) -> Seen:
         """What each weight saw of the calibration text; of a model that cannot run on it nothing is known."""
-        file = self.folder / "seen" / f"{self.key}.json"
+        file = seen_file(self.folder, self.key)
         if (found := kept_json(file, "seen")) is None:
             if self.why_not_run is not None:
                 return Seen()
             self.progress("what weights see", 0, 1)
             self.release()
-            keep_json(file, found := look(self.probe, self.weights).to_json())
+            if self.apart:
+                from karipap_core.plan.onepass import told_of
+
+                counts, touched = told_of(self)
+                seen = looked_at(self.gauge("probe"), self.checkpoint, self.weights, counts, touched)
+            else:
+                seen = look(self.probe, self.checkpoint, self.weights)
+            keep_json(file, found := seen.to_json())
             self.progress("what weights see", 1, 1)
         return Seen.from_json(found)
 
@@ -185,44 +159,6 @@ class Study:
     def measurable(self) -> list[Weight]:
         """The weights that a plan can compress and the text reaches: of others no measurement says anything."""
         return [weight for weight in self.weights if weight.name not in self.seen.unseen]
-
-    @property
-    def probe(self) -> "Probe":
-        """The dense model on the windows that sensitivities are measured on."""
-        return self._probe("probe")
-
-    @property
-    def check(self) -> "Probe":
-        """The dense model on the windows that whole plans are measured on."""
-        return self._probe("check")
-
-    @cached_property
-    def why_not_run(self) -> str | None:
-        """Why nothing can be measured by running the model on the text, None where it can: tried once."""
-        if self.checkpoint.kind is None:
-            return f"{self.checkpoint.name} has no config.json that names its architecture: it cannot run."
-        try:
-            _ = self.check
-        except InputError as error:
-            return str(error)
-        return None
-
-    def _probe(self, windows: Literal["probe", "check"]) -> "Probe":
-        if windows not in self._probes:
-            from karipap_core.plan.probe import Probe
-
-            self.release()  # what a probe measures first is its own dense self
-            shown = getattr(self.images, windows)
-            self._probes[windows] = Probe(self.model[0], self.checkpoint, getattr(self.windows, windows), images=shown)
-        return self._probes[windows]
-
-    def release(self) -> None:
-        """Make the model in memory dense again: every weight that a probe has replaced is put back.
-
-        For whoever measures `model` besides; loads nothing where nothing was loaded.
-        """
-        for probe in self._probes.values():
-            probe.restore()
 
     # Spectra and curves.
 
@@ -235,13 +171,21 @@ class Study:
         folder = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings))
         with suppress(InputError):  # of a model that cannot be built the spectra are there all the same
             _ = self.weights
+        if wanted is not None and settings["network"] is None:
+            from karipap_core.plan.onepass import one_pass  # torch
+
+            one_pass(self, settings)
         return build_profile(self.checkpoint, metrics, network, wanted, self.device_name, self.progress, folder)
 
     def _spectra(self, metric: str) -> Profile:
         """A profile that has the spectra under a metric: under `weight` one for which nothing has to be run will do."""
-        settings = profile_settings(WHOLE_PROFILE, None, self.text, self.settings)
-        there = self.workspace.profile_dir(self.checkpoint.key, profile_key(settings)) / "profile.json"
-        return self.profile() if metric != "weight" or there.exists() else self.profile(("weight",))
+        if metric == "weight" and not whole_profile(self).exists():
+            return self.profile(("weight",))
+        if not whole_profile(self).exists():
+            from karipap_core.plan.onepass import one_pass  # torch
+
+            one_pass(self, profile_settings(WHOLE_PROFILE, None, self.text, self.settings), metric)
+        return self.profile()
 
     def curves(self, kind: Kind | str, metric: str, weights: list[Weight] | None = None) -> Curves:
         """The curves (curves.py) of a kind of network under a metric.
@@ -270,35 +214,45 @@ class Study:
 
     def curves_file(self, kind: Kind, metric: str, which: str = "") -> Path:
         """Where the curves of a kind of network are kept; `which`: "-tables" for those of the tables of tokens."""
-        source = "none" if metric == "weight" else self.key
-        return self.folder / "curves" / f"{kind.label.replace(' ', '-')}{which}-{metric}-{source}.safetensors"
+        return self.folder / "curves" / curves_name(kind, metric, self.key, self.rounding, which)
 
     def _new_curves(self, kind: Kind, metric: str, weights: list[Weight]) -> Curves:
         decompositions = self.decompositions(metric)
         if kind.grouped:
-            return build_group_curves(self.checkpoint, weights, kind, decompositions, self.progress)
+            return build_group_curves(weights, kind, decompositions, self.progress)
         exact = kind == Kind("lowrank") and all(weight.compressible for weight in weights)
         profile = self._spectra(metric) if exact else None  # it has the spectra of the blocks' weights, not of tables
-        return build_curves(self.checkpoint, weights, kind, metric, profile, decompositions, self.progress)
+        return build_curves(weights, kind, metric, profile, decompositions, self.progress)
 
     def entropies(self, metric: str) -> dict[str, float]:
         rows = self._spectra(metric).weights
         return {row["name"]: row["spectra"].get(metric, row["spectra"]["weight"])["entropy"] for row in rows}
 
-    def decompositions(self, metric: str) -> "Decompositions":
+    def decompositions(self, metric: str, rounding: str | None = None) -> "Decompositions":
+        """The cores of weights under a metric. rounding : default the study's own."""
         from karipap_core.plan.decompositions import Decompositions
 
-        if metric not in self._decompositions:
+        key = metric, rounding or self.rounding
+        if key not in self._decompositions:
             moments = None if metric == "weight" else self.moments
-            self._decompositions[metric] = Decompositions(
-                self.checkpoint, moments, metric, self.folder / "cores", table_metric=self.table_metric
+            self._decompositions[key] = Decompositions(
+                self.checkpoint, moments, *key, self.folder / "cores", table_metric=self.table_metric
             )
-        return self._decompositions[metric]
+        return self._decompositions[key]
+
+    def decompositions_of(self, plan: "Plan") -> "Decompositions":
+        """Those that a plan asks for."""
+        return self.decompositions(plan.metric, plan.rounding or "one-sided")
 
     # The calibration.
 
     def calibration_file(self, metric: str) -> Path:
-        return self.workspace.calibration_file(self.checkpoint.key, f"{metric}-{self.key}")
+        """Where a calibration is kept. One by forward passes for each weight serves both ways, one by gradients only
+        where these are asked for."""
+        file, other = (
+            self.workspace.calibration_file(self.checkpoint.key, f"{metric}-{self.key}{end}") for end in ("", ALL)
+        )
+        return other if self.measure == "all" and (kept_json(file) or {}).get("gradients") else file
 
     def has_calibration(self, metric: str) -> bool:
         return metric in self._calibrations or self.calibration_file(metric).exists()
@@ -323,35 +277,28 @@ class Study:
         if missing := [weight for weight in weights if weight.name + mark not in found.levels]:
             from karipap_core.plan.damage import measure_levels
 
-            levels = measure_levels(self.probe, self.decompositions(found.metric), missing, {}, self.progress, kind)
+            levels = measure_levels(
+                self.gauge("probe"), self.decompositions(found.metric), missing, {}, self.progress, kind
+            )
             found.levels |= {name + mark: rows for name, rows in levels.items()}
             keep_json(self.calibration_file(found.metric), found.to_json())
 
     def _calibrate(self, metric: str, file: Path) -> dict:
-        from karipap_core.plan.damage import KeptOnDisk, measure_levels
+        from karipap_core.plan.calibrate import levels_measured
         from karipap_core.plan.planner import Planner
 
         if self.why_not_run is not None:
             raise InputError(self.why_not_run)
-        partial = KeptOnDisk(file.with_suffix(".partial.json"))
-        levels = measure_levels(self.probe, self.decompositions(metric), self.measurable, partial, self.progress)
-        causal = self.checkpoint.predicts
-        self._calibrations[metric] = calibration = Calibration(
-            metric=metric,
-            measure="kl" if causal else "output error",
-            text=self.calibration_entry(),
-            dense_loss=self.check.dense.loss if causal else 0.0,
-            levels=levels,
-            tokens=self.probe.tokens,
-        )
+        self._calibrations[metric] = calibration = levels_measured(self, metric, file)
+        self._add_levels(calibration, self.measurable, Kind("lowrank"))  # that no gradient comes back to
         planner = Planner(self, "lowrank", metric)
-        for number, weights in enumerate(plans := planner.plans_to_fit(self.measurable)):
-            self.progress("whole plans", number, len(plans))
-            planner.measure(weights, learn=True)
+        plans = planner.plans_to_fit(self.measurable)
+        self.progress("whole plans", 0, len(plans))
+        planner.measure_each(plans, learn=True)
         self.progress("whole plans", len(plans), len(plans))
         measured = calibration.to_json()
         keep_json(file, measured)
-        partial.file.unlink(missing_ok=True)
+        file.with_suffix(".partial.json").unlink(missing_ok=True)
         return json.loads(json.dumps(measured))  # as it will be found
 
     def check_prediction(self, plan: "Plan", measured: dict, text: str) -> None:
@@ -359,10 +306,9 @@ class Study:
         its fit gets a new version."""
         from karipap_core.plan.predictions import add_check
 
-        if not self.calibration_file(plan.metric).exists() and not self.has_calibration(plan.metric):
+        # With images what is predicted is the rise over text and images together, and measured that on text alone.
+        if self.text.images is not None or not self.has_calibration(plan.metric):
             return
-        if self.text.images is not None:
-            return  # predicted is the rise over text and images together, measured that on text alone
         calibration = self._calibrations[plan.metric] = self._latest(plan.metric)
         label = measured.get("label") or "a plan"
         if add_check(calibration, plan, measured, text):

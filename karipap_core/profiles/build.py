@@ -11,14 +11,18 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from karipap_core import cluster
+from karipap_core.checkpoint.carried import Carried
 from karipap_core.checkpoint.reach import coverage
 from karipap_core.errors import InputError
 from karipap_core.profiles.document import FORMAT, VERSION, Profile, file_key, profile_settings, write_spectra
+from karipap_core.profiles.given import Given
 from karipap_core.progress import Progress, silent
 from karipap_core.spectra.describe import describe, in_words
 from karipap_core.spectra.spectrum import pick_device, singular_values, singular_values_of_product
@@ -55,28 +59,56 @@ def build_profile(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a profile needs a folder.")
     keys = (key, file_key(checkpoint.fingerprint, None, settings))  # the second of before there were identities
-    if folder is not None and (found := _finished(folder, *keys)) is not None:
+    if folder is not None and (found := _finished(folder, *keys)) is not None and _of_these_weights(found, checkpoint):
         return found
     if folder is None:
         return _built(checkpoint, settings, key, moments, pick_device(device), None, progress)
     with only_writer(folder, "profile", waiting=progress):
         found = _finished(folder, *keys)  # by the one who was waited for
-        return found or _built(checkpoint, settings, key, moments, pick_device(device), folder, progress)
+        if found is not None and _of_these_weights(found, checkpoint):
+            return found
+        return _built(checkpoint, settings, key, moments, pick_device(device), folder, progress, found)
+
+
+def _of_these_weights(found: Profile, checkpoint) -> bool:
+    """Whether a kept profile is of the weights that there are now: which a plan can reach, another version may have
+    said otherwise."""
+    rows = [(row["name"], row["compressible"]) for row in found.weights]
+    same = rows == [(weight.name, weight.compressible) for weight in checkpoint.weights]
+    said = found.document.get("coverage")
+    return same and (said is None or said == coverage(checkpoint))
 
 
 def _built(
-    checkpoint, settings: dict, key: str, moments, device: str, folder: Path | None, progress: Progress
+    checkpoint,
+    settings: dict,
+    key: str,
+    moments,
+    device: str,
+    folder: Path | None,
+    progress: Progress,
+    before: Profile | None = None,
 ) -> Profile:
-    """The profile, made from the parts that are in `folder` and from the checkpoint."""
+    """The profile, made from the parts that are in `folder`, from one of `before` and from the checkpoint."""
     import torch
 
     began = time.monotonic()
     rows: list[dict] = []
     spectra: dict[str, np.ndarray] = {}
     work = seconds = 0.0
+    if folder is not None and (crew := cluster.crew()) is not None:
+        found = [(weight, part_file(folder, number)) for number, weight in enumerate(checkpoint.weights)]
+        missing = [
+            (weight, part)
+            for weight, part in found
+            if _read_part(part, key, weight.name)[0] is None and (before is None or _taken(before, weight)[0] is None)
+        ]
+        _spread(crew, checkpoint, missing, settings, key, moments, device, progress)
     for number, weight in enumerate(checkpoint.weights):
-        part = None if folder is None else folder / "partial" / f"{number:05d}.safetensors"
+        part = None if folder is None else part_file(folder, number)
         row, arrays = _read_part(part, key, weight.name)
+        if row is None and before is not None:
+            row, arrays = _taken(before, weight)
         flops = _flops(weight.shape) * len(settings["metrics"])
         expected = flops * (seconds / work if work else 1 / FIRST_GUESS)
         long = row is None and expected > LONG_SECONDS
@@ -87,7 +119,7 @@ def _built(
             row, arrays = _profile_weight(checkpoint, weight, settings, moments, device)
             work, seconds = work + flops, seconds + time.monotonic() - started
             if part is not None:
-                write_spectra(part, arrays, {"key": key, "row": json.dumps(row)})
+                _write_part(part, key, row, arrays)
         rows.append(row)
         spectra |= arrays
     progress("profile", len(rows), len(rows))
@@ -110,6 +142,7 @@ def _built(
     }
     if not checkpoint.missing:  # of an adapter's update there is no model to cover
         document["coverage"] = coverage(checkpoint)
+    document |= {"kind": checkpoint.kind} if checkpoint.kind and not checkpoint.missing else {}
     document |= {} if groups is None else {"groups": groups}
     document |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
     document |= {"update": checkpoint.missing} if checkpoint.missing else {}
@@ -121,6 +154,85 @@ def _built(
         with contextlib.suppress(OSError):
             (folder / "partial").rmdir()
     return profile
+
+
+def _taken(before: Profile, weight) -> tuple[dict | None, dict[str, np.ndarray]]:
+    """(row, spectra) of a weight from an earlier profile of the same model, where it was looked at in the same way."""
+    row = next((row for row in before.weights if row["name"] == weight.name), None)
+    if row is None or row["compressible"] != weight.compressible:
+        return None, {}
+    return row | weight.facts(), before.spectra_of(weight.name)
+
+
+class Parts:
+    """The profile of a checkpoint under some settings, in the folder that it is kept in, weight by weight in any order:
+    for whoever comes by the moments of each once. `build_profile` puts it together."""
+
+    def __init__(self, checkpoint, settings: dict, folder: Path, device: str) -> None:
+        self.checkpoint, self.settings, self.folder, self.device = checkpoint, settings, folder, device
+        self._key = file_key(checkpoint.fingerprint, checkpoint.identity, settings)
+        self._numbers = {weight.name: number for number, weight in enumerate(checkpoint.weights)}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole profile is there, or the part of every weight that needs moments."""
+        found = _finished(self.folder, self._key)
+        if found is not None:
+            return _of_these_weights(found, self.checkpoint)
+        return all(self.has(weight.name) for weight in self.checkpoint.weights if weight.compressible)
+
+    def has(self, name: str) -> bool:
+        """Whether a weight's part is there."""
+        return _read_part(part_file(self.folder, self._numbers[name]), self._key, name)[0] is not None
+
+    def add(self, name: str, moments) -> None:
+        """Makes and keeps a weight's part."""
+        weight = self.checkpoint.weight(name)
+        row, arrays = _profile_weight(self.checkpoint, weight, self.settings, moments, self.device)
+        _write_part(part_file(self.folder, self._numbers[name]), self._key, row, arrays)
+
+    def add_all(self, names: Sequence[str], moments) -> None:
+        """Makes and keeps the parts of weights that are not there, on the workers of a cluster where one is joined."""
+        missing = [name for name in names if not self.has(name)]
+        if (crew := cluster.crew()) is None:
+            for name in missing:
+                self.add(name, moments)
+            return
+        wanted = [(self.checkpoint.weight(name), part_file(self.folder, self._numbers[name])) for name in missing]
+        _spread(crew, self.checkpoint, wanted, self.settings, self._key, moments, self.device, silent)
+
+
+def _spread(
+    crew: cluster.Crew,
+    checkpoint,
+    wanted: Sequence[tuple[Any, Path]],
+    settings: dict,
+    key: str,
+    moments,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Makes the parts of these weights on the workers of a cluster, and keeps each in its file."""
+    there = cluster.device_there(device)
+
+    def parts() -> Iterator[tuple]:
+        for weight, _ in wanted:
+            given = Given.of(moments, [weight.name] if weight.compressible else [], settings["metrics"])
+            yield Carried.of(checkpoint, [weight.name], crew), weight, settings, given, there
+
+    for number, (row, arrays) in enumerate(crew.each(_profile_weight, parts(), device=there)):
+        weight, part = wanted[number]
+        progress("profile", number, len(wanted), weight.name)
+        _write_part(part, key, row, arrays)
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """Where weight number `number` of a profile is kept until all are there."""
+    return folder / "partial" / f"{number:05d}.safetensors"
+
+
+def _write_part(part: Path, key: str, row: dict, arrays: dict[str, np.ndarray]) -> None:
+    write_spectra(part, arrays, {"key": key, "row": json.dumps(row)})
 
 
 def _finished(folder: Path, *keys: str) -> Profile | None:

@@ -134,6 +134,10 @@ class Profile:
         """Singular values of A W B, descending, float64; InputError where this profile has none for the metric."""
         return self._lookup(name, metric, f"{name}|{metric}")
 
+    def spectra_of(self, name: str) -> dict[str, np.ndarray]:
+        """Every spectrum of a weight, by its key in spectra.safetensors."""
+        return {key: sigma for key, sigma in self._spectra.items() if key.startswith(f"{name}|")}
+
     def bond_sigma(self, name: str, metric: str, bond: int) -> np.ndarray:
         """Singular values across bond k (from 1) of the weight's default MPO, of the tensor of A W B; descending."""
         return self._lookup(name, metric, f"{name}|{metric}|bond{bond}")

@@ -146,6 +146,8 @@ class Meter:
         for stage, share in shares.items():
             if stage in known or (around is not None and not _once(stage)):
                 continue
+            if around is None:
+                self.overall = None  # what was said of the work before knew nothing of this
             during, at = (ANY, 1.0) if _once(stage) else (None, 0.0)
             self.expected.append(Expected(stage, share, (), during, at))
 
@@ -227,6 +229,8 @@ class Meter:
             self.left = None
             return
         self.left = sum(known)
+        if not self.left:
+            return  # all that began is over: either this is the end, or what comes is not known yet
         # What is not done yet shrinks by the part of its time that has passed: so the fraction never goes back, and a
         # first estimate that was too short is made good by and by.
         passed, self.told = self.then - self.told, self.then

@@ -79,8 +79,9 @@ class Format(ABC):
         """W without any loss where it holds numbers of this format already (it was dequantized from it), else None."""
         return None
 
-    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None) -> StoredMatrix:
-        """W rounded so that ‖(W − Ŵ) C^{1/2}‖² is small; U is `rounding.inverse_factor` of C, None the identity."""
+    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None = None) -> StoredMatrix:
+        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; U and V are `rounding.inverse_factor` of C and of G,
+        None the identity."""
         return self.rounded(W)
 
     def some_rows(
@@ -88,6 +89,13 @@ class Format(ABC):
     ) -> StoredMatrix | None:
         """Of a table of `entries` entries, each one or several rows of the stored matrix (rows, columns), the entries
         `index` (k,) alone, one below the other; None where they cannot be cut out of `tensors`."""
+        return None
+
+    def product(
+        self, x: torch.Tensor, rows: int, columns: int, tensors: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """x Ŵᵀ (n, rows) for a few vectors x (n, columns), float32, without Ŵ as a whole; None where that is no
+        quicker than with it. Not differentiable."""
         return None
 
     # What all share.

@@ -14,7 +14,9 @@ import torch
 from karipap_core.quantization.formats import Format, Shapes, register
 from karipap_core.quantization.packing import Quantized, unpack
 from karipap_core.quantization.rounding import integer_grid, quantize_by_factor, quantize_rtn
+from karipap_core.quantization.two_sided import quantize_two_sided
 
+AT_ONCE = 2**19  # numbers that are multiplied with together
 GROUPS = {8: None, 4: 64, 3: 64, 2: 32}  # columns that share a scale where a name does not say; None: the whole row
 
 
@@ -59,12 +61,47 @@ class Integers(Format):
     def on_grid(self, W: torch.Tensor) -> Quantized | None:
         return integer_grid(W, self.bits, self.group)
 
-    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None) -> Quantized:
-        """GPTQ (`rounding.quantize_by_factor`); 8 bits are rounded to nearest: calibration has nothing left to win
-        there. What is on the grid already stays."""
+    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None = None) -> Quantized:
+        """GPTQ (`rounding.quantize_by_factor`), or with V its two-sided kin (two_sided.py); 8 bits are rounded to
+        nearest: calibration has nothing left to win there. What is on the grid already stays."""
         if U is None or self.bits == 8:
             return self.on_grid(W) or self.nearest(W)
-        return self.on_grid(W) or quantize_by_factor(W, self.bits, self.group, U)
+        if (found := self.on_grid(W)) is not None:
+            return found
+        if V is None:
+            return quantize_by_factor(W, self.bits, self.group, U)
+        return quantize_two_sided(W, self.bits, self.group, U, V)
+
+    @torch.no_grad()
+    def product(
+        self, x: torch.Tensor, rows: int, columns: int, tensors: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Some rows at a time, which stay in the cache, Σ scale (code − zero) x as Σ scale code x − Σ scale zero x. Of
+        codes that share a byte the first ones, the second ones … are each multiplied with their own entries of x."""
+        width, each = self.width(columns), 8 // self.bits
+        if self.bits * each != 8 or columns % width or width % each:
+            return None
+        groups = columns // width
+        codes, scales = tensors["codes"].reshape(rows, -1), tensors["scales"].float()
+        zeros = unpack(tensors["zeros"], self.bits, (rows, groups)).float()
+        parts = [x[:, place::each].contiguous() for place in range(each)]
+        found = x.reshape(len(x), groups, width).sum(-1) @ (scales * zeros).T.neg()
+        at_once = max(1, AT_ONCE // columns)
+        room = x.new_empty(min(at_once, rows), columns // each)  # one for all: fresh memory costs as much as filling it
+        for start in range(0, rows, at_once):
+            these, scale = codes[start : start + at_once], scales[start : start + at_once]
+            for place, part in enumerate(parts):
+                numbers = room[: len(these)].copy_(self._place(these, place, each))
+                if groups > 1:
+                    numbers.view(len(scale), groups, -1).mul_(scale[..., None])
+                product = part @ numbers.T
+                found[:, start : start + at_once] += product if groups > 1 else product * scale.T
+        return found
+
+    def _place(self, codes: torch.Tensor, place: int, each: int) -> torch.Tensor:
+        shift = 8 - self.bits * (place + 1)
+        codes = codes >> shift if shift else codes
+        return codes & (2**self.bits - 1) if place else codes
 
     def some_rows(
         self, tensors: Mapping[str, torch.Tensor], matrix: tuple[int, int], entries: int, index: torch.Tensor

@@ -14,7 +14,10 @@ from karipap_core.quantization.packing import Quantized
 MOST_BITS = 8
 SHRINKS = 40  # ranges tried for each group, from the whole one down to SMALLEST of it
 SMALLEST = 0.3
-CHUNK = 64  # columns between two updates of all that are still to come
+AT_ONCE = 2**16  # numbers whose ranges are searched together: they and what is made of them stay in the cache
+EPS32 = torch.finfo(torch.float32).eps
+CHUNK = 64  # columns between two updates of the next ones
+WIDE = 256  # columns between two updates of all that are still to come
 
 
 def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool = True) -> Quantized:
@@ -23,9 +26,9 @@ def quantize_rtn(W: torch.Tensor, bits: int, group: int | None = 64, clip: bool 
     W (out, in), any float dtype and device. With `clip` the range of each group is shrunk in `SHRINKS` steps and the
     one with the least squared error of the group is kept. Raises InputError for bits or group that cannot be.
     """
-    W, group = _checked(W, bits, group)
-    blocks, used = _blocks(W, group)
-    scale, zero = _search(blocks, used, bits, clip)
+    W, group = checked(W, bits, group)
+    blocks, used = in_groups(W, group)
+    scale, zero = search(blocks, used, bits, clip)
     codes = _round(blocks, scale[..., None], zero[..., None], bits)
     codes = codes.flatten(1)[:, : W.shape[1]].to(torch.uint8)
     return Quantized(codes, scale.half(), zero.to(torch.uint8), bits, group)
@@ -38,8 +41,8 @@ def integer_grid(W: torch.Tensor, bits: int, group: int | None) -> Quantized | N
     tells its grid: its largest magnitude in a group is k · scale for one k < 2^bits, and all others are multiples too.
     Finds the matrix again that `dense` gave (up to the choice among scales that say the same).
     """
-    W, group = _checked(W, bits, group)
-    blocks, steps = _blocks(W, group)[0], 2**bits - 1
+    W, group = checked(W, bits, group)
+    blocks, steps = in_groups(W, group)[0], 2**bits - 1
     shape, blocks = blocks.shape, blocks.flatten(0, 1)  # (groups, group)
     largest = blocks.abs().amax(1)
     scales, zeros = torch.ones_like(largest), torch.zeros_like(largest)
@@ -73,7 +76,7 @@ def quantize_gptq(
     and groups keep their place and the scales of the uncorrected weights, so that nothing more has to be stored.
     Arithmetic in float64. Raises InputError for a C of another shape.
     """
-    W, _ = _checked(W, bits, group)
+    W, _ = checked(W, bits, group)
     n_in = W.shape[1]
     if C.shape != (n_in, n_in):
         raise InputError(f"C has shape {tuple(C.shape)}, the weight has {n_in} inputs: it must be ({n_in}, {n_in}).")
@@ -100,39 +103,47 @@ def quantize_by_factor(
     of one another, C being block-diagonal, while groups go on over the pieces. There, and with `permutation`, scales
     are those of the uncorrected weights. Raises InputError where len(U) does not divide the width.
     """
-    W, group = _checked(W, bits, group)
+    W, group = checked(W, bits, group)
     n_out, n_in = W.shape
     n = len(U)
     if n_in % n:
         raise InputError(f"The factor has {n} columns: it must be a divisor of the weight's {n_in}.")
     given = permutation is not None or n < n_in
-    permutation = torch.arange(n, device=W.device) if permutation is None else permutation
 
-    def by_column(matrix: torch.Tensor) -> torch.Tensor:  # a column is in one piece
-        return matrix.reshape(-1, n)[:, permutation].T.contiguous()
+    def by_column(matrix: torch.Tensor) -> torch.Tensor:  # a column is in one piece; always a copy, it is written to
+        matrix = matrix.reshape(-1, n)
+        matrix = matrix if permutation is None else matrix[:, permutation]
+        return matrix.T.clone(memory_format=torch.contiguous_format)
 
     rows, chunk = by_column(W), CHUNK if given else group
     if given:
-        scales, zeros = _search(*_blocks(W, group), bits, clip)
+        scales, zeros = search(*in_groups(W, group), bits, clip)
         spread = [by_column(each.repeat_interleave(group, 1)[:, :n_in]) for each in (scales, zeros)]
     else:
         scales, zeros = W.new_zeros(n_out, -(-n_in // group)), W.new_zeros(n_out, -(-n_in // group))
-    codes = torch.empty_like(rows)
+    codes, diagonal = torch.empty_like(rows), U.diagonal().tolist()
+    wide = max(1, WIDE // chunk) * chunk
+    errors = rows.new_empty(min(wide, n), rows.shape[1])
     for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
+        stop, first = min(start + chunk, n), start - start % wide
+        last = min(first + wide, n)
         block = rows[start:stop]
         if not given:
-            scale, zero = (each[:, 0] for each in _search(*_blocks(block.T, stop - start), bits, clip))
+            scale, zero = (each[:, 0] for each in search(*in_groups(block.T, stop - start), bits, clip))
             scales[:, start // group], zeros[:, start // group] = scale, zero
-        errors = torch.empty_like(block)
-        for j in range(stop - start):
+        own = errors[start - first : stop - first]
+        for j, (column, code, error) in enumerate(zip(block, codes[start:stop], own, strict=True)):
             if given:
                 scale, zero = (each[start + j] for each in spread)
-            codes[start + j] = _round(block[j], scale, zero, bits)
-            errors[j] = (block[j] - scale * (codes[start + j] - zero)) / U[start + j, start + j]
-            block[j + 1 :].addr_(U[start + j, start + j + 1 : stop], errors[j], alpha=-1)
-        rows[stop:].addmm_(U[start:stop, stop:].T, errors, alpha=-1)
-    codes = codes.T[:, permutation.argsort()].reshape(n_out, n_in).to(torch.uint8)
+            torch.div(column, scale, out=code).add_(zero).round_().clamp_(0, 2**bits - 1)
+            torch.sub(code, zero, out=error).mul_(scale)
+            torch.sub(column, error, out=error).div_(diagonal[start + j])
+            block[j + 1 :].addr_(U[start + j, start + j + 1 : stop], error, alpha=-1)
+        rows[stop:last].addmm_(U[start:stop, stop:last].T, own, alpha=-1)
+        if stop == last:
+            rows[last:].addmm_(U[first:last, last:].T, errors[: last - first], alpha=-1)
+    codes = codes.to(torch.uint8).T
+    codes = (codes if permutation is None else codes[:, permutation.argsort()]).reshape(n_out, n_in)
     return Quantized(codes, scales.half(), zeros.to(torch.uint8), bits, group)
 
 
@@ -143,7 +154,7 @@ def checked_matrix(W: torch.Tensor) -> torch.Tensor:
     return W.detach().double()
 
 
-def _checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:
+def checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor, int]:
     if not 1 <= bits <= MOST_BITS:
         raise InputError(f"{bits} bits: give 1 to {MOST_BITS}.")
     if group is not None and group < 1:
@@ -158,37 +169,90 @@ def inverse_factor(C: torch.Tensor, damping: float) -> torch.Tensor:
     U⁻¹ is the upper factor of C itself, which is the lower one of C with rows and columns in reverse.
     """
     mean = C.diagonal().mean()
-    unit = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    lower = torch.linalg.cholesky((C + (damping * mean if mean > 0 else 1.0) * unit).flip(0, 1))
-    return torch.linalg.solve_triangular(lower, unit, upper=False).flip(0, 1)
+    reversed_ = C.flip(0, 1)
+    reversed_.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    lower = torch.linalg.cholesky(reversed_)
+    return _inverse(lower).flip(0, 1)
 
 
-def _blocks(W: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _inverse(lower: torch.Tensor) -> torch.Tensor:
+    """L⁻¹ of a lower triangular L (n, n), half by half: n³/3 multiply-adds, a third of a solution for the identity."""
+    n = len(lower)
+    if n <= WIDE:
+        unit = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, unit, upper=False)
+    half, found = n // 2, torch.zeros_like(lower)
+    first, last, between = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    found[:half, :half], found[half:, half:] = _inverse(first), _inverse(last)
+    between = torch.linalg.solve_triangular(first, between, upper=False, left=False)
+    found[half:, :half] = -torch.linalg.solve_triangular(last, between, upper=False)
+    return found
+
+
+def in_groups(W: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """W as (out, groups, group), the last group filled up with zeros, and which entries are W's (groups, group)."""
     n_in = W.shape[1]
     missing = -n_in % group
     used = torch.arange(n_in + missing, device=W.device).reshape(-1, group) < n_in
-    return functional.pad(W, (0, missing)).reshape(len(W), -1, group), used
+    W = functional.pad(W, (0, missing)) if missing else W
+    return W.reshape(len(W), -1, group), used
 
 
-def _search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale (as float16 holds it) and zero point of every group, (out, groups) each.
 
-    A range always holds 0, so that the zero point is one of the codes.
+    A range always holds 0, so that the zero point is one of the codes. The least error decides, in float64; in float32
+    all ranges are looked at first, and those left out that are over the least by more than float32 can be wrong.
     """
     low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
-    error: torch.Tensor | None = None
-    for shrink in np.linspace(1, SMALLEST, SHRINKS) if clip else (1.0,):
-        tried = _grid(low * shrink, high * shrink, bits)
-        codes = _round(blocks, tried[0][..., None], tried[1][..., None], bits)
-        new = ((tried[0][..., None] * (codes - tried[1][..., None]) - blocks).square() * used).sum(-1)
-        if error is None:
-            error, (scale, zero) = new, tried
-        else:
-            better = new < error
-            error = torch.where(better, new, error)
-            scale, zero = torch.where(better, tried[0], scale), torch.where(better, tried[1], zero)
-    return scale, zero
+    if not clip:
+        return _grid(low, high, bits)
+    values = blocks.flatten(0, 1)
+    shrinks = torch.from_numpy(np.linspace(1, SMALLEST, SHRINKS)).to(values.device)
+    scales, zeros = _grid(low.flatten() * shrinks[:, None], high.flatten() * shrinks[:, None], bits)
+    unused = None if used.all() else ~used.expand(blocks.shape).flatten(0, 1)
+    (group, shrink) = torch.nonzero(_promising(values, unused, scales, zeros, bits).T, as_tuple=True)
+    errors = torch.full_like(scales, torch.inf)
+    at_once = max(1, AT_ONCE // values.shape[-1])
+    for at, which in zip(group.split(at_once), shrink.split(at_once), strict=True):
+        scale, zero, part = scales[which, at][:, None], zeros[which, at][:, None], _some(values, at)
+        left = (part / scale).add_(zero).round_().clamp_(0, 2**bits - 1).sub_(zero).mul_(scale).sub_(part).square_()
+        if unused is not None:
+            left[unused[at]] = 0
+        errors[which, at] = left.sum(-1)
+    best = errors.argmin(0, keepdim=True)
+    return scales.gather(0, best).view(low.shape), zeros.gather(0, best).view(low.shape)
+
+
+def _promising(
+    values: torch.Tensor, unused: torch.Tensor | None, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+) -> torch.Tensor:
+    """Which ranges (ranges, groups) may leave a group (groups, entries) the least error of all, as far as float32 can
+    tell, whose errors are added up as if all went one way; also those that it cannot hold."""
+    steps, entries = 2**bits - 1, values.shape[1]
+    scales, zeros, errors = scales.float(), zeros.float(), torch.empty(scales.shape, device=values.device)
+    at_once = max(1, AT_ONCE // entries)
+    for start in range(0, len(values), at_once):
+        part = slice(start, start + at_once)
+        # Groups side by side: sums over short rows are slow.
+        few, none = values[part].T.float().contiguous(), None if unused is None else unused[part].T
+        ranges = max(1, AT_ONCE // few.numel())  # of few numbers so many at a time, each call costs as much
+        for first in range(0, len(scales), ranges):
+            these = slice(first, first + ranges)
+            codes = torch.addcmul(zeros[these, None, part], few, scales[these, None, part].reciprocal())
+            left = codes.round().clamp_(0, steps).sub_(codes).square_()
+            if none is not None:
+                left[:, none] = 0
+            torch.sum(left, 1, out=errors[these, part])
+    wrong = 4 * EPS32 * (steps / SMALLEST + 1)  # of one code: three roundings of what is at most steps / SMALLEST
+    margin = 2 * wrong * (entries * errors).sqrt_() + (entries * wrong**2 + 16 * EPS32 * errors)
+    squares = scales.square()
+    return ~((errors - margin) * squares > ((errors + margin) * squares).amin(0))
+
+
+def _some(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix, in the order in memory that it has: sums come out the same to the last bit."""
+    return values.T[:, at].T if values.stride(0) < values.stride(1) else values[at]
 
 
 def _grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:

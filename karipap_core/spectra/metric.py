@@ -39,7 +39,7 @@ def _factor(moment: torch.Tensor, damping: float, name: str) -> tuple[torch.Tens
         warnings.warn(f"Second moment {name} is zero or not finite: the identity stands in for it.", stacklevel=4)
         return None, None
     while damping <= LARGEST_DAMPING:
-        damped = (moment + moment.T) / 2
+        damped = (moment + moment.T).div_(2)
         damped.diagonal().add_(damping * mean)
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
@@ -57,13 +57,15 @@ class Metric:
     stands for the identity. λ = `damping` · mean diagonal. **Every error here is measured with the damped moments**,
     the ones that `whiten` uses: so the tail of the spectrum of `whiten(W)` *is* the error of its truncation.
     B is the lower Cholesky factor of the damped C, Aᵀ that of the damped G; everything is float64 and computed on the
-    device of the weight at hand. `name` is `weight` (C = G = None), `functional` (C) or `loss` (C and G).
+    device of the weight at hand. `rounds_under_G`: whether rounding to few bits makes errors good under G
+    too, or under C alone. `name` is `weight` (C = G = None), `functional` (C) or `loss` (C and G).
     """
 
     name: str = "weight"
     C: torch.Tensor | None = None
     G: torch.Tensor | None = None
     damping: float = 0.01
+    rounds_under_G: bool = True
     _moved: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

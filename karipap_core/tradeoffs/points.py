@@ -61,6 +61,8 @@ class Points:
     def of_plan(self, plan: Plan, network: str, seconds: float = 0.0) -> Point:
         """The point of a plan, measured unless a plan with the same entries was. seconds: what making it took."""
         cores = {"weights": plan.weights, "metric": plan.metric, "calibration": plan.calibration}
+        cores |= {"rounding": plan.rounding} if plan.rounding else {}
+        cores |= {"prefix": plan.prefix} if plan.prefix else {}
         settings = plan_settings(plan, network)
         formats = sorted({entry.get("quantize") or "" for entry in plan.weights.values()} - {""})
         settings |= {"quantize": ", ".join(formats)} if formats and network not in ("qlr", "auto") else {}
@@ -77,9 +79,15 @@ class Points:
         return point
 
     def _figures(self, plan: Plan) -> dict:
-        source = self.study.decompositions(plan.metric)
-        specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
-        matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
+        if plan.prefix:
+            from karipap_core.plan.aligned import aligned_matrices
+
+            matrices = iter(aligned_matrices(self.study, plan, self.progress).items())
+        else:
+            source = self.study.decompositions_of(plan)
+            specs = {name: spec for name in plan.weights if (spec := plan.spec(name)) is not None}
+            source.make(specs.items(), self.progress)
+            matrices = ((name, source.matrix(name, spec)) for name, spec in specs.items())
         size = plan_sizes(self.study.checkpoint, plan.ledger(self.study.checkpoint))
         return size | self.bench.measure(matrices, self.progress)
 

@@ -1,26 +1,22 @@
 """Every network and every rival in the same bytes: a table of rises in loss, ranked, and the sentence it supports.
 
-A point is here the document of a run.json (see `point.Point`), as `read_runs` gives it. Sizes are bytes kept of the
-blocks, 16 bits for every number that is not quantized (baselines.py).
+Sizes are bytes kept of the blocks, 16 bits for every number that is not quantized (baselines.py). What a method loses
+at a size is read off its own curve (equal.py).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from karipap_core.evaluation import scores
-from karipap_core.statistics import bootstrap as uncertainty
+from karipap_core.statistics.pareto import known
+from karipap_core.tradeoffs.equal import best, curves, level
 
+SIZE = "bytes_kept_blocks"
 SIZES = (0.9, 0.7, 0.5, 0.3, 0.2)
-SLACK = 0.005  # a plan may end that much above its budget, in rounding
-BESIDE = 0.02  # points of one method this close in size are at the same size: the best of them counts
-SAME = 0.001  # nats: of points without units, differences below are noise, whatever their errors say
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method and, for each of `SIZES`, its measured point that is nearest to the size and not above it (None where
-    there is none)."""
+    """A method and, for each of `SIZES`, its point there (`equal.Curve.at`; None where it was not measured around)."""
 
     method: str
     network: bool
@@ -30,62 +26,40 @@ class Row:
 @dataclass(frozen=True)
 class Ranking:
     """rows: best first.  winners[size]: the row that loses least there, and those level with it (`level`); empty where
-    nothing was measured.  quality: the key of what is compared."""
+    nothing was measured, or where a method that was measured only below that size is better there already, which is
+    ahead[size] then: (method, size).  quality: the key of what is compared."""
 
     rows: list[Row]
     winners: tuple[tuple[int, ...], ...]
+    ahead: tuple[tuple[str, float] | None, ...]
     quality: str
-
-
-def method_of(point: dict) -> str:
-    """What a point is, without its budget and rule: "tree", "lowrank in int4" (in few bits: in several formats),
-    "GPTQ int4", "plain SVD"."""
-    settings = point.get("settings") or {}
-    if point["kind"] == "network":
-        words, forms = point["method"], settings.get("quantize")
-        if forms and words != "auto" and "+" not in words:  # a mix has any of them
-            words += " in few bits" if "," in forms else f" in {forms}"
-        return words + (f", embedding {settings['embedding']}" if settings.get("embedding") else "")
-    if settings.get("bits"):
-        name = {"gptq": "GPTQ", "rtn": "rounded"}.get(point["method"], point["method"])
-        return f"{name} int{settings['bits']}"
-    return {"svd": "plain SVD", "svd-llm": "SVD-LLM", "magnitude": "magnitude pruning"}.get(
-        point["method"], point["method"]
-    )
 
 
 def rank(points: Sequence[dict], sizes: Sequence[float] = SIZES) -> Ranking:
     """The table of equal bytes. Points must be of one model on one text."""
-    quality = "rise" if any(_known(point, "rise") for point in points) else "relative_error"
-    of: dict[tuple[str, bool], list[dict]] = {}
-    for point in points:
-        if _known(point, quality) and _known(point, "bytes_kept_blocks"):
-            of.setdefault((method_of(point), point["kind"] == "network"), []).append(point)
-    rows = [
-        Row(method, network, tuple(_at(mine, size, quality) for size in sizes))
-        for (method, network), mine in of.items()
-    ]
+    quality = "rise" if any(known(point, "rise") for point in points) else "relative_error"
+    found = curves(points, SIZE, quality)
+    rows = [Row(curve.method, curve.network, tuple(curve.at(size) for size in sizes)) for curve in found]
     rows = [row for row in rows if any(row.points)]
     places: dict[str, list[int]] = {row.method: [] for row in rows}
     for column in range(len(sizes)):
         there = _there(rows, column)
         best_first = sorted(there, key=lambda index: there[index][quality])
-        for index, row in enumerate(rows):  # what cannot be so small comes behind all that can
+        for index, row in enumerate(rows):  # what was not measured there comes behind all that was
             places[row.method].append(best_first.index(index) if index in there else len(there))
     rows.sort(key=lambda row: (sum(places[row.method]), row.method))
-    return Ranking(rows, tuple(_winners(rows, column, quality) for column in range(len(sizes))), quality)
+    ahead = tuple(_ahead(found, rows, column, size, quality) for column, size in enumerate(sizes))
+    winners = (() if ahead[column] else _winners(rows, column, quality) for column in range(len(sizes)))
+    return Ranking(rows, tuple(winners), ahead, quality)
 
 
-def _known(point: dict, key: str) -> bool:
-    return isinstance(point.get(key), int | float) and math.isfinite(point[key])
-
-
-def _at(points: list[dict], size: float, quality: str) -> dict | None:
-    below = [point for point in points if point["bytes_kept_blocks"] <= size + SLACK]
-    if not below:
+def _ahead(found, rows: list[Row], column: int, size: float, quality: str) -> tuple[str, float] | None:
+    """The method and the size of a smaller model that loses less than all that was measured around a size."""
+    there, first = _there(rows, column), best(found, size, quality)
+    if not there or first is None or first[2]:
         return None
-    nearest = max(point["bytes_kept_blocks"] for point in below)
-    return min((p for p in below if p["bytes_kept_blocks"] >= nearest - BESIDE), key=lambda point: point[quality])
+    method, point, _ = first
+    return None if any(level(point, other, quality) for other in there.values()) else (method, point[SIZE])
 
 
 def _winners(rows: list[Row], column: int, quality: str) -> tuple[int, ...]:
@@ -93,32 +67,13 @@ def _winners(rows: list[Row], column: int, quality: str) -> tuple[int, ...]:
     there = _there(rows, column)
     if not there:
         return ()
-    best = min(there, key=lambda index: there[index][quality])
-    return best, *(index for index in there if index != best and level(there[best], there[index], quality))
+    least = min(there, key=lambda index: there[index][quality])
+    return least, *(index for index in there if index != least and level(there[least], there[index], quality))
 
 
 def _there(rows: list[Row], column: int) -> dict[int, dict]:
     """The points of a column by the numbers of their rows, without those that have none there."""
     return {index: point for index, row in enumerate(rows) if (point := row.points[column]) is not None}
-
-
-def level(a: dict, b: dict, quality: str) -> bool:
-    """Whether two points are level by a figure: no difference between them can be measured.
-
-    Where both kept what they lost by document, the paired 95 % interval of their difference
-    (`bootstrap.difference`) holds 0; of tasks that of their items (`scores.difference`). Points that were measured
-    before units were kept are level within both standard errors of the rise, or within `SAME` nats. Other figures have
-    no error: equal numbers alone are level.
-    """
-    if quality in scores.LOSSES:
-        if (found := uncertainty.difference(a, b)) is not None:
-            return not found.measurable
-        if quality in ("rise", "loss"):
-            noise = math.hypot(a.get("rise_error") or 0.0, b.get("rise_error") or 0.0)
-            return abs(a[quality] - b[quality]) <= max(noise, SAME)
-    elif (found := scores.difference(a, b, quality)) is not None:
-        return not found.measurable
-    return a[quality] == b[quality]
 
 
 def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:
@@ -131,29 +86,45 @@ def sentence(ranking: Ranking, sizes: Sequence[float] = SIZES) -> str:
             more = f" and {len(winners) - 3} more" if len(winners) > 3 else ""
             said = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}{more}, level,"
             wins.setdefault(said, []).append(column)
-    if not wins:
+    ahead: dict[tuple[str, float], list[int]] = {}
+    for column, smaller in enumerate(ranking.ahead):
+        if smaller:
+            ahead.setdefault(smaller, []).append(column)
+    if not wins and not ahead:
         return "Nothing has been measured at these sizes yet."
     parts = []
     for said, columns in wins.items():
-        at = [f"{sizes[column]:.0%}" for column in columns]
-        where = at[0] if len(at) == 1 else f"{', '.join(at[:-1])} and {at[-1]}"
         verb = "lose" if "level," in said else "loses"
-        parts.append(f"{said} {verb} least at {where}")
-    words = f"In the same bytes of the blocks {'; '.join(parts)}."
-    clear = [ranking.rows[winners[0]].network for winners in ranking.winners if winners]
-    shared = [any(ranking.rows[i].network for i in winners) for winners in ranking.winners if winners]
-    rivals = any(not row.network for row in ranking.rows)
+        parts.append(f"{said} {verb} least at {_listed(columns, sizes)}")
+    for (method, at), columns in ahead.items():
+        where = _listed(columns, sizes)
+        parts.append(f"at {where} {method}, measured no further than {at:.0%}, loses less there than all others")
+    return f"In the same bytes of the blocks {'; '.join(parts)}. {_about_networks(ranking, sizes)}".strip()
+
+
+def _about_networks(ranking: Ranking, sizes: Sequence[float]) -> str:
+    """Whether a tensor network wins, of the sizes where both sides were measured; "" where some do and none is lost."""
     if not any(row.network for row in ranking.rows):
-        return f"{words} No tensor network has been measured yet."
-    if not rivals:
-        return f"{words} No rival has been measured yet."
-    if not any(shared):
-        return f"{words} No tensor network wins at any of these sizes."
-    if all(clear):
-        return f"{words} A tensor network is best at every size measured."
-    lost = [
-        f"{size:.0%}"
-        for size, winners in zip(sizes, ranking.winners, strict=True)
-        if winners and not any(ranking.rows[i].network for i in winners)
-    ]
-    return f"{words} At {', '.join(lost)} no tensor network wins." if lost else words
+        return "No tensor network has been measured yet."
+    if not any(not row.network for row in ranking.rows):
+        return "No rival has been measured yet."
+    told = [(size, winners) for size, winners in zip(sizes, ranking.winners, strict=True) if winners]
+    contested = [(size, winners) for size, winners in told if _both_sides(ranking, sizes.index(size))]
+    if not contested:
+        return "No tensor network and no rival were measured at the same of these sizes."
+    lost = [size for size, winners in contested if not any(ranking.rows[index].network for index in winners)]
+    if not lost and all(ranking.rows[winners[0]].network for _, winners in contested):
+        return "A tensor network is best at every size where both sides were measured."
+    if len(lost) == len(contested):
+        return "No tensor network wins where both sides were measured."
+    return f"At {', '.join(f'{size:.0%}' for size in lost)} no tensor network wins." if lost else ""
+
+
+def _both_sides(ranking: Ranking, column: int) -> bool:
+    """Whether a network and a rival were measured around a size."""
+    return len({row.network for row in ranking.rows if row.points[column] is not None}) == 2
+
+
+def _listed(columns: Sequence[int], sizes: Sequence[float]) -> str:
+    at = [f"{sizes[column]:.0%}" for column in columns]
+    return at[0] if len(at) == 1 else f"{', '.join(at[:-1])} and {at[-1]}"

@@ -18,8 +18,9 @@ from karipap_core.plan import effort
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
+from karipap_core.plan.kind import ROUNDINGS, counting
 from karipap_core.plan.planner import Planner
-from karipap_core.plan.study import Study
+from karipap_core.plan.study import Measure, Study
 from karipap_core.progress import Progress, announce, costs, silent
 from karipap_core.statistics.pareto import pareto
 from karipap_core.text import Text, divide, read_text, standard_library
@@ -213,6 +214,9 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     if planner.choice.quantize or planner.tables:
         wanted |= {"quantize": planner.choice.quantize, "embedding": planner.choice.embedding}
     wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}
+    wanted |= {"measure": "all"} if study.measure == "all" else {}
+    if told := counting(study.rounding, planner.metric, planner.choice.rounds):
+        wanted["rounding"] = told
     file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
     ours = study.folder / "plans" / file.name  # with its sum: the other one is for people, who may change it
     began = time.monotonic()
@@ -236,6 +240,8 @@ def study_and_text(
     calibration: str | Path | Text | None = None,
     device: str = "auto",
     progress: Progress = silent,
+    measure: Measure = "gradients",
+    rounding: str = ROUNDINGS[0],
 ) -> tuple[Study, Text]:
     """The study of a model (folder, file, hub id, Checkpoint, or a Study, which is returned as it is), and the text to
     measure on: never the one that is calibrated on.
@@ -243,6 +249,7 @@ def study_and_text(
     text : default the standard library's held-out modules.
     calibration : default a quarter of `text`, which is then not measured on; without one the standard library's
         calibration modules.
+    measure, rounding : see `Study`.
     """
     if isinstance(text, str | Path):
         text = read_text(text)
@@ -253,7 +260,7 @@ def study_and_text(
         if text is not None and calibration is None:
             calibration, text = divide(text)
         text = text or standard_library("heldout")
-        study = Study(model, calibration, device=device, progress=progress)
+        study = Study(model, calibration, device=device, progress=progress, measure=measure, rounding=rounding)
     check_held_out(study, text)
     return study, text
 

@@ -87,7 +87,8 @@ export const keys = {
       return true;
     }
     const by = { ArrowRight: 0.005, ArrowUp: 0.005, ArrowLeft: -0.005, ArrowDown: -0.005, PageUp: 0.05, PageDown: -0.05 };
-    const now = this.shown[budgetFigure(this.budget)];
+    // What is shown follows with the next frame, and keys may come faster.
+    const now = this.cause === "budget" ? this.asked : this.shown[budgetFigure(this.budget)];
     let to = null;
     if (event.key in by) to = now + by[event.key] * (event.shiftKey ? 0.2 : 1);
     else if (event.key === "Home") to = this.plot.reach[0];

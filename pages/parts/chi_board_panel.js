@@ -60,7 +60,7 @@ export class Figures {
     this.put("cut", `${T.n - dense} of ${T.n}`, `${dense} ${dense === 1 ? "stays" : "stay"} whole, "dense"${by ? `; ${by}` : ""}`);
     const adds = s.multiply_adds ?? told.adds ?? null;
     this.put("adds", adds === null ? "–" : formatPercent(adds), adds === null ? "counted when you let go"
-      : `the work in the blocks, against dense${adds > 1 ? ": more than before" : ""}`);
+      : "the work in the blocks, against dense; the time is measured under Networks");
     this.drawLoss(s, model, told, hand > 0);
   }
 

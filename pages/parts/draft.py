@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import SCOPES
-from karipap_core.plan.document import DENSE, Plan, model_entry
-from karipap_core.plan.kind import packs_unasked
+from karipap_core.plan.document import DENSE, Plan, model_entry, rounding_of
+from karipap_core.plan.kind import ROUNDINGS, packs_unasked
 from karipap_core.plan.predict import sizes_of
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import write_json
@@ -229,11 +229,11 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     if totals["rise"] is not None:
         predicted |= found.model["fit"].predicted(totals["damage"], found.model["vocabulary"])
         predicted["error"] = None if draft.hand else found.model["error"]
-    rule, more = draft.rule, {}
+    rule, more = draft.rule, {"rounding": rounding_of(draft.metric, weights, ROUNDINGS[0])}
     if draft.origin:
         predicted = draft.origin["predicted"] or predicted
         rule = draft.origin["rule"]
-        more = {"chosen_rule": draft.origin["chosen_rule"], "tried": draft.origin["tried"]}
+        more = {key: draft.origin.get(key) for key in ("chosen_rule", "tried", "rounding", "prefix")}
     elif draft.hand:
         rule = "hand"
     return Plan(
@@ -361,6 +361,8 @@ def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
             "chosen_rule": plan.chosen_rule,
             "predicted": plan.predicted,
             "tried": plan.tried,
+            "rounding": plan.rounding,
+            "prefix": plan.prefix,
         },
     )
 

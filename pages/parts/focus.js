@@ -94,8 +94,8 @@ function watch() {
 
   setInterval(() => {
     if (!lost || document.activeElement !== document.body || enabled(lost.el)) return;
-    // A page that follows a job is seldom at rest: once its title stands, that will do.
-    if (!settled() && (!title() || title() === lost.title)) return;
+    // A page has a title; between two pages none stands. One that follows a job is seldom at rest: a new title will do.
+    if (!title() || (!settled() && title() === lost.title)) return;
     const next = heir(lost, document, opener);
     if (next) give(next);
   }, OFTEN);

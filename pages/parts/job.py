@@ -70,6 +70,7 @@ def followed(name: str):
 def forget(name: str) -> None:
     """Stops following; the job itself goes on."""
     st.session_state.pop(name, None)
+    st.session_state.pop(f"{name}_closing", None)
     st.query_params.pop(name, None)
 
 
@@ -81,6 +82,8 @@ def panel(job, name: str) -> None:
 
 
 def _draw(job, name: str, drawn_as: str) -> None:
+    if st.session_state.pop(f"{name}_closing", False):
+        st.rerun()
     status = job.status()
     state = status["state"]
     if state in ENDED:
@@ -90,7 +93,10 @@ def _draw(job, name: str, drawn_as: str) -> None:
     with st.container(border=True, key=f"k-job-{name}"):
         head, buttons = st.columns([3, 2], vertical_alignment="center")
         head.html(headline(status))
-        with buttons.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"):
+        key = f"k-{'ended' if state in ENDED else 'going'}-{name}"
+        with buttons.container(
+            key=key, horizontal=True, horizontal_alignment="right", vertical_alignment="center", gap="small"
+        ):
             if state not in ENDED:
                 _cancel_button(job, name, status["cancelling"])
             else:
@@ -108,9 +114,11 @@ def _draw(job, name: str, drawn_as: str) -> None:
 
 
 def _buttons_of_ended(job, name: str, status: dict) -> None:
-    """Resume, the page with the result, and Close."""
+    """Close, and before it, which the style sheet turns round, Resume and the page with the result: Close takes the
+    place of Cancel, which stays on the screen until the page is drawn, and would move what a pointer is on."""
     from pages.parts import results  # it knows the models, whose page follows jobs
 
+    st.button("Close", key=f"{name}_close", type="tertiary", on_click=_close, args=(job.id, name))
     if status["state"] != "done" and st.button(
         "Resume", key=f"{name}_resume", icon=":material/replay:", help="Goes on from the finished weights on disk."
     ):
@@ -120,9 +128,13 @@ def _buttons_of_ended(job, name: str, status: dict) -> None:
     here = to is not None and name in to.query  # its own page, which shows the result below
     if to is not None and not here and st.button(to.label, key=f"{name}_go", icon=":material/arrow_forward:"):
         results.go(to)
-    if st.button("Close", key=f"{name}_close", type="tertiary"):
-        st.session_state[f"{name}_closed"] = job.id  # a fragment's rerun still sees the old URL
-        st.rerun()
+
+
+def _close(job_id: str, name: str) -> None:
+    """Before anything is drawn: what looked for the job's end may ask for the whole page first, and a click would be
+    lost."""
+    st.session_state[f"{name}_closed"] = job_id  # a fragment's rerun still sees the old URL
+    st.session_state[f"{name}_closing"] = True
 
 
 def _where(job, status: dict) -> None:

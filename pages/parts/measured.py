@@ -38,7 +38,7 @@ class Measured:
             if file is not None and (found := load_curves(file)) is not None:
                 self.read[key] = found
             elif kind == Kind("lowrank") and weights is None and self.profile is not None:
-                self.read[key] = build_curves(self.checkpoint, self.weights, kind, metric, self.profile, None)
+                self.read[key] = build_curves(self.weights, kind, metric, self.profile, None)
             else:
                 raise InputError(f"The curves of {kind.label} under the metric {metric} were not measured yet.")
         return self.read[key]

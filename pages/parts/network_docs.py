@@ -333,8 +333,9 @@ DOCS: dict[str, Doc] = {
             "2 bits: the rank needed for the repair costs more than the third bit.",
             "4 bits: there is little left to repair.",
         ),
-        "The dense product with the dequantized codes, plus χ (out + in): as slow as dense in multiply-adds, but fewer "
-        "bytes travel from memory, which is what decoding waits for.",
+        "The dense product with the dequantized codes, plus χ (out + in): more multiply-adds than dense. Fewer bytes "
+        "are read, but codes are made numbers again in every pass, which on a CPU can take longer than it saves: the "
+        "time of decoding is measured, beside the multiply-adds.",
         (
             (
                 "Rise in loss, 3 bits and 5 % rank at 23.3 % of the bytes / 3 bits alone at 21.9 %",

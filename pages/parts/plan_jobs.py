@@ -15,6 +15,12 @@ NETWORK_HELP = (
     "What a weight becomes. auto lets every weight, or group of weights, have the network and the format that lose "
     "least for their bytes."
 )
+MEASURES = {"gradients": "from gradients", "all": "every weight"}
+MEASURE_HELP = (
+    "From gradients: one pass forwards and backwards estimates what every cut costs, and a handful of cuts is measured "
+    "to set the scale; minutes. Every weight: each cut at four sizes is run through the model, 6,144 tokens each time; "
+    "hours where the other takes minutes, to check it."
+)
 SEARCHES = {"refined": "refine the calibrated plan", "best": "try every rule, keep the best"}
 
 
@@ -98,6 +104,12 @@ def plan_argv(view, what: tables.What, rule: str, budget: float, unit: str, scop
     return [*argv, "--out", str(Workspace().plan_file(name))]
 
 
+def measure(key: str) -> list[str]:
+    """The choice of how damages are found, as words of the command."""
+    chosen = st.radio("Damages", list(MEASURES), key=key, format_func=MEASURES.get, horizontal=True, help=MEASURE_HELP)
+    return ["--measure", "all"] if chosen == "all" else []
+
+
 def search(view, now: draft.Draft, found: tables.Tables) -> None:
     """Rules that measure, at the present budget, as a job; the measurement itself where there is none."""
     if view.checkpoint.not_run:
@@ -114,22 +126,24 @@ def search(view, now: draft.Draft, found: tables.Tables) -> None:
                 "How", list(SEARCHES), key="search_rule", format_func=lambda key: SEARCHES[key].capitalize()
             )
             st.caption(
-                "Forward passes at this budget, minutes on a small model; locks and what was set by hand are not used. "
+                "Passes over the text, minutes on a small model. Locks and hand-made choices are not used. "
                 "The plan comes onto the board when it is done."
             )
+            how = ["--measure", "all"] if found.calibration.gradients is None else []
         else:
             rule = "calibrated"
             st.caption(
-                "Cuts each weight alone to a few levels and measures what that does to the model's outputs: "
-                "forward passes only. Then losses can be predicted."
+                "Finds what cutting each weight alone to a few sizes does to the model's outputs, and measures a few "
+                "whole plans. Then losses can be predicted."
             )
+            how = measure("search_measure")
         text = texts.choose("search", "calibration")
         seen = texts.images(view, "search")
         if st.button(texts.label("Start", text), key="search_start", type="primary", disabled=text is None):
             budget = now.budget if now.budget is not None else plan_session.START_AT[0]
             argv = plan_argv(view, now.what, rule, budget, now.unit, now.scope)
             job.start(
-                argv + text + seen,
+                argv + how + text + seen,
                 f"{SEARCHES.get(rule, 'measure damages').capitalize()}, {view.checkpoint.name}",
                 "plan_job",
             )
@@ -181,6 +195,7 @@ def not_measured(view, what: tables.What) -> None:
         st.markdown(f"**{words}** has not been measured on this model yet.{kept}")
         text = texts.choose("missing", "calibration")
         seen = texts.images(view, "missing")
+        how = measure("missing_measure")
         with st.container(horizontal=True):
             if st.button(texts.label("Measure it", text), type="primary", key="missing_start", disabled=text is None):
                 now = plan_session.state()["history"].now if "history" in plan_session.state() else None
@@ -188,7 +203,7 @@ def not_measured(view, what: tables.What) -> None:
                 argv = plan_argv(view, what, "calibrated", budget, "parameters", "model")
                 plan_session.state().pop("missing", None)
                 job.start(
-                    argv + text + seen,
+                    argv + how + text + seen,
                     f"Measure {plan_session.says(what)}, {what.metric}, {view.checkpoint.name}",
                     "plan_job",
                 )

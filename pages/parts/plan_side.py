@@ -13,14 +13,15 @@ from karipap_core.figures import profile as figures
 from karipap_core.figures import style
 from karipap_core.plan.checks import BEYOND
 from karipap_core.plan.document import made_of
+from karipap_core.plan.predictions import how_found
 from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
 SCOPE_SAYS = {"model": "whole model", "blocks": "blocks"}
 RULE_SAYS = {
-    "calibrated": "Each weight alone was cut and what that does to the outputs was measured; parameters go where they "
-    "save most of it.",
+    "calibrated": "For each weight cut alone it is known what that does to the outputs; parameters go where they save "
+    "most of it.",
     "loss": "Parameters go where they save most of the K-FAC estimate of the rise in loss.",
     "functional": "Parameters go where they save most of each layer's relative output error.",
     "entropy": "χ in proportion to each weight's effective rank, exp S.",
@@ -107,8 +108,13 @@ def terms_of(found: tables.Tables, row: dict, chi: int) -> list[tuple[str, str, 
     items.append((numbers, f"{after:,.0f} ({after / dense:.1%})", f"Out × in: {shape}."))
     if found.calibration:
         unit = " nats a token" if found.model["measure"] == "kl" else " of the outputs"
-        note = "What cutting this weight alone costs the model, read off measurements of it."
-        items.append(("Damage", damage_says(found, row, chi, unit), note))
+        estimated = found.calibration.gradients is not None
+        note = "What cutting this weight alone costs the model, " + (
+            "estimated from gradients on a scale that a handful of measured cuts set."
+            if estimated
+            else "read off measurements of it."
+        )
+        items.append(("Estimated damage" if estimated else "Damage", damage_says(found, row, chi, unit), note))
     elif found.metric == "loss":  # without text there is no such estimate
         note = "K-FAC estimate, from text: what cutting this weight alone adds to the loss."
         items.append(("Estimated damage", f"{nats(chi_board.damage_at(row, chi))} nats a token", note))
@@ -288,11 +294,10 @@ def notes(view, now: draft.Draft, found: tables.Tables) -> None:
         said.insert(0, f"Weights: {made_of(entries(now, found, chis))}.")
     if found.calibration:
         fit = found.model["fit"]
-        text = found.calibration.text.get("name") or found.calibration.text.get("text") or "calibration text"
         where = f", for {fit.text}" if fit.text else ""
         said.append(
-            f"Damages were measured on {text} ({found.calibration.tokens:,} tokens); damages add up to more than their "
-            f"sum, so the rise runs through measured whole plans (calibration v{fit.version}{where}). "
+            f"{how_found(found.calibration)} Damages add up to more than their sum, so the rise runs through measured "
+            f"whole plans (calibration v{fit.version}{where}). "
             "It is a prediction until the plan is run."
         )
     elif why := view.checkpoint.not_run:

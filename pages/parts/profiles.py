@@ -81,6 +81,7 @@ def follow(view, have: bool) -> None:
     if running is None and not have:
         running = job.latest(plain)
         if running is not None and running.status()["state"] == "done":
+            _look_again(view)
             running = None
         if running is None:
             if view.checkpoint.bytes > LARGE:
@@ -91,10 +92,18 @@ def follow(view, have: bool) -> None:
             running = job.followed("profile_job")
     if running is None:
         return
-    if running.status()["state"] == "done" and have:
-        job.forget("profile_job")
-    else:
-        job.panel(running, "profile_job")
+    if running.status()["state"] == "done":
+        if have:
+            job.forget("profile_job")
+            return
+        _look_again(view)
+    job.panel(running, "profile_job")
+
+
+def _look_again(view) -> None:
+    """Draws the page anew where the job has ended since the profiles were looked for."""
+    if folders(view):
+        st.rerun()
 
 
 def no_board(view) -> str:
@@ -226,8 +235,9 @@ def sensitivity_says(view, level: float) -> str:
     """What was measured, on what."""
     known = calibration(view)
     what = "nats of KL divergence a token" if known.measure == "kl" else "relative error of the outputs"
+    how = "Measured" if known.gradients is None else "Estimated from gradients, on a scale that a few measured cuts set"
     return (
-        f"Measured: how far the model's outputs move ({what}) when this weight alone is cut to {level:.0%} of its "
+        f"{how}: how far the model's outputs move ({what}) when this weight alone is cut to {level:.0%} of its "
         f"break-even χ under the metric {known.metric}, on {known.text.get('text', 'calibration text')}, "
         f"{known.tokens:,} tokens. Colours run by decades."
     )

@@ -18,9 +18,10 @@ from karipap_core.errors import InputError
 from karipap_core.networks.listed import NAMES
 from karipap_core.plan import allocate, kind
 from karipap_core.plan.budget import SCOPES
-from karipap_core.plan.calibration import Calibration, group_of
+from karipap_core.plan.calibration import ALL, Calibration, group_of
 from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
-from karipap_core.plan.kind import Kind
+from karipap_core.plan.kind import Kind, curves_name
+from karipap_core.plan.places import seen_file
 from karipap_core.plan.seen import Seen
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
@@ -151,11 +152,10 @@ def sources(view, what: What) -> Sources:
     """What the workspace has of this, all of one calibration text where there is one."""
     folder, metric = home(view), what.metric
     calibration = _newest(folder / "calibration", f"{metric}-*.json")
-    key = calibration.stem.removeprefix(f"{metric}-") if calibration else "*"
+    key = calibration.stem.removeprefix(f"{metric}-").removesuffix(ALL) if calibration else "*"
 
     def curves(one: Kind, of: str, table: bool) -> Path | None:
-        name = one.label.replace(" ", "-") + ("-tables" if table else "")
-        return _newest(folder / "curves", f"{name}-{of}-{'none' if of == 'weight' else key}.safetensors")
+        return _newest(folder / "curves", curves_name(one, of, key, which="-tables" if table else ""))
 
     wanted = [(each, False) for each in what.kinds] + [(each, True) for each in what.table_kinds]
     found = {(k.label, of, table): curves(k, of, table) for k, table in wanted for of in {metric, "functional"}}
@@ -163,7 +163,8 @@ def sources(view, what: What) -> Sources:
     profile = max(kept, key=lambda path: (path / "profile.json").stat().st_mtime, default=None)
 
     measured = profile and profile / "profile.json"
-    return Sources(found, calibration, measured, know(view.checkpoint), _newest(folder / "seen", f"{key}.json"))
+    seen = seen_file(folder, key)
+    return Sources(found, calibration, measured, know(view.checkpoint), _newest(seen.parent, seen.name))
 
 
 def available(view, what: What) -> bool:
@@ -326,7 +327,7 @@ def _listed(model_key, what, rule, unit, scope, stamp, pinned, _view, _found: So
 def _curves(view, weights, network, metric, file: Path | None, profile) -> dict[str, WeightCurve] | None:
     curves = load_curves(file) if file else None
     if curves is None and network == "lowrank" and profile:
-        curves = build_curves(view.checkpoint, weights, Kind(network), metric, profile, None)
+        curves = build_curves(weights, Kind(network), metric, profile, None)
     return curves if curves and all(weight.name in curves for weight in weights) else None
 
 

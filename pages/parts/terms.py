@@ -88,7 +88,7 @@ GROUPS: dict[str, dict[str, Term]] = {
             "K-FAC estimate",
             "How much the loss would rise, estimated from gradients on text without cutting anything.",
             "Second order, with each weight's curvature as a Kronecker product (Martens and Grosse 2015). It compares "
-            "layers well and is often wrong in size: measured damages are better.",
+            "layers well and is often wrong in size: damages of a calibration are better.",
         ),
     },
     "The plan: how much is kept": {
@@ -120,12 +120,12 @@ GROUPS: dict[str, dict[str, Term]] = {
         ),
         "calibrated": Term(
             "Calibrated",
-            "The rule that measures first: each weight alone is cut, and the budget goes where it saves most damage.",
+            "The rule that measures first: what cutting each weight alone costs; the budget goes where it saves most.",
             "Refined measures again at the plan itself; best measures every rule and keeps the best.",
         ),
         "predicted": Term(
             "Predicted",
-            "What a plan should cost, from measured damages; beside it stands how wrong earlier ones were.",
+            "What a plan should cost, by its damages and a few measured plans; beside it how wrong earlier ones were.",
             "Beyond what was checked: the plan is harsher than any that was measured, so no figure is given.",
         ),
     },

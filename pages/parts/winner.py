@@ -5,7 +5,7 @@ from collections import Counter
 from karipap_core.evaluation import scores
 from karipap_core.figures.axes import QUALITIES, SIZES, Axis, measurable, quality
 from karipap_core.statistics.pareto import known
-from karipap_core.tradeoffs.ranking import level
+from karipap_core.tradeoffs.equal import Curve, best, curves, level
 
 ALLOWED = {"rise": (0.01, 0.1, 1.0), "kl": (0.01, 0.1, 1.0)}  # what may be lost, the strictest that anybody meets
 WORDS = {
@@ -27,9 +27,10 @@ def told(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> tuple[st
     """Networks against baselines: (one line, a few sentences with examples). The two are equal where there is nothing
     to compare.
 
-    At every measured size the best network that is no larger stands against the best baseline that is no larger; it is
-    a tie where no difference can be measured (`ranking.level`). What holds at most sizes is said first. Then: how small
-    each side gets while losing little, and with no measurable difference to the dense model.
+    At every measured size the best network stands against the best baseline, each read off its own method's curve
+    (equal.py); it is a tie where no difference can be measured (`equal.level`). A side that was not measured around a
+    size wins there if a smaller model of it is better already, and is not said to lose. What holds at most sizes is
+    said first. Then: how small each side gets while losing little, and with no measurable difference to the dense one.
     """
     axis = quality(points, y)
     points = points if y in QUALITIES else scores.with_score(points, y)
@@ -40,21 +41,18 @@ def told(points: list[dict], x: str = "bytes_kept", y: str = "rise") -> tuple[st
         return ("No network has been measured on this text yet.",) * 2
     if not rivals:
         return ("No baseline has been measured on this text yet, so nothing can be said about who wins.",) * 2
-    rounds, known_winners = [], {}
-    for at in sorted({point[x] for point in measured}):
-        ours, theirs = (_best([p for p in side if p[x] <= at + 1e-9], axis) for side in (networks, rivals))
-        if ours and theirs:
-            pair = id(ours), id(theirs)
-            if pair not in known_winners:
-                known_winners[pair] = _winner(ours, theirs, axis)
-            rounds.append((known_winners[pair], at, ours, theirs))
+    sides = [curves(side, x, y, axis.more) for side in (networks, rivals)]
+    rounds = [each for at in sorted({point[x] for point in measured}) if (each := _round(sides, at, axis)) is not None]
+    if not rounds:
+        said = "Networks and baselines were measured at sizes too far apart: neither can be held against the other."
+        return said, said
     size = SIZES[x].label.lower()
     ranked = [winner for winner, _ in Counter(entry[0] for entry in rounds).most_common()]
     sentences, short = [], []
     for winner in ranked:
         mine = [entry for entry in rounds if entry[0] == winner]
         if len(ranked) == 1:
-            where = f"at every size that both reach ({size} {rounds[0][1]:.1%} to {rounds[-1][1]:.1%})"
+            where = f"at every size where both were measured ({size} {rounds[0][1]:.1%} to {rounds[-1][1]:.1%})"
         elif winner == ranked[0]:
             where = f"at {len(mine)} of {len(rounds)} sizes"
         else:
@@ -122,13 +120,20 @@ def _nothing_lost(networks: list, rivals: list, x: str, y: str) -> list[str]:
     return [f"with no measurable difference to dense, the smallest {', the smallest '.join(words)}."] if words else []
 
 
+def _round(sides: list[list[Curve]], at: float, axis: Axis) -> tuple[str, float, dict, dict] | None:
+    """(who wins, size, the network, the baseline) at one size; None where the side that would lose was not measured
+    there."""
+    found = [best(side, at, axis.key, axis.more) for side in sides]
+    if found[0] is None or found[1] is None:
+        return None
+    (_, ours, measured), (_, theirs, they_measured) = found
+    winner = _winner(ours, theirs, axis)
+    told = {"network": they_measured, "baseline": measured, "tie": measured and they_measured}[winner]
+    return (winner, at, ours, theirs) if told else None
+
+
 def _winner(ours: dict, theirs: dict, axis: Axis) -> str:
     if level(ours, theirs, axis.key):
         return "tie"
     better = ours[axis.key] - theirs[axis.key]
     return "network" if (better > 0) == axis.more else "baseline"
-
-
-def _best(points: list[dict], axis: Axis) -> dict | None:
-    pick = max if axis.more else min
-    return pick(points, key=lambda point: point[axis.key], default=None)

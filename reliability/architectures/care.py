@@ -4,7 +4,7 @@ from typing import Any
 
 # What a config has to be told before it can be made at all.
 START: dict[str, dict[str, Any]] = {
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
 }
 
 ROTATIONS = {
@@ -13,8 +13,18 @@ ROTATIONS = {
 }
 IMAGES = {"vocabulary_map": {"<image>": 300}}
 
+INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 4,
+    "split_ngram_parts": 2,
+}
+
 # What is set after all sizes were lowered.
 CARE: dict[str, dict[str, Any]] = {
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
     "bamba": {"attn_layer_indices": [1]},
     "chameleon": IMAGES,
     "cohere_compass": {"text_config": {"rope_parameters": ROTATIONS}},
@@ -26,6 +36,7 @@ CARE: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"head_dim": 32},
     "emu3": IMAGES,
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "glm4v_moe": {"text_config": {"rope_parameters": {"mrope_section": [1, 1, 2]}}},
     "glm5_next": {"text_config": {"index_topk": 16}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
@@ -33,8 +44,8 @@ CARE: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "mobilebert": {"intra_bottleneck_size": 32},
     "nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 4},
-    "qwen4_exp": {"text_config": {"indexer_budget": 8, "indexer_compress_ratio": 4}},
-    "qwen4_exp_text": {"indexer_budget": 8, "indexer_compress_ratio": 4},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [8, 16]},
     "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
@@ -46,5 +57,13 @@ CARE: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
         "mamba_dt_rank": 4,
     },
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 8},
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "n_mamba_heads": 8,
+        "mamba_headdim": 16,
+        "attention_head_dim": 32,
+        "attention_hidden_size": 128,
+    },
 }

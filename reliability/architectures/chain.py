@@ -106,10 +106,11 @@ def _profile(row: Row, architecture: Architecture, dense: Path, found: dict[str,
 
 
 def outside_tables(live: PreTrainedModel) -> int:
-    """Parameters of a live model but for its tables of tokens and the heads that give a number for each token."""
+    """Parameters of a live model but for its tables of tokens and the heads, of it and of its parts, that give a number
+    for each token."""
     tables = {id(module.weight) for module in live.modules() if isinstance(module, nn.Embedding)}
-    head = live.get_output_embeddings()
-    tables |= {id(getattr(head, "weight", None))}
+    heads = [part.get_output_embeddings() for part in live.modules() if isinstance(part, PreTrainedModel)]
+    tables |= {id(getattr(head, "weight", None)) for head in heads}
     return sum(each.numel() for each in live.parameters() if id(each) not in tables)
 
 

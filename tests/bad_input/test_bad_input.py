@@ -5,8 +5,13 @@ import pytest
 from tests import bad_input
 
 ALL = [pytest.param(case, id=f"{kind}: {case.name}") for kind, cases in bad_input.kinds().items() for case in cases]
-# Lowered limits do not reach another process.
-FEW = [case for case in ALL if not case.values[0].limits][::40]
+# What the frame makes of a sentence is the same for all: two of each kind, as far as lowered limits, which do not reach
+# another process, leave them.
+FEW = [
+    pytest.param(case, id=f"{kind}: {case.name}")
+    for kind, cases in bad_input.kinds().items()
+    for case in [case for case in cases if not case.limits][::60][:2]
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

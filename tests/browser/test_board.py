@@ -317,11 +317,10 @@ def test_on_a_phone_swipes_scroll_and_a_tapped_cell_is_set_with_a_slider(browser
     box = board.slider("layer 3 v").bounding_box()
     assert scroll.evaluate("s => s.scrollWidth > s.clientWidth + 100"), "words need more than the screen"
     finger.across(box, -160)
-    page.wait_for_timeout(400)
-    assert scroll.evaluate("s => s.scrollLeft") > 80
+    page.wait_for_function("s => s.scrollLeft > 80", arg=scroll.element_handle())
     finger.across(board.slider("layer 3 o").bounding_box(), 0, -120)
+    page.wait_for_function("s => s.scrollTop > 40", arg=scroll.element_handle())
     page.wait_for_timeout(400)
-    assert scroll.evaluate("s => s.scrollTop") > 40
     assert board.figure("kept") == before and board.told()["seq"] == seq, "a swipe changes nothing"
     target = board.slider("layer 6 down")
     target.scroll_into_view_if_needed()

@@ -21,10 +21,9 @@ def place(demo_model, tmp_path_factory):
         yield address, folder
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_config_alone_gets_a_verdict_that_depends_on_whether_it_is_fixed(browser, place, scheme):
+def test_a_config_alone_gets_a_verdict_that_depends_on_whether_it_is_fixed(browser, place):
     address, folder = place
-    with shared.Reader(browser, address, color_scheme=scheme) as reader:
+    with shared.Reader(browser, address) as reader:
         page = reader.open("/deploy?model=small&gpu=RTX%204090&tokens=8192&batch=4")
         assert "Deploy it dense" in reader.text()
         page.locator(".st-key-k-configs summary").click()
@@ -45,7 +44,7 @@ def test_a_config_alone_gets_a_verdict_that_depends_on_whether_it_is_fixed(brows
 
 
 def test_on_a_narrow_screen_nothing_is_wider_than_the_screen(browser, place):
-    with shared.Reader(browser, place[0]) as reader:
+    with shared.Reader(browser, place[0], color_scheme="dark") as reader:
         reader.page.set_viewport_size({"width": 420, "height": 900})
         page = reader.open("/deploy?model=small&gpu=L4")
         widest = page.evaluate(

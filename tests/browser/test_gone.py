@@ -30,10 +30,9 @@ def place(demo_model, tmp_path):
         yield address, models, Workspace(tmp_path / "workspace")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_vanished_model_keeps_its_name_and_the_next_click_starts_nothing(browser, place, scheme):
+def test_a_vanished_model_keeps_its_name_and_the_next_click_starts_nothing(browser, place):
     address, models, workspace = place
-    with shared.Reader(browser, address, color_scheme=scheme) as reader:
+    with shared.Reader(browser, address) as reader:
         page = reader.open("/plan?model=mine")
         shutil.rmtree(models / "mine")
         page.locator(".st-key-compress button").first.click()

@@ -312,6 +312,7 @@ def test_by_keyboard_alone_a_model_is_opened_cut_and_measured(browser, own, tmp_
         locked = value(other)
         keys.to("budget", "Shift+Tab")
         keys.press("PageDown", "PageDown")
+        page.get_by_placeholder("mine-0.6-lowrank").wait_for()
         reader.still()
         assert keys.name() == "budget" and (value(cell), value(other)) == (by_hand, locked)
         assert page.locator(".held").inner_text().startswith("1 set by hand and 1 locked stay")

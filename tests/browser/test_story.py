@@ -13,6 +13,11 @@ from karipap_core.workspace.names import Names
 from tests.helpers import browser as shared
 from tests.helpers.architectures import make
 
+BRIGHT = (
+    "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor.match(/\\d+/g).slice(0, 3)"
+    ".reduce((sum, part) => sum + Number(part), 0) > 384"
+)
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -42,6 +47,11 @@ def reader(browser, place):
     with shared.Reader(browser, place[0]) as person:
         yield person
     assert not person.complaints
+
+
+def right_edge(page, button: str) -> float:
+    box = page.get_by_role("button", name=button).bounding_box()
+    return box["x"] + box["width"]
 
 
 def layers_of(checkpoint) -> int:
@@ -84,20 +94,21 @@ def test_quantity_and_view_change_the_picture_and_the_url(reader):
 
 
 @pytest.mark.parametrize("path", ["/", "/plan", "/run", "/tradeoff"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_chart_and_table_has_a_name_and_pages_fit_the_window(browser, place, path, scheme):
-    with shared.Reader(browser, place[0], color_scheme=scheme) as reader:
+def test_every_chart_and_table_has_a_name_and_pages_fit_the_window(browser, place, path):
+    """In light, and once the system has turned dark under the page."""
+    with shared.Reader(browser, place[0], color_scheme="light") as reader:
         reader.page.set_viewport_size({"width": 900, "height": 900})
         page = reader.open(f"{path}?model=small")
         assert page.title().startswith(("Profile", "Plan", "Run", "Trade-off"))
-        for part in ("stPlotlyChart", "stDataFrame"):
-            for element in page.get_by_test_id(part).all():
-                assert element.get_attribute("aria-label") or element.locator("[aria-label]").count()
-        wide = "document.querySelector('[data-testid=stMain]')"
-        assert page.evaluate(f"{wide}.scrollWidth <= {wide}.clientWidth + 1")
-        background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
-        bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 384
-        assert bright == (scheme == "light")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            reader.still()
+            for part in ("stPlotlyChart", "stDataFrame"):
+                for element in page.get_by_test_id(part).all():
+                    assert element.get_attribute("aria-label") or element.locator("[aria-label]").count()
+            wide = "document.querySelector('[data-testid=stMain]')"
+            assert page.evaluate(f"{wide}.scrollWidth <= {wide}.clientWidth + 1")
+            page.wait_for_function(f"{BRIGHT} === {json.dumps(scheme == 'light')}")
         assert not reader.complaints
 
 
@@ -183,8 +194,10 @@ def test_cancel_stops_a_job_and_says_so(reader, place):
     page = reader.open("/run?model=small&plan=heavy&tokens=131072")
     page.get_by_role("button", name="Compress & evaluate").click()
     page.wait_for_selector(".st-key-k-job-job")
+    right = right_edge(page, "Cancel")
     page.get_by_role("button", name="Cancel").click()
     page.wait_for_selector(".k-job.k-cancelled")
+    assert right_edge(page, "Close") == pytest.approx(right, abs=1)  # it stands still while Cancel goes
     job_id = re.search(r"job=([\w-]+)", page.url)[1]
     assert jobs.get(job_id, workspace).status()["state"] == "cancelled"
     assert page.get_by_role("button", name="Resume").is_enabled()

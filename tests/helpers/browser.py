@@ -15,6 +15,16 @@ UPGRADE = {  # headers that ask for a websocket
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
 
+AT_REST = """() => {
+  const app = document.querySelector("[data-testid=stApp]");
+  const charts = [...document.querySelectorAll("[data-testid=stPlotlyChart]")];
+  const still = app?.dataset.testScriptState === "notRunning" && !document.querySelector("[data-testid=stSkeleton]")
+    && charts.every(chart => chart.querySelector(".main-svg"));
+  if (!still) window.restsSince = null;
+  return still && performance.now() - (window.restsSince ??= performance.now()) >= 250;
+}"""
+
+REST = 6  # moments of 25 ms for which a finger rests: Chromium takes the speed from the last 100 ms
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
@@ -47,16 +57,11 @@ class Reader:
         return self.still()
 
     def still(self):
-        """Waits for the script and all charts; returns the page."""
-        page = self.page
-        page.wait_for_timeout(250)
-        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-        page.wait_for_function(
-            "!document.querySelector('[data-testid=stSkeleton]') && [...document.querySelectorAll("
-            "'[data-testid=stPlotlyChart]')].every(chart => chart.querySelector('.main-svg'))"
-        )
-        page.wait_for_timeout(250)
-        return page
+        """Waits until the script and all charts have been at rest for a moment, in which a click would have been heard;
+        returns the page."""
+        self.page.evaluate("window.restsSince = null")
+        self.page.wait_for_function(AT_REST, polling=25)
+        return self.page
 
     def go(self, page: str):
         to_page(self.page, page)
@@ -108,8 +113,9 @@ class Finger:
         self.page, self.chromium = page, page.context.new_cdp_session(page)
 
     def swipe(self, *places: tuple[float, float]) -> None:
-        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
-        for kind, (x, y) in zip(kinds, places, strict=True):
+        """The finger rests before it lifts, so that nothing slides on: who stops what slides taps nothing."""
+        kinds = ["touchStart", *["touchMove"] * (len(places) + REST - 1)]
+        for kind, (x, y) in zip(kinds, [*places, *[places[-1]] * REST], strict=True):
             self.chromium.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
             self.page.wait_for_timeout(25)
         self.chromium.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

@@ -16,6 +16,8 @@ TEXT = {"text": "made up", "path": None, "sha256": "0" * 64, "tokens": 900, "win
 class Study:
     """What the core's Planner asks of a study, from made-up measurements."""
 
+    rounding = "two-sided"
+
     def __init__(self, checkpoint, calibrated: bool = True) -> None:
         self.checkpoint, self.seen = checkpoint, Seen()
         self.weights = [weight for weight in checkpoint.weights if weight.compressible]
@@ -34,7 +36,7 @@ class Study:
 
     def curves(self, kind, metric, weights=None):
         kind = Kind(kind) if isinstance(kind, str) else kind
-        return build_curves(self.checkpoint, self.weights, kind, metric, self.kept, None)
+        return build_curves(self.weights, kind, metric, self.kept, None)
 
     def calibration(self, metric, tables=(), kind=None):
         return self.found

@@ -15,15 +15,19 @@ TOGETHER = {
 LONGEST = (
     "tests/browser/",
     "tests/whole/test_whole_line.py",
+    "tests/bad_input/",
+    "tests/whole/",
     "tests/unit/plan/test_planner.py",
-    "tests/whole/test_engines.py",
     "tests/unit/tradeoffs/test_autopilot.py",
     "tests/unit/healing/test_heal.py",
     "tests/unit/layers/test_stored_layers.py",
     "tests/unit/studies/test_ising.py",
+    "tests/unit/reliability/",
+    "tests/unit/checkpoint/test_hub.py",
     "tests/unit/compressed/test_compress.py",
     "tests/unit/networks/",
     "tests/unit/models/test_load.py",
+    "tests/unit/plan/test_seen.py",
 )
 
 

@@ -30,6 +30,27 @@ def test_a_click_on_a_page_is_not_undone_by_a_look_of_the_page_before(queue):
     assert queue.on_scriptrunner_yield() is None
 
 
+def test_a_click_on_a_page_is_not_undone_by_a_script_that_draws_its_own_page_anew(queue):
+    """`st.rerun` where a job has ended: what waits is the click, and stays it."""
+    assert queue.request_rerun(RerunData(page_script_hash="profile"))
+    assert queue.request_rerun(RerunData(page_script_hash="run"))
+    assert queue.on_scriptrunner_yield().rerun_data.page_script_hash == "profile"
+
+
+def test_a_script_may_lead_to_another_page_while_a_press_on_its_own_waits(queue):
+    assert queue.request_rerun(RerunData(page_script_hash="run"))
+    assert queue.request_rerun(RerunData(page_script_hash="plan"))
+    assert queue.on_scriptrunner_yield().rerun_data.page_script_hash == "plan"
+
+
+def test_of_two_clicks_the_later_one_counts(queue, monkeypatch):
+    """Also where it leads back: a browser asks outside of any script."""
+    monkeypatch.setattr(page_changes, "get_script_run_ctx", lambda suppress_warning: None)
+    assert queue.request_rerun(RerunData(page_script_hash="profile"))
+    assert queue.request_rerun(RerunData(page_script_hash="run"))
+    assert queue.on_scriptrunner_yield().rerun_data.page_script_hash == "run"
+
+
 def test_a_look_of_the_page_before_is_dropped_once_another_page_is_drawn(queue):
     assert queue.request_rerun(RerunData(page_script_hash="plan", **CHIP))
     assert queue.on_scriptrunner_ready().type is ScriptRequestType.STOP
@@ -44,11 +65,12 @@ def test_looks_of_the_page_in_view_and_changes_of_page_go_through(queue):
     assert queue.on_scriptrunner_ready().rerun_data.page_script_hash == "plan"
 
 
-def test_without_it_streamlit_loses_the_click():
+@pytest.mark.parametrize("look", [CHIP, {}], ids=["a look", "st.rerun"])
+def test_without_it_streamlit_loses_the_click(look):
     """What `hold` is for; where this fails, a newer Streamlit needs it no more."""
     queue = ScriptRequests()
     request = getattr(ScriptRequests.request_rerun, "__wrapped__", ScriptRequests.request_rerun)
     request(queue, RerunData(page_script_hash="profile"))
-    request(queue, RerunData(page_script_hash="tradeoff", **CHIP))
+    request(queue, RerunData(page_script_hash="tradeoff", **look))
     asked = queue.on_scriptrunner_yield().rerun_data
     assert (asked.page_script_hash, asked.fragment_id_queue) == ("tradeoff", [])

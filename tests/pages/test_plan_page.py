@@ -65,7 +65,21 @@ def test_without_a_calibration_nothing_is_predicted_and_the_measurement_is_offer
     out = started[0][started[0].index("--out") + 1]
     assert app.session_state["plan_board"]["searches"] == 1, "the box of before is gone, with its Start"
     assert started[0][:2] == ["plan", str(tiny)] and started[0][started[0].index("--rule") + 1] == "calibrated"
-    assert out.startswith(str(Workspace().plans))
+    assert out.startswith(str(Workspace().plans)) and "--measure" not in started[0], "gradients are the default"
+    app = plan_page()
+    app.radio(key="search_measure").set_value("all")
+    sound(app.button(key="search_start").click().run())
+    assert started[1][started[1].index("--measure") + 1] == "all"
+
+
+def test_what_was_estimated_is_told_from_what_was_measured(measured, tiny):
+    said = words(plan_page())
+    assert "each weight cut alone" in said and "Estimated damage" not in said
+    fit = {"scale": 1.1, "bend": 0.0, "scatter": 0.2, "pairs": [[0.1, 0.1]] * 12}
+    file = Workspace().calibration_file(open_checkpoint(tiny).key, "loss-abc")
+    write_json(file, measured.calibration("loss").to_json() | {"gradients": fit})
+    said = words(plan_page())
+    assert "12 of them were measured by forward passes too" in said and "Estimated damage" in said
 
 
 def test_it_opens_under_the_metric_whose_damages_were_measured(profiled, tiny):

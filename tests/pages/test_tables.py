@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.plan.curves import save_curves
-from karipap_core.plan.kind import Kind
+from karipap_core.plan.kind import Kind, curves_name
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from pages.parts import chi_board, draft, tables
@@ -190,8 +190,7 @@ class Mixed(Study):
         for kind in {*kinds_of("auto", None), *kinds_of("lowrank", "auto"), *kinds_of("tree", "int4")}:
             if kind not in (Kind("dense"), Kind("lowrank")):
                 for metric in ("loss", "functional"):
-                    name = f"{kind.label.replace(' ', '-')}-{metric}-abc.safetensors"
-                    save_curves(home / "curves" / name, self.curves(kind, metric))
+                    save_curves(home / "curves" / curves_name(kind, metric, "abc"), self.curves(kind, metric))
 
 
 @pytest.fixture

@@ -11,6 +11,12 @@ def table(module: str, name: str = "table") -> Callable[[dict], str]:
     return lambda document: getattr(import_module(f"{__name__}.{module}"), name)(document)
 
 
+def or_estimate(render: Callable[[dict], str]) -> Callable[[dict], str]:
+    """The same for verbs that can say what they would take instead of doing it."""
+    estimate = table("estimate")
+    return lambda document: (estimate if document.get("format") == "karipap-estimate" else render)(document)
+
+
 TABLES = {
     "karipap-profile": table("profile"),
     "karipap-plan": table("plan"),

@@ -1,6 +1,9 @@
 """A profile as a table in a terminal."""
 
+from collections import Counter
+
 from karipap_core.checkpoint.reach import in_words
+from karipap_core.checkpoint.roles import TOWERS
 from karipap_core.cli.tables.plan import calibrated_on
 from karipap_core.terminal import grid, page, size, times
 
@@ -24,6 +27,7 @@ def table(document: dict) -> str:
     bonds = sum(len(row.get("bonds", ())) for row in document["weights"])
     facts = {
         "model": document["model"],
+        "kind": kind_in_words(document),
         "fingerprint": document["fingerprint"],
         "parameters": document["parameters"],
         "stored as": stored_as(document.get("stored")),
@@ -41,6 +45,16 @@ def table(document: dict) -> str:
         notes.insert(0, in_words(document["coverage"]))
     skipped = [f"skipped: {entry['name']}: {entry['why']}" for entry in document.get("skipped", ())]
     return page(facts, grid(head, rows), notes + skipped)
+
+
+def kind_in_words(document: dict) -> str | None:
+    """What a model does with tokens, and the towers that it is made of, where it has several; None in profiles of
+    before this was said."""
+    towers = Counter(row["tower"] for row in document["weights"] if row.get("tower"))
+    order = sorted(towers, key=TOWERS.index)
+    said = [f"{tower} ({towers[tower]:,} weight{'s' if towers[tower] > 1 else ''})" for tower in order]
+    kind = document.get("kind")
+    return f"{kind}, of {', '.join(said)}" if kind and said else kind
 
 
 def stored_as(stored: dict | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from karipap_core.cli.options import (
     AGAINST,
@@ -9,15 +10,20 @@ from karipap_core.cli.options import (
     COMPRESSED,
     CONVENTIONS,
     DEVICE,
+    DRY_RUN,
     EMBEDDING,
     FORCE,
     HELD_OUT,
     IMAGES,
+    MEASURE,
     MODEL,
     NAME,
     NETWORK,
     PLAN,
+    PREFIX,
     QUANTIZE,
+    RAY,
+    ROUNDING,
     SCOPE,
     SCORING,
     STRUCTURE,
@@ -28,16 +34,27 @@ from karipap_core.cli.options import (
     text_option,
 )
 from karipap_core.cli.registry import option, verb
-from karipap_core.cli.tables import table
+from karipap_core.cli.tables import or_estimate, table
 from karipap_core.cli.texts import dense_model, given, prepare
 from karipap_core.progress import Progress
 from karipap_core.text import SPLITS
+
+if TYPE_CHECKING:
+    from karipap_core.checkpoint.model import Checkpoint
+
+
+def _shapes(args: argparse.Namespace) -> "tuple[Checkpoint, str]":
+    """What an estimate goes by: the shapes of a model, and the device."""
+    from karipap_core.checkpoint.open import open_checkpoint
+    from karipap_core.spectra.spectrum import pick_device
+
+    return open_checkpoint(args.model), pick_device(args.device)
 
 
 @verb(
     "entropy and spectrum of every weight",
     "assets/demo_model --metrics weight,loss --out profile/",
-    table("profile"),
+    or_estimate(table("profile")),
     MODEL,
     CALIBRATION,
     IMAGES,
@@ -50,11 +67,17 @@ from karipap_core.text import SPLITS
     ),
     option("--network", help="mpo, tree or peps: also the spectrum of every bond of that network"),
     DEVICE,
+    RAY,
     option("--out", type=Path, metavar="DIR", help="keep a copy of the profile in this folder"),
+    DRY_RUN,
 )
 def profile(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
 
+    if args.dry_run:
+        from karipap_core.plan.estimate import of_profile
+
+        return of_profile(*_shapes(args), args.metrics, args.network)
     if set(args.metrics) & {"functional", "loss"}:
         prepare(args, progress, "calibration")
     text = given(args, "calibration")
@@ -87,7 +110,7 @@ def text(args: argparse.Namespace, progress: Progress) -> dict:
 @verb(
     "choose every bond dimension for a budget",
     "assets/demo_model --budget 0.7 --network mpo --out plan.json",
-    table("plan"),
+    or_estimate(table("plan")),
     MODEL,
     option("--budget", type=fraction, metavar="KEPT", help="fraction of the parameters to keep, such as 0.7"),
     option("--budget-bytes", type=fraction, metavar="KEPT", help="fraction of the whole model's bytes to keep instead"),
@@ -99,19 +122,28 @@ def text(args: argparse.Namespace, progress: Progress) -> dict:
         help="uniform, entropy, functional, loss, calibrated, refined, or best of them (default: best)",
     ),
     option("--metric", default="loss", help="weight, functional or loss (default: loss)"),
+    MEASURE,
+    ROUNDING,
+    PREFIX,
     QUANTIZE,
     EMBEDDING,
     STRUCTURE,
     CALIBRATION,
     IMAGES,
     DEVICE,
+    RAY,
     NAME,
     option("--out", type=Path, metavar="FILE", help="write the plan to this file"),
+    DRY_RUN,
 )
 def plan(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
     from karipap_core.plan.budget import Budget
 
+    if args.dry_run:
+        from karipap_core.plan.estimate import of_plan
+
+        return of_plan(*_shapes(args), args.rule, args.metric, args.network, args.measure, args.quantize)
     prepare(args, progress, "calibration")
     found = story.make_plan(
         args.model,
@@ -125,8 +157,10 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
         structure=args.structure,
         device=args.device,
         progress=progress,
+        measure=args.measure,
+        rounding=args.rounding,
     )
-    found.name = args.name
+    found.name, found.prefix = args.name, None if args.prefix == "dense" else args.prefix
     if args.out:
         found.save(args.out)
     return found.named()
@@ -135,16 +169,23 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
 @verb(
     "write the compressed model as a Hugging Face folder",
     "assets/demo_model --plan plan.json --out compressed/",
-    table("compressed"),
+    or_estimate(table("compressed")),
     MODEL,
     PLAN,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
     FORCE,
     DEVICE,
+    RAY,
+    DRY_RUN,
 )
 def compress(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story
 
+    if args.dry_run:
+        from karipap_core.plan.document import Plan
+        from karipap_core.plan.estimate import of_compress
+
+        return of_compress(*_shapes(args), Plan.load(args.plan))
     return story.compress(args.model, args.plan, args.out, args.force, args.device, progress).to_json()
 
 
@@ -160,6 +201,7 @@ def compress(args: argparse.Namespace, progress: Progress) -> dict:
     CONVENTIONS,
     *TASKS,
     DEVICE,
+    RAY,
 )
 def evaluate(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core import story

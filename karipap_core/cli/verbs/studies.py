@@ -7,7 +7,10 @@ from karipap_core.cli.options import (
     CALIBRATE,
     DEVICE,
     HELD_OUT,
+    MEASURE,
     MODEL,
+    RAY,
+    ROUNDING,
     SCORING,
     fraction,
     positive,
@@ -69,10 +72,13 @@ def claims(args: argparse.Namespace, progress: Progress) -> dict:
         help="one weight at a time, or all of a layer at once (default: weight)",
     ),
     option("--quantize", metavar="FORMAT", help="store the cores in int8, int4, int3, int2 or fp8"),
+    MEASURE,
+    ROUNDING,
     HELD_OUT,
     CALIBRATE,
     *SCORING,
     DEVICE,
+    RAY,
     option("--out", type=Path, metavar="FILE", help="also write the result to this file"),
 )
 def sensitivity(args: argparse.Namespace, progress: Progress) -> dict:
@@ -83,7 +89,9 @@ def sensitivity(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.workspace.files import write_json
 
     prepare_both(args, progress)
-    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    study, text = study_and_text(
+        args.model, args.text, args.calibrate, args.device, progress, args.measure, args.rounding
+    )
     choice, scoring = Choice(args.network, args.quantize), scoring_of(args, DEFAULT_SCORING)
     found = measure(study, text, choice, args.kept, args.chi, args.metric, args.by, scoring, progress)
     if args.out:

@@ -11,10 +11,13 @@ from karipap_core.cli.options import (
     FORCE,
     HELD_OUT,
     IMAGES,
+    MEASURE,
     MODEL,
     NAME,
     PLAN,
     QUANTIZE,
+    RAY,
+    ROUNDING,
     SCOPE,
     SCORING,
     STRUCTURE,
@@ -52,6 +55,7 @@ from karipap_core.progress import Progress
     option("--out", type=Path, metavar="DIR", help="the folder to write (default: in the workspace's runs)"),
     FORCE,
     DEVICE,
+    RAY,
 )
 def run(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.plan.document import Plan
@@ -97,11 +101,14 @@ def run(args: argparse.Namespace, progress: Progress) -> dict:
     QUANTIZE,
     EMBEDDING,
     STRUCTURE,
+    MEASURE,
+    ROUNDING,
     HELD_OUT,
     CALIBRATE,
     *SCORING,
     *TASKS,
     DEVICE,
+    RAY,
     option("--out", type=Path, required=True, metavar="DIR", help="the folder for the runs"),
 )
 def sweep(args: argparse.Namespace, progress: Progress) -> dict:
@@ -111,7 +118,9 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
 
     suite = suite_of(args, progress)
     prepare_both(args, progress)
-    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    study, text = study_and_text(
+        args.model, args.text, args.calibrate, args.device, progress, args.measure, args.rounding
+    )
     choices = [Choice(network, args.quantize, args.embedding, args.structure) for network in args.networks]
     grid = Grid(args.budgets, args.rules, scope=args.scope)
     return measure(study, text, choices, grid, scoring_of(args, DEFAULT_SCORING), suite, args.out, progress=progress)
@@ -160,6 +169,8 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
         metavar="N",
         help="plans that the search may measure; the verdict measures its plan and the rivals besides (default: 12)",
     ),
+    MEASURE,
+    ROUNDING,
     option(
         "--text",
         type=Path,
@@ -170,6 +181,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
     CALIBRATE,
     *SCORING,
     DEVICE,
+    RAY,
     option("--out", type=Path, metavar="DIR", help="the folder for points, plan and log (default: in the workspace)"),
 )
 def autopilot(args: argparse.Namespace, progress: Progress) -> dict:
@@ -184,6 +196,8 @@ def autopilot(args: argparse.Namespace, progress: Progress) -> dict:
     max_rise = args.max_rise if args.max_rise is not None else args.max_perplexity
     aim, limits = Aim(max_rise, args.budget_bytes, args.scope), Limits(args.keep_ends, args.max_evaluations)
     prepare_both(args, progress)
-    study, text = study_and_text(args.model, args.text, args.calibrate, args.device, progress)
+    study, text = study_and_text(
+        args.model, args.text, args.calibrate, args.device, progress, args.measure, args.rounding
+    )
     choices = [Choice(network, args.quantize, args.embedding) for network in args.networks]
     return find(study, text, aim, choices, limits, scoring_of(args, DEFAULT_SCORING), args.out, progress)

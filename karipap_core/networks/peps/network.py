@@ -21,7 +21,16 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec, factorize, sizes
-from karipap_core.networks.contraction import Legs, Step, constant_in_graphs, contract, follow, order
+from karipap_core.networks.contraction import (
+    Legs,
+    Order,
+    bucket,
+    constant_in_graphs,
+    contract,
+    follow,
+    order,
+    touch,
+)
 from karipap_core.networks.curve import Curve
 from karipap_core.networks.peps.fit import fit
 from karipap_core.networks.peps.lattice import Bond, Sites, attainable, lattice, placed, site_bonds
@@ -166,15 +175,15 @@ class Peps(Spec):
         return spec.curve_at(levels, W, metric, lambda at: estimated_error(at, W, metric))
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
-        """y = Ŵ x by contractions of two tensors at a time, in the order that costs least for this batch.
+        """y = Ŵ x by contractions of two tensors at a time, in the order that is quickest for this batch.
 
         The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
         """
         batch = x.shape[:-1].numel()
-        tensors = [x.reshape(batch, *self.in_), *squeezed(self, cores)]
+        tensors = [x, *list(cores) * (self.sites if self.tied else 1)]
         # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
-        y = follow(apply_steps(self, 64 if torch.compiler.is_compiling() else batch), tensors)
-        return y.reshape(*x.shape[:-1], self.n_out)
+        found = apply_order(self, 64 if torch.compiler.is_compiling() else bucket(batch))
+        return follow(found, tensors).reshape(*x.shape[:-1], self.n_out)
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         if self.sites == 1:
@@ -184,7 +193,15 @@ class Peps(Spec):
         return contract(squeezed(self, cores), legs, output).reshape(self.n_out, self.n_in)
 
     def multiply_adds(self, batch: int = 1) -> int:
-        return apply_order(self, max(batch, 1))[0]
+        return _apply_order(self, max(batch, 1)).multiply_adds
+
+    def work(self, batch: int = 1) -> int:
+        return _apply_order(self, max(batch, 1)).cost
+
+    def work_to_form(self) -> int:
+        sizes = tuple(enumerate((*self.dims, *self.out, *self.in_)))
+        formed = touch(self.n_out * self.n_in)  # to put it in order
+        return formed + (order(tuple(site_legs(self)), sizes, (*outs(self), *ins(self))).cost if self.sites > 1 else 0)
 
 
 def estimated_error(spec: Peps, W: torch.Tensor, metric: Metric) -> float:
@@ -245,13 +262,13 @@ def _layout(spec: Peps) -> tuple[tuple[int, ...], ...]:
     return tuple((*(spec.dims[b] for b in site_bonds(spec.bonds, k)), o, i) for k, (o, i) in sites)
 
 
+@constant_in_graphs  # torch.compile takes the order as given, it does not trace the search
+def apply_order(spec: Peps, batch: int) -> Order:
+    return _apply_order(spec, batch)
+
+
 @lru_cache(maxsize=1024)
-def apply_order(spec: Peps, batch: int) -> tuple[int, tuple[Step, ...]]:
+def _apply_order(spec: Peps, batch: int) -> Order:
     x = 2 * spec.sites + len(spec.bonds)
     size = dict(enumerate((*spec.dims, *spec.out, *spec.in_, batch)))
     return order(((x, *ins(spec)), *site_legs(spec)), tuple(size.items()), (x, *outs(spec)), apart=0)
-
-
-@constant_in_graphs  # torch.compile takes the order as given, it does not trace the search
-def apply_steps(spec: Peps, batch: int) -> tuple[Step, ...]:
-    return apply_order(spec, max(batch, 1))[1]

@@ -18,7 +18,9 @@ import numpy as np
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan import effort
+from karipap_core.plan.calibration import ALL
 from karipap_core.plan.choice import Choice
+from karipap_core.plan.kind import counting
 from karipap_core.plan.seen import NOTHING
 from karipap_core.progress import Progress, announce, silent
 from karipap_core.search import largest
@@ -80,6 +82,8 @@ def sensitivity(
         raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
     if not study.weights:
         raise InputError(f"{study.checkpoint.name} has no weight that can be compressed.")
+    told = counting(study.rounding, metric, choice.rounds)
+    key = study.key + (ALL if study.measure == "all" else "") + (f"-{told}" if told else "")
     settings = {
         "network": choice.network,
         "kept": kept,
@@ -88,7 +92,7 @@ def sensitivity(
         "metric": metric,
         "text": {"name": text.name, "sha256": text.sha256},
         **scoring.to_json(),
-        "calibration": {"name": study.text.name, "key": study.key},
+        "calibration": {"name": study.text.name, "key": key},
     }
     kept_file = file_of(study.folder, settings)
     parts, skipped = _parts(study, kind, settings, by)
@@ -100,6 +104,8 @@ def sensitivity(
     rows = {row["name"]: row for row in document[f"{by}s"]}
     announce(progress, effort.once(study, metric))
     announce(progress, {"layer sensitivity": len(parts) * effort.EVALUATION})
+    todo = (item for part in parts if part.name not in rows for item in part.specs.items())
+    study.decompositions(metric).make(todo, progress)
     bench = None
     for number, part in enumerate(parts):
         progress("layer sensitivity", number, len(parts), part.name)

@@ -5,6 +5,7 @@ decision but a step back was made on (verdict.py). Every plan tried is a point o
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from karipap_core.errors import InputError
@@ -59,6 +60,8 @@ def autopilot(
     networks = {choice.network: choice for choice in every(choices)}
     wanted = {"max_rise": aim.max_rise} if aim.max_rise is not None else {"budget": aim.budget}
     identity = {"study": study.key, "model": study.checkpoint.identity, "sha256": text.sha256, "version": 1}
+    identity |= {"measure": "all"} if study.measure == "all" else {}
+    identity |= {"rounding": study.rounding} if any(choice.rounds for choice in networks.values()) else {}
     key = settings_key(settings | wanted | identity)
     home = Path(out) if out is not None else study.workspace.root / "autopilot" / key
     known = kept_json(home / "autopilot.json", "autopilot") or {}
@@ -129,7 +132,8 @@ def _frozen_calibration(study: Study, home: Path, key: str) -> Calibration:
     if frozen.get("key") != key:
         frozen = {"key": key, "calibration": study.calibration("loss").to_json()}
         keep_json(file, frozen)
-    return Calibration.from_json(frozen.get("calibration") or {}, f"File {file}, field calibration")
+    # A copy of its own: the study's calibration goes on learning.
+    return Calibration.from_json(deepcopy(frozen.get("calibration") or {}), f"File {file}, field calibration")
 
 
 def _head(key: str, criterion: Criterion, settings: dict, study: Study, texts: tuple[Text, Text]) -> dict:

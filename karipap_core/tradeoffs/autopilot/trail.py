@@ -63,7 +63,7 @@ class Trail:
         group = group_of({entry["network"] for entry in weights.values()}, formats, bool(self.planner.tables))
         if group not in self.fits:
             self.fits[group] = self.curve.fit(group)
-        return self.fits[group].predicted(self.planner.damage_sum(weights))
+        return self.fits[group].predicted(self.planner.damage_sum(weights), self.planner.checkpoint.vocabulary)
 
     def size_for(self, rise: float) -> int | None:
         """The smallest size that is predicted to lose no more than `rise`, None where even the largest does."""
@@ -74,7 +74,8 @@ class Trail:
     def plan(self, size: int, rule: str = "calibrated", weights: dict[str, dict] | None = None) -> Plan:
         """The plan at a size, or one of these weights by another rule, its prediction from the frozen curve."""
         plan = self.planner.plan(weights or self.allocated(size), rule, Budget(size / THOUSAND, scope=self.scope))
-        plan.predicted = (plan.predicted or {}) | self.foretold(plan.weights)
+        found = {key: value for key, value in (plan.predicted or {}).items() if key != "beyond"}  # the live one's word
+        plan.predicted = found | self.foretold(plan.weights)
         if rule == "hand":
             plan.chosen_rule = "autopilot"
         return plan

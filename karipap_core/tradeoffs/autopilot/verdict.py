@@ -7,7 +7,7 @@ from functools import partial
 from karipap_core.errors import InputError
 from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.budget import Budget
-from karipap_core.plan.document import Plan, model_entry
+from karipap_core.plan.document import Plan, model_entry, rounding_of
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
@@ -112,6 +112,7 @@ class Verdict:
                 kept,
                 calibration=self.study.calibration_entry(),
                 embedding={"kind": planner.choice.embedding, "tied": "contract"} if planner.tables else None,
+                rounding=rounding_of(planner.metric, weights, self.study.rounding),
             )
             gap = plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.criterion.size_key] - size
             found.append((gap, plan))

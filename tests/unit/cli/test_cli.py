@@ -260,6 +260,25 @@ def test_the_story_from_profile_to_dense_folder(tmp_path, capsys, monkeypatch):
     assert plan == json.loads(Path("plan.json").read_text())
     assert 0.75 < plan["predicted"]["kept"] <= 0.8
 
+    takes = [
+        run("profile", "model", "--dry-run"),
+        run("plan", "model", "--budget", "0.8", "--dry-run", "--measure", "all"),
+        run("compress", "model", "--plan", "plan.json", "--out", "compressed", "--dry-run"),
+    ]
+    for document, what in zip(takes, ("profile", "plan", "compress"), strict=True):
+        assert document["format"] == "karipap-estimate" and document["what"] == what
+        assert document["seconds"] == pytest.approx(
+            sum(
+                row["operations"][kind] / document["speeds"][kind]
+                for row in document["parts"]
+                for kind in row["operations"]
+            )
+        )
+    assert "every weight cut alone" in [row["part"] for row in takes[1]["parts"]]
+    assert takes[2]["kept"]["the compressed model"] == plan["predicted"]["bytes"] and not Path("compressed").exists()
+    assert cli.main(["profile", "model", "--dry-run"]) == 0
+    assert "memory at most" in capsys.readouterr().out
+
     written = run("compress", "model", "--plan", "plan.json", "--out", "compressed")
     assert written["kept"] == pytest.approx(plan["predicted"]["kept"])
     assert {row["name"] for row in written["weights"]} == {

@@ -216,3 +216,12 @@ def test_what_other_modules_wrote_is_shown_by_their_own_table():
     for file in shipped.glob("*.json"):
         text = anything(documents.find(file))
         assert "foretells?" in text and "demo_model" in text, file.name
+
+
+def test_a_profile_says_the_kind_and_the_towers_of_a_model():
+    towers = ["decoder", "encoder", "encoder"]
+    weights = [PROFILE["weights"][0] | {"name": f"layers.{n}.q", "tower": tower} for n, tower in enumerate(towers)]
+    assert "kind" not in anything(PROFILE)
+    assert "causal" in anything(PROFILE | {"kind": "causal"})
+    said = anything(PROFILE | {"kind": "encoder-decoder", "weights": weights})
+    assert "encoder-decoder, of encoder (2 weights), decoder (1 weight)" in said

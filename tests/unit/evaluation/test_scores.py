@@ -14,6 +14,7 @@ def point(name, result, dense=None, kind="network", bytes_kept=0.5):
         "id": name,
         "label": name,
         "kind": kind,
+        "method": "lowrank" if kind == "network" else "gptq",
         "tasks": {"t": result},
         "bytes_kept": bytes_kept,
         "dense": {"tasks": {"t": dense}} if dense else {},

@@ -13,8 +13,10 @@ from karipap_core.errors import InputError
 from karipap_core.evaluation import own_text as own
 from karipap_core.evaluation.suits import compressed_bits, found_for, known, parts, suits, text_of
 from karipap_core.evaluation.wrong_text import same_text, share_of, unsuited
+from karipap_core.models import abreast, load
 from karipap_core.models.load import load_model
 from karipap_core.text import Text, hub_parts, read_text
+from karipap_core.workspace import Workspace
 from tests.helpers.models import llama
 from tests.helpers.paths import SHARED
 
@@ -104,6 +106,18 @@ def test_bits_per_byte_are_those_of_a_plain_loop(made, tmp_path):
     assert got["text_bytes"] == size
     assert got["bits_per_byte"] == pytest.approx(bits / size, rel=1e-5)
     assert got["guessing"] == pytest.approx(math.log(model.config.vocab_size))
+
+
+def test_a_large_model_is_read_block_by_block(made, tmp_path, monkeypatch):
+    model = open_checkpoint(made("llama_untied"))
+    whole = suits(model, PROSE, workspace=Workspace(tmp_path / "whole"))
+    monkeypatch.setattr(abreast, "LARGE", 0)
+    monkeypatch.setattr(load, "load_model", None)
+    apart = suits(model, PROSE, workspace=Workspace(tmp_path / "apart"))
+    assert apart["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert [apart[key] for key in ("tokens", "text_bytes", "window")] == [
+        whole[key] for key in ("tokens", "text_bytes", "window")
+    ]
 
 
 def test_it_is_kept_by_the_text_and_looked_up_by_what_it_was_called(made, tmp_path, monkeypatch):

@@ -186,8 +186,10 @@ def test_what_each_weight_lost_is_at_its_place():
 
 def test_what_holds_at_most_sizes_is_said_first(points):
     said = winner.verdict(points)
-    assert said.startswith("By rise in loss, a baseline is better at 2 of 4 sizes, such as 80.0% (int8: 0.0500; net-6")
-    assert "A network is better at 60.0%, 90.0% bytes kept, such as 90.0% (net-9: -0.0004; int8: 0.0500)." in said
+    assert said.startswith(
+        "By rise in loss, a baseline is better at 1 of 2 sizes (int4: 0.2000; between net-3 and net-6"
+    )
+    assert "A network is better at 80.0% bytes kept (between net-6 and net-9: 0.0331; int8: 0.0500)." in said
     assert "Losing at most 0.01 nats, the smallest network takes 90.0% (net-9), the smallest baseline no size" in said
     assert said.endswith("Below 40.0% no baseline was measured.")
 
@@ -195,7 +197,7 @@ def test_what_holds_at_most_sizes_is_said_first(points):
 def test_it_says_when_a_baseline_wins_everywhere(points):
     points.append(point("int2", "baseline", "gptq", 0.2, -0.5))
     said = winner.verdict(points)
-    assert "a baseline is better at every size that both reach (bytes kept 30.0% to 90.0%)" in said
+    assert "a baseline is better at every size where both were measured (bytes kept 30.0% to 90.0%)" in said
     assert "network is better" not in said and "the smallest baseline 20.0% (int2)" in said
 
 
@@ -207,7 +209,17 @@ def test_differences_within_the_error_are_a_tie():
 
 
 def test_more_is_better_where_it_is(points):
-    assert "such as 90.0% (net-9" in winner.verdict(points, y="top1_agreement")
+    assert "network is better at 80.0% bytes kept (between net-6 and net-9: 99" in winner.verdict(
+        points, y="top1_agreement"
+    )
+
+
+def test_what_was_measured_at_other_sizes_alone_is_no_rival():
+    """A smaller baseline that loses more says nothing; one that loses less is better at the larger size too."""
+    pair = [point("a", "network", "lowrank", 0.5, 0.1), point("b", "baseline", "gptq", 0.3, 0.2)]
+    assert "neither can be held against the other" in winner.verdict(pair)
+    pair[1]["rise"] = 0.05
+    assert "a baseline is better at every size" in winner.verdict(pair)
 
 
 def test_without_one_side_there_is_no_winner(points):

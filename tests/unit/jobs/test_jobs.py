@@ -196,7 +196,11 @@ def test_one_runs_and_the_others_wait_in_order(work):
     assert [job.status()["position"] for job in (first, second, third, fourth)] == [None, 1, 2, 3]
     assert {job.status()["state"] for job in (second, third, fourth)} == {"queued"}
     assert [job.id for job in jobs.list_jobs()] == [job.id for job in (fourth, third, second, first)]
+    wait_for(lambda: job_module.held(third.keeper_lock))
+    os.kill(keeper_of(third), signal.SIGSTOP)  # it has not yet seen that it is to end
     third.cancel()
+    assert fourth.status()["position"] == 2
+    os.kill(keeper_of(third), signal.SIGCONT)
     assert ended(third)["state"] == "cancelled"
     assert ended(third)["started"] is None
     assert fourth.status()["position"] == 2

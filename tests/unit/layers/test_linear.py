@@ -108,7 +108,7 @@ def test_other_dtypes_and_copies(linear, spec, runtime, dtype):
 
 
 @every_spec
-@pytest.mark.parametrize("runtime", ["cores", "dense"])
+@pytest.mark.parametrize("runtime", ["auto", "cores", "dense"])
 def test_gradients_are_those_of_the_dense_layer(spec, runtime):
     layer = TensorNetworkLinear.from_spec(spec, bias=True, seed=0, dtype=torch.float64)
     layer.runtime = runtime
@@ -122,6 +122,26 @@ def test_gradients_are_those_of_the_dense_layer(spec, runtime):
     for mine, wanted in zip(found, layer.parameters(), strict=True):
         torch.testing.assert_close(mine, wanted.grad)
     torch.testing.assert_close(x_grad, x.grad)
+
+
+def test_auto_forms_the_matrix_of_a_pass_where_that_is_quicker(monkeypatch):
+    network = NETWORKS["mpo"]
+    wide, formed = network.for_shape(64, 64, 64, sites=3), []
+    layer = TensorNetworkLinear.from_spec(wide, seed=0)
+    dense = layer.weight.detach()
+    monkeypatch.setattr(network, "dense", lambda self, cores: formed.append(self) or dense)
+    for many, is_formed in ((1, False), (4096, True), (0, False)):
+        formed.clear()
+        x = torch.randn(many, 64, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(layer(x), x @ dense.T, rtol=1e-4, atol=1e-4)
+        assert wide.forms(many) == bool(formed) == is_formed
+        layer.runtime = "cores"
+        layer(x)
+        assert len(formed) == is_formed, "cores never form it"
+        layer.runtime = "auto"
+    assert wide.multiply_adds(4096) > 4096 * 64 * 64
+    few = NETWORKS["lowrank"].for_shape(1024, 4096, 256)
+    assert not any(few.forms(2**k) for k in range(20)), "fewer multiply-adds than the matrix at any batch"
 
 
 @every_spec

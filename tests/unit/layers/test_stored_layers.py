@@ -484,3 +484,21 @@ def test_a_file_of_cores_in_another_format_is_refused(made, tmp_path):
         plan = {"weights": {name: spec.to_json()}}
         with pytest.raises(InputError, match=f"weight {name}: the cores in .* are not those of lowrank"):
             write_compressed(checkpoint, plan, {name: tmp_path / "wrong.safetensors"}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["int8", "int8g8", "int4", "int4g6", "int3", "int2g8", "fp8"])
+def test_a_packed_matrix_is_multiplied_with_as_it_is_stored(form, monkeypatch):
+    """`product` and the whole matrix give the same numbers, and the same gradients where there are any."""
+    spec = Dense.for_shape(24, 48, quantize=form)
+    layer = TensorNetworkLinear.from_spec(spec, bias=True, seed=0)
+    layer.requires_grad_(False)
+    monkeypatch.setattr("karipap_core.quantization.integers.AT_ONCE", 5 * 48)  # 24 rows in five parts
+    for shape in ((48,), (1, 48), (2, 3, 48), (0, 48)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        wanted = x @ layer.weight.T + layer.bias
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+        layer(x).sum().backward()
+        torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(shape))
+    monkeypatch.setattr("karipap_core.layers.linear.FEW", 0)
+    torch.testing.assert_close(layer(x.detach()), wanted)

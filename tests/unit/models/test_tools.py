@@ -37,9 +37,10 @@ def test_pipelines_open_the_folder(world, tmp_path):
 def test_layers_on_the_disk_and_shards_give_the_same(world, tmp_path):
     places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     wanted = outputs(world[1])
-    assert torch.equal(outputs(world[1], device_map="auto"), wanted)
+    # Cores that accelerate moves are made whole before they are multiplied: the same numbers in another order.
+    torch.testing.assert_close(outputs(world[1], device_map="auto"), wanted, rtol=1e-5, atol=1e-5)
     spread = outputs(world[1], device_map=places | {"model.layers.1": "disk"}, offload_folder=tmp_path / "off")
-    assert torch.equal(spread, wanted)
+    torch.testing.assert_close(spread, wanted, rtol=1e-5, atol=1e-5)
     AutoModelForCausalLM.from_pretrained(world[1]).save_pretrained(tmp_path / "shards", max_shard_size="30KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1 and torch.equal(
         outputs(tmp_path / "shards"), wanted

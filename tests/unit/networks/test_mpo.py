@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from karipap_core import InputError
 from karipap_core.networks import Metric, spec_from_json
+from karipap_core.networks.contraction import touch
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.mpo import Mpo, attainable, balance, contraction, from_sites, to_sites
 from karipap_core.networks.refine import refine
+from tests.helpers.contractions import walked
 from tests.helpers.metrics import metric_of, random
 
 METRICS = ["weight", "functional", "loss"]
@@ -157,7 +159,7 @@ def test_balanced_bonds_have_equal_norms_and_the_same_weight():
 
 
 def every_order(spec, batch):
-    """Least multiply-adds over all orders, by brute force over pairs."""
+    """Least cost over all orders, by brute force over pairs."""
     sites = len(spec.out)
     size = {"z": batch} | {f"r{k}": bond for k, bond in enumerate((1, *spec.chi, 1))}
     size |= {f"o{k}": n for k, n in enumerate(spec.out)} | {f"i{k}": n for k, n in enumerate(spec.in_)}
@@ -175,6 +177,7 @@ def every_order(spec, batch):
                 continue  # W itself
             joined = (a | b) & (y | frozenset().union(*rest, frozenset()))
             cost = math.prod(size[label] for label in a | b)
+            cost += sum(touch(math.prod(size[label] for label in part)) for part in (a, b, joined))
             best = min(best, cost + least([*rest, joined]))
         return best
 
@@ -185,20 +188,14 @@ def every_order(spec, batch):
 @given(shapes, st.integers(1, 9), st.integers(2, 4), st.sampled_from([1, 7, 500]))
 def test_the_order_is_the_cheapest_and_its_cost_is_what_its_steps_cost(shape, chi, sites, batch):
     spec = Mpo.for_shape(*shape, chi, sites=sites)
-    claimed = spec.multiply_adds(batch)
+    claimed = spec.work(batch)
     assert claimed == every_order(spec, batch)
-    tensors = [*reversed(spec.core_shapes), (batch, *spec.in_)]
+    tensors = [*spec.core_shapes, (batch, *spec.in_)]
     holds = [{k} for k in range(sites + 1)]  # which of them, x the last, each result is made of
-    spent, steps = 0, contraction(spec, batch)[1]
-    for left, right, equation in steps:
-        operands, result = equation.split("->")
-        size = {}
-        for labels, tensor in zip(operands.split(","), (tensors[left], tensors[right]), strict=True):
-            size |= dict(zip(labels, tensor, strict=True))
-        spent += math.prod(size.values())
-        tensors.append(tuple(size[label] for label in result))
+    found = contraction(spec, batch)
+    assert walked(found.steps, tensors) == (batch * spec.n_out, spec.multiply_adds(batch), claimed)
+    for left, right, *_ in found.steps:
         holds.append(holds[left] | holds[right])
-    assert spent == claimed and tensors[-1] == (batch, *spec.out)
     assert set(range(sites)) not in holds and holds[-1] == set(range(sites + 1))  # never Ŵ
 
 

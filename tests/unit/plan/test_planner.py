@@ -1,5 +1,6 @@
 """Plans that mix: formats, groups of weights that share cores, tables of tokens, and the mix `auto`."""
 
+import functools
 import json
 from collections import Counter
 
@@ -23,6 +24,12 @@ from tests.helpers.studies import squares, study_of
 
 quick = pytest.mark.usefixtures("quick_fits")
 HELD_OUT = squares(100)
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """A study of an architecture by its name; what one test has measured, the next ones find."""
+    return functools.cache(lambda name: study_of(name, tmp_path_factory.mktemp(name)))
 
 
 def disk_bytes(folder) -> int:
@@ -191,8 +198,8 @@ def test_auto_is_checked_against_single_networks_by_measured_loss(study):
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gpt2"])
 @pytest.mark.parametrize("embedding", ["lowrank", "tt"])
-def test_tables_of_tokens_are_weights_like_others(architecture, embedding, tmp_path):
-    study = study_of(architecture, tmp_path)
+def test_tables_of_tokens_are_weights_like_others(studies, architecture, embedding, tmp_path):
+    study = studies(architecture)
     planner = Planner(study, Choice("lowrank", embedding=embedding), "loss")
     plan = planner.make(Budget(0.6), "calibrated")
     word = {"lowrank": "lowrank", "tt": "tt_embedding"}[embedding]

@@ -54,6 +54,30 @@ def calibration(**more) -> Calibration:
     return Calibration("loss", "kl", {"text": "c"}, 2.7, {"w": [[1, 1.0, 1.0]]}, list(PLANS), **more)
 
 
+def test_how_damages_were_found_is_said_with_how_far_to_trust_it():
+    assert "measured by forward passes on c (0 tokens), each weight cut alone" in predictions.how_found(calibration())
+    fit = {"scale": 1.05, "bend": 0.0, "scatter": float(np.log(1.2)), "pairs": [[0.1, 0.1], [0.2, 0.21]]}
+    said = predictions.how_found(calibration(gradients=fit))
+    assert "estimated from gradients" in said and "2 of them were measured" in said and "× 1.05" in said
+    assert "20% from the estimates" in said
+    assert "sets their scale" in predictions.how_found(calibration(gradients=fit | {"scatter": None, "pairs": []}))
+
+
+def test_a_plan_that_was_measured_weight_by_weight_belongs_to_that_calibration(monkeypatch):
+    kept = {"text": SHA, "settings": SETTINGS}
+    key = f"{'ab' * 16}-{'cd' * 8}"
+    monkeypatch.setattr(Workspace, "key_of", lambda self, model: key)
+    one, other = (Workspace().calibration_file(key, f"loss-{settings_key(kept)}{end}") for end in ("", "-all"))
+    for file in (one, other):
+        write_json(file, {})
+    made = plan()
+    assert predictions.calibration_file(made) == one
+    made.calibration |= {"measure": "all"}
+    assert predictions.calibration_file(made) == other
+    other.unlink()
+    assert predictions.calibration_file(made) == one, "a calibration of all weights serves both ways"
+
+
 @pytest.fixture
 def runs() -> list[dict]:
     """Five plans of lowrank that cost 1.2 times the curve on held-out text, five of mpo that cost 0.8 times."""

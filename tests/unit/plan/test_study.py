@@ -4,16 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.models.load import load_model
 from karipap_core.models.sites import sites
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.damage import marginals
+from karipap_core.plan.decompositions import Decompositions
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.probe import Probe
 from karipap_core.plan.study import Study
-from karipap_core.profiles.activations import CalibrationSettings, Moments, calibration_windows, sampled_loss
+from karipap_core.profiles.activations import CalibrationSettings, calibration_windows, sampled_loss
+from karipap_core.profiles.blockpass import generator_of
+from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
 from karipap_core.workspace import Workspace
 from tests.helpers.architectures import make
@@ -54,10 +58,9 @@ def test_moments_are_those_of_a_plain_pass(study):
 
     for name, site in found.items():
         site.module.register_forward_hook(keep(name))
-    generator = torch.Generator().manual_seed(study.settings.seed)
-    for rows in windows.split(2048 // study.settings.window):
+    for number, rows in enumerate(windows.split(2048 // study.settings.window)):
         outputs.clear()
-        sampled_loss(model, rows, generator).backward()
+        sampled_loss(model, rows, generator_of(4 * study.settings.seed, number)).backward()
         for name, output in outputs:
             seen[name][1].append(output.grad.flatten(0, -2).double().numpy())
     tokens = windows.numel()
@@ -68,19 +71,6 @@ def test_moments_are_those_of_a_plain_pass(study):
         metric = study.moments.metric(name, "loss")
         assert metric.C.numpy() == pytest.approx(x.T @ x / len(x), rel=1e-4, abs=1e-5 * (x**2).mean())
         assert metric.G.numpy() == pytest.approx(g.T @ g / tokens, rel=1e-3, abs=1e-4 * (g**2).mean())
-
-
-def test_moments_in_groups_are_the_same_and_are_kept(study, tmp_path):
-    one = Moments(study.checkpoint, TEXT, study.settings, tmp_path / "one")
-    many = Moments(study.checkpoint, TEXT, study.settings, tmp_path / "many", memory_bytes=100_000)
-    assert len(one.groups) == 1 and len(many.groups) > 1
-    if any(weight.expert is not None for weight in study.checkpoint.weights):
-        return  # what an expert borrows depends on its group
-    for weight in study.checkpoint.weights:
-        if weight.compressible:
-            torch.testing.assert_close(one.metric(weight.name, "loss").C, many.metric(weight.name, "loss").C)
-            torch.testing.assert_close(one.metric(weight.name, "loss").G, many.metric(weight.name, "loss").G)
-    assert len(list((tmp_path / "many").rglob("*.safetensors"))) == len(many.groups)
 
 
 def test_probe_measures_what_float64_numpy_measures_and_replay_changes_nothing(study):
@@ -109,6 +99,24 @@ def test_probe_measures_what_float64_numpy_measures_and_replay_changes_nothing(s
     assert probe.measure([weight.name]).divergence == pytest.approx(expected, rel=1e-4)
     probe.restore()
     assert probe.measure().divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_dense_outputs_that_are_made_again_are_those_that_were_kept(study):
+    """Also while the table of tokens, which head and embedding may share, is another one."""
+    model, _ = load_model(study.checkpoint)
+    kept = Probe(model, study.checkpoint, study.windows.probe)
+    slim = Probe(model, study.checkpoint, study.windows.probe, memory_bytes=1)
+    assert kept._last[0] is None and (slim._last[0] is None) == (study.checkpoint.kind != "causal")
+    names = [w.name for w in study.checkpoint.weights if w.name in slim.sites and w.role in ("q", "qkv", "embed")]
+    for name in names[:2]:
+        for probe in (kept, slim):
+            probe.replace(name, study.checkpoint.read(name).float() * 0.7)
+            found = probe.measure()
+            probe.restore()
+            assert probe.measure().divergence == pytest.approx(0, abs=1e-9)
+            if probe is kept:
+                wanted = found
+        assert found.divergence == pytest.approx(wanted.divergence, rel=1e-5) and found.divergence > 1e-6
 
 
 def test_marginals_are_differences_of_whole_measurements_and_leave_the_plan_in_place(study):
@@ -188,3 +196,20 @@ def test_release_puts_back_what_probes_replaced(study):
     assert study.check.measure().divergence > 1e-9
     study.release()
     assert study.check.measure().divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_cores_of_a_weight_in_bfloat16_take_no_more_than_it_and_are_stored_as_before(tmp_path):
+    model = make("llama", tmp_path / "model", dtype="bfloat16")
+    decompositions = Decompositions(open_checkpoint(model), None, "weight", "two-sided", tmp_path / "cores")
+    weight = next(weight for weight in decompositions.checkpoint.weights if weight.role == "down")
+    name = weight.name
+    spec = LowRank.for_shape(*weight.shape, 7)
+    stored = decompositions.stored(name, spec)
+    [file] = decompositions.folder.glob("*.safetensors")
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    assert file.stat().st_size - header <= 2 * weight.parameters
+    W = decompositions.checkpoint.read(name)
+    for found, core in zip(stored, spec.decompose(W, Metric("weight")), strict=True):
+        assert torch.equal(found, core.bfloat16())
+    again = Decompositions(open_checkpoint(model), None, "weight", "two-sided", tmp_path / "cores")
+    assert all(map(torch.equal, again.cores(name, spec), (core.float() for core in stored)))

@@ -206,6 +206,24 @@ def test_nothing_is_said_before_there_is_evidence():
     assert meter.left is not None, "a stage of unknown length that was announced"
 
 
+def test_what_is_over_before_the_rest_is_known_is_no_part_of_it():
+    """A look at the text comes before anybody can tell what is to come."""
+    work = Work()
+    for done in range(5):
+        work.say("text", done, 4).step(1)
+    watch = Watch()
+    meter = Meter(clock=watch)
+    replayed(work.events, meter, watch)
+    assert meter.left == 0.0 and meter.overall < 0.9
+    meter.announce({"sensitivity": 30, "whole plans": 10})
+    rest = Work()
+    rest.now = work.now
+    for done in range(11):
+        rest.say("sensitivity", done, 10).step(3)
+    rows = replayed(rest.events, meter, watch)
+    assert rows[2][1] < 0.2 and left_at(rows, rows[5][0]) == pytest.approx(25, rel=0.3)
+
+
 def test_a_stage_without_an_end_says_nothing():
     watch = Watch()
     meter = Meter(clock=watch)

@@ -52,6 +52,32 @@ def slow_search(values, bits, clip):
     return best[1:]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("columns", [7, 32, 300])
+def test_no_range_that_wins_is_left_out(bits, columns):
+    """Ranges are looked at in float32 first: against all of them in float64, on entries of every size and shape."""
+    generator = torch.Generator().manual_seed(bits)
+    W = torch.randn(300, columns, generator=generator, dtype=torch.float64)
+    W[::3] = W[::3] ** 5
+    W[1::7, 1:] *= 1e-4
+    W = (W * torch.logspace(-12, 45, 300, dtype=torch.float64)[:, None]).clamp(-3e38, 3e38)
+    W[5], W[6, 1:] = 0, 0
+    low, high = W.amin(1).clamp(max=0).numpy(), W.amax(1).clamp(min=0).numpy()
+    tried = []
+    for shrink in np.linspace(1, SMALLEST, SHRINKS):
+        scale = np.minimum((high * shrink - low * shrink) / (2**bits - 1), 65504).astype(np.float16).astype(float)
+        scale[scale == 0] = 1
+        zero = np.clip(np.round(-low * shrink / scale), 0, 2**bits - 1)
+        codes = np.clip(np.round(W.numpy() / scale[:, None] + zero[:, None]), 0, 2**bits - 1)
+        left = scale[:, None] * (codes - zero[:, None]) - W.numpy()
+        tried.append(((left**2).sum(1), scale, zero))
+    errors, scales, zeros = (np.stack(each) for each in zip(*tried, strict=True))
+    found = quantize_rtn(W, bits, None)
+    at = (scales == found.scales[:, 0].double().numpy()) & (zeros == found.zeros[:, 0].numpy())
+    ours = np.where(at, errors, np.inf).min(0)
+    assert (ours <= errors.min(0) * (1 + 1e-12)).all()
+
+
 def slow_rtn(W, bits, group, clip):
     result = np.empty_like(W)
     for i, row in enumerate(W):
@@ -115,6 +141,15 @@ def test_gptq_beats_rounding_where_it_counts(bits, group):
     rounded, plain = error(quantize_rtn(W, bits, group)), error(quantize_rtn(W, bits, group, clip=False))
     for order in (False, True):
         assert error(quantize_gptq(W, bits, group, C, order=order)) < 0.7 * min(rounded, plain)
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (24, 50), (3, 1)])
+def test_the_weight_that_comes_in_is_left_as_it_is(shape):
+    W = weight(*shape).double()
+    before = W.clone()
+    quantize_gptq(W, 3, 16, moment(shape[1]))
+    quantize_rtn(W, 3, 16)
+    assert torch.equal(W, before)
 
 
 def test_gptq_with_uncorrelated_inputs_is_rounding():
@@ -330,3 +365,14 @@ def test_a_row_of_fp8_is_known_by_any_largest_code(largest):
     dense = 0.375 * torch.tensor([[largest, 2.0**-9, -(2.0**-6)]])
     found = Format.parse("fp8").on_grid(dense)
     assert found is not None and torch.equal(found.dense(), dense) and found.scales.item() == 0.375
+
+
+def test_the_factor_of_a_large_moment_is_that_of_its_inverse():
+    """More columns than are inverted at once, an odd number of them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 601, generator=generator, dtype=torch.float64)
+    C = x.T @ x / len(x)
+    U = inverse_factor(C, 0.01)
+    assert torch.equal(U, U.triu())
+    damped = C + 0.01 * C.diagonal().mean() * torch.eye(601, dtype=torch.float64)
+    torch.testing.assert_close(U.T @ U @ damped, torch.eye(601, dtype=torch.float64), rtol=0, atol=1e-9)

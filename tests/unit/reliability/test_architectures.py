@@ -27,18 +27,19 @@ SAMPLE = {
     "ctrl": ("tables and heads of other names", 0.96),
     "dbrx": ("experts' slices below one another in one matrix", 0.97),
     "deepseek_v2": ("latent attention, shared experts", 0.98),
-    "deepseek_v4": ("a grouped linear layer, whole numbers", 0.8),
+    "deepseek_v4": ("a grouped linear layer, parameters multiplied by the model", 0.97),
     "dots1": ("a dense layer before experts", 0.98),
     "exaone4": ("norms behind", 0.98),
     "falcon": ("a linear layer with a forward of its own", 0.97),
+    "gemma3": ("patches, a packed attention", 0.97),
     "gemma3_text": ("sliding and full attention", 0.98),
     "gpt_oss": ("stacks (in, out) with biases", 0.97),
     "gpt2": ("maps stored (in, out)", 0.96),
     "granitemoe": ("stacks under other names", 0.98),
     "gte": ("a matrix that is stored fused", 0.9),
     "hrm_text": ("two stacks of layers, matrices stored fused", 0.98),
-    "inkling2_text": ("stacks whose rows are interleaved", 0.88),
-    "inkling_text": ("shared experts as stacks", 0.88),
+    "inkling2_text": ("stacks whose rows are interleaved", 0.96),
+    "inkling_text": ("shared experts as stacks", 0.96),
     "jamba": ("state spaces, attention and experts", 0.9),
     "jetmoe": ("experts of the attention", 0.97),
     "jina_embeddings_v3": ("stored fused, with biases", 0.88),
@@ -56,11 +57,14 @@ SAMPLE = {
     "phimoe": ("experts with biases around", 0.97),
     "qwen3_next": ("gated linear attention", 0.8),
     "rwkv": ("no attention", 0.9),
+    "recurrent_gemma": ("a matrix for each head, (in, out)", 0.96),
+    "squeezebert": ("convolutions of one place", 0.25),
     "t5": ("relative positions, a shared table", 0.97),
     "xlm": ("blocks in containers of other names", 0.97),
-    "xlnet": ("projections of three dimensions", 0.3),
+    "xlnet": ("projections of three dimensions", 0.96),
+    "zamba": ("a matrix for each head", 0.96),
 }
-WHOLE = ("granitemoe", "gte", "longcat_flash", "xlm")
+WHOLE = ("granitemoe", "gte", "longcat_flash", "xlm", "xlnet")
 
 
 @functools.cache

@@ -34,6 +34,6 @@ def test_planned_compressed_verified_and_not_measured(vit, tmp_path):
     assert point["loss"] is None and point["rise"] is None and "Neither quality nor speed" in point["notes"][0]
     assert 0.6 < point["kept_blocks"] <= 0.7
     verdict = story.verify(tmp_path / "run/model").to_json()
-    assert verdict["ok"] and "12 layers that these tokens do not reach" in verdict["checks"][-1]["detail"]
+    assert verdict["ok"] and "13 layers that these tokens do not reach" in verdict["checks"][-1]["detail"]
     found = evaluate_folder(tmp_path / "run/model")
     assert found["fidelity"] is None and found["speed"] is None and found["memory"]["dense"]["weights_bytes"] > 0

@@ -249,6 +249,15 @@ def test_a_layer_is_all_its_weights_at_once(studies):
     assert core.sensitivity(study, chi=6, **CUT)["layers"] == found["layers"]  # both units are kept in one file
 
 
+def test_two_ways_of_rounding_are_two_measurements(studies, monkeypatch):
+    study = studies("llama", num_hidden_layers=1)
+    asked = {"choice": Choice("lowrank", "int3"), "chi": 6, "by": "layer"} | CUT
+    two = core.sensitivity(study, **asked)
+    monkeypatch.setattr(study, "rounding", "one-sided")
+    one = core.sensitivity(study, **asked)
+    assert one["settings"] != two["settings"] and one["layers"][0]["rise"] != two["layers"][0]["rise"]
+
+
 def test_an_encoder_has_an_output_error_instead(studies):
     found = core.sensitivity(studies("bert"), kept=0.5, text=HELD_OUT, scoring=Scoring(32, max_tokens=200))
     assert found["quality"] == "relative_error" and all(row["relative_error"] > 0 for row in found["weights"])

@@ -1,0 +1,152 @@
+"""Cores fitted behind a compressed prefix, against the same steps with the whole model in memory."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from karipap_core.compressed.compress import compress
+from karipap_core.errors import InputError
+from karipap_core.models.sites import observe, sites
+from karipap_core.networks.stored import values
+from karipap_core.plan import aligned, estimate
+from karipap_core.plan.aligned import aligned_matrices, fit_aligned
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.choice import Choice
+from karipap_core.plan.planner import Planner
+from karipap_core.plan.study import Study
+from karipap_core.spectra.metric import Metric
+from karipap_core.workspace import Workspace
+from tests.helpers.architectures import make
+from tests.helpers.studies import CALIBRATION, SETTINGS
+from tests.unit.compressed.test_compress import folder_hash
+
+KINDS = ("llama", "gpt2", "bert", "opt", "mixtral", "falcon", "gemma2")
+STEPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+
+
+def study_of(kind, folder) -> Study:
+    return Study(make(kind, folder / "model"), CALIBRATION, SETTINGS, "cpu", Workspace(folder / "workspace"))
+
+
+def plan_of(study, kept=0.5, choice="lowrank", metric="loss"):
+    plan = Planner(study, choice, metric).make(Budget(kept, scope="blocks"), "uniform")
+    return replace(plan, prefix="aligned")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    study = study_of("llama", tmp_path_factory.mktemp("aligned"))
+    return study, plan_of(study)
+
+
+def in_memory(study, plan) -> dict[str, torch.Tensor]:
+    """Ŵ of every weight, by one pass of the whole model for each step, dense and with what is cut so far."""
+    model, windows = study.model[0], study.windows.moments[: aligned.WINDOWS]
+    live, cut = sites(model, study.checkpoint), {}
+
+    def inputs(name, replaced):
+        seen = []
+        with ExitStack() as stack, torch.no_grad():
+            for other, matrix in replaced.items():
+                stack.enter_context(live[other].replaced(matrix))
+            stack.enter_context(observe({name: live[name]}, lambda _, x: seen.append(x.double())))
+            model(windows)
+        return torch.cat(seen)
+
+    for layer in sorted({weight.layer for weight in study.weights}):
+        for roles in STEPS:
+            mine = [w for w in study.weights if w.layer == layer and w.role in roles and plan.spec(w.name)]
+            before = dict(cut)
+            for weight in mine:
+                W, spec = study.checkpoint.read(weight.name).double(), plan.spec(weight.name)
+                metric = study.moments.metric(weight.name, plan.metric)
+                if before:
+                    x, x_hat = inputs(weight.name, {}), inputs(weight.name, before)
+                    own, cross = x_hat.T @ x_hat / len(x), x.T @ x_hat / len(x)
+                    more = aligned.DAMPING * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
+                    W = W @ (cross + more) @ torch.linalg.inv(own + more)
+                    metric = Metric(plan.metric, own, metric.G, metric.damping)
+                cut[weight.name] = spec.dense(spec.decompose(W, metric))
+    return cut
+
+
+def test_it_is_what_the_whole_model_in_memory_gives(world):
+    study, plan = world
+    found, expected = aligned_matrices(study, plan), in_memory(study, plan)
+    assert found.keys() == expected.keys() and len(found) > 10
+    for name, matrix in expected.items():
+        assert (found[name] - matrix).norm() < 2e-3 * matrix.norm(), name
+
+
+@pytest.mark.parametrize("metric", ["weight", "functional", "loss"])
+def test_what_the_prefix_has_lost_is_made_good(tmp_path, metric):
+    study = study_of("llama", tmp_path)
+    plan = plan_of(study, 0.4, metric=metric)
+    source, probe = study.decompositions_of(plan), study.probe
+    one = {name: (lambda n=name: source.matrix(n, plan.spec(n))) for name in plan.weights if plan.spec(name)}
+    two = {name: (lambda m=matrix: m) for name, matrix in aligned_matrices(study, plan).items()}
+    plain, made_good = probe.measured([one, two])
+    assert made_good.divergence < 0.97 * plain.divergence
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_weight_of_a_plan_is_fitted_once(kind, tmp_path):
+    study = study_of(kind, tmp_path)
+    plan, kept = plan_of(study), []
+    fit_aligned(study, plan, lambda name, spec, cores: kept.append((name, spec.dense(values(spec, cores)))))
+    cut = {name for name in plan.weights if plan.spec(name) is not None}
+    assert len(kept) == len(cut) and dict(kept).keys() == cut
+    assert all(torch.isfinite(matrix).all() for _, matrix in kept)
+
+
+@pytest.mark.parametrize("choice", ["lowrank", Choice("lowrank+qlr", "auto"), "tree"], ids=str)
+def test_a_run_that_was_stopped_goes_on_to_the_same_folder(choice, tmp_path, monkeypatch):
+    study = study_of("llama_bf16", tmp_path)
+    plan = plan_of(study, 0.4, choice)
+    whole = compress(study, plan, tmp_path / "whole")
+    assert whole["verify"]["ok"]
+
+    def stop(stage, done, total, item="", *more):
+        if stage == "fit" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(study, plan, tmp_path / "stopped", progress=stop)
+    assert len(list((tmp_path / "stopped" / ".parts").rglob("*.safetensors"))) > 0
+    compress(study, plan, tmp_path / "stopped")
+    one, two = (folder_hash(tmp_path / name) for name in ("whole", "stopped"))
+    assert one["model.safetensors"] == two["model.safetensors"]
+    plain = compress(study, replace(plan, prefix=None), tmp_path / "plain")
+    assert folder_hash(tmp_path / "plain")["model.safetensors"] != one["model.safetensors"]
+    assert plain["bytes"] == whole["bytes"]
+
+
+def test_a_model_that_does_not_run_block_by_block_is_refused(world, monkeypatch):
+    study, plan = world
+    monkeypatch.setattr(aligned, "runs_apart", lambda *_: False)
+    with pytest.raises(InputError, match="does not run block by block: make the plan without an aligned prefix"):
+        aligned_matrices(study, plan)
+
+
+def test_a_dry_run_counts_the_passes_that_torch_counts(world, monkeypatch):
+    study, plan = world
+    windows, window = study.windows.moments.shape
+    monkeypatch.setattr(estimate, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(estimate, "WINDOWS", windows)
+    parts = {row["part"]: row["operations"] for row in estimate.of_compress(study.checkpoint, "cpu", plan)["parts"]}
+    assert "behind the prefix" not in {
+        row["part"] for row in estimate.of_compress(study.checkpoint, "cpu", replace(plan, prefix=None))["parts"]
+    }
+    with FlopCounterMode(display=False) as counted:
+        aligned_matrices(study, plan)
+    ran = sum(counted.get_flop_counts()["Global"].values())
+    assert 0.5 * ran < parts["behind the prefix"]["float32"] < 2 * ran
+
+
+def test_the_plan_s_file_says_so(world, tmp_path):
+    _, plan = world
+    plan.save(tmp_path / "plan.json")
+    assert type(plan).load(tmp_path / "plan.json").prefix == "aligned"

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+
+from karipap_core.errors import InputError
+from karipap_core.networks.dense import Dense
+from karipap_core.networks.lowrank import LowRank
+from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.stored import quantize_cores, values
+from karipap_core.quantization.gptq import output_factor
+from karipap_core.quantization.rounding import inverse_factor, quantize_by_factor, quantize_rtn
+from karipap_core.quantization.two_sided import quantize_two_sided
+from karipap_core.spectra.metric import Metric
+from tests.unit.quantization.test_rounding import moment, slow_round, slow_search, weight
+
+HEIGHT = 32  # of the tiles of so small a weight
+
+
+def damped(n, seed):
+    C = moment(n, seed)
+    C.diagonal().add_(0.01 * C.diagonal().mean())
+    return C
+
+
+def loss(G, C, D):
+    return torch.einsum("oi,ij,pj,op->", D, C, D, G).item()
+
+
+def by_conditional_means(W, bits, group, C, G):
+    """Every entry is rounded from what it would be if all that are not rounded yet were free to make good what was, by
+    solving for them in G ⊗ C; the grid of a group is searched on such values as its tile of rows is reached."""
+    H = np.kron(G, C)
+    n_out, n_in = W.shape
+    left, known = np.zeros(n_out * n_in), np.zeros(n_out * n_in, dtype=bool)
+    result, grids = np.zeros_like(W), {}
+
+    def wanted(entries, given):
+        free = np.flatnonzero(~given)
+        found = np.zeros_like(left)
+        found[free] = -np.linalg.solve(H[np.ix_(free, free)], H[np.ix_(free, given)] @ left[given])
+        return W.ravel()[entries] - found[entries]
+
+    places = [
+        (i, j)
+        for top in range(0, n_out, HEIGHT)
+        for start in range(0, n_in, group)
+        for i, j in (
+            (i, j) for j in range(start, min(start + group, n_in)) for i in range(top, min(top + HEIGHT, n_out))
+        )
+    ]
+    for i, j in places:
+        top, start = i // HEIGHT * HEIGHT, j // group * group
+        if (i, start) not in grids:
+            for row in range(top, min(top + HEIGHT, n_out)):
+                entries = row * n_in + np.arange(start, min(start + group, n_in))
+                grids[row, start] = slow_search(wanted(entries, known), bits, True)
+        scale, zero = grids[i, start]
+        # What lies below or to the right is not known to this entry, whatever the order.
+        rows, columns = np.indices(W.shape)
+        before = known & ((rows <= i) & (columns <= j)).ravel()
+        at = i * n_in + j
+        value = wanted(np.array([at]), before)[0]
+        result[i, j] = scale * (slow_round(value, scale, zero, bits) - zero)
+        left[at], known[at] = W[i, j] - result[i, j], True
+    return result
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 4), (3, 5), (4, 3)])
+def test_it_is_nearest_plane_rounding_in_the_kronecker_product(bits, group):
+    W, C, G = weight(35, 8).double(), damped(8, 1), damped(35, 2)
+    found = quantize_two_sided(W, bits, group, inverse_factor(C.clone(), 0), inverse_factor(G.clone(), 0))
+    expected = by_conditional_means(W.numpy(), bits, group, C.numpy(), G.numpy())
+    np.testing.assert_allclose(found.dense().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(1, 50), (70, 50), (24, 300), (130, 7), (3, 1)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 64), (4, 200), (4, None)])
+def test_without_a_second_side_it_is_gptq_bit_for_bit(shape, bits, group):
+    W, U = weight(*shape), inverse_factor(moment(shape[1]), 0.01)
+    found = quantize_two_sided(W, bits, group, U, torch.eye(shape[0], dtype=torch.float64) * 3)
+    expected = quantize_by_factor(W, bits, group, U)
+    for name, tensor in found.tensors().items():
+        assert torch.equal(tensor, expected.tensors()[name])
+
+
+@pytest.mark.parametrize("shape", [(60, 50), (24, 300), (130, 40)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 32), (4, None)])
+def test_the_second_side_wins(shape, bits, group):
+    W, C, G = weight(*shape).double(), damped(shape[1], 1), damped(shape[0], 2)
+    U, V = inverse_factor(C.clone(), 0), inverse_factor(G.clone(), 0)
+    two, one, none = (
+        loss(G, C, W - q.dense())
+        for q in (
+            quantize_two_sided(W, bits, group, U, V),
+            quantize_by_factor(W, bits, group, U),
+            quantize_rtn(W, bits, group),
+        )
+    )
+    assert two < 0.8 * one and one < none
+
+
+def test_the_weight_and_the_factors_that_come_in_are_left_as_they_are():
+    given = [weight(70, 50).double(), inverse_factor(damped(50, 1), 0), inverse_factor(damped(70, 2), 0)]
+    before = [each.clone() for each in given]
+    quantize_two_sided(given[0], 3, 16, *given[1:])
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize(("wrong", "name"), [(0, "U"), (1, "V")])
+def test_factors_of_another_size_are_refused(wrong, name):
+    factors = [torch.eye(50).double(), torch.eye(20).double()]
+    factors[wrong] = torch.eye(7).double()
+    with pytest.raises(InputError, match=f"factor {name}"):
+        quantize_two_sided(weight(20, 50), 3, 16, *factors)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Dense.for_shape(48, 40, quantize="int3g8"),
+        Qlr.for_shape(48, 40, 4, bits="int2"),
+        Qlr.for_shape(48, 40, 4, bits="int3", quantize="int4"),
+        LowRank.for_shape(48, 40, 12, quantize="int3g8"),
+    ],
+    ids=str,
+)
+def test_networks_in_few_bits_lose_less_under_the_loss_metric(spec):
+    W, C, G = weight(48, 40).double(), damped(40, 1), damped(48, 2)
+
+    def error(both):
+        metric = Metric("loss", C, G, rounds_under_G=both)
+        stored = quantize_cores(spec, spec.fit(W, metric), W, metric)
+        return metric.absolute(W - spec.dense(values(spec, stored, torch.float64)))
+
+    assert error(True) < 0.95 * error(False)
+
+
+def test_rows_that_know_nothing_of_one_another_have_no_second_side():
+    C, G = damped(8, 1), torch.diag(torch.rand(6).double() + 0.1)
+    assert output_factor(Metric("loss", C, G), torch.device("cpu")) is None
+    assert output_factor(Metric("functional", C), torch.device("cpu")) is None
+    full = Metric("loss", C, damped(6, 2))
+    assert output_factor(full, torch.device("cpu")) is not None
+    assert output_factor(Metric("loss", C, damped(6, 2), rounds_under_G=False), torch.device("cpu")) is None
