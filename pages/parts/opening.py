@@ -159,11 +159,19 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
     def chosen(place: str) -> None:
         st.session_state.open_said = take(place)
 
-    def of_hub(hub_id: str) -> None:
-        st.session_state.open_sized = hub_id
-        chosen(hub_id)
+    def meant() -> Found:
+        """What the box says now: who presses a button right behind the last letter has seen it for the letters before,
+        and another folder must not be permitted than the one that was typed."""
+        return look(st.session_state.get(key("open_path"), ""), known.models, hubs)
 
-    def allow(folder: Path) -> None:
+    def of_hub() -> None:
+        if (hub_id := meant().hub_id) is not None:
+            st.session_state.open_sized = hub_id
+            chosen(hub_id)
+
+    def allow() -> None:
+        if (folder := meant().ask) is None:
+            return
         try:
             said = st.session_state.open_said = permit(str(folder))
         except (InputError, StorageError, OSError) as error:
@@ -183,7 +191,7 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
     if found.hub_id is not None:
         st.caption("Not on this machine yet.")
         label = f"Look for {common.plain(found.hub_id)} on the hub"
-        st.button(label, key="open_hub", type="primary", on_click=of_hub, args=(found.hub_id,))
+        st.button(label, key="open_hub", type="primary", on_click=of_hub)
     entries(found, chosen)
     if not typed:
         lately({*known.models.values(), *hubs}, chosen)
@@ -312,12 +320,12 @@ def name_of(place: str) -> str:
     return roots.showable(Path(place).name if os.path.isabs(place) else place)
 
 
-def ask(folder: Path, allow: Callable[[Path], None]) -> None:
+def ask(folder: Path, allow: Callable[[], None]) -> None:
     """The question, once, for a folder outside the roots."""
     with st.container(border=True, key="k-open-ask"):
         st.markdown("This folder is outside the folders that the dashboard may open so far. Open it?")
         st.code(str(folder), language=None, wrap_lines=True)
-        st.button("Open it", key="open_permit", type="primary", on_click=allow, args=(folder,))
+        st.button("Open it", key="open_permit", type="primary", on_click=allow)
         st.caption("It and what is below it may then be opened from this machine, until you take that back here.")
 
 
