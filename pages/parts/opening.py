@@ -152,25 +152,30 @@ def permit(folder: str) -> str:
     return ""
 
 
-def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]) -> None:
-    """The box and what it leads to. take(place): makes the model of a folder or hub id the one in view, or returns why
-    that cannot be."""
+@dataclass(frozen=True)
+class Box:
+    """What the box's buttons do. take(place): makes the model of a folder or hub id the one in view, or says why it
+    cannot be."""
 
-    def chosen(place: str) -> None:
-        st.session_state.open_said = take(place)
+    known: roots.Listing
+    hubs: dict[str, str]
+    take: Callable[[str], str]
 
-    def meant() -> Found:
+    def meant(self) -> Found:
         """What the box says now: who presses a button right behind the last letter has seen it for the letters before,
         and another folder must not be permitted than the one that was typed."""
-        return look(st.session_state.get(key("open_path"), ""), known.models, hubs)
+        return look(st.session_state.get(key("open_path"), ""), self.known.models, self.hubs)
 
-    def of_hub() -> None:
-        if (hub_id := meant().hub_id) is not None:
+    def chosen(self, place: str) -> None:
+        st.session_state.open_said = self.take(place)
+
+    def of_hub(self) -> None:
+        if (hub_id := self.meant().hub_id) is not None:
             st.session_state.open_sized = hub_id
-            chosen(hub_id)
+            self.chosen(hub_id)
 
-    def allow() -> None:
-        if (folder := meant().ask) is None:
+    def allow(self) -> None:
+        if (folder := self.meant().ask) is None:
             return
         try:
             said = st.session_state.open_said = permit(str(folder))
@@ -178,8 +183,12 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
             said = st.session_state.open_said = str(error)
         if not said:
             models = list(roots.scan([os.path.realpath(folder)]).models.values())
-            chosen(models[0]) if len(models) == 1 else browse(Path(os.path.realpath(folder)))
+            self.chosen(models[0]) if len(models) == 1 else browse(Path(os.path.realpath(folder)))
 
+
+def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]) -> None:
+    """The box and what it leads to; see `Box`."""
+    box = Box(known, hubs, take)
     typed = st.text_input(
         "Open a model: folder, file or hub id", key=key("open_path"), placeholder="~/models  or  owner/name", live=True
     )
@@ -187,14 +196,14 @@ def panel(known: roots.Listing, hubs: dict[str, str], take: Callable[[str], str]
     if said := st.session_state.pop("open_said", "") or found.said:
         st.error(common.plain(roots.printable(said)))
     if found.ask is not None:
-        ask(found.ask, allow)
+        ask(found.ask, box.allow)
     if found.hub_id is not None:
         st.caption("Not on this machine yet.")
         label = f"Look for {common.plain(found.hub_id)} on the hub"
-        st.button(label, key="open_hub", type="primary", on_click=of_hub)
-    entries(found, chosen)
+        st.button(label, key="open_hub", type="primary", on_click=box.of_hub)
+    entries(found, box.chosen)
     if not typed:
-        lately({*known.models.values(), *hubs}, chosen)
+        lately({*known.models.values(), *hubs}, box.chosen)
     drop()
     permissions()
 
