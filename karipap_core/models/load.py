@@ -14,7 +14,7 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.checkpoint.roles import place
 from karipap_core.checkpoint.tensorfile import FLOATS
 from karipap_core.errors import InputError
-from karipap_core.models import running
+from karipap_core.models import devices, running
 from karipap_core.models.empty import empty_model, explained, live_config, quiet
 from karipap_core.reading import named, open_file, read_json
 from karipap_core.spectra.spectrum import pick_device
@@ -50,7 +50,8 @@ def load_model(
     Models that predict tokens with their head, others without (`class_of`). `run`: whether it has to run on text, which
     is tried on a few tokens (`try_model`); without, one that does not is loaded too.
     Nothing is executed from the
-    folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one. Raises InputError where
+    folder and nothing but safetensors is read; `device` "auto" is CUDA where there is one, several where one is too
+    small (`devices.put`). Raises InputError where
     config.json, tensors and tokenizer do not fit (`empty_model`), transformers cannot load or run them, or a parameter
     holds NaN or infinity.
     """
@@ -67,7 +68,7 @@ def load_model(
     for name, parameter in live.named_parameters():
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise checkpoint.damaged(name)
-    live.to(device)  # type: ignore[arg-type]  # transformers' wrapper of Module.to does not look like a method
+    devices.put(live, device)
     live.eval()
     if run:
         try_model(live, checkpoint.name)
