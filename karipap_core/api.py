@@ -11,6 +11,7 @@ from typing import Any, Literal
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS
 from karipap_core.plan.study import Measure
 from karipap_core.progress import Progress, silent
 from karipap_core.story import Folder, Model
@@ -84,6 +85,8 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
     device: str = "auto",
     progress: Progress = silent,
     measure: Measure = "gradients",
+    rounding: str = ROUNDINGS[0],
+    prefix: str = PREFIXES[0],
 ) -> Tradeoff:
     """Networks × budgets × rules → plans → measured points, beside the baselines at the same budgets.
 
@@ -100,9 +103,9 @@ def tradeoff(  # noqa: PLR0913 (what a person types; inside they are one Choice 
     """
     from karipap_core.tradeoffs.sweep import MAX_TOKENS, Grid, study_and_text, sweep
 
-    study, text = study_and_text(model, text, calibration, device, progress, measure)
+    study, text = study_and_text(model, text, calibration, device, progress, measure, rounding)
     choices = [Choice(network, quantize, embedding, structure) for network in networks]
-    grid = Grid(budgets, rules, metric, scope, baselines)
+    grid = Grid(budgets, rules, metric, scope, baselines, prefix)
     scoring = Scoring(window, stride, MAX_TOKENS if max_tokens is None else max_tokens)
     return Tradeoff(sweep(study, text, choices, grid, scoring, out=out, progress=progress))
 

@@ -15,7 +15,7 @@ from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.effort import plan_costs
-from karipap_core.plan.kind import ROUNDINGS
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Measure, Study
 from karipap_core.profiles.document import Profile
@@ -67,6 +67,7 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     progress: Progress = silent,
     measure: Measure | None = None,
     rounding: str | None = None,
+    prefix: str = "dense",
 ) -> Plan:
     """The plan for a model at a budget: what each weight becomes, and what that is predicted to cost.
 
@@ -81,6 +82,8 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
         "all" weights measured by forward passes.
     rounding : of numbers in few bits under the loss metric: errors made good "two-sided" (the default), by the columns
         still to come and the rows below, or "one-sided", by columns alone, as GPTQ does.
+    prefix : what each weight is fitted behind when the plan is compressed: the "dense" model, or ("aligned") the
+        weights that are cut before it, so that it makes good what these lose.
 
     Raises InputError for a budget that the model cannot meet, and for names that do not exist.
     """
@@ -91,7 +94,11 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
         budget.limit(study.checkpoint, tables)  # before anything is measured
     choice = Choice(network, quantize, embedding, structure)
     announce(progress, plan_costs(study, choice, metric, rule))
-    return Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)
+    if prefix not in PREFIXES:
+        raise InputError(f"prefix {prefix!r} is not one of {', '.join(PREFIXES)}.")
+    plan = Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)
+    plan.prefix = None if prefix == "dense" else prefix
+    return plan
 
 
 def compress(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from karipap_core.plan.kind import PREFIXES
 from karipap_core.spectra.spectrum import METRICS
 from pages.parts import chi_board, common, draft, model, plan_jobs, plan_session, plan_side, profiles, tables, terms
 
@@ -122,6 +123,18 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
             filter_mode=None,
             help="What the tables of tokens may become: as they are, low rank, or a tensor train.",
         )
+        if now.metric != "weight" or found.calibration:  # a text is read
+            widget(
+                st.segmented_control,
+                "Fitted behind",
+                PREFIXES,
+                "prefix",
+                format_func=plan_side.PREFIX_SAYS.get,
+                required=True,
+                help="Each weight is fitted to what the dense model gives it, or to what it is given behind the "
+                "weights that are cut before it, so that it makes good what these lose. The second pays in few bits, "
+                "and takes two passes of the model more when it is compressed; predictions know nothing of it.",
+            )
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
         widget(st.selectbox, "Rule", rules, "rule", width=150, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))
         widget(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from karipap_core.cli.registry import Option, option
 from karipap_core.errors import InputError
 from karipap_core.evaluation.scoring import Scoring
-from karipap_core.plan.kind import ROUNDINGS
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS
 from karipap_core.progress import Progress
 
 if TYPE_CHECKING:  # imports torch, and `--help` has to be instant
@@ -182,8 +182,8 @@ ROUNDING = option(
 )
 PREFIX = option(
     "--prefix",
-    choices=("dense", "aligned"),
-    default="dense",
+    choices=PREFIXES,
+    default=PREFIXES[0],
     help="fit each weight to what the dense model gives it, or (aligned) to what it is given behind the compressed "
     "weights before it, so that it makes good what these lose: pays in few bits; compressing then runs the model block "
     "by block (default: dense)",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.plan.aligned import WINDOWS
+from karipap_core.plan.behind import WINDOWS
 from karipap_core.plan.calibrate import PICKED
 from karipap_core.plan.calibration import LEVELS
 from karipap_core.plan.document import Plan

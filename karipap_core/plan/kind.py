@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured
 
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
+PREFIXES = ("dense", "aligned")  # what a weight is fitted behind (aligned.py)
 ROUNDINGS = ("two-sided", "one-sided")  # what makes rounding errors of integers good: both moments, or C alone
 EMBEDDINGS = {"dense": None, "lowrank": "lowrank", "tt": "tt_embedding"}  # the option's word → the network of tables
 

@@ -172,10 +172,12 @@ def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:
 
 
 def checkable(point: dict) -> bool:
-    """Whether a run holds a prediction of a curve against a measured rise."""
+    """Whether a run holds a prediction of a curve against a measured rise. Not one of a plan that is fitted behind a
+    compressed prefix: it loses less than the curve, which knows nothing of that, says."""
     predicted = point.get("predicted") or {}
     return (
         bool(point.get("plan"))
+        and not point["plan"].get("prefix")
         and predicted.get("source") == CURVE
         and known(point, "rise")
         and bool(known(predicted, "rise") and isinstance(point.get("text"), dict))
@@ -196,9 +198,10 @@ def _plan(point: dict) -> Plan:
 
 
 def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> bool:
-    """Give a calibration the check that a measured plan is, if the curve predicted it; returns whether it was new."""
+    """Give a calibration the check that a measured plan is, if the curve predicted it (see `checkable`); returns
+    whether it was new."""
     predicted = plan.predicted or {}
-    if predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
+    if plan.prefix or predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
         return False
     return calibration.check(
         predicted["rise"],

@@ -114,13 +114,14 @@ def level(a: dict, b: dict, quality: str) -> bool:
 
 
 def method_of(point: dict) -> str:
-    """What a point is, without its budget and rule: "tree", "lowrank in int4" (in few bits: in several formats),
-    "GPTQ int4", "plain SVD"."""
+    """What a point is, without its budget and rule: "tree", "lowrank in int4" (in few bits: in several formats), "qlr,
+    aligned", "GPTQ int4", "plain SVD"."""
     settings = point.get("settings") or {}
     if point["kind"] == "network":
         words, forms = point["method"], settings.get("quantize")
         if forms and words != "auto" and "+" not in words:  # a mix has any of them
             words += " in few bits" if "," in forms else f" in {forms}"
+        words += f", {settings['prefix']}" if settings.get("prefix") else ""
         return words + (f", embedding {settings['embedding']}" if settings.get("embedding") else "")
     names = {"gptq": "GPTQ", "rtn": "rounded", "svd": "plain SVD", "svd-llm": "SVD-LLM"}
     name = {**names, "magnitude": "magnitude pruning"}.get(point["method"], point["method"])

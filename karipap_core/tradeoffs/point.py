@@ -67,7 +67,7 @@ def plan_settings(plan: Plan, network: str) -> dict[str, Any]:
         "metric": plan.metric,
         "budget": plan.budget,
         "scope": plan.scope,
-    }
+    } | ({"prefix": plan.prefix} if plan.prefix else {})
 
 
 def runs_of_model(checkpoint, workspace: Workspace | None = None) -> list[dict[str, Any]]:

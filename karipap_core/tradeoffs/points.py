@@ -71,7 +71,7 @@ class Points:
             {word for entry in plan.weights.values() for word in entry.get("structure", {}) if entry["structure"][word]}
         )
         settings |= {"structure": ", ".join(around)} if around else {}
-        words = [network, *(f"+ {word}" for word in around), "quantized" if "quantize" in settings else ""]
+        words = [network, *(f"+ {word}" for word in around), "quantized" if "quantize" in settings else "", plan.prefix]
         label = f"{' '.join(filter(None, words))}, {plan.rule}, kept {plan.budget:g}"
         draft = self._draft("network", network, label, settings, plan)
         point = self._point(draft, cores, lambda: self._figures(plan), seconds)

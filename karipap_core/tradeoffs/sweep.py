@@ -71,6 +71,7 @@ class Grid:
     rules : as `Planner.make` takes them.
     metric : what the cores are fitted to.
     scope : what budgets are fractions of: "model" or "blocks".
+    prefix : what weights are fitted behind, "dense" or "aligned" (plan/aligned.py).
     """
 
     budgets: Sequence[float] | Literal["auto"] = "auto"
@@ -78,6 +79,7 @@ class Grid:
     metric: str = "loss"
     scope: str = "model"
     baselines: bool = True
+    prefix: str = "dense"
 
 
 GRID = Grid()
@@ -144,7 +146,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
         network = planner.choice.network
         progress("sweep", number, len(todo), f"{network}, {rule}, kept {budget:g}")
         try:
-            plan, seconds = _plan(study, planner, Budget(budget, scope=grid.scope), rule, out, progress)
+            plan, seconds = _plan(study, planner, grid, Budget(budget, scope=grid.scope), rule, out, progress)
         except InputError as error:
             notes.append(f"{network}, {rule}, kept {budget:g}: left out. {error}")
             continue
@@ -207,7 +209,9 @@ def auto_budgets(planner: Planner, scope: str) -> list[float]:
     return sorted(nearest, reverse=True)
 
 
-def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, progress) -> tuple[Plan, float]:
+def _plan(
+    study: Study, planner: Planner, grid: Grid, budget: Budget, rule: str, out: Path, progress: Progress
+) -> tuple[Plan, float]:
     """The plan of a rule at a budget, kept (measuring takes long) and written to `<out>/plans`; its seconds."""
     wanted = {"network": planner.choice.network, "metric": planner.metric, "rule": rule, "kept": budget.kept}
     wanted |= {"scope": budget.scope, "model": study.checkpoint.identity, "study": study.key}
@@ -217,6 +221,7 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
     wanted |= {"measure": "all"} if study.measure == "all" else {}
     if told := counting(study.rounding, planner.metric, planner.choice.rounds):
         wanted["rounding"] = told
+    wanted |= {"prefix": grid.prefix} if grid.prefix != "dense" else {}
     file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
     ours = study.folder / "plans" / file.name  # with its sum: the other one is for people, who may change it
     began = time.monotonic()
@@ -226,6 +231,7 @@ def _plan(study: Study, planner: Planner, budget: Budget, rule: str, out: Path, 
         plan = Plan.load(file)
     else:
         plan = planner.make(budget, rule, progress)
+        plan.prefix = None if grid.prefix == "dense" else grid.prefix
     if found is None:
         keep_json(ours, {"plan": plan.to_json()})
         plan.save(file)

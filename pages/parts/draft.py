@@ -25,7 +25,7 @@ DRAFT_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 @dataclass(frozen=True)
 class Draft:
     """chi: weight → χ (or the number of its option, see chi_board.py), 0 for dense. locked and hand: names. budget:
-    kept fraction of what unit and scope say. quantize and embedding: as the options of the verb `plan`.
+    kept fraction of what unit and scope say. quantize, embedding and prefix: as the options of the verb `plan`.
 
     special: entries of an imported plan that are none of the network's options: {name: {"entry", "chi", "parameters",
     "bytes", "multiply_adds"}}; such a weight stays as it is or becomes dense. origin: the plan that was opened, as
@@ -45,6 +45,7 @@ class Draft:
     origin: dict | None = None
     quantize: str | None = None
     embedding: str = "dense"
+    prefix: str = "dense"
 
     @property
     def what(self) -> What:
@@ -233,7 +234,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
     if draft.origin:
         predicted = draft.origin["predicted"] or predicted
         rule = draft.origin["rule"]
-        more = {key: draft.origin.get(key) for key in ("chosen_rule", "tried", "rounding", "prefix")}
+        more = {key: draft.origin.get(key) for key in ("chosen_rule", "tried", "rounding")}
     elif draft.hand:
         rule = "hand"
     return Plan(
@@ -247,6 +248,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         calibration=found.calibration.text if found.calibration else None,
         predicted=predicted,
         embedding=embedding,
+        prefix=None if draft.prefix == "dense" else draft.prefix,
         notes=list(found.notes),
         **more,
     )
@@ -355,6 +357,7 @@ def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
         locked=tuple(weight for weight, e in plan.weights.items() if e.get("locked")),
         hand=tuple(weight for weight, e in plan.weights.items() if e.get("by") == "hand"),
         special=special,
+        prefix=plan.prefix or "dense",
         origin={
             "name": name,
             "rule": plan.rule,
@@ -362,7 +365,6 @@ def from_plan(plan: Plan, checkpoint, name: str) -> Draft:
             "predicted": plan.predicted,
             "tried": plan.tried,
             "rounding": plan.rounding,
-            "prefix": plan.prefix,
         },
     )
 

@@ -7,6 +7,7 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import towers
 from karipap_core.plan.document import Plan
+from karipap_core.plan.kind import PREFIXES
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, draft, tables
 from pages.parts.roots import showable
@@ -102,9 +103,9 @@ def begin(view) -> draft.Draft | None:
             chi = tables.choose(found, budget, unit, scope, {}, ())
         except InputError:
             continue
-        return draft.Draft(
-            network, metric, found.rule, chi, unit, scope, budget, quantize=what.quantize, embedding=what.embedding
-        )
+        prefix = given.get("prefix") if given.get("prefix") in PREFIXES else PREFIXES[0]
+        more = {"quantize": what.quantize, "embedding": what.embedding, "prefix": prefix}
+        return draft.Draft(network, metric, found.rule, chi, unit, scope, budget, **more)
     return None
 
 
@@ -147,12 +148,15 @@ def budget_key(now: draft.Draft) -> str:
 
 
 def rework(view, **changes) -> None:
-    """The draft with another network, metric, rule, unit or scope: allocated anew at the same size, around what is
-    locked or was set by hand as far as that can be kept (`draft.carried`)."""
+    """The draft with another network, metric, rule, unit, scope or prefix: allocated anew at the same size, around what
+    is locked or was set by hand as far as that can be kept (`draft.carried`)."""
     mine = state()
     history = mine["history"]
     now = history.now
     new = replace(now, origin=None, **changes)
+    if set(changes) == {"prefix"}:  # what every weight becomes stays as it is
+        history.push(new)
+        return
     if new.what != now.what and not tables.available(view, new.what):
         mine["missing"] = new.what
         return
@@ -209,8 +213,8 @@ def remember(view, now: draft.Draft) -> None:
     mine = state()
     wanted = {"network": now.network, "metric": now.metric, "rule": now.rule, "unit": now.unit, "scope": now.scope}
     wanted |= {"quantize": now.quantize} if now.quantize else {}
-    wanted |= {"embedding": now.embedding} if now.embedding != "dense" else {}
-    for key in {"quantize", "embedding"} - wanted.keys():
+    wanted |= {key: value for key in ("embedding", "prefix") if (value := getattr(now, key)) != "dense"}
+    for key in {"quantize", "embedding", "prefix"} - wanted.keys():
         if key in st.query_params:
             del st.query_params[key]
     wanted |= {"budget": f"{now.budget:.4f}"} if now.budget is not None else {}

@@ -18,6 +18,7 @@ from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
+PREFIX_SAYS = {"dense": "the dense model", "aligned": "what is cut before it"}
 SCOPE_SAYS = {"model": "whole model", "blocks": "blocks"}
 RULE_SAYS = {
     "calibrated": "For each weight cut alone it is known what that does to the outputs; parameters go where they save "
@@ -325,6 +326,7 @@ def settings_line(now: draft.Draft) -> str:
     """What is folded away, as it stands, in one line."""
     return (
         f"error of {METRIC_SAYS[now.metric]} · cores {now.quantize or 'as stored'} · embedding {now.embedding} · "
+        f"fitted behind {PREFIX_SAYS[now.prefix]} · "
         f"rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS.get(now.scope, now.scope)}"
     )
 

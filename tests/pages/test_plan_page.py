@@ -43,6 +43,22 @@ def plan_page(**query):
     return sound(opened(page="plan", **query))
 
 
+def test_a_plan_is_fitted_behind_what_is_cut_before_and_nothing_else_of_it_changes(measured, tiny):
+    app = plan_page()
+    before = now(app)
+    assert exported(app, tiny).prefix is None
+    app.segmented_control(key="board_prefix").set_value("aligned").run()
+    after = now(sound(app))
+    assert (after.prefix, after.chi, after.budget) == ("aligned", before.chi, before.budget)
+    assert app.query_params["prefix"] == "aligned" and exported(app, tiny).prefix == "aligned"
+    assert draft.from_plan(exported(app, tiny), open_checkpoint(tiny), "it").prefix == "aligned"
+    (line,) = [each.label for each in app.expander if "budget counts" in each.label]
+    assert "fitted behind what is cut before it" in line
+    again = plan_page(prefix="aligned")
+    assert now(again).prefix == "aligned"
+    assert now(plan_page(prefix="made-up")).prefix == "dense"
+
+
 def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
     app = plan_page()
     assert (now(app).network, now(app).metric, now(app).rule) == ("lowrank", "loss", "calibrated")
@@ -50,8 +66,8 @@ def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
     assert "It is a prediction until the plan is run" in said and "calibration v" in said
     (line,) = [each.label for each in app.expander if "budget counts" in each.label]
     assert line == (
-        "error of loss · cores as stored · embedding dense · rule calibrated · "
-        "budget counts parameters of the whole model"
+        "error of loss · cores as stored · embedding dense · fitted behind the dense model · "
+        "rule calibrated · budget counts parameters of the whole model"
     )
     primary = [button.label for button in app.button if button.proto.type == "primary" and button.key != "search_start"]
     assert primary == ["Compress & evaluate"]

@@ -159,8 +159,9 @@ def plan(args: argparse.Namespace, progress: Progress) -> dict:
         progress=progress,
         measure=args.measure,
         rounding=args.rounding,
+        prefix=args.prefix,
     )
-    found.name, found.prefix = args.name, None if args.prefix == "dense" else args.prefix
+    found.name = args.name
     if args.out:
         found.save(args.out)
     return found.named()

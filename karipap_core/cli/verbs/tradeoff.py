@@ -15,6 +15,7 @@ from karipap_core.cli.options import (
     MODEL,
     NAME,
     PLAN,
+    PREFIX,
     QUANTIZE,
     RAY,
     ROUNDING,
@@ -103,6 +104,7 @@ def run(args: argparse.Namespace, progress: Progress) -> dict:
     STRUCTURE,
     MEASURE,
     ROUNDING,
+    PREFIX,
     HELD_OUT,
     CALIBRATE,
     *SCORING,
@@ -122,7 +124,7 @@ def sweep(args: argparse.Namespace, progress: Progress) -> dict:
         args.model, args.text, args.calibrate, args.device, progress, args.measure, args.rounding
     )
     choices = [Choice(network, args.quantize, args.embedding, args.structure) for network in args.networks]
-    grid = Grid(args.budgets, args.rules, scope=args.scope)
+    grid = Grid(args.budgets, args.rules, scope=args.scope, prefix=args.prefix)
     return measure(study, text, choices, grid, scoring_of(args, DEFAULT_SCORING), suite, args.out, progress=progress)
 
 

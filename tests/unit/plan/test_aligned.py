@@ -11,7 +11,7 @@ from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.models.sites import observe, sites
 from karipap_core.networks.stored import values
-from karipap_core.plan import aligned, estimate
+from karipap_core.plan import aligned, behind, estimate
 from karipap_core.plan.aligned import aligned_matrices, fit_aligned
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 
 def in_memory(study, plan) -> dict[str, torch.Tensor]:
     """Ŵ of every weight, by one pass of the whole model for each step, dense and with what is cut so far."""
-    model, windows = study.model[0], study.windows.moments[: aligned.WINDOWS]
+    model, windows = study.model[0], study.windows.moments[: behind.WINDOWS]
     live, cut = sites(model, study.checkpoint), {}
 
     def inputs(name, replaced):

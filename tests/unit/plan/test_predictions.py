@@ -176,6 +176,15 @@ def test_what_lies_in_its_own_noise_moves_nothing(runs, file):
     assert after.factors == pytest.approx(before) and len(after.checks) == 11
 
 
+def test_what_is_fitted_behind_a_compressed_prefix_checks_no_prediction(runs, file):
+    before = refit(file, runs).factors
+    aligned = plan("lowrank", 0.05)
+    aligned.prefix = "aligned"
+    point = run("aligned", aligned, aligned.predicted["rise"] / 2)
+    assert refit(file, [*runs, point]).factors == before
+    assert not predictions.add_check(calibration(), aligned, point, "held out")
+
+
 def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_without(tmp_path):
     """The runs that ship, each predicted without itself: by the calibration's curve alone, and with its factors."""
     shipped = REPOSITORY / "assets" / "demo_model" / "karipap"

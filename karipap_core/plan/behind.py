@@ -1,0 +1,178 @@
+"""Weights that are cut one after the other, each behind those that are cut already.
+
+Layers are cut in the order in which the model runs them. What a weight is given behind weights that are cut already is
+x̂, where the dense model gives it x. Some windows go through the model twice, side by side, dense and compressed; they
+meet at every block (abreast.py), and there the block's weights are cut before any passes it: in memory are one block,
+what stands before it, and the moments of weights with the same input.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from karipap_core.models.abreast import Abreast
+from karipap_core.models.sites import Site, observe
+from karipap_core.models.streamed import Streamed, give_back
+from karipap_core.plan.outputs import in_batches, put_out
+from karipap_core.progress import Progress
+
+WINDOWS = 128  # of the calibration text, that go through the model
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Moments of the input of a weight behind cut ones: cross = E[x x̂ᵀ], own = E[x̂ x̂ᵀ], (in, in), float64."""
+
+    cross: torch.Tensor
+    own: torch.Tensor
+
+
+class InTurn(Abreast):
+    """Cuts the weights `names`, those outside the blocks first, then block by block; see `ready`, `reaches` and `cut`.
+
+    Batches of windows go in two passes each: number 2k dense, number 2k + 1 behind what is cut.
+    """
+
+    def __init__(self, study, names: Iterable[str], progress: Progress) -> None:
+        super().__init__(Streamed(study.checkpoint, device=study.device))
+        self.study, self.names, self.tell = study, list(names), progress
+        checkpoint, model = study.checkpoint, self.streamed.model
+        config: Any = model.config.get_text_config()
+        width = config.vocab_size if checkpoint.predicts else config.hidden_size
+        self.batches = in_batches(study.windows.moments[:WINDOWS], (), width)
+        self.arguments: dict[int, tuple[tuple, dict]] = {}  # what each pass gives the block that all wait at
+        self.matrices: dict[str, torch.Tensor] = {}  # Ŵ of the block that is passed
+        self.begun = False
+
+    # What a subclass says.
+
+    def ready(self, name: str) -> torch.Tensor | None:
+        """Ŵ (out, in) of a weight that was cut by an earlier run."""
+        return None
+
+    def reaches(self, name: str) -> bool:
+        """Whether the moments behind cut weights are wanted for a weight: not for an expert, which is given other
+        tokens behind others."""
+        return self.study.checkpoint.weight(name).expert is None
+
+    def cut(self, name: str, behind: Behind | None) -> torch.Tensor:
+        """Cuts a weight and returns Ŵ (out, in). behind: None where nothing before it is cut, or it is not reached."""
+        raise NotImplementedError
+
+    # Of all weights.
+
+    def go(self) -> None:
+        blocks = self.streamed.blocks
+        homes = {each.name: self.streamed.home_of(each, blocks) for each in self.study.checkpoint.weights}
+        apart = [name for name in self.names if homes[name] is None]
+        for name in apart:
+            if self.ready(name) is None:
+                self.cut(name, None)
+        if len(apart) < len(self.names):
+            self.run([partial(self._through, index) for index in range(len(self.batches)) for _ in range(2)])
+            give_back()
+
+    def _through(self, index: int, model: Any) -> None:
+        put_out(model, self.batches[index], self.streamed.device)
+
+    # At a block; see `Abreast`.
+
+    def _called(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.arguments[self._mine.number] = args, kwargs
+        return super()._called(path, *args, **kwargs)
+
+    @contextmanager
+    def block(self, path: str, place: int, places: int) -> Iterator[None]:
+        self.tell("fit", place, places, path)
+        module, within = self.streamed.block(path)
+        self.matrices = {}
+        for names in self._in_turn(module, within):
+            self._cut_together(module, within, names)
+        self.begun = self.begun or bool(self.matrices)
+        yield
+
+    def passes(self, path: str, number: int, args: Any, kwargs: Any) -> Any:
+        module, within = self.streamed.block(path)
+        with self._as_cut(within) if number % 2 else ExitStack():
+            return module(*args, **kwargs)
+
+    @contextmanager
+    def _as_cut(self, within: Mapping[str, Site]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, matrix in self.matrices.items():
+                stack.enter_context(within[name].replaced(matrix))
+            yield
+
+    # Within a block.
+
+    def _in_turn(self, module: Any, within: Mapping[str, Site]) -> list[list[str]]:
+        """The block's weights that are to be cut, those with one input together, in the order in which they are used;
+        what the first windows do not reach comes last."""
+        order: list[list[str]] = []
+        inputs: list[torch.Tensor] = []  # kept, so that no other takes their place in memory
+
+        def seen(name: str, x: torch.Tensor) -> None:
+            if inputs and (inputs[-1].data_ptr(), inputs[-1].shape) == (x.data_ptr(), x.shape):
+                order[-1].append(name)
+            else:
+                inputs.append(x)
+                order.append([name])
+
+        with observe(dict(within), seen):
+            self._run(module, 0)
+        used = {name for names in order for name in names}
+        order.append([name for name in within if name not in used])
+        taken: set[str] = set()
+        found = []
+        for names in order:
+            mine = [name for name in dict.fromkeys(names) if name in self.names and name not in taken]
+            taken.update(mine)
+            found += [mine] if mine else []
+        return found
+
+    def _run(self, module: Any, number: int) -> None:
+        """Passes the block once; what it was given stays as it is, should it write into it."""
+        args, kwargs = tree_map(_copied, self.arguments[number])
+        with torch.no_grad():
+            module(*args, **kwargs)
+
+    def _cut_together(self, module: Any, within: Mapping[str, Site], names: list[str]) -> None:
+        """Cuts weights with one input."""
+        found = {name: self.ready(name) for name in names}
+        free = [name for name in names if found[name] is None and self.reaches(name)]
+        behind = self._moments(module, within, free[0]) if free and (self.begun or self.matrices) else None
+        for name in names:
+            matrix = found[name]
+            self.matrices[name] = self.cut(name, behind if name in free else None) if matrix is None else matrix
+
+    def _moments(self, module: Any, within: Mapping[str, Site], name: str) -> Behind | None:
+        """Of the input of a weight; None where it is not given the same tokens in both passes."""
+        pair: list[torch.Tensor] = []
+        one = {name: within[name]}
+        cross: torch.Tensor | None = None
+        own: torch.Tensor | None = None
+        tokens = 0
+        for number in range(0, 2 * len(self.batches), 2):
+            pair.clear()
+            with observe(one, lambda _, x: pair.append(x)):
+                self._run(module, number)
+                with self._as_cut(within):
+                    self._run(module, number + 1)
+            if len(pair) != 2 or pair[0].shape != pair[1].shape:
+                return None
+            x, x_hat = (each.float() for each in pair)
+            cross = x.T @ x_hat if cross is None else cross.addmm_(x.T, x_hat)
+            own = x_hat.T @ x_hat if own is None else own.addmm_(x_hat.T, x_hat)
+            tokens += len(x)
+        if cross is None or own is None:
+            return None
+        return Behind(cross.double().cpu() / tokens, own.double().cpu() / tokens)
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
