@@ -19,6 +19,7 @@ from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
 from karipap_core.quantization.gptq import factors
 from karipap_core.quantization.rounding import inverse_factor
+from karipap_core.quantization.two_sided import Rows
 from karipap_core.spectra.leading import leading_eigenvectors
 from karipap_core.spectra.metric import Metric
 from karipap_core.spectra.symmetric import gram
@@ -87,16 +88,16 @@ class LowRank(Spec):
         """Components mixed by `rotation`: R rounded under C and Lᵀ G L, L refitted by least squares under C, then L
         under R̂ C R̂ᵀ and G. Short rows of L share their scales, but not their errors: H is the same for each row."""
         C, (left_form, right_form) = metric.damped("C", W.device), self.formats
-        U, V = factors(metric, W.device)
+        U, rows = factors(metric, W.device)
         left, right = (core.double() for core in cores)
         mixed = rotation(len(right)).to(right)
         right = mixed.T @ right
         right_stored: Stored = right.float()
         if right_form is not None:
-            rows = None
-            if V is not None and (G := metric.factor("G", W.device)) is not None:
-                rows = inverse_factor(gram((G.T @ left @ mixed).T), DAMPING)
-            rounded = Format.parse(right_form).calibrated(right, U, rows)
+            mixed_rows = None
+            if rows is not None and (G := metric.factor("G", W.device)) is not None:
+                mixed_rows = Rows.of(gram((G.T @ left @ mixed).T), DAMPING)
+            rounded = Format.parse(right_form).calibrated(right, U, mixed_rows)
             right_stored, right = rounded, rounded.dense().double()
         flow = right if C is None else right @ C
         H = flow @ right.T
@@ -104,7 +105,7 @@ class LowRank(Spec):
         left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
         if left_form is None:
             return [left.float(), right_stored]
-        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING), V), right_stored]
+        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING), rows), right_stored]
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         left, right = cores

@@ -11,11 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import torch
 
 from karipap_core.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from karipap_core.quantization.two_sided import Rows
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor's name → (shape, dtype)
 
@@ -79,9 +82,9 @@ class Format(ABC):
         """W without any loss where it holds numbers of this format already (it was dequantized from it), else None."""
         return None
 
-    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None = None) -> StoredMatrix:
-        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; U and V are `rounding.inverse_factor` of C and of G,
-        None the identity."""
+    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, rows: "Rows | None" = None) -> StoredMatrix:
+        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; U is `rounding.inverse_factor` of C, `rows` are
+        `two_sided.Rows` of G, None the identity."""
         return self.rounded(W)
 
     def some_rows(

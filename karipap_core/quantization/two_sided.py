@@ -2,17 +2,19 @@
 
 ‖A D B‖² of D = W − Ŵ, with AᵀA = G and B Bᵀ = C, is a lattice problem whose Cholesky factor is that of G ⊗ C, a product
 of two triangular ones. So nearest-plane rounding of all entries, in any order in which what is above and to the left of
-an entry comes before it, needs those two factors alone (YAQA, arXiv:2505.22988). With G = 1 it is GPTQ.
+an entry comes before it, needs those two factors alone (YAQA, arXiv:2505.22988). With G = 1 it is GPTQ. Rows are gone
+through by falling G_ii: those that weigh most are made good by most.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from karipap_core.errors import InputError
 from karipap_core.quantization.packing import Quantized
-from karipap_core.quantization.rounding import checked, in_groups, search
+from karipap_core.quantization.rounding import checked, in_groups, inverse_factor, search
 
 HEIGHTS = (32, 64, 128)  # rows that a tile may have
 WIDEST = 128  # columns of a tile at most: it is a group, or an equal part of one
@@ -20,10 +22,27 @@ WIDEST = 128  # columns of a tile at most: it is a group, or an equal part of on
 Tile = tuple[int, int]  # its number among those of its column, and among those of its row
 
 
-def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, U: torch.Tensor, V: torch.Tensor) -> Quantized:
+@dataclass(frozen=True)
+class Rows:
+    """G, for rounding: V (n, n) is `rounding.inverse_factor` of G with its rows and columns in this order."""
+
+    V: torch.Tensor
+    order: torch.Tensor
+
+    @classmethod
+    def of(cls, G: torch.Tensor, damping: float) -> "Rows | None":
+        """By falling G_ii, rows that are level in their own order. None where they know nothing of one another: G is
+        diagonal."""
+        order = G.diagonal().argsort(descending=True, stable=True)
+        V = inverse_factor(G[order][:, order], damping)
+        return cls(V, order) if V.triu(1).any() else None
+
+
+def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, U: torch.Tensor, rows: Rows) -> Quantized:
     """W (out, in) in integers of `bits` bits so that ‖A (W − Ŵ) B‖² is small.
 
-    U (in, in) and V (out, out) are `rounding.inverse_factor` of C and of G: B = U⁻¹, A = V⁻ᵀ. With R = A D B and
+    U (in, in) is `rounding.inverse_factor` of C, and rows are taken in the order of `rows`, whose V is that of G: so
+    B = U⁻¹, A = V⁻ᵀ. With R = A D B and
     E = Vᵀ R, entry (i, j) is rounded from w_ij − Σ_{k<j} E_ik U_kj − U_jj Σ_{l<i} V_li R_lj, and what that leaves over
     is V_ii U_jj R_ij. The scales of a group are searched on its weights as corrected when it is reached, as in GPTQ.
     Entries of a tile on one anti-diagonal know nothing of one another, and so with tiles: they are rounded together.
@@ -31,10 +50,12 @@ def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, U: torch.T
     """
     W, group = checked(W, bits, group)
     n_out, n_in = W.shape
-    for name, factor, size in (("U", U, n_in), ("V", V, n_out)):
+    for name, factor, size in (("U", U, n_in), ("V", rows.V, n_out)):
         if factor.shape != (size, size):
             raise InputError(f"The factor {name} is {tuple(factor.shape)}: it must be ({size}, {size}).")
-    return _Tiled(W, bits, group, U.to(W), V.to(W)).rounded()
+    found = _Tiled(W[rows.order], bits, group, U.to(W), rows.V.to(W)).rounded()
+    back = rows.order.argsort()
+    return replace(found, codes=found.codes[back], scales=found.scales[back], zeros=found.zeros[back])
 
 
 class _Tiled:

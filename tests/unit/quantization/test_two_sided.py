@@ -7,9 +7,9 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.stored import quantize_cores, values
-from karipap_core.quantization.gptq import output_factor
+from karipap_core.quantization.gptq import rows_of
 from karipap_core.quantization.rounding import inverse_factor, quantize_by_factor, quantize_rtn
-from karipap_core.quantization.two_sided import quantize_two_sided
+from karipap_core.quantization.two_sided import Rows, quantize_two_sided
 from karipap_core.spectra.metric import Metric
 from tests.unit.quantization.test_rounding import moment, slow_round, slow_search, weight
 
@@ -68,16 +68,32 @@ def by_conditional_means(W, bits, group, C, G):
 @pytest.mark.parametrize(("bits", "group"), [(2, 4), (3, 5), (4, 3)])
 def test_it_is_nearest_plane_rounding_in_the_kronecker_product(bits, group):
     W, C, G = weight(35, 8).double(), damped(8, 1), damped(35, 2)
-    found = quantize_two_sided(W, bits, group, inverse_factor(C.clone(), 0), inverse_factor(G.clone(), 0))
-    expected = by_conditional_means(W.numpy(), bits, group, C.numpy(), G.numpy())
-    np.testing.assert_allclose(found.dense().numpy(), expected, rtol=1e-5, atol=1e-7)
+    found = quantize_two_sided(W, bits, group, inverse_factor(C.clone(), 0), Rows.of(G, 0))
+    order = np.argsort(-G.diagonal().numpy())
+    expected = by_conditional_means(W.numpy()[order], bits, group, C.numpy(), G.numpy()[np.ix_(order, order)])
+    np.testing.assert_allclose(found.dense().numpy()[order], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
+    """Of independent moments, where the order is all that differs, the heavier rows first lose less."""
+    W, C, G = weight(64, 48).double(), damped(48, 1), damped(64, 2)
+    heavy = torch.logspace(-1, 1, 64, dtype=torch.float64).sqrt()
+    G = heavy[:, None] * G * heavy  # the last rows weigh most
+    rows, U = Rows.of(G, 0), inverse_factor(C.clone(), 0)
+    assert torch.equal(G.diagonal()[rows.order], G.diagonal().sort(descending=True).values)
+    as_they_are = Rows(inverse_factor(G.clone(), 0), torch.arange(64))
+    by_weight, in_order = (quantize_two_sided(W, 2, 16, U, each) for each in (rows, as_they_are))
+    assert loss(G, C, W - by_weight.dense()) < loss(G, C, W - in_order.dense())
+    assert by_weight.bytes == in_order.bytes
 
 
 @pytest.mark.parametrize("shape", [(1, 50), (70, 50), (24, 300), (130, 7), (3, 1)])
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 64), (4, 200), (4, None)])
 def test_without_a_second_side_it_is_gptq_bit_for_bit(shape, bits, group):
     W, U = weight(*shape), inverse_factor(moment(shape[1]), 0.01)
-    found = quantize_two_sided(W, bits, group, U, torch.eye(shape[0], dtype=torch.float64) * 3)
+    found = quantize_two_sided(
+        W, bits, group, U, Rows(torch.eye(shape[0], dtype=torch.float64) * 3, torch.arange(shape[0]))
+    )
     expected = quantize_by_factor(W, bits, group, U)
     for name, tensor in found.tensors().items():
         assert torch.equal(tensor, expected.tensors()[name])
@@ -87,11 +103,11 @@ def test_without_a_second_side_it_is_gptq_bit_for_bit(shape, bits, group):
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 32), (4, None)])
 def test_the_second_side_wins(shape, bits, group):
     W, C, G = weight(*shape).double(), damped(shape[1], 1), damped(shape[0], 2)
-    U, V = inverse_factor(C.clone(), 0), inverse_factor(G.clone(), 0)
+    U, rows = inverse_factor(C.clone(), 0), Rows.of(G, 0)
     two, one, none = (
         loss(G, C, W - q.dense())
         for q in (
-            quantize_two_sided(W, bits, group, U, V),
+            quantize_two_sided(W, bits, group, U, rows),
             quantize_by_factor(W, bits, group, U),
             quantize_rtn(W, bits, group),
         )
@@ -100,10 +116,10 @@ def test_the_second_side_wins(shape, bits, group):
 
 
 def test_the_weight_and_the_factors_that_come_in_are_left_as_they_are():
-    given = [weight(70, 50).double(), inverse_factor(damped(50, 1), 0), inverse_factor(damped(70, 2), 0)]
-    before = [each.clone() for each in given]
-    quantize_two_sided(given[0], 3, 16, *given[1:])
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    W, U, rows = weight(70, 50).double(), inverse_factor(damped(50, 1), 0), Rows.of(damped(70, 2), 0)
+    before = [each.clone() for each in (W, U, rows.V, rows.order)]
+    quantize_two_sided(W, 3, 16, U, rows)
+    assert all(torch.equal(a, b) for a, b in zip((W, U, rows.V, rows.order), before, strict=True))
 
 
 @pytest.mark.parametrize(("wrong", "name"), [(0, "U"), (1, "V")])
@@ -111,7 +127,7 @@ def test_factors_of_another_size_are_refused(wrong, name):
     factors = [torch.eye(50).double(), torch.eye(20).double()]
     factors[wrong] = torch.eye(7).double()
     with pytest.raises(InputError, match=f"factor {name}"):
-        quantize_two_sided(weight(20, 50), 3, 16, *factors)
+        quantize_two_sided(weight(20, 50), 3, 16, factors[0], Rows(factors[1], torch.arange(20)))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +153,8 @@ def test_networks_in_few_bits_lose_less_under_the_loss_metric(spec):
 
 def test_rows_that_know_nothing_of_one_another_have_no_second_side():
     C, G = damped(8, 1), torch.diag(torch.rand(6).double() + 0.1)
-    assert output_factor(Metric("loss", C, G), torch.device("cpu")) is None
-    assert output_factor(Metric("functional", C), torch.device("cpu")) is None
+    assert rows_of(Metric("loss", C, G), torch.device("cpu")) is None
+    assert rows_of(Metric("functional", C), torch.device("cpu")) is None
     full = Metric("loss", C, damped(6, 2))
-    assert output_factor(full, torch.device("cpu")) is not None
-    assert output_factor(Metric("loss", C, damped(6, 2), rounds_under_G=False), torch.device("cpu")) is None
+    assert rows_of(full, torch.device("cpu")) is not None
+    assert rows_of(Metric("loss", C, damped(6, 2), rounds_under_G=False), torch.device("cpu")) is None
