@@ -1,9 +1,7 @@
-"""Weights that are cut one after the other, each behind those that are cut already.
+"""Weights that are cut behind those that are cut already, in the order in which the model runs them.
 
-Layers are cut in the order in which the model runs them. What a weight is given behind weights that are cut already is
-x̂, where the dense model gives it x. Some windows go through the model twice, side by side, dense and compressed; they
-meet at every block (abreast.py), and there the block's weights are cut before any passes it: in memory are one block,
-what stands before it, and the moments of weights with the same input.
+Some windows go through the model side by side and meet at every block (abreast.py), where the block's weights are cut
+before any window passes it: in memory are one block, what stands before it, and moments of what its weights are given.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,11 +30,11 @@ class Behind:
     own: torch.Tensor
 
 
-class InTurn(Abreast):
-    """Cuts the weights `names`, those outside the blocks first, then block by block; see `ready`, `reaches` and `cut`.
+class Prefixed(Abreast):
+    """Cuts the weights `names`, those outside the blocks first, then block by block; each batch of windows goes in the
+    passes that `cut_passes` has."""
 
-    Batches of windows go in two passes each: number 2k dense, number 2k + 1 behind what is cut.
-    """
+    passes_of_batch: tuple[bool, ...] = (True,)  # whether each pass of a batch goes behind cut weights
 
     def __init__(self, study, names: Iterable[str], progress: Progress) -> None:
         super().__init__(Streamed(study.checkpoint, device=study.device))
@@ -49,32 +47,24 @@ class InTurn(Abreast):
         self.matrices: dict[str, torch.Tensor] = {}  # Ŵ of the block that is passed
         self.begun = False
 
-    # What a subclass says.
-
-    def ready(self, name: str) -> torch.Tensor | None:
-        """Ŵ (out, in) of a weight that was cut by an earlier run."""
-        return None
-
-    def reaches(self, name: str) -> bool:
-        """Whether the moments behind cut weights are wanted for a weight: not for an expert, which is given other
-        tokens behind others."""
-        return self.study.checkpoint.weight(name).expert is None
-
-    def cut(self, name: str, behind: Behind | None) -> torch.Tensor:
-        """Cuts a weight and returns Ŵ (out, in). behind: None where nothing before it is cut, or it is not reached."""
+    def cut_apart(self, name: str) -> None:
+        """Cuts a weight outside the blocks."""
         raise NotImplementedError
 
-    # Of all weights.
+    def cut_block(self, module: Any, within: Mapping[str, Site]) -> None:
+        """Puts Ŵ of a block's weights into `matrices`."""
+        raise NotImplementedError
 
     def go(self) -> None:
         blocks = self.streamed.blocks
         homes = {each.name: self.streamed.home_of(each, blocks) for each in self.study.checkpoint.weights}
         apart = [name for name in self.names if homes[name] is None]
         for name in apart:
-            if self.ready(name) is None:
-                self.cut(name, None)
+            self.cut_apart(name)
         if len(apart) < len(self.names):
-            self.run([partial(self._through, index) for index in range(len(self.batches)) for _ in range(2)])
+            self.run(
+                [partial(self._through, index) for index in range(len(self.batches)) for _ in self.passes_of_batch]
+            )
             give_back()
 
     def _through(self, index: int, model: Any) -> None:
@@ -91,15 +81,17 @@ class InTurn(Abreast):
         self.tell("fit", place, places, path)
         module, within = self.streamed.block(path)
         self.matrices = {}
-        for names in self._in_turn(module, within):
-            self._cut_together(module, within, names)
+        self.cut_block(module, within)
         self.begun = self.begun or bool(self.matrices)
         yield
 
     def passes(self, path: str, number: int, args: Any, kwargs: Any) -> Any:
         module, within = self.streamed.block(path)
-        with self._as_cut(within) if number % 2 else ExitStack():
+        with self._as_cut(within) if self._is_cut(number) else ExitStack():
             return module(*args, **kwargs)
+
+    def _is_cut(self, number: int) -> bool:
+        return self.passes_of_batch[number % len(self.passes_of_batch)]
 
     @contextmanager
     def _as_cut(self, within: Mapping[str, Site]) -> Iterator[None]:
@@ -108,7 +100,39 @@ class InTurn(Abreast):
                 stack.enter_context(within[name].replaced(matrix))
             yield
 
-    # Within a block.
+    def _run(self, module: Any, number: int) -> None:
+        """Passes the block once; what it was given stays as it is, should it write into it."""
+        args, kwargs = tree_map(_copied, self.arguments[number])
+        with torch.no_grad():
+            module(*args, **kwargs)
+
+
+class InTurn(Prefixed):
+    """Cuts one weight after the other (those with one input together), each behind all before it; see `ready`,
+    `reaches` and `cut`. What a weight is given there is x̂, where the dense model gives it x."""
+
+    passes_of_batch = (False, True)
+
+    def ready(self, name: str) -> torch.Tensor | None:
+        """Ŵ (out, in) of a weight that was cut by an earlier run."""
+        return None
+
+    def reaches(self, name: str) -> bool:
+        """Whether the moments behind cut weights are wanted for a weight: not for an expert, which is given other
+        tokens behind others."""
+        return self.study.checkpoint.weight(name).expert is None
+
+    def cut(self, name: str, behind: Behind | None) -> torch.Tensor:
+        """Cuts a weight and returns Ŵ (out, in). behind: None where nothing before it is cut, or it is not reached."""
+        raise NotImplementedError
+
+    def cut_apart(self, name: str) -> None:
+        if self.ready(name) is None:
+            self.cut(name, None)
+
+    def cut_block(self, module: Any, within: Mapping[str, Site]) -> None:
+        for names in self._in_turn(module, within):
+            self._cut_together(module, within, names)
 
     def _in_turn(self, module: Any, within: Mapping[str, Site]) -> list[list[str]]:
         """The block's weights that are to be cut, those with one input together, in the order in which they are used;
@@ -134,12 +158,6 @@ class InTurn(Abreast):
             taken.update(mine)
             found += [mine] if mine else []
         return found
-
-    def _run(self, module: Any, number: int) -> None:
-        """Passes the block once; what it was given stays as it is, should it write into it."""
-        args, kwargs = tree_map(_copied, self.arguments[number])
-        with torch.no_grad():
-            module(*args, **kwargs)
 
     def _cut_together(self, module: Any, within: Mapping[str, Site], names: list[str]) -> None:
         """Cuts weights with one input."""
