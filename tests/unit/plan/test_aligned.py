@@ -102,7 +102,7 @@ def test_every_weight_of_a_plan_is_fitted_once(kind, tmp_path):
     assert all(torch.isfinite(matrix).all() for _, matrix in kept)
 
 
-@pytest.mark.parametrize("choice", ["lowrank", Choice("lowrank+qlr", "auto"), "tree"], ids=str)
+@pytest.mark.parametrize("choice", ["lowrank", Choice("qlr", "int4"), "tree"], ids=str)
 def test_a_run_that_was_stopped_goes_on_to_the_same_folder(choice, tmp_path, monkeypatch):
     study = study_of("llama_bf16", tmp_path)
     plan = plan_of(study, 0.4, choice)

@@ -6,6 +6,7 @@ import transformers
 
 from karipap_core import story
 from karipap_core.checkpoint.open import open_checkpoint
+from karipap_core.errors import InputError
 from karipap_core.evaluation.folder import evaluate_folder
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.planner import Planner
@@ -37,3 +38,10 @@ def test_planned_compressed_verified_and_not_measured(vit, tmp_path):
     assert verdict["ok"] and "13 layers that these tokens do not reach" in verdict["checks"][-1]["detail"]
     found = evaluate_folder(tmp_path / "run/model")
     assert found["fidelity"] is None and found["speed"] is None and found["memory"]["dense"]["weights_bytes"] > 0
+
+
+def test_what_looks_at_activations_is_refused_by_a_sentence(vit):
+    with pytest.raises(InputError, match="A ViTModel reads no text but pixel_values: it is not run here"):
+        story.profile(vit, metrics=("loss",))
+    with pytest.raises(InputError, match="A ViTModel reads no text but pixel_values: it is not run here"):
+        story.make_plan(vit, Budget(0.7, scope="blocks"), rule="loss", metric="loss")

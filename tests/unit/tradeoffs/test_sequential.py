@@ -45,6 +45,8 @@ def test_a_block_is_quantized_on_what_the_quantized_blocks_before_it_hand_on(kin
             model(windows)
         x = torch.cat(seen)
         # What stands between blocks is float32, and sums go another way.
-        torch.testing.assert_close(given[weight.name], x.T @ x / len(x), rtol=1e-3, atol=1e-4 * float(dense.abs().max()))
+        torch.testing.assert_close(
+            given[weight.name], x.T @ x / len(x), rtol=1e-3, atol=1e-4 * float(dense.abs().max())
+        )
         differs += not torch.allclose(given[weight.name], dense, rtol=1e-2, atol=1e-3 * float(dense.abs().max()))
     assert differs, "and that is another moment than the dense model's"
