@@ -30,13 +30,9 @@ def test_a_block_is_quantized_on_what_the_quantized_blocks_before_it_hand_on(kin
     model, windows = study.model[0], study.windows.moments[:WINDOWS]
     live = sites(model, study.checkpoint)
     first = min(weight.layer for weight in study.weights if weight.layer is not None)
-    differs = 0
-    for weight in study.weights:
-        dense = study.moments.metric(weight.name, "functional").C
-        if weight.layer in (None, first) or weight.expert is not None:
-            torch.testing.assert_close(given[weight.name], dense, rtol=0, atol=0)
-            continue
-        seen = []
+
+    def behind(weight) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
         with ExitStack() as stack, torch.no_grad():
             for other in study.weights:
                 if other.layer is not None and other.layer < weight.layer:
@@ -44,9 +40,16 @@ def test_a_block_is_quantized_on_what_the_quantized_blocks_before_it_hand_on(kin
             stack.enter_context(observe({weight.name: live[weight.name]}, lambda _, x: seen.append(x.double())))
             model(windows)
         x = torch.cat(seen)
+        return x.T @ x / len(x)
+
+    differs = 0
+    for weight in study.weights:
+        dense, own = study.moments.metric(weight.name, "functional").C, given[weight.name]
+        if weight.layer in (None, first) or weight.expert is not None:
+            torch.testing.assert_close(own, dense, rtol=0, atol=0)
+            continue
         # What stands between blocks is float32, and sums go another way.
-        torch.testing.assert_close(
-            given[weight.name], x.T @ x / len(x), rtol=1e-3, atol=1e-4 * float(dense.abs().max())
-        )
-        differs += not torch.allclose(given[weight.name], dense, rtol=1e-2, atol=1e-3 * float(dense.abs().max()))
+        largest = float(dense.abs().max())
+        torch.testing.assert_close(own, behind(weight), rtol=1e-3, atol=1e-4 * largest)
+        differs += not torch.allclose(own, dense, rtol=1e-2, atol=1e-3 * largest)
     assert differs, "and that is another moment than the dense model's"
