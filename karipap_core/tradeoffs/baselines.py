@@ -4,7 +4,7 @@ rounded to nearest and calibrated (GPTQ), magnitude pruning, and torchao's int8 
 Bytes count everything, 16 bits for each number that is not quantized: 1.0 is the whole model in 16 bits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -14,9 +14,12 @@ import torch
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.plan.document import Plan
+from karipap_core.profiles.blockpass import runs_apart
 from karipap_core.progress import Progress, silent
+from karipap_core.quantization.packing import Quantized
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 from karipap_core.tradeoffs.effort import QUANTIZED, SPARSITIES
+from karipap_core.tradeoffs.sequential import in_sequence
 
 
 @dataclass(frozen=True)
@@ -141,18 +144,31 @@ def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) 
 
 def integers(study, method: str, bits: int, group: int | None) -> Baseline:
     """Every weight in integers of so many bits, one scale for each `group` numbers of a row (None: for a whole row);
-    method : "rtn", rounded to nearest, or "gptq", calibrated on the text of the study."""
+    method : "rtn", rounded to nearest, or "gptq", calibrated on the text of the study, as llm-compressor does by
+    default: columns by falling activations, groups where they are with the range of their numbers, block after block
+    behind the quantized ones where the model runs block by block."""
+
+    def rounded() -> Iterator[tuple[str, Quantized]]:
+        for name, W in _weights(study):
+            yield name, quantize_rtn(W, bits, group)
 
     def make() -> Iterator[Replacement]:
-        for name, W in _weights(study):
-            if method == "rtn":
-                quantized = quantize_rtn(W, bits, group)
-            else:
-                quantized = quantize_gptq(W, bits, group, study.moments.metric(name, "functional").C)
-            yield Replacement(name, quantized.dense(), quantized.bytes, W.numel())
+        for name, quantized in rounded() if method == "rtn" else _gptq(study, bits, group):
+            yield Replacement(name, quantized.dense(), quantized.bytes, quantized.codes.numel())
 
     label = f"int{bits}{f' g{group}' if group else ''}, {method.upper()}"
-    return Baseline(method, label, {"bits": bits, "group": group}, make)
+    settings = {"bits": bits, "group": group} | ({"order": "activation"} if method == "gptq" else {})
+    return Baseline(method, label, settings, make)
+
+
+def _gptq(study, bits: int, group: int | None) -> Iterable[tuple[str, Quantized]]:
+    def quantize(name: str, C: torch.Tensor) -> Quantized:
+        return quantize_gptq(study.checkpoint.read(name).to(C.device), bits, group, C, order=True, clip=False)
+
+    names = [weight.name for weight in study.measurable]
+    if study.why_not_run is None and runs_apart(study.checkpoint, study.device):
+        return in_sequence(study, names, quantize).items()
+    return ((name, quantize(name, study.moments.metric(name, "functional").C)) for name in names)
 
 
 def _pruned(study, share: float) -> Iterator[Replacement]:
