@@ -18,7 +18,7 @@ from karipap_core.networks.registry import register
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Format, Stored
 from karipap_core.quantization.gptq import factors
-from karipap_core.quantization.rounding import inverse_factor
+from karipap_core.quantization.rounding import Columns
 from karipap_core.quantization.two_sided import Rows
 from karipap_core.spectra.leading import leading_eigenvectors
 from karipap_core.spectra.metric import Metric
@@ -88,7 +88,7 @@ class LowRank(Spec):
         """Components mixed by `rotation`: R rounded under C and Lᵀ G L, L refitted by least squares under C, then L
         under R̂ C R̂ᵀ and G. Short rows of L share their scales, but not their errors: H is the same for each row."""
         C, (left_form, right_form) = metric.damped("C", W.device), self.formats
-        U, rows = factors(metric, W.device)
+        columns, rows = factors(metric, W.device)
         left, right = (core.double() for core in cores)
         mixed = rotation(len(right)).to(right)
         right = mixed.T @ right
@@ -97,7 +97,7 @@ class LowRank(Spec):
             mixed_rows = None
             if rows is not None and (G := metric.factor("G", W.device)) is not None:
                 mixed_rows = Rows.of(gram((G.T @ left @ mixed).T), DAMPING)
-            rounded = Format.parse(right_form).calibrated(right, U, mixed_rows)
+            rounded = Format.parse(right_form).calibrated(right, columns, mixed_rows)
             right_stored, right = rounded, rounded.dense().double()
         flow = right if C is None else right @ C
         H = flow @ right.T
@@ -105,7 +105,7 @@ class LowRank(Spec):
         left = W @ flow.T @ torch.linalg.pinv(H, hermitian=True)
         if left_form is None:
             return [left.float(), right_stored]
-        return [Format.parse(left_form).calibrated(left, inverse_factor(H, DAMPING), rows), right_stored]
+        return [Format.parse(left_form).calibrated(left, Columns.of(H, DAMPING), rows), right_stored]
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         left, right = cores

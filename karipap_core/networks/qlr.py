@@ -233,8 +233,8 @@ def _ladder(W: torch.Tensor) -> list[int]:
 
 def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
     """Matrix (out, in) → Q dequantized, float64, calibrated under the damped C and G."""
-    (U, rows), form = factors(metric, device), Format.parse(bits)
-    return lambda matrix: form.calibrated(matrix, U, rows).dense().double()
+    (columns, rows), form = factors(metric, device), Format.parse(bits)
+    return lambda matrix: form.calibrated(matrix, columns, rows).dense().double()
 
 
 def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:

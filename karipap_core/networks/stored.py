@@ -15,7 +15,7 @@ from karipap_core.errors import InputError, unknown
 from karipap_core.networks.base import Spec
 from karipap_core.networks.refine import refine
 from karipap_core.quantization.formats import Format, Stored, StoredMatrix
-from karipap_core.quantization.rounding import inverse_factor
+from karipap_core.quantization.rounding import Columns
 from karipap_core.spectra.metric import Metric
 
 PROBES, MOST_PROBES = 32, 256
@@ -98,7 +98,7 @@ def _generic(spec: Spec, cores: list[torch.Tensor], W: torch.Tensor, metric: Met
             continue
         H = column_moment(spec, current, index, metric)
         matrix = current[index].reshape(spec.core_matrix(index))
-        stored[index] = Format.parse(form).calibrated(matrix, inverse_factor(H, PROBED_DAMPING))
+        stored[index] = Format.parse(form).calibrated(matrix, Columns.of(H, PROBED_DAMPING))
         current[index] = stored[index].dense().double().reshape(spec.core_shapes[index])
         free.remove(index)
         if free:

@@ -18,6 +18,7 @@ import torch
 from karipap_core.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from karipap_core.quantization.rounding import Columns
     from karipap_core.quantization.two_sided import Rows
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]  # tensor's name → (shape, dtype)
@@ -82,9 +83,8 @@ class Format(ABC):
         """W without any loss where it holds numbers of this format already (it was dequantized from it), else None."""
         return None
 
-    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, rows: "Rows | None" = None) -> StoredMatrix:
-        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; U is `rounding.inverse_factor` of C, `rows` are
-        `two_sided.Rows` of G, None the identity."""
+    def calibrated(self, W: torch.Tensor, columns: "Columns | None", rows: "Rows | None" = None) -> StoredMatrix:
+        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; None is the identity."""
         return self.rounded(W)
 
     def some_rows(

@@ -13,7 +13,7 @@ import torch
 
 from karipap_core.quantization.formats import Format, Shapes, register
 from karipap_core.quantization.packing import Quantized, unpack
-from karipap_core.quantization.rounding import integer_grid, quantize_by_factor, quantize_rtn
+from karipap_core.quantization.rounding import Columns, integer_grid, quantize_by_factor, quantize_rtn
 from karipap_core.quantization.two_sided import Rows, quantize_two_sided
 
 AT_ONCE = 2**19  # numbers that are multiplied with together
@@ -61,16 +61,16 @@ class Integers(Format):
     def on_grid(self, W: torch.Tensor) -> Quantized | None:
         return integer_grid(W, self.bits, self.group)
 
-    def calibrated(self, W: torch.Tensor, U: torch.Tensor | None, rows: Rows | None = None) -> Quantized:
+    def calibrated(self, W: torch.Tensor, columns: Columns | None, rows: Rows | None = None) -> Quantized:
         """GPTQ (`rounding.quantize_by_factor`), or with `rows` its two-sided kin (two_sided.py); 8 bits are rounded to
         nearest: calibration has nothing left to win there. What is on the grid already stays."""
-        if U is None or self.bits == 8:
+        if columns is None or self.bits == 8:
             return self.on_grid(W) or self.nearest(W)
         if (found := self.on_grid(W)) is not None:
             return found
         if rows is None:
-            return quantize_by_factor(W, self.bits, self.group, U)
-        return quantize_two_sided(W, self.bits, self.group, U, rows)
+            return quantize_by_factor(W, self.bits, self.group, columns.in_order())
+        return quantize_two_sided(W, self.bits, self.group, columns, rows)
 
     @torch.no_grad()
     def product(

@@ -4,6 +4,9 @@ Codes are integers 0 … 2^bits − 1 in groups of neighbouring inputs of one ro
 integer zero point of `bits` bits:  Ŵ = scale · (code − zero).  The bytes of all three are counted, packed without gaps.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -161,6 +164,44 @@ def checked(W: torch.Tensor, bits: int, group: int | None) -> tuple[torch.Tensor
         raise InputError(f"Groups of {group}: give at least 1, or none for whole rows.")
     W = checked_matrix(W)
     return W, min(group or W.shape[1], W.shape[1])
+
+
+@dataclass
+class Columns:
+    """C = E[x xᵀ] (in, in), for rounding: its factors, made when they are asked for and kept in `kept`.
+
+    moment() gives C, which is changed; damping : in units of its mean diagonal.
+    """
+
+    moment: Callable[[], torch.Tensor]
+    damping: float
+    kept: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, C: torch.Tensor, damping: float) -> "Columns":
+        return cls(C.clone, damping)
+
+    def in_order(self) -> torch.Tensor:
+        """`inverse_factor` of C."""
+        if None not in self.kept:
+            self.kept[None] = inverse_factor(self.moment(), self.damping), torch.empty(0)
+        return self.kept[None][0]
+
+    def by_weight(self, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(U, order): `inverse_factor` of C with its columns in an order in which groups of `group` neighbours stay
+        together: they go by falling sum of C_jj, columns within by falling C_jj; a last group that is shorter is the
+        last. What weighs most is made good by most, and no order has to be stored."""
+        if group not in self.kept:
+            C = self.moment()
+            weights = C.diagonal()
+            whole = len(weights) // group * group
+            within = [each.argsort(descending=True, stable=True) for each in weights.split(group)]
+            first = weights[:whole].reshape(-1, group).sum(1).argsort(descending=True, stable=True).tolist()
+            order = torch.cat([at * group + within[at] for at in (*first, *range(len(first), len(within)))])
+            for other in self.kept.keys() - {None}:
+                del self.kept[other]
+            self.kept[group] = inverse_factor(C[order][:, order], self.damping), order
+        return self.kept[group]
 
 
 def inverse_factor(C: torch.Tensor, damping: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 ‖A D B‖² of D = W − Ŵ, with AᵀA = G and B Bᵀ = C, is a lattice problem whose Cholesky factor is that of G ⊗ C, a product
 of two triangular ones. So nearest-plane rounding of all entries, in any order in which what is above and to the left of
 an entry comes before it, needs those two factors alone (YAQA, arXiv:2505.22988). With G = 1 it is GPTQ. Rows are gone
-through by falling G_ii: those that weigh most are made good by most.
+through by falling G_ii, columns by falling C_jj as far as groups stay together: what weighs most is made good by most.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.quantization.packing import Quantized
-from karipap_core.quantization.rounding import checked, in_groups, inverse_factor, search
+from karipap_core.quantization.rounding import Columns, checked, in_groups, inverse_factor, search
 
 HEIGHTS = (32, 64, 128)  # rows that a tile may have
 WIDEST = 128  # columns of a tile at most: it is a group, or an equal part of one
@@ -38,11 +38,11 @@ class Rows:
         return cls(V, order) if V.triu(1).any() else None
 
 
-def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, U: torch.Tensor, rows: Rows) -> Quantized:
+def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, columns: Columns, rows: Rows) -> Quantized:
     """W (out, in) in integers of `bits` bits so that ‖A (W − Ŵ) B‖² is small.
 
-    U (in, in) is `rounding.inverse_factor` of C, and rows are taken in the order of `rows`, whose V is that of G: so
-    B = U⁻¹, A = V⁻ᵀ. With R = A D B and
+    Both sides are taken in their orders (`Columns.by_weight`, `Rows`), in which U (in, in) and V (out, out) are the
+    `rounding.inverse_factor` of C and of G: B = U⁻¹, A = V⁻ᵀ. With R = A D B and
     E = Vᵀ R, entry (i, j) is rounded from w_ij − Σ_{k<j} E_ik U_kj − U_jj Σ_{l<i} V_li R_lj, and what that leaves over
     is V_ii U_jj R_ij. The scales of a group are searched on its weights as corrected when it is reached, as in GPTQ.
     Entries of a tile on one anti-diagonal know nothing of one another, and so with tiles: they are rounded together.
@@ -50,12 +50,15 @@ def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, U: torch.T
     """
     W, group = checked(W, bits, group)
     n_out, n_in = W.shape
+    U, order = columns.by_weight(group)
     for name, factor, size in (("U", U, n_in), ("V", rows.V, n_out)):
         if factor.shape != (size, size):
             raise InputError(f"The factor {name} is {tuple(factor.shape)}: it must be ({size}, {size}).")
-    found = _Tiled(W[rows.order], bits, group, U.to(W), rows.V.to(W)).rounded()
-    back = rows.order.argsort()
-    return replace(found, codes=found.codes[back], scales=found.scales[back], zeros=found.zeros[back])
+    found = _Tiled(W[rows.order][:, order], bits, group, U.to(W), rows.V.to(W)).rounded()
+    up, left = rows.order.argsort(), order.argsort()
+    groups = (order[::group] // group).argsort()
+    scales, zeros = (each[up][:, groups] for each in (found.scales, found.zeros))
+    return replace(found, codes=found.codes[up][:, left], scales=scales, zeros=zeros)
 
 
 class _Tiled:

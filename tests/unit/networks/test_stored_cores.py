@@ -18,7 +18,7 @@ from karipap_core.networks.mpo import Mpo
 from karipap_core.networks.stored import column_moment, quantize_cores, values
 from karipap_core.quantization.float8 import Float8
 from karipap_core.quantization.formats import Format
-from karipap_core.quantization.gptq import input_factor
+from karipap_core.quantization.gptq import columns_of
 from karipap_core.quantization.packing import Quantized
 from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 from tests.helpers.metrics import damped, gaussian, metrics, plain_error
@@ -70,10 +70,10 @@ def test_a_probed_moment_is_the_mean_square_of_the_change_in_the_output():
 
 def test_the_factor_of_the_inputs_is_kept_and_is_the_inverse():
     metric = metrics(12, 20)["functional"]
-    U = input_factor(metric, torch.device("cpu"))
-    assert input_factor(metric, torch.device("cpu")) is U
+    U = columns_of(metric, torch.device("cpu")).in_order()
+    assert columns_of(metric, torch.device("cpu")).in_order() is U
     assert torch.equal(U, U.triu()) and (U.T @ U).numpy() == pytest.approx(np.linalg.inv(damped(metric.C)), rel=1e-8)
-    assert input_factor(Metric("weight"), torch.device("cpu")) is None
+    assert columns_of(Metric("weight"), torch.device("cpu")) is None
 
 
 # ---- low rank

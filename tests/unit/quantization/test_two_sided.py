@@ -8,7 +8,7 @@ from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.stored import quantize_cores, values
 from karipap_core.quantization.gptq import rows_of
-from karipap_core.quantization.rounding import inverse_factor, quantize_by_factor, quantize_rtn
+from karipap_core.quantization.rounding import Columns, inverse_factor, quantize_by_factor, quantize_rtn
 from karipap_core.quantization.two_sided import Rows, quantize_two_sided
 from karipap_core.spectra.metric import Metric
 from tests.unit.quantization.test_rounding import moment, slow_round, slow_search, weight
@@ -24,6 +24,13 @@ def damped(n, seed):
 
 def loss(G, C, D):
     return torch.einsum("oi,ij,pj,op->", D, C, D, G).item()
+
+
+def by_weight(weights, group):
+    """Columns by the falling weight of their groups, which stay together (a short one last), then by their own."""
+    groups = [list(range(start, min(start + group, len(weights)))) for start in range(0, len(weights), group)]
+    groups.sort(key=lambda each: (len(each) < min(group, len(weights)), -sum(weights[each])))
+    return np.array([column for each in groups for column in sorted(each, key=lambda column: -weights[column])])
 
 
 def by_conditional_means(W, bits, group, C, G):
@@ -68,10 +75,19 @@ def by_conditional_means(W, bits, group, C, G):
 @pytest.mark.parametrize(("bits", "group"), [(2, 4), (3, 5), (4, 3)])
 def test_it_is_nearest_plane_rounding_in_the_kronecker_product(bits, group):
     W, C, G = weight(35, 8).double(), damped(8, 1), damped(35, 2)
-    found = quantize_two_sided(W, bits, group, inverse_factor(C.clone(), 0), Rows.of(G, 0))
-    order = np.argsort(-G.diagonal().numpy())
-    expected = by_conditional_means(W.numpy()[order], bits, group, C.numpy(), G.numpy()[np.ix_(order, order)])
-    np.testing.assert_allclose(found.dense().numpy()[order], expected, rtol=1e-5, atol=1e-7)
+    found = quantize_two_sided(W, bits, group, Columns.of(C, 0), Rows.of(G, 0))
+    down, across = np.argsort(-G.diagonal().numpy()), by_weight(C.diagonal().numpy(), group)
+    ordered = W.numpy()[np.ix_(down, across)], C.numpy()[np.ix_(across, across)], G.numpy()[np.ix_(down, down)]
+    expected = by_conditional_means(ordered[0], bits, group, *ordered[1:])
+    np.testing.assert_allclose(found.dense().numpy()[np.ix_(down, across)], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("width", "group"), [(8, 3), (12, 4), (7, 7), (5, 9)])
+def test_groups_stay_together_and_what_weighs_most_comes_first(width, group):
+    C = damped(width, 3)
+    U, order = Columns.of(C, 0.01).by_weight(min(group, width))
+    assert order.tolist() == by_weight(C.diagonal().numpy(), group).tolist()
+    assert torch.equal(U, inverse_factor(C[order][:, order], 0.01))
 
 
 def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
@@ -79,10 +95,10 @@ def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
     W, C, G = weight(64, 48).double(), damped(48, 1), damped(64, 2)
     heavy = torch.logspace(-1, 1, 64, dtype=torch.float64).sqrt()
     G = heavy[:, None] * G * heavy  # the last rows weigh most
-    rows, U = Rows.of(G, 0), inverse_factor(C.clone(), 0)
+    rows, columns = Rows.of(G, 0), Columns.of(C, 0)
     assert torch.equal(G.diagonal()[rows.order], G.diagonal().sort(descending=True).values)
     as_they_are = Rows(inverse_factor(G.clone(), 0), torch.arange(64))
-    by_weight, in_order = (quantize_two_sided(W, 2, 16, U, each) for each in (rows, as_they_are))
+    by_weight, in_order = (quantize_two_sided(W, 2, 16, columns, each) for each in (rows, as_they_are))
     assert loss(G, C, W - by_weight.dense()) < loss(G, C, W - in_order.dense())
     assert by_weight.bytes == in_order.bytes
 
@@ -90,25 +106,24 @@ def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
 @pytest.mark.parametrize("shape", [(1, 50), (70, 50), (24, 300), (130, 7), (3, 1)])
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 64), (4, 200), (4, None)])
 def test_without_a_second_side_it_is_gptq_bit_for_bit(shape, bits, group):
-    W, U = weight(*shape), inverse_factor(moment(shape[1]), 0.01)
-    found = quantize_two_sided(
-        W, bits, group, U, Rows(torch.eye(shape[0], dtype=torch.float64) * 3, torch.arange(shape[0]))
-    )
-    expected = quantize_by_factor(W, bits, group, U)
-    for name, tensor in found.tensors().items():
-        assert torch.equal(tensor, expected.tensors()[name])
+    W, columns = weight(*shape), Columns.of(moment(shape[1]), 0.01)
+    rows = Rows(3 * torch.eye(shape[0], dtype=torch.float64), torch.arange(shape[0]))
+    found = quantize_two_sided(W, bits, group, columns, rows)
+    U, order = columns.by_weight(min(group or shape[1], shape[1]))
+    expected = quantize_by_factor(W[:, order], bits, group, U)
+    assert torch.equal(found.dense()[:, order], expected.dense()) and torch.equal(found.codes[:, order], expected.codes)
 
 
 @pytest.mark.parametrize("shape", [(60, 50), (24, 300), (130, 40)])
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 32), (4, None)])
 def test_the_second_side_wins(shape, bits, group):
     W, C, G = weight(*shape).double(), damped(shape[1], 1), damped(shape[0], 2)
-    U, rows = inverse_factor(C.clone(), 0), Rows.of(G, 0)
+    columns, rows = Columns.of(C, 0), Rows.of(G, 0)
     two, one, none = (
         loss(G, C, W - q.dense())
         for q in (
-            quantize_two_sided(W, bits, group, U, rows),
-            quantize_by_factor(W, bits, group, U),
+            quantize_two_sided(W, bits, group, columns, rows),
+            quantize_by_factor(W, bits, group, columns.in_order()),
             quantize_rtn(W, bits, group),
         )
     )
@@ -116,18 +131,18 @@ def test_the_second_side_wins(shape, bits, group):
 
 
 def test_the_weight_and_the_factors_that_come_in_are_left_as_they_are():
-    W, U, rows = weight(70, 50).double(), inverse_factor(damped(50, 1), 0), Rows.of(damped(70, 2), 0)
-    before = [each.clone() for each in (W, U, rows.V, rows.order)]
-    quantize_two_sided(W, 3, 16, U, rows)
-    assert all(torch.equal(a, b) for a, b in zip((W, U, rows.V, rows.order), before, strict=True))
+    W, C, rows = weight(70, 50).double(), damped(50, 1), Rows.of(damped(70, 2), 0)
+    before = [each.clone() for each in (W, C, rows.V, rows.order)]
+    quantize_two_sided(W, 3, 16, Columns.of(C, 0.01), rows)
+    assert all(torch.equal(a, b) for a, b in zip((W, C, rows.V, rows.order), before, strict=True))
 
 
 @pytest.mark.parametrize(("wrong", "name"), [(0, "U"), (1, "V")])
 def test_factors_of_another_size_are_refused(wrong, name):
-    factors = [torch.eye(50).double(), torch.eye(20).double()]
-    factors[wrong] = torch.eye(7).double()
+    moments = [torch.eye(50).double(), torch.eye(20).double()]
+    moments[wrong] = torch.eye(7).double()
     with pytest.raises(InputError, match=f"factor {name}"):
-        quantize_two_sided(weight(20, 50), 3, 16, factors[0], Rows(factors[1], torch.arange(20)))
+        quantize_two_sided(weight(20, 50), 3, 16, Columns.of(moments[0], 0), Rows(moments[1], torch.arange(20)))
 
 
 @pytest.mark.parametrize(
