@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from karipap_core.checkpoint.model import Checkpoint
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
@@ -67,7 +67,7 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     progress: Progress = silent,
     measure: Measure | None = None,
     rounding: str | None = None,
-    prefix: str = "dense",
+    prefix: str = PREFIXES[0],
 ) -> Plan:
     """The plan for a model at a budget: what each weight becomes, and what that is predicted to cost.
 
@@ -83,7 +83,8 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     rounding : of numbers in few bits under the loss metric: errors made good "two-sided" (the default), by the columns
         still to come and the rows below, or "one-sided", by columns alone, as GPTQ does.
     prefix : what each weight is fitted behind when the plan is compressed: the "dense" model, or ("aligned") the
-        weights that are cut before it, so that it makes good what these lose.
+        weights that are cut before it, so that it makes good what these lose; "auto" (the default): aligned where
+        numbers are stored in less than 8 bits.
 
     Raises InputError for a budget that the model cannot meet, and for names that do not exist.
     """
@@ -95,9 +96,9 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
     choice = Choice(network, quantize, embedding, structure)
     announce(progress, plan_costs(study, choice, metric, rule))
     if prefix not in PREFIXES:
-        raise InputError(f"prefix {prefix!r} is not one of {', '.join(PREFIXES)}.")
+        raise unknown("Prefix", prefix, PREFIXES)
     plan = Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)
-    plan.prefix = None if prefix == "dense" else prefix
+    plan.prefix = study.prefix_of(prefix, plan.weights)
     return plan
 
 

@@ -132,8 +132,8 @@ def controls(view, now: draft.Draft, found: tables.Tables) -> None:
                 format_func=plan_side.PREFIX_SAYS.get,
                 required=True,
                 help="Each weight is fitted to what the dense model gives it, or to what it is given behind the "
-                "weights that are cut before it, so that it makes good what these lose. The second pays in few bits, "
-                "and takes two passes of the model more when it is compressed; predictions know nothing of it.",
+                "weights cut before it, so that it makes good what these lose; compressing then runs the model. "
+                "Auto: the second where numbers are stored in less than 8 bits. Predictions know nothing of it.",
             )
         rules = found.rules if now.rule in found.rules else (now.rule, *found.rules)
         widget(st.selectbox, "Rule", rules, "rule", width=150, filter_mode=None, help=plan_side.RULE_SAYS.get(now.rule))

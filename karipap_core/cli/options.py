@@ -185,8 +185,8 @@ PREFIX = option(
     choices=PREFIXES,
     default=PREFIXES[0],
     help="fit each weight to what the dense model gives it, or (aligned) to what it is given behind the compressed "
-    "weights before it, so that it makes good what these lose: pays in few bits; compressing then runs the model block "
-    "by block (default: dense)",
+    "weights before it, so that it makes good what these lose; compressing then runs the model block by block. auto: "
+    "aligned where numbers are stored in less than 8 bits (default: auto)",
 )
 CALIBRATE = option(
     "--calibrate",

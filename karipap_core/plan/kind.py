@@ -4,6 +4,7 @@ What a network is like is asked of its class (`networks/base.py`): nothing here 
 the option `embedding`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured
 
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 FORMATS = ("int8", "int4", "int3", "int2")  # of a weight that stays whole, where `auto` chooses
-PREFIXES = ("dense", "aligned")  # what a weight is fitted behind (aligned.py)
+PREFIXES = ("auto", "dense", "aligned")  # what a weight is fitted behind (`prefix_of`)
+EIGHT = ("int8", "fp8")  # formats that leave nothing to make good
 ROUNDINGS = ("two-sided", "one-sided")  # what makes rounding errors of integers good: both moments, or C alone
 EMBEDDINGS = {"dense": None, "lowrank": "lowrank", "tt": "tt_embedding"}  # the option's word → the network of tables
 
@@ -84,6 +86,16 @@ def counting(rounding: str, metric: str, rounds: bool) -> str | None:
     """A rounding where it makes numbers other than they always were: in few bits (`rounds`) and under a moment of
     gradients; else None."""
     return rounding if rounds and metric == "loss" and rounding != "one-sided" else None
+
+
+def prefix_of(wanted: str, weights: Mapping[str, Mapping[str, Any]], runs: Callable[[], bool]) -> str | None:
+    """The field `prefix` of a plan with these entries: by "auto" it is aligned where numbers are stored in less than 8
+    bits, which is where that pays most, and `runs()` says that the model runs block by block."""
+    if wanted != "auto":
+        return None if wanted == "dense" else wanted
+    forms = {form for entry in weights.values() for key in ("quantize", "bits") if (form := entry.get(key))}
+    few = any(not form.startswith(EIGHT) for form in forms)
+    return "aligned" if few and runs() else None
 
 
 def curves_name(kind: Kind, metric: str, key: str, rounding: str = ROUNDINGS[0], which: str = "") -> str:

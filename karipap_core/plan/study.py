@@ -5,7 +5,7 @@ decompositions, the calibration, and probes on the dense model in memory. Verbs 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -19,7 +19,7 @@ from karipap_core.errors import InputError, unknown
 from karipap_core.plan.calibration import ALL, Calibration
 from karipap_core.plan.checks import WholePlan
 from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
-from karipap_core.plan.kind import ROUNDINGS, Kind, curves_name
+from karipap_core.plan.kind import ROUNDINGS, Kind, curves_name, prefix_of
 from karipap_core.plan.on_text import OnText
 from karipap_core.plan.places import seen_file, whole_profile
 from karipap_core.plan.seen import Seen, look, looked_at
@@ -300,6 +300,12 @@ class Study(OnText):
         keep_json(file, measured)
         file.with_suffix(".partial.json").unlink(missing_ok=True)
         return json.loads(json.dumps(measured))  # as it will be found
+
+    def prefix_of(self, wanted: str, weights: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """The field `prefix` of a plan of this model with these entries; see `kind.prefix_of`."""
+        from karipap_core.profiles.blockpass import runs_apart
+
+        return prefix_of(wanted, weights, lambda: self.why_not_run is None and runs_apart(self.checkpoint, self.device))
 
     def check_prediction(self, plan: "Plan", measured: dict, text: str) -> None:
         """Hold the curve's prediction of an evaluated plan against what was measured; the calibration keeps both, and

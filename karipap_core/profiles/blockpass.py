@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
@@ -22,6 +23,7 @@ from karipap_core.models import running
 from karipap_core.models.blockwise import Blockwise, Loss
 from karipap_core.models.load import load_tokenizer
 from karipap_core.models.streamed import Streamed, block_paths, give_back
+from karipap_core.profiles import apart as apart_kept
 from karipap_core.profiles.activations import (
     CalibrationSettings,
     calibration_images,
@@ -33,9 +35,6 @@ from karipap_core.profiles.estimate import LOGITS, ROWS, Wanted
 from karipap_core.profiles.watching import Finder, Watching
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
-from karipap_core.workspace import Workspace
-from karipap_core.workspace.files import settings_key
-from karipap_core.workspace.kept import keep_json, kept_json
 
 TRIED = 24  # tokens that a model is tried on
 ALIKE = 0.1  # relative difference of inputs and gradients: 16 bits between blocks make 0.001, with ReLUs 0.02
@@ -98,10 +97,8 @@ def wanted(checkpoint: Checkpoint, settings: CalibrationSettings, text: Text | N
 def runs_apart(checkpoint: Checkpoint, device: str) -> bool:
     """Whether running block by block gives what running the whole model gives: tried on a few tokens, where the model
     fits into a quarter of the machine's memory (else the first is taken for granted), and kept."""
-    key = settings_key({"model": checkpoint.key, "rule": 2})
-    file = Workspace().cache_file("apart", key)
-    if (known := kept_json(file)) is not None:
-        return bool(known["apart"])
+    if (known := apart_kept.known(checkpoint)) is not None:
+        return known
     with suppress(AttributeError, ValueError, OSError):  # not every system says
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if 16 * checkpoint.parameters > memory:
@@ -113,7 +110,7 @@ def runs_apart(checkpoint: Checkpoint, device: str) -> bool:
         raise
     except Exception:  # of whatever class: models differ in what they miss
         apart = False
-    keep_json(file, {"apart": apart})
+    apart_kept.keep(checkpoint, apart)
     give_back()
     return apart
 
@@ -242,8 +239,12 @@ def _scored(ids: torch.Tensor, shown: Sequence[Any]) -> int:
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:
-    """Of the labels of batch `number`: its own, so that no batch depends on what others drew."""
-    return torch.Generator().manual_seed(seed << 32 | number)
+    """Of the labels of batch `number`: its own, so that no batch depends on what others drew.
+
+    Both are mixed into 32 bits: torch looks at no more of a seed (findings/torch-seeds-of-64-bits.sh).
+    """
+    mixed = np.random.SeedSequence([seed, number]).generate_state(1)
+    return torch.Generator().manual_seed(int(mixed[0]))
 
 
 def _loss(model: Any, ids: torch.Tensor, seed: tuple[int, int]) -> torch.Tensor:

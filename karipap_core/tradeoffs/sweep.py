@@ -18,7 +18,7 @@ from karipap_core.plan import effort
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
-from karipap_core.plan.kind import ROUNDINGS, counting
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS, counting
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Measure, Study
 from karipap_core.progress import Progress, announce, costs, silent
@@ -71,7 +71,7 @@ class Grid:
     rules : as `Planner.make` takes them.
     metric : what the cores are fitted to.
     scope : what budgets are fractions of: "model" or "blocks".
-    prefix : what weights are fitted behind, "dense" or "aligned" (plan/aligned.py).
+    prefix : what weights are fitted behind, as for `story.make_plan`.
     """
 
     budgets: Sequence[float] | Literal["auto"] = "auto"
@@ -79,7 +79,7 @@ class Grid:
     metric: str = "loss"
     scope: str = "model"
     baselines: bool = True
-    prefix: str = "dense"
+    prefix: str = PREFIXES[0]
 
 
 GRID = Grid()
@@ -221,7 +221,8 @@ def _plan(
     wanted |= {"measure": "all"} if study.measure == "all" else {}
     if told := counting(study.rounding, planner.metric, planner.choice.rounds):
         wanted["rounding"] = told
-    wanted |= {"prefix": grid.prefix} if grid.prefix != "dense" else {}
+    if grid.prefix == "aligned" or (grid.prefix == "auto" and planner.choice.rounds):
+        wanted["prefix"] = grid.prefix
     file = out / "plans" / f"{planner.choice.network}-{rule}-{settings_key(wanted)}.json"
     ours = study.folder / "plans" / file.name  # with its sum: the other one is for people, who may change it
     began = time.monotonic()
@@ -231,7 +232,7 @@ def _plan(
         plan = Plan.load(file)
     else:
         plan = planner.make(budget, rule, progress)
-        plan.prefix = None if grid.prefix == "dense" else grid.prefix
+        plan.prefix = study.prefix_of(grid.prefix, plan.weights)
     if found is None:
         keep_json(ours, {"plan": plan.to_json()})
         plan.save(file)

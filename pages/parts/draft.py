@@ -11,8 +11,9 @@ from karipap_core import schemas
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import SCOPES
 from karipap_core.plan.document import DENSE, Plan, model_entry, rounding_of
-from karipap_core.plan.kind import ROUNDINGS, packs_unasked
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS, packs_unasked, prefix_of
 from karipap_core.plan.predict import sizes_of
+from karipap_core.profiles import apart
 from karipap_core.workspace import Workspace, new_id
 from karipap_core.workspace.files import write_json
 from pages.parts.tables import What
@@ -45,7 +46,7 @@ class Draft:
     origin: dict | None = None
     quantize: str | None = None
     embedding: str = "dense"
-    prefix: str = "dense"
+    prefix: str = PREFIXES[0]
 
     @property
     def what(self) -> What:
@@ -248,7 +249,7 @@ def to_plan(draft: Draft, checkpoint, found, totals: Mapping) -> Plan:
         calibration=found.calibration.text if found.calibration else None,
         predicted=predicted,
         embedding=embedding,
-        prefix=None if draft.prefix == "dense" else draft.prefix,
+        prefix=prefix_of(draft.prefix, weights, lambda: apart.may_run(checkpoint)),
         notes=list(found.notes),
         **more,
     )

@@ -213,7 +213,8 @@ def remember(view, now: draft.Draft) -> None:
     mine = state()
     wanted = {"network": now.network, "metric": now.metric, "rule": now.rule, "unit": now.unit, "scope": now.scope}
     wanted |= {"quantize": now.quantize} if now.quantize else {}
-    wanted |= {key: value for key in ("embedding", "prefix") if (value := getattr(now, key)) != "dense"}
+    wanted |= {"embedding": now.embedding} if now.embedding != "dense" else {}
+    wanted |= {"prefix": now.prefix} if now.prefix != PREFIXES[0] else {}
     for key in {"quantize", "embedding", "prefix"} - wanted.keys():
         if key in st.query_params:
             del st.query_params[key]

@@ -18,7 +18,7 @@ from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
 
 METRIC_SAYS = {"weight": "weights", "functional": "outputs", "loss": "loss"}
-PREFIX_SAYS = {"dense": "the dense model", "aligned": "what is cut before it"}
+PREFIX_SAYS = {"auto": "auto", "dense": "the dense model", "aligned": "what is cut before it"}
 SCOPE_SAYS = {"model": "whole model", "blocks": "blocks"}
 RULE_SAYS = {
     "calibrated": "For each weight cut alone it is known what that does to the outputs; parameters go where they save "

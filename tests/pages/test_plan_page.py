@@ -56,7 +56,7 @@ def test_a_plan_is_fitted_behind_what_is_cut_before_and_nothing_else_of_it_chang
     assert "fitted behind what is cut before it" in line
     again = plan_page(prefix="aligned")
     assert now(again).prefix == "aligned"
-    assert now(plan_page(prefix="made-up")).prefix == "dense"
+    assert now(plan_page(prefix="made-up")).prefix == "auto"
 
 
 def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
@@ -66,7 +66,7 @@ def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
     assert "It is a prediction until the plan is run" in said and "calibration v" in said
     (line,) = [each.label for each in app.expander if "budget counts" in each.label]
     assert line == (
-        "error of loss · cores as stored · embedding dense · fitted behind the dense model · "
+        "error of loss · cores as stored · embedding dense · fitted behind auto · "
         "rule calibrated · budget counts parameters of the whole model"
     )
     primary = [button.label for button in app.button if button.proto.type == "primary" and button.key != "search_start"]

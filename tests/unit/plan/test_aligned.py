@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from karipap_core import story
 from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.models.sites import observe, sites
@@ -15,6 +16,7 @@ from karipap_core.plan import aligned, behind, estimate
 from karipap_core.plan.aligned import aligned_matrices, fit_aligned
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
+from karipap_core.plan.kind import prefix_of
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.spectra.metric import Metric
@@ -150,3 +152,34 @@ def test_the_plan_s_file_says_so(world, tmp_path):
     _, plan = world
     plan.save(tmp_path / "plan.json")
     assert type(plan).load(tmp_path / "plan.json").prefix == "aligned"
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"network": "dense", "quantize": "int4"}, "aligned"),
+        ({"network": "qlr", "bits": "int3", "quantize": None}, "aligned"),
+        ({"network": "lowrank", "quantize": "int2g32"}, "aligned"),
+        ({"network": "lowrank", "quantize": "int8"}, None),
+        ({"network": "dense", "quantize": "fp8"}, None),
+        ({"network": "lowrank"}, None),
+    ],
+)
+def test_numbers_in_few_bits_are_fitted_behind_a_compressed_prefix_unasked(entry, expected):
+    weights = {"w": entry, "v": {"network": "dense"}}
+    assert prefix_of("auto", weights, lambda: True) == expected
+    assert prefix_of("auto", weights, lambda: False) is None, "where the model does not run block by block"
+    assert prefix_of("dense", weights, lambda: True) is None
+    assert prefix_of("aligned", weights, lambda: False) == "aligned", "and is refused when it is compressed"
+
+
+def test_plans_that_are_made_get_it(tmp_path):
+    study = study_of("llama", tmp_path)
+    made = {
+        choice: story.make_plan(study, Budget(0.3, scope="blocks"), "lowrank", "uniform", quantize=choice)
+        for choice in (None, "int3")
+    }
+    assert made[None].prefix is None and made["int3"].prefix == "aligned"
+    assert story.make_plan(study, 0.5, rule="uniform", quantize="int3", prefix="dense").prefix is None
+    with pytest.raises(InputError, match="Prefix 'tall' is not one of auto, dense, aligned"):
+        story.make_plan(study, 0.5, prefix="tall")

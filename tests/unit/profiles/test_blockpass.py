@@ -168,3 +168,12 @@ def test_labels_are_drawn_as_often_as_the_model_says():
     logits = torch.tensor([0.0, 1.0, 2.0, -1e9]).expand(100_000, 4)
     counts = torch.bincount(drawn(logits, torch.Generator().manual_seed(0)), minlength=4).numpy()
     assert counts / 100_000 == pytest.approx(np.exp([0, 1, 2, -1e9]) / np.exp([0, 1, 2]).sum(), abs=5e-3)
+
+
+def test_every_seed_and_every_batch_draws_labels_of_its_own():
+    draws = [
+        torch.rand(4, generator=blockpass.generator_of(seed, batch)).tolist() for seed in range(9) for batch in range(9)
+    ]
+    assert len({tuple(each) for each in draws}) == 81
+    again = torch.rand(4, generator=blockpass.generator_of(1, 2)).tolist()
+    assert draws[9 + 2] == again
