@@ -324,10 +324,10 @@ def told(now: draft.Draft, found: tables.Tables) -> dict[str, float]:
 
 def settings_line(now: draft.Draft) -> str:
     """What is folded away, as it stands, in one line."""
+    behind = f"fitted behind {PREFIX_SAYS[now.prefix]} · " if now.prefix != "auto" else ""
     return (
         f"error of {METRIC_SAYS[now.metric]} · cores {now.quantize or 'as stored'} · embedding {now.embedding} · "
-        f"fitted behind {PREFIX_SAYS[now.prefix]} · "
-        f"rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS.get(now.scope, now.scope)}"
+        f"{behind}rule {now.rule} · budget counts {now.unit} of the {SCOPE_SAYS.get(now.scope, now.scope)}"
     )
 
 

@@ -66,8 +66,8 @@ def test_it_opens_on_a_calibrated_plan_and_says_what_is_predicted(measured):
     assert "It is a prediction until the plan is run" in said and "calibration v" in said
     (line,) = [each.label for each in app.expander if "budget counts" in each.label]
     assert line == (
-        "error of loss · cores as stored · embedding dense · fitted behind auto · "
-        "rule calibrated · budget counts parameters of the whole model"
+        "error of loss · cores as stored · embedding dense · rule calibrated · "
+        "budget counts parameters of the whole model"
     )
     primary = [button.label for button in app.button if button.proto.type == "primary" and button.key != "search_start"]
     assert primary == ["Compress & evaluate"]
