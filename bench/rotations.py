@@ -20,6 +20,7 @@ from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.stored import quantize_cores, values
 from karipap_core.plan.study import Study
 from karipap_core.spectra.metric import Metric
 from karipap_core.statistics.bootstrap import difference
@@ -51,11 +52,16 @@ def matrices(study: Study, made, block: int | None) -> Iterator[tuple[str, torch
         W, metric = study.checkpoint.read(weight.name).double(), study.moments.metric(weight.name, "loss")
         spec = made(*W.shape)
         if block is None:
-            yield weight.name, spec.dense(spec.decompose(W, metric))
+            yield weight.name, stored(spec, W, metric)
             continue
         R = rotation(W.shape[1], block, number)
         turned = Metric("loss", R.T @ metric.C.double() @ R, metric.G, metric.damping)
-        yield weight.name, spec.dense(spec.decompose(W @ R, turned)).double() @ R.T
+        yield weight.name, stored(spec, W @ R, turned).double() @ R.T
+
+
+def stored(spec, W: torch.Tensor, metric: Metric) -> torch.Tensor:
+    """What a weight becomes in the spec's formats, (out, in)."""
+    return spec.dense(values(spec, quantize_cores(spec, spec.fit(W, metric), W, metric)))
 
 
 def main() -> None:
