@@ -309,6 +309,7 @@ def test_the_headline_cuts_one_attention_to_thirty_percent(llama, text):
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.usefixtures("quick_fits")
 def test_every_figure_that_is_shown_has_a_place_and_is_json(claim, made, text):
     folder = made("gpt2")  # fused qkv, Conv1D, fc1 and fc2, tied head
     document = check(folder, claim, text)
@@ -323,7 +324,8 @@ def test_every_figure_that_is_shown_has_a_place_and_is_json(claim, made, text):
     assert CLAIMS[claim].title in table(document) and document["verdict"] in table(document)
 
 
-@pytest.mark.parametrize("claim", [name for name in CLAIMS if name not in ("bytes", "headline", "tree")])
+@pytest.mark.parametrize("claim", [name for name in CLAIMS if name not in ("bytes", "headline")])
+@pytest.mark.usefixtures("quick_fits")
 def test_an_encoder_is_measured_by_its_output(claim, made, text):
     document = check(made("bert"), claim, text)
     assert document["measure"] == "output error" and document["dense_loss"] is None
