@@ -128,22 +128,23 @@ def test_sums_are_measured_as_the_definitions_say(llama, text):
             kept[name], layer.weight.data = layer.weight.data, matrix
         with torch.no_grad():
             states = model(input_ids=windows.check, output_hidden_states=True).hidden_states[-1].double()
-        kl, _ = harm(model, windows.check, dense)
+        found = harm(model, windows.check, dense)
         for name, value in kept.items():
             module(model, name).weight.data = value
-        return kl, states.flatten().numpy()
+        return *found, states.flatten().numpy()
 
-    singles = {name: with_cut([name])[0] for name in names}
-    for name, kl in singles.items():
+    singles = {name: with_cut([name])[:2] for name in names}
+    for name, (kl, _) in singles.items():
         assert rows["by_weight"][name] == pytest.approx(kl, rel=5e-3, abs=1e-8)
-    assert rows["weights"] == pytest.approx(sum(singles.values()), rel=2e-3)
+    assert rows["weights"] == pytest.approx(sum(kl for kl, _ in singles.values()), rel=2e-3)
+    assert rows["rises"] == pytest.approx(sum(rise for _, rise in singles.values()), rel=5e-3, abs=1e-4)
     by_layer = [[name for name in names if f".{k}." in name] for k in (0, 1)]
-    before = with_cut([])[1]
+    before = with_cut([])[-1]
     layers = [with_cut(of) for of in by_layer]
-    assert rows["by_layer"] == pytest.approx([kl for kl, _ in layers], rel=2e-3)
-    whole, states = with_cut(names)
+    assert rows["by_layer"] == pytest.approx([kl for kl, _, _ in layers], rel=2e-3)
+    whole, _, states = with_cut(names)
     assert rows["whole"]["damage"] == pytest.approx(whole, rel=2e-3)
-    changes = np.stack([found - before for _, found in layers])
+    changes = np.stack([found - before for _, _, found in layers])
     aligned = (changes.sum(0) ** 2).sum() / (changes**2).sum()
     assert rows["aligned"] == pytest.approx(aligned, rel=2e-3)
     assert rows["linear"] == pytest.approx(((states - before) ** 2).sum() / (changes.sum(0) ** 2).sum(), rel=2e-3)

@@ -51,6 +51,7 @@ def sums(study: Study, progress: Progress) -> dict:
         rows[str(kept)] = {
             "whole": whole,
             "weights": sum(row["damage"] for row in singles.values()),
+            "rises": sum(row["rise"] for row in singles.values()),
             "by_weight": {name: row["damage"] for name, row in singles.items()},
             "by_layer": [row["damage"] for row in of_layers],
             "within": [sum(singles[w.name]["damage"] for w in of) for of in of_layer.values()],
@@ -185,6 +186,7 @@ def _measured(rows: Mapping[str, Mapping], layers: Sequence[int]) -> dict[str, s
 
     return {
         "whole": _each(rows, lambda row: factor(row["whole"]["damage"], row["weights"])),
+        "rises": _each(rows, lambda row: f"{row['whole']['rise']:.3g} against {row['rises']:.3g}"),
         "layers": _each(rows, lambda row: factor(row["whole"]["damage"], sum(row["by_layer"]))),
         "within": _each(
             rows,

@@ -127,6 +127,9 @@ SPECTRA = (
                 "not 1; no figure",
                 "the article named above",
             ),
+            Published(
+                "rises", "Rise in loss of the whole against the sum over single weights, kept 70 % / 40 %", "", ""
+            ),
             Published("layers", "Damage of the whole over the sum over single layers, kept 70 % / 40 %", "", ""),
             Published("within", "Layers that lose less than the sum of their own weights, kept 70 % / 40 %", "", ""),
             Published("aligned", "Squared length of the sum of layers' changes over the sum of squares", "", ""),
