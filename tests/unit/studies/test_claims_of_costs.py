@@ -13,8 +13,6 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.errors import InputError
 from karipap_core.evaluation.speed import Took, took
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.plan.choice import Choice
-from karipap_core.progress import silent
 from karipap_core.studies.claims.check import check
 from karipap_core.studies.claims.experiments import memory, speed, tensorlm
 from karipap_core.studies.claims.experiments.bench import cut_alike, study_of
@@ -188,17 +186,21 @@ def test_what_is_said_of_memory_follows_from_it(mpo, running, says):
 def test_plans_are_eighteen_times_smaller_whatever_the_dtype(made, text):
     study = study_of(made("llama_untied"), text)  # stored in 32 bits
     dense = sum(2 * weight.parameters for weight in study.weights)
-    for choice in (Choice("lowrank"), Choice("lowrank", "int4")):
-        plan = tensorlm.planned(study, choice, silent)
-        specs = {name: plan.spec(name) for name in plan.weights}
-        taken = sum(spec.bytes(2) for spec in specs.values() if spec is not None)
-        taken += sum(2 * w.parameters for w in study.weights if specs.get(w.name) is None)
-        assert tensorlm.block_bytes(study, plan) == taken <= dense / 18
+    for quantize in (None, "int4"):
+        specs = tensorlm.planned(study, "lowrank", quantize)
+        assert {spec.quantize for spec in specs.values()} == {quantize}
+        if quantize is None:  # counted by hand
+            taken = sum(2 * spec.chi[0] * (spec.n_out + spec.n_in) for spec in specs.values())
+        else:  # half a byte a number, a 16-bit scale and half a byte of zero point for at most 64 of a row
+            groups = [(r, c, -(-c // 64)) for s in specs.values() for r, c in s.core_shapes]
+            taken = sum(-(-r * c // 2) + 2 * r * g + -(-r * g // 2) for r, c, g in groups)
+        taken += sum(2 * w.parameters for w in study.weights if w.name not in specs)
+        assert tensorlm.block_bytes(study, specs) == taken <= dense / 18
         assert taken > 0.85 * dense / 18
 
 
 def tree_rows(**damages) -> dict:
-    rows = {key: {"label": tensorlm.PLANNED[key][0], "bytes_kept": 0.055, "damage": d} for key, d in damages.items()}
+    rows = {key: {"label": tensorlm.FORMS[key][0], "bytes_kept": 0.055, "damage": d} for key, d in damages.items()}
     return rows | {"int2": {"label": "2 bits", "bytes_kept": 0.14, "damage": 0.5}}
 
 

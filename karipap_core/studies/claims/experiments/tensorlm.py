@@ -1,15 +1,16 @@
 """TensorLM (a post): 18 times smaller by a tree over the layers, beside everything else in those bytes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
 from karipap_core.errors import InputError
+from karipap_core.networks.base import Spec
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.qlr import Qlr
 from karipap_core.plan.budget import Budget
-from karipap_core.plan.choice import Choice
-from karipap_core.plan.document import Plan
+from karipap_core.plan.document import Entry
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
@@ -18,13 +19,14 @@ from karipap_core.studies.claims.experiments.registry import experiment
 
 TIMES = 18
 METRIC = RULE = "loss"
-PLANNED = {  # in the same bytes
-    "tree": ("tree over layers", Choice("tree")),
-    "lowrank": ("low rank", Choice("lowrank")),
-    "mpo": ("MPO", Choice("mpo")),
-    "tree4": ("tree with 4-bit cores", Choice("tree", "int4")),
-    "lowrank4": ("low rank with 4-bit cores", Choice("lowrank", "int4")),
+FORMS = {  # in the same bytes: (label, network, format of its cores)
+    "tree": ("tree over layers", "tree", None),
+    "lowrank": ("low rank", "lowrank", None),
+    "mpo": ("MPO", "mpo", None),
+    "tree4": ("tree with 4-bit cores", "tree", "int4"),
+    "lowrank4": ("low rank with 4-bit cores", "lowrank", "int4"),
 }
+HALVINGS = 12  # of the share of parameters at which cores in few bits take the bytes
 LEAST = "int2g128"  # the fewest bytes of integers that are offered
 Matrices = Iterator[tuple[str, torch.Tensor]]
 
@@ -32,6 +34,8 @@ Matrices = Iterator[tuple[str, torch.Tensor]]
 @experiment("tree")
 def tree(study: Study, progress: Progress) -> dict:
     """Plans of 1/18 of the blocks' 16-bit bytes in several networks, and 2 bits at the least that they take."""
+    # As `karipap plan` would, on as much text: what is known of the model from there is found again.
+    study = Study(study.checkpoint, study.text, None, study.device_name, study.workspace, progress)
     bench = Bench(study, progress)
     weights = study.measurable
     if len({weight.layer for weight in weights if weight.layer is not None}) < 2:
@@ -39,26 +43,27 @@ def tree(study: Study, progress: Progress) -> dict:
     rows: dict[str, dict] = {}
     left_out: list[str] = []
     dense = 2 * study.checkpoint.block_parameters
-    for key, (label, choice) in PLANNED.items():
-        progress("forms", len(rows), len(PLANNED) + 2, label)
+    for key, (label, network, quantize) in FORMS.items():
+        progress("forms", len(rows), len(FORMS) + 2, label)
         try:
-            plan = planned(study, choice, progress)
+            specs = planned(study, network, quantize)
         except InputError as error:
             left_out.append(f"{label[0].upper()}{label[1:]} cannot be that small: {error}")
             continue
-        taken = block_bytes(study, plan)
-        rows[key] = {"label": label, "bytes_kept": taken / dense} | bench.cut(_of_plan(study, plan))
+        decompositions = study.decompositions(METRIC)
+        made = ((name, decompositions.matrix(name, spec)) for name, spec in specs.items())
+        rows[key] = {"label": label, "bytes_kept": block_bytes(study, specs) / dense} | bench.cut(made)
     for key, (label, make) in _least(study).items():
-        progress("forms", len(rows), len(PLANNED) + 2, label)
+        progress("forms", len(rows), len(FORMS) + 2, label)
         sizes: dict[str, int] = {}
         found = bench.cut(make(sizes))
         rest = sum(2 * weight.parameters for weight in study.weights if weight.name not in sizes)
         rows[key] = {"label": label, "bytes_kept": (sum(sizes.values()) + rest) / dense} | found
-    progress("forms", len(PLANNED) + 2, len(PLANNED) + 2)
+    progress("forms", len(FORMS) + 2, len(FORMS) + 2)
     measured = {key: f"{row['bytes_kept']:.1%} of the bytes: {bench.words(row)}" for key, row in rows.items()}
     return bench.document(
         verdict(rows, bench.unit.split(",")[0]),
-        measured | {key: "cannot be that small here" for key in PLANNED if key not in rows},
+        measured | {key: "cannot be that small here" for key in FORMS if key not in rows},
         {"rows": rows, "times": TIMES},
         grid(
             ["form", "bytes kept", bench.unit, "rise in loss"],
@@ -78,30 +83,44 @@ def tree(study: Study, progress: Progress) -> dict:
     )
 
 
-def planned(study: Study, choice: Choice, progress: Progress) -> Plan:
-    """The plan of a choice whose weights in the blocks take at most 1/18 of the bytes that they take in 16 bits."""
-    checkpoint = study.checkpoint
-    planner = Planner(study, choice, METRIC, progress=progress)
-    if choice.quantize is None:  # 16 bits a number, whatever the checkpoint is stored in
-        budget = Budget(kept=1 / TIMES, scope="blocks")
-    else:
-        blocks = sum(weight.bytes for weight in checkpoint.weights if weight.compressible)
-        rest = checkpoint.bytes - blocks
-        budget = Budget(kept_bytes=(rest + 2 * checkpoint.block_parameters / TIMES) / checkpoint.bytes)
-    limit, unit = budget.limit(checkpoint)
-    return planner.plan(planner.allocated(RULE, limit, unit), RULE, budget)
+def planned(study: Study, network: str, quantize: str | None) -> dict[str, Spec]:
+    """Name → network of the weights that do not stay dense in a plan whose blocks take at most 1/18 of the bytes that
+    they take in 16 bits. With `quantize` the plan of the most parameters whose cores in that format are so small.
+
+    Raises InputError where none is.
+    """
+    planner = Planner(study, network, METRIC)
+    most = 2 * study.checkpoint.block_parameters / TIMES
+
+    def at(kept: float) -> dict[str, Spec]:
+        entries = planner.allocated(RULE, *Budget(kept=kept, scope="blocks").limit(study.checkpoint))
+        specs = {name: Entry.of(entry).spec for name, entry in entries.items()}
+        return {name: replace(spec, quantize=quantize) for name, spec in specs.items() if spec is not None}
+
+    if quantize is None:
+        return at(1 / TIMES)
+    low, high, found = 1 / TIMES, 1.0, None
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        try:
+            specs = at(middle)
+        except InputError:  # nothing of this network is so small
+            low = middle
+            continue
+        if block_bytes(study, specs) <= most:
+            low, found = middle, specs
+        else:
+            high = middle
+    if found is None:
+        raise InputError(f"with its cores in {quantize} it takes more bytes than that.")
+    return found
 
 
-def block_bytes(study: Study, plan: Plan) -> int:
-    """What the weights of the blocks take under a plan, 16 bits for each number that is not quantized."""
-    return plan.ledger(study.checkpoint).block_bytes
-
-
-def _of_plan(study: Study, plan: Plan) -> Matrices:
-    decompositions = study.decompositions_of(plan)
-    for name in plan.weights:
-        if (spec := plan.spec(name)) is not None:
-            yield name, decompositions.matrix(name, spec)
+def block_bytes(study: Study, specs: Mapping[str, Spec]) -> int:
+    """What the weights of the blocks take with these networks in their places, 16 bits for each number that is not
+    quantized."""
+    stays = sum(2 * weight.parameters for weight in study.weights if weight.name not in specs)
+    return stays + sum(spec.bytes(2) for spec in specs.values())
 
 
 def _least(study: Study) -> dict[str, tuple[str, Callable[[dict[str, int]], Matrices]]]:
@@ -125,7 +144,7 @@ def _least(study: Study) -> dict[str, tuple[str, Callable[[dict[str, int]], Matr
 
 def verdict(rows: Mapping[str, Mapping], name: str) -> str:
     """In words: whether the tree loses least among what is as small, and what 2 bits lose in the bytes they take."""
-    small = {key: row for key, row in rows.items() if key in PLANNED}
+    small = {key: row for key, row in rows.items() if key in FORMS}
     two = rows["int2"]
     beside = f"2 bits take {two['bytes_kept']:.1%} of the bytes and lose {two['damage']:.3g}".replace("%", " %")
     trees = [key for key in ("tree", "tree4") if key in small]

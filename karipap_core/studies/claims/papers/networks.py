@@ -260,7 +260,8 @@ NETWORKS = (
         "parameters follow from no stated formula, and there is no code: not reproducible as published.",
         "The blocks at 1/18 of their parameters in 16 bits: a tree that shares the residual stream's basis over the "
         "layers, a low-rank matrix for each weight and an MPO; then low rank and the tree with 4-bit cores in the "
-        "same bytes. All are fitted in the loss metric, which also says how much each weight keeps. "
+        "same bytes, shared out as without rounding. All are fitted in the loss metric, which also says how much each "
+        "weight keeps. "
         "Integers of 2 bits cannot be that small and stand at the least they take. Judged by the loss on text that "
         "was not calibrated on; nothing is healed.",
         (
