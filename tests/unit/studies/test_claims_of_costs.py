@@ -199,6 +199,22 @@ def test_plans_are_eighteen_times_smaller_whatever_the_dtype(made, text):
         assert taken > 0.85 * dense / 18
 
 
+def test_a_small_tree_shares_its_basis_and_fits_the_room(made, text):
+    study = study_of(made("llama_untied"), text)
+    specs = tensorlm.small_tree(study)
+    dense = sum(2 * weight.parameters for weight in study.weights)
+    assert tensorlm.block_bytes(study, specs) <= dense / 18
+    shared = [spec for spec in specs.values() if len(spec.members) > 1]
+    assert shared and all(set(spec.members) <= specs.keys() for spec in shared)
+    borrowed = [spec for spec in shared if not all(spec.owned)]  # what they borrow is counted once
+    assert len(borrowed) == len(shared) - len({spec.members for spec in shared})
+    taken = sum(
+        np.prod(s) for spec in specs.values() for s, own in zip(spec.core_shapes, spec.owned, strict=True) if own
+    )
+    taken += sum(weight.parameters for weight in study.weights if weight.name not in specs)
+    assert tensorlm.block_bytes(study, specs) == 2 * taken
+
+
 def tree_rows(**damages) -> dict:
     rows = {key: {"label": tensorlm.FORMS[key][0], "bytes_kept": 0.055, "damage": d} for key, d in damages.items()}
     return rows | {"int2": {"label": "2 bits", "bytes_kept": 0.14, "damage": 0.5}}

@@ -9,6 +9,8 @@ from karipap_core.errors import InputError
 from karipap_core.networks.base import Spec
 from karipap_core.networks.dense import Dense
 from karipap_core.networks.qlr import Qlr
+from karipap_core.networks.tree.network import Tree, group_curve
+from karipap_core.plan.allocate import allocate, options
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.document import Entry
 from karipap_core.plan.planner import Planner
@@ -26,6 +28,7 @@ FORMS = {  # in the same bytes: (label, network, format of its cores)
     "tree4": ("tree with 4-bit cores", "tree", "int4"),
     "lowrank4": ("low rank with 4-bit cores", "lowrank", "int4"),
 }
+PARTS = (0.02, 1 / 36, 0.04, 1 / 18, 0.08, 0.12, 0.2, 0.3)  # of a group's numbers, at which a small tree is fitted
 HALVINGS = 12  # of the share of parameters at which cores in few bits take the bytes
 LEAST = "int2g128"  # the fewest bytes of integers that are offered
 Matrices = Iterator[tuple[str, torch.Tensor]]
@@ -46,7 +49,7 @@ def tree(study: Study, progress: Progress) -> dict:
     for key, (label, network, quantize) in FORMS.items():
         progress("forms", len(rows), len(FORMS) + 2, label)
         try:
-            specs = planned(study, network, quantize)
+            specs = small_tree(study) if key == "tree" else planned(study, network, quantize)
         except InputError as error:
             left_out.append(f"{label[0].upper()}{label[1:]} cannot be that small: {error}")
             continue
@@ -114,6 +117,31 @@ def planned(study: Study, network: str, quantize: str | None) -> dict[str, Spec]
     if found is None:
         raise InputError(f"with its cores in {quantize} it takes more bytes than that.")
     return found
+
+
+def small_tree(study: Study) -> dict[str, Spec]:
+    """The same for a tree in 16 bits, whose curves in plans begin at a larger size: every group of layers is fitted at
+    `PARTS` of its numbers, and shares the room with the others by the error in the loss metric.
+
+    Raises InputError where no tree is so small.
+    """
+    decompositions, groups, tables = study.decompositions(METRIC), {}, []
+    free = {weight.name for weight in study.measurable}
+    for members in Tree.groups(study.measurable):
+        Ws = [study.checkpoint.read(name) for name in members]
+        metrics = [decompositions.metric_of(name) for name in members]
+        dense = sum(W.numel() for W in Ws)
+        curve = group_curve(members, Ws, metrics, levels=[max(1, round(part * dense)) for part in PARTS])
+        groups[members[0]] = members, curve.specs
+        tables.append(options(members[0], range(1, len(curve.specs) + 1), curve.parameters, curve.error.sum(1), dense))
+    stays = sum(weight.parameters for weight in study.weights if weight.name not in free)
+    chosen = allocate(tables, study.checkpoint.block_parameters / TIMES - stays)
+    specs: dict[str, Spec] = {}
+    for table in tables:
+        members, levels = groups[table.name]
+        if at := int(table.chi[chosen[table.name]]):
+            specs |= zip(members, levels[at - 1], strict=True)
+    return specs
 
 
 def block_bytes(study: Study, specs: Mapping[str, Spec]) -> int:
