@@ -92,7 +92,7 @@ def press(view, claim: Claim, document: dict | None) -> None:
             key="check",
             icon=":material/science:",
             disabled=busy or text is None,
-            help="Runs in a process of its own; a minute or two on the demo model.",
+            help="Runs in a process of its own; a few minutes at most on the demo model.",
         )
         if document:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(document["created"]))

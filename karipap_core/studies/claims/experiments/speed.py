@@ -223,7 +223,10 @@ def verdict(paces: Mapping[str, Paces]) -> str:
 def _notes(bench: Bench, window: Mapping) -> list[str]:
     notes = [
         f"Medians of turns, {window['threads']} thread{'s' if window['threads'] > 1 else ''}, prompts of "
-        f"{window['prompt']} tokens, float32. Where others use the machine too, CPU times are the steadier ones."
+        f"{window['prompt']} tokens, float32. Where others use the machine too, CPU times are the steadier ones.",
+        "Where forming the dense matrix for a pass is quicker than contracting with the cores, the layers do that: "
+        "many tokens at once then take what the dense layer takes and a little more, whatever multiply-adds are "
+        "counted.",
     ]
     if bench.causal:
         return [*notes, "Healing by distillation runs the dense model in every step as well: its pace is in the table."]

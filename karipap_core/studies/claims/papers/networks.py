@@ -85,7 +85,8 @@ NETWORKS = (
         "This model is written to disk in each form, and each folder is loaded and run in a process of its own. "
         "Stored: the size of the weights' files. Running: what resident memory grows by when a second copy is loaded "
         "and run, so that libraries do not count. The MPO has three sites by sequential SVDs at 30 % of every block "
-        "weight, the 4-bit forms are rounded in groups of 64; the PEPS holds random numbers, which take as much room.",
+        "weight, low rank is the truncated SVD, 4 bits are rounded in groups of 64; nothing is healed. The PEPS holds "
+        "random numbers, which take as much room.",
         (
             Published(
                 "peps",
