@@ -216,25 +216,42 @@ def test_a_small_tree_shares_its_basis_and_fits_the_room(made, text):
 
 
 def tree_rows(**damages) -> dict:
-    rows = {key: {"label": tensorlm.FORMS[key][0], "bytes_kept": 0.055, "damage": d} for key, d in damages.items()}
+    rows = {
+        key: {"label": tensorlm.FORMS[key][0], "bytes_kept": 0.055, "damage": d, "rise": d}
+        for key, d in damages.items()
+    }
     return rows | {"int2": {"label": "2 bits", "bytes_kept": 0.14, "damage": 0.5}}
 
 
 @pytest.mark.parametrize(
     ("damages", "says"),
     [
-        ({"tree": 1.0, "lowrank": 2.0}, "The tree loses least: at 18 times smaller the tree over layers loses 1 (KL)"),
-        ({"tree": 3.0, "tree4": 1.0, "lowrank4": 2.0}, "The tree loses least: at 18 times smaller the tree with 4-bit"),
-        ({"tree": 3.0, "lowrank": 5.0, "lowrank4": 2.0}, "The tree does not lose least"),
+        (
+            {"tree": 1.0, "lowrank": 2.0},
+            "Not seen here: 18 times smaller, the tree over layers loses 1 (KL), less than all else as small "
+            "(low rank, 2). ",
+        ),
+        (
+            {"tree": 3.0, "tree4": 0.02, "lowrank4": 2.0},
+            "Seen here: 18 times smaller, the tree with 4-bit cores loses 0.02",
+        ),
+        (
+            {"tree": 3.0, "lowrank": 5.0, "lowrank4": 2.0},
+            "Not seen here: 18 times smaller, the tree over layers loses 3",
+        ),
         ({"lowrank": 2.0}, "Cannot be tried: no tree over this model's layers is 18 times smaller."),
-        ({"tree": 2.0}, "Nothing else here is as small"),
+        ({"tree": 2.0}, "Not seen here: 18 times smaller, the tree over layers loses 2 (KL). "),
     ],
 )
 def test_what_is_said_of_the_tree_follows_from_the_damages(damages, says):
     words = tensorlm.verdict(tree_rows(**damages), "KL")
     assert words.startswith(says) and "2 bits take 14.0 % of the bytes and lose 0.5" in words
-    if len(damages) > 1:
-        assert f"{min(damages.values()) / 0.5:.2g} times less than the best of these" in words
+    best = min(damages.values())
+    if any(key.startswith("tree") for key in damages):
+        times = f"{best / 0.5:.2g} times less" if best >= 0.5 else f"{0.5 / best:.2g} times more"
+        assert f"{times} than the best of these" in words
+    if "lowrank4" in damages:
+        assert ("not less than all else as small" in words) == (damages["lowrank4"] == best)
 
 
 def test_one_layer_is_no_tree(tmp_path, text):
