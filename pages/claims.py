@@ -63,17 +63,21 @@ def one(view, claim: Claim, document: dict | None) -> None:
     """One claim: the paper's side, the button, and both columns."""
     st.subheader(claim.title, anchor=False)
     st.html(f'<p class="k-note"><a href="{html.escape(claim.address)}">{html.escape(claim.paper)}</a></p>')
-    together = claim.headline.replace(" %", "\u00a0%").replace("+ ", "+\u00a0")
-    st.html(f'<p class="k-headline">{html.escape(together)}</p>')
+    st.html(f'<p class="k-headline">{html.escape(together(claim.headline))}</p>')
     left, right = st.columns(2, gap="large")
-    left.markdown(f"**What its public text allows**\n\n{common.plain(claim.allows)}")
-    right.markdown(f"**What is run here**\n\n{common.plain(claim.check)}")
+    left.markdown(f"**What its public text allows**\n\n{common.plain(together(claim.allows))}")
+    right.markdown(f"**What is run here**\n\n{common.plain(together(claim.check))}")
     press(view, claim, document)
     if document:
-        st.html(f'<p class="k-verdict"><b>Measured here.</b> {html.escape(document["verdict"])}</p>')
+        st.html(f'<p class="k-verdict"><b>Measured here.</b> {html.escape(together(document["verdict"]))}</p>')
     beside(claim, document)
     if document:
         details(claim, document)
+
+
+def together(text: str) -> str:
+    """A text in which no line ends between a number and its sign."""
+    return text.replace(" %", "\u00a0%").replace("+ ", "+\u00a0")
 
 
 def press(view, claim: Claim, document: dict | None) -> None:

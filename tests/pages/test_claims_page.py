@@ -157,4 +157,8 @@ def test_charts_draw_their_numbers():
     }
     figure = figures_claims.chart(many)
     looks = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
+    sizes = figures_claims.chart(
+        many | {"x": "Million parameters", "series": [{"name": "a", "x": [0.26, 135], "y": [1, 2]}]}
+    )
+    assert sizes.layout.xaxis.type == "log" and list(sizes.data[0].x) == [0.26, 135]
     assert len(looks) == 8 and figure.layout.xaxis.tickformat == ".0%" and figure.layout.title.text == "M"
