@@ -37,8 +37,7 @@ def sampling(study: Study, progress: Progress) -> dict:
         progress("weights", number, len(weights), weight.name)
         W = matrix_of(study, weight.name).to(study.device)
         if bool(W.any()):
-            shape = {"name": weight.name, "rows": weight.shape[0], "columns": weight.shape[1]}
-            rows.append(shape | compared(W, kept_chi(weight.shape, KEPT)))
+            rows.append({"name": weight.name} | compared(W, kept_chi(weight.shape, KEPT)))
     progress("weights", len(weights), len(weights))
     if not rows:
         raise InputError(f"The weights of the layer in the middle of {study.checkpoint.name} are all zeros.")
@@ -50,7 +49,7 @@ def sampling(study: Study, progress: Progress) -> dict:
             [
                 "weight",
                 "χ",
-                "rows",
+                "longer side",
                 "rows drawn",
                 "error over SVD's",
                 "error with χ rows",
@@ -63,7 +62,7 @@ def sampling(study: Study, progress: Progress) -> dict:
                 "error randomized",
             ],
             [
-                [r[key] for key in ("name", "chi", "rows", "drawn", "error", "error_chi")]
+                [r[key] for key in ("name", "chi", "longer", "drawn", "error", "error_chi")]
                 + [1e3 * r[f"{way}_{clock}"] for way in ("sampled", "exact", "randomized") for clock in ("wall", "cpu")]
                 + [r["randomized_error"]]
                 for r in rows
@@ -193,9 +192,9 @@ def _measured(rows: Sequence[Mapping]) -> dict[str, str]:
     return {
         "samples": f"{drawn[0]:.2g} to {drawn[-1]:.2g} times as many; reached for {reached} of {len(rows)} weights",
         "error": f"{chi:.3g} times (median)",
-        "time": f"{_times(rows, 'sampled', 'wall'):.2g} times (CPU {_times(rows, 'sampled', 'cpu'):.2g} times)",
-        "randomized": f"{_times(rows, 'randomized', 'wall'):.2g} times the time (CPU "
-        f"{_times(rows, 'randomized', 'cpu'):.2g} times) at {quick:.4g} times the error",
+        "time": f"{_times(rows, 'sampled', 'wall'):.2f} times (CPU {_times(rows, 'sampled', 'cpu'):.2f} times)",
+        "randomized": f"{_times(rows, 'randomized', 'wall'):.2f} times the time (CPU "
+        f"{_times(rows, 'randomized', 'cpu'):.2f} times) at {quick:.4g} times the error",
         "when": f"for {sum(map(wins, rows))} of {len(rows)} weights here",
     }
 
@@ -226,7 +225,7 @@ def verdict(rows: Sequence[Mapping]) -> str:
     )
     share = f"{float(np.median([row['best_share'] for row in rows])):.0%}".replace("%", " %")
     return (
-        f"{says} here: {need} and takes {_times(rows, 'sampled', 'wall'):.2g} times the exact decomposition's time; "
-        f"randomized SVD takes {_times(rows, 'randomized', 'wall'):.2g} times. At this χ the truncated SVD itself "
+        f"{says} here: {need} and takes {_times(rows, 'sampled', 'wall'):.2f} times the exact decomposition's time; "
+        f"randomized SVD takes {_times(rows, 'randomized', 'wall'):.2f} times. At this χ the truncated SVD itself "
         f"leaves {share} of ‖W‖² (median)."
     )

@@ -147,10 +147,10 @@ SPECTRA = (
         "that does not depend on the matrix's size.",
         "The algorithm in full (Frieze, Kannan and Vempala 1998 had it first). The bounds hide large powers of rank "
         "and accuracy, and suppose that the lengths of all rows are known and can be sampled from.",
-        "Every weight of the layer in the middle, at the χ that keeps 30 % of it: rows and then columns are drawn by "
-        "their squared lengths, twice as many each time, until the squared error is within a tenth of the truncated "
-        "SVD's. Randomized SVD (torch.svd_lowrank) and the exact decomposition are timed beside it, on the same "
-        "weights. It is a floor and a curiosity here: nothing in this tool compresses by it.",
+        "Every weight of the layer in the middle, at the χ that keeps 30 % of it: rows (the longer side) and then "
+        "columns are drawn by their squared lengths, twice as many each time, until the squared error is within a "
+        "tenth of the truncated SVD's. Randomized SVD (torch.svd_lowrank) and the exact decomposition are timed beside "
+        "it, on the same weights. It is a floor and a curiosity here: nothing in this tool compresses by it.",
         (
             Published(
                 "samples",
