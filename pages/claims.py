@@ -7,9 +7,11 @@ import time
 import pandas as pd
 import streamlit as st
 
+from karipap_core.checkpoint import hub
 from karipap_core.figures import claims as figures_claims
-from karipap_core.studies.claims.catalogue import CLAIMS, Claim
+from karipap_core.studies.claims.catalogue import CLAIMS
 from karipap_core.studies.claims.check import results
+from karipap_core.studies.claims.claim import Claim
 from pages.parts import common, docs, job, model, texts
 
 NOT_YET = "not checked yet"
@@ -41,32 +43,41 @@ def page() -> None:
 
 LABELS = {
     "depth": "Deeper layers",
+    "structure": "Trained or random",
+    "whitening": "Whitening",
+    "density": "Density by size",
+    "sums": "Sums of errors",
+    "sampling": "Sampled rows",
     "headline": "70 % gone",
+    "speed": "Pace",
+    "memory": "93 % less memory",
     "sensitivity": "Early layers, down",
     "bytes": "MPO per byte",
     "embedding": "Embedding",
     "disentanglers": "36 numbers",
-    "structure": "Trained or random",
-    "whitening": "Whitening",
+    "tree": "18 times by a tree",
 }
 
 
 def one(view, claim: Claim, document: dict | None) -> None:
     """One claim: the paper's side, the button, and both columns."""
     st.subheader(claim.title, anchor=False)
-    number = claim.origin.removeprefix("arXiv:")
-    st.html(f'<p class="k-note"><a href="https://arxiv.org/abs/{number}">{html.escape(claim.paper)}</a></p>')
-    together = claim.headline.replace(" %", "\u00a0%").replace("+ ", "+\u00a0")
-    st.html(f'<p class="k-headline">{html.escape(together)}</p>')
+    st.html(f'<p class="k-note"><a href="{html.escape(claim.address)}">{html.escape(claim.paper)}</a></p>')
+    st.html(f'<p class="k-headline">{html.escape(together(claim.headline))}</p>')
     left, right = st.columns(2, gap="large")
-    left.markdown(f"**What its public text allows**\n\n{common.plain(claim.allows)}")
-    right.markdown(f"**What is run here**\n\n{common.plain(claim.check)}")
+    left.markdown(f"**What its public text allows**\n\n{common.plain(together(claim.allows))}")
+    right.markdown(f"**What is run here**\n\n{common.plain(together(claim.check))}")
     press(view, claim, document)
     if document:
-        st.html(f'<p class="k-verdict"><b>Measured here.</b> {html.escape(document["verdict"])}</p>')
+        st.html(f'<p class="k-verdict"><b>Measured here.</b> {html.escape(together(document["verdict"]))}</p>')
     beside(claim, document)
     if document:
         details(claim, document)
+
+
+def together(text: str) -> str:
+    """A text in which no line ends between a number and its sign."""
+    return text.replace(" %", "\u00a0%").replace("+ ", "+\u00a0")
 
 
 def press(view, claim: Claim, document: dict | None) -> None:
@@ -76,7 +87,8 @@ def press(view, claim: Claim, document: dict | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with st.popover("Text", icon=":material/article:", key="k-claim-text"):
             text = texts.choose("claim", "calibration")
-        argv = ["claims", view.source, "--claim", claim.name, *(text or [])]
+        others = others_beside(view) if claim.beside else []
+        argv = ["claims", view.source, "--claim", claim.name, *(text or []), *others]
         again = "Check it again" if document else "Check it here"
         pressed = st.button(
             texts.label(again, text),
@@ -84,7 +96,7 @@ def press(view, claim: Claim, document: dict | None) -> None:
             key="check",
             icon=":material/science:",
             disabled=busy or text is None,
-            help="Runs in a process of its own; a minute or less on the demo model.",
+            help="Runs in a process of its own; a few minutes at most on the demo model.",
         )
         if document:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(document["created"]))
@@ -96,6 +108,26 @@ def press(view, claim: Claim, document: dict | None) -> None:
     if running is not None:
         job.panel(running, "claim_job")
     st.code(shlex.join(["karipap", *argv]), language="bash", wrap_lines=True)
+
+
+def others_beside(view) -> list[str]:
+    """Command-line arguments for the models that are looked at beside the one in view; [] where none is chosen."""
+    known = model.listing()
+    hubs = model.hub_models(str(hub.cache()))
+    options = [alias for alias in (*known.models, *hubs) if alias != view.alias]
+    held = [alias for alias in st.session_state.get("claim_beside", []) if alias in options]
+    with st.popover(f"Other models ({len(held)})" if held else "Other models", icon=":material/deployed_code:"):
+        chosen = st.multiselect(
+            "Models beside this one",
+            options,
+            key="claim_beside",
+            persist_state="session",
+            format_func=model.named,
+            placeholder="Sizes of one family, smaller and larger",
+            help="What is said is said of sizes of one family; their weights are read, nothing of them is run.",
+        )
+    places = [place for alias in chosen if (place := model.place_of(alias, known))]
+    return ["--beside", *places] if places else []
 
 
 def beside(claim: Claim, document: dict | None) -> None:

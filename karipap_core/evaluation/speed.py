@@ -3,6 +3,8 @@
 import gc
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -14,10 +16,35 @@ from karipap_core.progress import Progress, silent
 PROMPT, NEW_TOKENS, REPEATS, SECONDS = 256, 16, 5, 60.0
 
 
+@dataclass(frozen=True)
+class Took:
+    """What something took: `wall` seconds by the clock, and `cpu` seconds of this process's threads together. On a
+    machine that others use as well the second is the steadier one; what an accelerator does is not in it."""
+
+    wall: float
+    cpu: float
+
+    def over(self, parts: int) -> "Took":
+        """The same for one of so many equal parts."""
+        return Took(self.wall / parts, self.cpu / parts)
+
+    @classmethod
+    def median(cls, several: "list[Took]") -> "Took":
+        return cls(statistics.median(each.wall for each in several), statistics.median(each.cpu for each in several))
+
+
+def took(device: torch.device, run: Callable[[], object]) -> Took:
+    """What one call of `run` takes, with all that it starts on `device`."""
+    wall, cpu = _now(device), time.process_time()
+    run()
+    return Took(_now(device) - wall, time.process_time() - cpu)
+
+
 def measure_speed(
     models: dict, prompt=PROMPT, new_tokens=NEW_TOKENS, repeats=REPEATS, seconds=SECONDS, progress: Progress = silent
 ) -> dict:
-    """For each of {name: causal model or encoder}: {"prefill_tokens_per_second", "decode_ms_per_token", ...}.
+    """For each of {name: causal model or encoder}: {"prefill_tokens_per_second", "decode_ms_per_token", ...}, and of
+    both the processor's time ("prefill_cpu_seconds", "decode_cpu_ms_per_token").
 
     One sequence. Prefill: one forward pass over `prompt` random tokens. Decode: `new_tokens` greedy steps of one
     token each with the KV cache behind that prompt (None for models without one). After one pass each to warm up, the
@@ -27,8 +54,8 @@ def measure_speed(
     limits = [_positions(model) for model in models.values()]
     new_tokens = min(new_tokens, max(1, min(limits) // 4))
     prompt = max(1, min(prompt, min(limits) - new_tokens))
-    prefills: dict[str, list[float]] = {name: [] for name in models}
-    decodes: dict[str, list[float]] = {name: [] for name in models}  # stays empty for encoders
+    prefills: dict[str, list[Took]] = {name: [] for name in models}
+    decodes: dict[str, list[Took]] = {name: [] for name in models}  # stays empty for encoders
     cached = {name: running.without_cache(model) is None for name, model in models.items()}
     for name, model in models.items():
         _one_round(model, prompt, new_tokens, cached[name])
@@ -43,10 +70,14 @@ def measure_speed(
         if time.perf_counter() - began > seconds:
             progress("speed", repeats, repeats)
             break
+    read = {name: Took.median(prefills[name]) for name in models}
+    written = {name: Took.median(decodes[name]) if decodes[name] else None for name in models}
     return {
         name: {
-            "prefill_tokens_per_second": prompt / statistics.median(prefills[name]),
-            "decode_ms_per_token": 1e3 * statistics.median(decodes[name]) if decodes[name] else None,
+            "prefill_tokens_per_second": prompt / read[name].wall,
+            "prefill_cpu_seconds": read[name].cpu,
+            "decode_ms_per_token": None if (each := written[name]) is None else 1e3 * each.wall,
+            "decode_cpu_ms_per_token": None if each is None else 1e3 * each.cpu,
             "prompt": prompt,
             "new_tokens": new_tokens,
             "repeats": len(prefills[name]),
@@ -94,24 +125,26 @@ def weights_bytes(model) -> int:
 
 
 @torch.no_grad()
-def _one_round(model, prompt: int, new_tokens: int, cached: bool) -> tuple[float, float | None]:
-    """Seconds of one prefill, and seconds a token of the decoding behind it (None where there is none)."""
+def _one_round(model, prompt: int, new_tokens: int, cached: bool) -> tuple[Took, Took | None]:
+    """What one prefill takes, and one token of the decoding behind it (None where there is none)."""
     device = next(model.parameters()).device
     model.eval()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (1, prompt), generator=generator).to(device)
     inputs = {"input_ids": ids, "use_cache": True} if cached else running.inputs_of(model, ids)
-    began = _now(device)
-    output = model(**inputs)
-    prefill = _now(device) - began
-    if not cached:
-        return prefill, None
-    cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
-    began = _now(device)
-    for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=cache, use_cache=True)
-        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
-    return prefill, (_now(device) - began) / new_tokens
+    seen: dict = {}
+
+    def read() -> None:
+        seen["output"] = model(**inputs)
+
+    def write() -> None:
+        output = seen["output"]
+        for _ in range(new_tokens):
+            token = output.logits[:, -1:].argmax(-1)
+            output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+
+    prefill = took(device, read)
+    return prefill, took(device, write).over(new_tokens) if cached else None
 
 
 def _now(device: torch.device) -> float:

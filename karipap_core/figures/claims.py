@@ -10,6 +10,7 @@ from karipap_core.figures.style import BELOW, BLUE, FAINT, GOLD, GREEN, GREY, OR
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, GOLD, "#5b5fc7", "#b0487a", GREY)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
+BY_DECADES = ("Million parameters", "Rows drawn over the rows there are")  # x axes that are logarithmic
 FLOOR = 1e-9  # what is drawn on a logarithmic axis for 0 and less
 
 
@@ -53,6 +54,9 @@ def chart(document: dict) -> go.Figure:
         figure.update_layout(showlegend=False)
     if document["x"] == "Layer":
         figure.update_xaxes(dtick=1 if max(map(len, (s["x"] for s in document["series"]))) <= 16 else None)
+    places = [x for series in document["series"] for x in series["x"] if isinstance(x, int | float) and x > 0]
+    if document["x"] in BY_DECADES and places:
+        figure.update_xaxes(type="log", **log_ticks(min(places), max(places)))
     if "kept" in document["x"] or "Removed" in document["x"]:
         figure.update_xaxes(tickformat=".0%")
     return figure

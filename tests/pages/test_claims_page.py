@@ -3,6 +3,7 @@ starts the verb."""
 
 import html
 import json
+import shutil
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -13,6 +14,7 @@ from karipap_core.figures import claims as figures_claims
 from karipap_core.studies.claims.catalogue import CLAIMS
 from karipap_core.studies.claims.check import result_file
 from karipap_core.workspace.files import write_json
+from pages.parts import model
 from tests.helpers import app_page
 
 
@@ -74,6 +76,7 @@ def test_before_a_check_every_published_figure_stands_beside_an_empty_place(tiny
     for row in CLAIMS[claim].published:
         assert html.escape(row.what) in text and html.escape(row.value) in text
         assert html.escape(row.source) in text
+    assert f'href="{html.escape(CLAIMS[claim].address)}"' in text
     assert text.count('class="k-none"><span>not checked yet') == len(CLAIMS[claim].published) + len(CLAIMS)
     assert 'class="k-measured"' not in text and "<th>Published</th>" in text and "<th>Measured here</th>" in text
 
@@ -92,6 +95,22 @@ def test_one_press_starts_the_verb_that_a_person_could_type(tiny_llama, started)
     assert job.status()["argv"] == started[-1]
     again = opened(claim="depth", claim_job=job.id)  # a reload finds it, and one job runs at a time
     assert again.button(key="check").disabled
+
+
+def test_other_models_stand_beside_where_the_claim_is_about_several(tiny_llama, made, started):
+    shutil.copytree(made("mistral"), tiny_llama.parent / "other")
+    model.found.clear()
+    assert not opened(claim="whitening").multiselect
+    app = opened(claim="density")
+    box = app.multiselect(key="claim_beside")
+    assert "other" in box.options and "tiny" not in box.options
+    box.select("other").run()
+    beside = ["--beside", str(tiny_llama.parent / "other")]
+    assert app.code[0].value.endswith(
+        " ".join(beside).replace(str(tiny_llama.parent), str(tiny_llama.parent.resolve()))
+    )
+    app.button(key="check").click().run()
+    assert started[-1] == ["claims", str(tiny_llama), "--claim", "density", *beside]
 
 
 def test_a_result_is_shown_again_on_reload_and_what_it_says_is_only_text(tiny_llama):
@@ -138,4 +157,8 @@ def test_charts_draw_their_numbers():
     }
     figure = figures_claims.chart(many)
     looks = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
+    sizes = figures_claims.chart(
+        many | {"x": "Million parameters", "series": [{"name": "a", "x": [0.26, 135], "y": [1, 2]}]}
+    )
+    assert sizes.layout.xaxis.type == "log" and list(sizes.data[0].x) == [0.26, 135]
     assert len(looks) == 8 and figure.layout.xaxis.tickformat == ".0%" and figure.layout.title.text == "M"

@@ -46,6 +46,13 @@ def ising(args: argparse.Namespace, progress: Progress) -> dict:
     MODEL,
     option("--claim", metavar="NAME", help="the claim to check (default: list them)"),
     text_option("calibrate and measure on", "calibration modules"),
+    option(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="other models, for a claim about several (density): folders, files or hub ids",
+    ),
     DEVICE,
 )
 def claims(args: argparse.Namespace, progress: Progress) -> dict:
@@ -53,7 +60,9 @@ def claims(args: argparse.Namespace, progress: Progress) -> dict:
 
     if args.claim:
         prepare(args, progress, "calibration")
-    return check(args.model, args.claim, args.text, args.device, progress) if args.claim else listing()
+    if not args.claim:
+        return listing()
+    return check(args.model, args.claim, args.text, args.device, progress, args.beside)
 
 
 @verb(

@@ -7,6 +7,7 @@ Nothing here imports torch: the dashboard reads it.
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from karipap_core.errors import InputError
@@ -19,7 +20,9 @@ from karipap_core.workspace.runs import environment
 FORMAT, VERSION = "karipap-claim", 1
 
 
-def check(model, claim: str, text=None, device: str = "auto", progress: Progress = silent) -> dict:
+def check(
+    model, claim: str, text=None, device: str = "auto", progress: Progress = silent, beside: Sequence[str] = ()
+) -> dict:
     """Run the experiment of a claim on a model and keep its document (see `result_file`), which is returned:
 
     {"format", "version", "claim", "model", "text", "tokens", "measure" ("kl" or "output error"), "dense_loss",
@@ -27,9 +30,13 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
     "table" {"columns", "rows"}, "charts" (`figures/claims.py`), "notes", "seconds", "created", "environment"}.
 
     model: folder, file, hub id or open checkpoint; text: file to calibrate and measure on (default: the standard
-    library's calibration modules). InputError for a claim that is not there and a model that cannot run.
+    library's calibration modules); beside: other models, for a claim about several (`Claim.beside`). InputError for a
+    claim that is not there, models beside one that is not about several, and a model that cannot run.
     """
-    claim = named(claim).name
+    wanted = named(claim)
+    if beside and not wanted.beside:
+        several = ", ".join(each.name for each in CLAIMS.values() if each.beside)
+        raise InputError(f"Claim {claim!r} is about one model; others can be given beside it for: {several}.")
     from karipap_core.plan.document import measured_model
     from karipap_core.studies.claims import experiments as claim_checks
 
@@ -37,7 +44,7 @@ def check(model, claim: str, text=None, device: str = "auto", progress: Progress
     study = claim_checks.study_of(model, text, device, progress)
     if study.checkpoint.kind is None:
         raise InputError(f"{study.checkpoint.name} has no config.json that names its architecture: it cannot run.")
-    found = claim_checks.CHECKS[claim](study, progress)
+    found = claim_checks.CHECKS[claim](study, progress, *([list(beside)] if wanted.beside else []))
     document = {
         "format": FORMAT,
         "version": VERSION,

@@ -145,6 +145,7 @@ def test_speed_takes_turns_and_memory_counts_shared_weights_once():
     found = measure_speed({"dense": dense, "compressed": perturbed(dense)}, prompt=32, new_tokens=4, repeats=3)
     for figures in found.values():
         assert figures["prefill_tokens_per_second"] > 0 and figures["decode_ms_per_token"] > 0
+        assert figures["prefill_cpu_seconds"] > 0 and figures["decode_cpu_ms_per_token"] > 0
         assert (figures["prompt"], figures["new_tokens"], figures["repeats"]) == (32, 4, 3)
     long = measure_speed({"dense": dense}, prompt=1000, new_tokens=1000, repeats=1)["dense"]
     assert long["prompt"] + long["new_tokens"] <= 64

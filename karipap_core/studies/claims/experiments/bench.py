@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from karipap_core.checkpoint.model import Weight
 from karipap_core.errors import InputError
+from karipap_core.networks import NETWORKS
 from karipap_core.networks.base import Spec
 from karipap_core.networks.mpo import Mpo
 from karipap_core.plan.study import Study
@@ -96,6 +97,18 @@ def kept_chi(shape: Sequence[int], kept: float) -> int:
 def fitting(spec: Network, limit: float, size: Callable[[Network], float]) -> Network:
     """The spec at the largest χ whose size stays within the limit; χ = 1 where none does."""
     return spec.with_chi(largest(lambda chi: size(spec.with_chi(chi)) <= limit, 1, spec.max_chi + 1))
+
+
+def cut_alike(weights: Iterable[Weight], kept: float, network: str, **options: Any) -> dict[str, Spec]:
+    """Name → the largest network of this kind that keeps at most this share of the weight's parameters."""
+    return {
+        weight.name: fitting(
+            NETWORKS[network].for_shape(*weight.shape, 1, **options),
+            kept * weight.parameters,
+            lambda spec: spec.parameters,
+        )
+        for weight in weights
+    }
 
 
 def published_mpo(

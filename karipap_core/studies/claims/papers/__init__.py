@@ -1,0 +1,1 @@
+"""What papers claim, in their words or nearly, with what they published."""
