@@ -37,12 +37,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "window", "accumulate", "every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: at least 1.")
-        if self.rate is not None and not 0 < self.rate <= MOST_RATE:
-            raise InputError(f"rate is {self.rate}: a number above 0, and at most {MOST_RATE:g}.")
+        checked_counts(self, "steps", "tokens", "window", "accumulate", "every", "patience")
+        checked_rate(self.rate)
         for name, allowed in (("objective", OBJECTIVES), ("mixed_precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}.")
@@ -51,3 +47,37 @@ class Settings:
     def look_every(self) -> int:
         """Steps between two looks at the validation text."""
         return self.every or max(1, min(50, self.steps // 10))
+
+
+@dataclass(frozen=True)
+class ScaleSettings:
+    """How scales and factors are healed block by block (blocks.py); all of it decides the result.
+
+    windows: of the text, that a block learns from; passes: over them; rate: the largest step size, relative to the
+    numbers that move, None to try several for each block; window: tokens of a window (None: the model's default);
+    seed: of the order of the text. Raises InputError that names the setting that cannot be.
+    """
+
+    windows: int = 64
+    passes: int = 8
+    rate: float | None = None
+    window: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked_counts(self, "windows", "passes", "window")
+        checked_rate(self.rate)
+
+
+def checked_counts(settings: object, *names: str) -> None:
+    """Raises InputError where one of these settings is below 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: at least 1.")
+
+
+def checked_rate(rate: float | None) -> None:
+    """Raises InputError for a step size that cannot be."""
+    if rate is not None and not 0 < rate <= MOST_RATE:
+        raise InputError(f"rate is {rate}: a number above 0, and at most {MOST_RATE:g}.")
