@@ -1,8 +1,10 @@
 """How a compressed model is healed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from karipap_core.errors import InputError
+from karipap_core.errors import InputError, unknown
 
 OBJECTIVES = ("distill", "next-token")
 MOST_RATE = 1e15  # what the documents of a healed folder hold
@@ -81,3 +83,24 @@ def checked_rate(rate: float | None) -> None:
     """Raises InputError for a step size that cannot be."""
     if rate is not None and not 0 < rate <= MOST_RATE:
         raise InputError(f"rate is {rate}: a number above 0, and at most {MOST_RATE:g}.")
+
+
+NAMES = tuple(dict.fromkeys(each.name for kind in (Settings, ScaleSettings) for each in fields(kind)))
+
+
+def settings_of(scales: bool, given: Mapping[str, Any]) -> Settings | ScaleSettings:
+    """The settings of a healing, of scales or of whole cores, from those that are `given` by their names; None says
+    nothing. Raises InputError for an unknown name, for a setting of the other kind, and where `steps` are lacking."""
+    kind = ScaleSettings if scales else Settings
+    names = {each.name for each in fields(kind)}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in NAMES:
+            raise unknown("Setting", name, NAMES)
+        if name in names:
+            found |= {} if value is None else {name: value}
+        elif value is not None and value != getattr(Settings, name, None):
+            raise InputError(f"{name} has no meaning {'with' if scales else 'without'} scales: leave it out.")
+    if "steps" in names and "steps" not in found:
+        raise InputError("steps are missing: say how many (--steps), or heal scales alone (--scales).")
+    return kind(**found)
