@@ -258,7 +258,7 @@ def how_cores() -> list[str]:
         "Open cores in few bits and quantize them again",
         key="heal_requantize",
         persist_state="session",
-        help="Without this, quantized cores stay as they are and only float cores learn.",
+        help="Without this their codes stay as they are, and of them only the scales learn.",
     )
     argv = ["--steps", str(steps), *([] if rate == "search" else ["--rate", rate])]
     return argv + [flag for flag, wanted in (("--norms", norms), ("--requantize", again)) if wanted]

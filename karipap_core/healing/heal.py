@@ -44,8 +44,8 @@ def heal(
     text: what is learnt from (default: the standard library's train modules), an eighth of it kept aside for
     validation; distill: the dense model (default: the one that the folder was made from).
     `ScaleSettings` heal scales and factors alone, block by block: see `by_block.heal_scales`. With `Settings`
-    cores in few bits stay as they are while the float ones learn; with `requantize` they are opened, learn as floats,
-    and are quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
+    float cores learn, and of those in few bits the scales; with `requantize` these are opened, learn as floats, and are
+    quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
     get the same steps on the same text by next-token loss, a step size of their own, and the same early stop.
 
     Returns {"loss_before", "loss_after", "dense_loss", "steps", "seconds", "learning_rate", "curve": [{"step", "loss",

@@ -12,11 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from karipap_core.layers.cores import INDEX
+from karipap_core.layers.cores import INDEX, SCALES
 from karipap_core.networks import Spec
 from karipap_core.quantization.formats import Format, from_tensors
-
-SCALES = "scales"  # the one tensor of a format that moves, by its name on disk
 
 
 class Moving:

@@ -42,8 +42,8 @@ from karipap_core.progress import Progress
     option(
         "--requantize",
         action="store_true",
-        help="train cores that are stored in few bits as floats, and quantize them again at the end; without it they "
-        "stay as they are and only float cores are trained",
+        help="train cores that are stored in few bits as floats, and quantize them again at the end; without it their "
+        "codes stay as they are, and of them only the scales are trained",
     ),
     option("--accumulate", type=positive, default=1, metavar="N", help="parts that a step is cut into (default: 1)"),
     option("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the passes (default: no)"),
