@@ -35,7 +35,6 @@ from karipap_core.plan.outputs import divergence, in_batches, lost, put_out, tok
 from karipap_core.progress import Progress, silent
 
 DENSE, HEALED, BEFORE = range(3)  # how a batch goes through the model
-RATES = (1e-3, 3e-3, 1e-2)
 Matrices = Mapping[str, torch.Tensor]
 Weights = Callable[..., Moving | None]
 
@@ -205,23 +204,19 @@ class BlockHealing(Abreast):
         moves = [each for made in weights.values() for each in made.moves.values()]
         found.trained = sum(each.numel() for each in moves)
         if moves and before > 0 and math.isfinite(before):
-            for rate in (self.settings.rate,) if self.settings.rate else RATES:
-                self._train(found, rate, weights, moves, targets)
+            self._train(found, weights, moves, targets)
         found.seconds = round(time.monotonic() - began, 3)
         return found
 
     def _train(
         self,
         found: Block,
-        rate: float,
         weights: Mapping[str, Moving],
         moves: Sequence[torch.Tensor],
         targets: Sequence[list[torch.Tensor]],
     ) -> None:
-        """Trains from the incoming numbers with one step size; what is better on the validation windows goes into
-        `found`."""
-        for each in moves:
-            each.zero_()
+        """Trains from the incoming numbers; what is better on the validation windows goes into `found`."""
+        rate = self.settings.rate
         optimizer = torch.optim.Adam(moves, lr=rate)
         steps = self.settings.passes * len(self.learnt)
         generator = torch.Generator().manual_seed(self.settings.seed)

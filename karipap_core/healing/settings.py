@@ -56,13 +56,13 @@ class ScaleSettings:
     """How scales and factors are healed block by block (blocks.py); all of it decides the result.
 
     windows: of the text, that a block learns from; passes: over them; rate: the largest step size, relative to the
-    numbers that move, None to try several for each block; window: tokens of a window (None: the model's default);
+    numbers that move; window: tokens of a window (None: the model's default);
     seed: of the order of the text. Raises InputError that names the setting that cannot be.
     """
 
     windows: int = 64
-    passes: int = 8
-    rate: float | None = None
+    passes: int = 4
+    rate: float = 3e-3
     window: int | None = None
     seed: int = 0
 

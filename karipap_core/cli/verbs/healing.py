@@ -26,7 +26,7 @@ from karipap_core.progress import Progress
         "the dense blocks put out; without --steps",
     ),
     option("--windows", type=positive, metavar="N", help="with --scales: windows of text to learn from (default: 64)"),
-    option("--passes", type=positive, metavar="N", help="with --scales: times that a block sees them (default: 8)"),
+    option("--passes", type=positive, metavar="N", help="with --scales: times that a block sees them (default: 4)"),
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
     option("--distill", metavar="MODEL", help="the dense model to learn from (default: the one of the folder's plan)"),
     option(
@@ -35,7 +35,9 @@ from karipap_core.progress import Progress
         default="distill",
         help="the dense model's probabilities, or the text's own tokens (default: distill)",
     ),
-    option("--rate", type=above_zero, metavar="R", help="largest step size (default: searched for)"),
+    option(
+        "--rate", type=above_zero, metavar="R", help="largest step size (default: searched for; with --scales 0.003)"
+    ),
     option("--tokens", type=positive, default=2048, metavar="N", help="tokens of one step (default: 2048)"),
     option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
     option("--norms", action="store_true", help="let the norms learn too"),

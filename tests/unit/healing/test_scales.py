@@ -28,7 +28,7 @@ from karipap_core.text import Text
 from tests.helpers.architectures import make
 
 TEXT = Text("squares", tuple(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300)))
-QUICK = {"windows": 24, "passes": 3, "window": 32}
+QUICK = {"windows": 256, "passes": 3, "window": 32, "rate": 1e-2}
 
 
 def spec_for(shape, number: int):
@@ -190,7 +190,7 @@ def test_the_error_is_that_of_tokens_relative_to_their_own_size():
 
 
 def test_a_step_size_that_diverges_changes_nothing(world, tmp_path):
-    found = heal(world / "small", tmp_path / "out", ScaleSettings(**QUICK, rate=1e9), TEXT, device="cpu")
+    found = heal(world / "small", tmp_path / "out", ScaleSettings(**QUICK | {"rate": 1e9}), TEXT, device="cpu")
     assert not found["improved"] and "incoming model" in found["notes"][-1]
     assert found["loss_after"] == found["loss_before"] and found["kl_after"] == found["kl_before"]
     assert all(block["after"] == block["before"] and block["rate"] is None for block in found["blocks"])
@@ -397,4 +397,4 @@ def test_from_python_and_the_checklist_says_how_it_is_made_again(world, tmp_path
     healed = kp.heal(world / "small", tmp_path / "out", text=TEXT, device="cpu", scales=True, **QUICK)
     assert healed.improved and len(healed.blocks) == 2 and "model.layers.1" in healed._repr_html_()
     healing = json.loads((tmp_path / "out" / "karipap.json").read_text())["healing"]
-    assert _typed(healing) == " --scales --windows 24 --passes 3 --window 32"
+    assert _typed(healing) == " --scales --windows 256 --passes 3 --rate 0.01 --window 32"
