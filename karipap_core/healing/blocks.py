@@ -42,8 +42,8 @@ Weights = Callable[..., Moving | None]
 @dataclass
 class Block:
     """What came of one block: its error on the validation windows (see `off`) before and after, the step size
-    that was taken (None: the block kept its numbers), the numbers that could move, and the new ones of each weight by
-    their names on disk."""
+    (None: the block kept its numbers), how many numbers could move, and the new ones of each weight by their names on
+    disk."""
 
     path: str
     before: float
@@ -105,7 +105,7 @@ class BlockHealing(Abreast):
             table = module.get_parameter("weight").detach().clone()
             module.register_parameter("weight", nn.Parameter(table, requires_grad=False))
         self.outside = {name: (site, site.get()) for name, site in found.items()}
-        self.fixed = {name: made.matrix() for name in found if (made := moving(name)) is not None}
+        self.fixed = {name: made.matrix().detach() for name in found if (made := moving(name)) is not None}
         self.references: dict[int, torch.Tensor] = {}  # what the dense model puts out for a batch
         self.nats, self.apart, self.counted = [0.0] * 3, [0.0] * 3, 0
 
