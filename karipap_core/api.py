@@ -233,6 +233,12 @@ class Healed(Value):
         return self.document["curve"]
 
     @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """Where scales were healed, one row a block: block, before and after (its error on the validation text), rate,
+        trained, steps; else empty."""
+        return self.document.get("blocks", [])
+
+    @property
     def notes(self) -> list[str]:
         return self.document["notes"]
 
@@ -244,37 +250,44 @@ class Healed(Value):
         )
 
     def _repr_html_(self) -> str:
+        said = " ".join([f"{repr(self)[1:-1]}.", *self.notes])
+        if self.blocks:
+            errors = ([row["block"], row["before"], row["after"]] for row in self.blocks)
+            return html_table(said, ("block", "error of its outputs before", "after"), errors)
         looks = [row for row in self.curve if row.get("validation") is not None]
         rows = ([row["step"], value(row["loss"]), row["validation"]] for row in looks)
-        head = ("step", "loss of the objective", "loss on the validation text")
-        return html_table(" ".join([f"{repr(self)[1:-1]}.", *self.notes]), head, rows)
+        return html_table(said, ("step", "loss of the objective", "loss on the validation text"), rows)
 
 
 def heal(
     folder: Folder,
     out: str | Path,
-    steps: int,
+    steps: int | None = None,
     text: str | Path | Text | None = None,
     distill: str | Path | None = None,
     device: str = "auto",
     compare_dense: bool = False,
     progress: Progress = silent,
+    scales: bool = False,
     **settings,
 ) -> Healed:
     """A short fine-tune of a compressed folder's cores, written to `out`; never a worse model than came in.
 
-    steps : of the optimizer.
+    steps : of the optimizer; none where scales are healed.
     text : what is learnt from (default: the standard library's train modules); an eighth of it is kept aside for
         validation.
     distill : the dense model to learn from (default: the one that the folder was made from).
     compare_dense : give the dense model the same training, beside.
+    scales : keep the codes of numbers in few bits, and train their scales and the cores that are floats block by block.
     settings : objective, rate, norms, requantize, tokens, window, accumulate, mixed_precision, gradient_checkpointing,
-        every, patience, seed: see `karipap_core.healing.settings.Settings`.
+        every, patience, seed: see `karipap_core.healing.settings.Settings`; of scales windows, passes, rate, window,
+        seed: see `ScaleSettings` there.
 
     Raises InputError for encoders, dense folders, texts that are too short, and where nothing can be trained.
     """
     from karipap_core.healing.heal import heal as train
-    from karipap_core.healing.settings import Settings
+    from karipap_core.healing.settings import settings_of
 
     path = folder.folder if isinstance(folder, Compressed) else folder
-    return Healed(train(path, out, Settings(steps, **settings), text, distill, device, compare_dense, progress))
+    chosen = settings_of(scales, {"steps": steps} | settings)
+    return Healed(train(path, out, chosen, text, distill, device, compare_dense, progress))

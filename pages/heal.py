@@ -9,12 +9,16 @@ import streamlit as st
 from karipap_core.errors import InputError
 from karipap_core.figures import heal as figures_heal
 from karipap_core.healing.launch import launch_commands
+from karipap_core.healing.settings import ScaleSettings
+from karipap_core.statistics.bootstrap import Interval, in_words
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from pages.parts import common, job, model, runs, texts
 from pages.parts.roots import confine, roots
 
 STEPS = [20, 50, 100, 200, 500, 1000, 2000, 5000]
+WAYS = {"cores": "Whole cores, by its probabilities", "scales": "Scales and factors, block by block"}
+WINDOWS = [16, 32, 64, 128, 256, 512]
 OBJECTIVES = {"distill": "The dense model's probabilities", "next-token": "The text's own tokens"}
 RATES = {"search": "Search for it", "3e-05": "3e-5", "0.0001": "1e-4", "0.0003": "3e-4", "0.001": "1e-3"}
 OTHER = "Another folder"
@@ -24,8 +28,8 @@ def page() -> None:
     view = model.current()
     common.title(
         "Heal",
-        "A short fine-tune of a compressed model's cores; everything else stays as it is. It never hands back a model "
-        "worse than the one that came in.",
+        "A short fine-tune of a compressed model's cores, or of their scales alone; everything else stays as it is. It "
+        "never hands back a model worse than the one that came in.",
     )
     running = job.followed("heal_job")
     if running is not None:
@@ -79,14 +83,26 @@ def outcome(view, running) -> None:
         trained = found["dense_trained"]["loss"]
         items.append(("Dense, trained too", f"{trained:.4f}", "the same steps and text, next-token loss"))
     items.append(("Steps", f"{found['steps']:,}", f"in {common.seconds(found['seconds'])}"))
-    items.append(("Step size", f"{found['learning_rate']:g}", "found by search" if found["search"] else "given"))
+    if found["learning_rate"] is not None and not found.get("blocks"):
+        items.append(("Step size", f"{found['learning_rate']:g}", "found by search" if found["search"] else "given"))
     common.facts(items)
     for note in found["notes"]:
         st.html(f'<p class="k-note">{html.escape(note)}</p>')
-    figure = figures_heal.loss_curve(found["curve"], before, dense)
-    common.figure(figure, "curve", "Loss over the steps of healing", "karipap-heal")
+    if blocks := found.get("blocks"):
+        better = sum(block["after"] < block["before"] for block in blocks)
+        alt = (
+            f"Error of each block's outputs before and after healing; {better} of {len(blocks)} blocks came out better"
+        )
+        common.figure(figures_heal.block_errors(blocks), "blocks", alt, "karipap-heal-blocks")
+    else:
+        figure = figures_heal.loss_curve(found["curve"], before, dense)
+        common.figure(figure, "curve", "Loss over the steps of healing", "karipap-heal")
     if points := found.get("points"):
         pair(view, points)
+        change = found.get("change")
+        if change is not None:
+            said = in_words(Interval(**change))
+            st.html(f'<p class="k-note">After less before, the same tokens in pairs: {html.escape(said)} nats.</p>')
     with st.expander("Use the healed model", key="k-use"):
         load = f"import karipap_core\nfrom transformers import AutoModelForCausalLM\n\nfolder = {found['folder']!r}\n"
         st.code(f"{load}model = AutoModelForCausalLM.from_pretrained(folder)", language="python")
@@ -134,7 +150,7 @@ def typed() -> str:
 
 
 def new(view, running) -> None:
-    """Folder, text, steps, objective and the button."""
+    """Folder, text, what learns, its settings and the button."""
     st.subheader("Heal a compressed folder", anchor=False)
     found = folders(view)
     left, right = st.columns([3, 2], gap="large")
@@ -151,42 +167,22 @@ def new(view, running) -> None:
         )
         folder = typed() if chosen == OTHER else "" if gone else found[chosen]["folder"]
         text = texts.choose("heal", "train")
-        objective = common.choose(
+        way = common.choose(
             st.segmented_control,
-            "Learn from",
-            list(OBJECTIVES),
-            "objective",
-            "distill",
+            "What learns",
+            list(WAYS),
+            "way",
+            "cores",
             required=True,
-            format_func=OBJECTIVES.get,
+            format_func=WAYS.get,
+            help="Cores that are stored as floats, all together; or, with the codes of numbers in few bits left as "
+            "they are, their scales and the cores that are floats, one block after the other, from what the dense "
+            "model's blocks put out.",
         )
+        objective = of_cores() if way == "cores" else []
     with right:
-        steps = common.choose(
-            st.select_slider,
-            "Steps",
-            STEPS,
-            "steps",
-            200,
-            format_func="{:,}".format,
-            help="Each on 2,048 tokens. Two minutes on two cores are about 200 steps of a model of 7 M parameters.",
-        )
-        rate = common.choose(
-            st.selectbox,
-            "Step size",
-            list(RATES),
-            "rate",
-            "search",
-            format_func=RATES.get,
-            help="The step size decides everything: too large does harm. A few steps of each candidate find it.",
-        )
-        norms = st.checkbox("The norms learn too", key="heal_norms", persist_state="session")
-        again = st.checkbox(
-            "Open cores in few bits and quantize them again",
-            key="heal_requantize",
-            persist_state="session",
-            help="Without this, quantized cores stay as they are and only float cores learn.",
-        )
-        beside = st.checkbox(
+        settings = how_cores() if way == "cores" else how_scales()
+        beside = way == "cores" and st.checkbox(
             "Give the dense model the same training",
             key="heal_dense",
             persist_state="session",
@@ -199,7 +195,7 @@ def new(view, running) -> None:
             persist_state="session",
             help="On the standard library's held-out modules.",
         )
-    argv = command(folder or "FOLDER", text or [], steps, objective, rate, norms, again, beside, points)
+    argv = command(folder or "FOLDER", text or [], [*objective, *settings], beside, points)
     busy = running is not None and running.status()["state"] not in job.ENDED
     if st.button(
         texts.label("Heal", text),
@@ -213,6 +209,8 @@ def new(view, running) -> None:
         st.rerun()
     if busy:
         st.caption("One healing at a time from this page; the running one is above.")
+    if way == "scales":
+        return
     with st.expander("On several GPUs", key="k-launch"):
         commands = launch_commands(argv)
         st.caption("The whole model on each GPU; steps stay as large as on one, dealt out to them.")
@@ -221,11 +219,67 @@ def new(view, running) -> None:
         st.code(commands["fsdp"], language="bash", wrap_lines=True)
 
 
-def command(folder, text, steps, objective, rate, norms, again, beside, points) -> list[str]:
+def of_cores() -> list[str]:
+    """What whole cores learn from, as options of the command."""
+    objective = common.choose(
+        st.segmented_control,
+        "Learn from",
+        list(OBJECTIVES),
+        "objective",
+        "distill",
+        required=True,
+        format_func=OBJECTIVES.get,
+    )
+    return ["--objective", objective]
+
+
+def how_cores() -> list[str]:
+    """How whole cores learn, as options of the command."""
+    steps = common.choose(
+        st.select_slider,
+        "Steps",
+        STEPS,
+        "steps",
+        200,
+        format_func="{:,}".format,
+        help="Each on 2,048 tokens. Two minutes on two cores are about 200 steps of a model of 7 M parameters.",
+    )
+    rate = common.choose(
+        st.selectbox,
+        "Step size",
+        list(RATES),
+        "rate",
+        "search",
+        format_func=RATES.get,
+        help="The step size decides everything: too large does harm. A few steps of each candidate find it.",
+    )
+    norms = st.checkbox("The norms learn too", key="heal_norms", persist_state="session")
+    again = st.checkbox(
+        "Open cores in few bits and quantize them again",
+        key="heal_requantize",
+        persist_state="session",
+        help="Without this their codes stay as they are, and of them only the scales learn.",
+    )
+    argv = ["--steps", str(steps), *([] if rate == "search" else ["--rate", rate])]
+    return argv + [flag for flag, wanted in (("--norms", norms), ("--requantize", again)) if wanted]
+
+
+def how_scales() -> list[str]:
+    """How scales and factors learn, as options of the command."""
+    windows = common.choose(
+        st.select_slider,
+        "Windows of text",
+        WINDOWS,
+        "windows",
+        ScaleSettings.windows,
+        help=f"That each block learns from, {ScaleSettings.passes} times each.",
+    )
+    return ["--scales", "--windows", str(windows)]
+
+
+def command(folder: str, text: list[str], options: list[str], beside: bool, points: bool) -> list[str]:
     """The command of these choices; its folder is named by all of them, so that the same choices go on with it."""
-    argv = ["heal", folder, *text, "--steps", str(steps), "--objective", objective]
-    argv += [] if rate == "search" else ["--rate", rate]
-    argv += [flag for flag, wanted in (("--norms", norms), ("--requantize", again)) if wanted]
+    argv = ["heal", folder, *text, *options]
     out = Workspace().root / "healed" / f"heal-{settings_key({'argv': argv})}"
     argv += [flag for flag, wanted in (("--compare-dense", beside), ("--measure", points)) if wanted]
     return [*argv, "--out", str(out)]

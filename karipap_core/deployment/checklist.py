@@ -104,9 +104,10 @@ def _fraction(value) -> float | None:
 
 def _typed(healing: dict) -> str:
     """The options of `heal` that a healing was made with."""
-    from karipap_core.healing.settings import Settings
+    from karipap_core.healing.settings import ScaleSettings, Settings
 
-    usual = {field.name: field.default for field in fields(Settings)}
+    kind = ScaleSettings if healing["settings"].get("scales") is True else Settings
+    usual = {"scales": False} | {field.name: field.default for field in fields(kind)}
     words = ""
     for name, value in healing["settings"].items():
         if name in usual and value != usual[name]:

@@ -86,6 +86,27 @@ def loss_curve(curve: Sequence[dict], before: float | None = None, dense: float 
     return figure
 
 
+def block_errors(blocks: Sequence[dict]) -> go.Figure:
+    """The error of each block's outputs against the dense block's on the validation text, mean over tokens of
+    ‖ŷ − y‖² / ‖y‖², before and after its scales and factors were healed: rows "blocks" of `by_block.heal_scales`."""
+    figure = go.Figure()
+    names = [block["block"] for block in blocks]
+    for key, name, color, symbol in (("before", "before", ORANGE, "x"), ("after", "healed", GREEN, "circle")):
+        figure.add_scatter(
+            x=np.arange(len(blocks)),
+            y=np.array([block[key] for block in blocks], np.float32),
+            name=name,
+            mode="lines+markers",
+            line=dict(color=color, width=2),
+            marker=dict(symbol=symbol, size=9),
+            hovertext=names,
+            hovertemplate="%{hovertext}: %{y:.4g}<extra>" + name + "</extra>",
+        )
+    _frame(figure, "Block", "Relative error of its outputs")
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
 def running_mean(values: np.ndarray, last: int = SMOOTHED) -> np.ndarray:
     """Mean of the last `last` values up to and with each one (fewer at the beginning)."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])

@@ -24,19 +24,22 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 
 
 def choose_trained(model: nn.Module, norms: bool = False) -> int:
-    """Lets the float cores (and the norms, if asked) require gradients and nothing else; returns how many numbers.
+    """Lets the float cores, the scales of those in few bits (and the norms, if asked) require gradients and nothing
+    else; returns how many numbers.
 
     Cores that a group shares are held by one module alone, so they are one parameter. Raises InputError where nothing
     is left to train.
     """
     model.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, Cores) or (norms and "norm" in type(module).__name__.lower()):
+        if isinstance(module, Packed):
+            module.free_scales()
+        if isinstance(module, Cores | Packed) or (norms and "norm" in type(module).__name__.lower()):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(True)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not count:
-        raise InputError("All cores of this folder are in few bits, and such are not trained: allow --requantize.")
+        raise InputError("This folder holds no cores: there is nothing to train.")
     return count
 
 

@@ -8,36 +8,31 @@ last checkpoint in `<out>/.healing` and takes the very steps that it would have 
 
 import math
 import os
-import shutil
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from karipap_core.checkpoint.open import open_checkpoint
-from karipap_core.compressed.checks import as_written
-from karipap_core.compressed.records import REPORT, read, report_of
+from karipap_core.compressed.records import REPORT, report_of
 from karipap_core.errors import InputError
-from karipap_core.healing.settings import Settings
+from karipap_core.healing.patient import WORK, Patient
+from karipap_core.healing.settings import ScaleSettings, Settings
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json
 from karipap_core.workspace.locks import only_writer
 
-if TYPE_CHECKING:  # transformers takes seconds to import
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 DEVICES = ("auto", "cpu", "cuda")
-WORK = ".healing"
+NO_DENSE = ", or take --objective next-token"
 
 
 def heal(
     folder: str | Path,
     out: str | Path,
-    settings: Settings,
+    settings: Settings | ScaleSettings,
     text: str | Path | Text | None = None,
     distill: str | Path | None = None,
     device: str = "auto",
@@ -48,8 +43,9 @@ def heal(
 
     text: what is learnt from (default: the standard library's train modules), an eighth of it kept aside for
     validation; distill: the dense model (default: the one that the folder was made from).
-    Cores in few bits stay as they are while the float ones learn; with `requantize` they are opened, learn as floats,
-    and are quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
+    `ScaleSettings` heal scales and factors alone, block by block: see `by_block.heal_scales`. With `Settings`
+    float cores learn, and of those in few bits the scales; with `requantize` these are opened, learn as floats, and are
+    quantized again at the end (calibrated in the plan's metric). compare_dense: the dense model's own weights
     get the same steps on the same text by next-token loss, a step size of their own, and the same early stop.
 
     Returns {"loss_before", "loss_after", "dense_loss", "steps", "seconds", "learning_rate", "curve": [{"step", "loss",
@@ -61,9 +57,15 @@ def heal(
     trained.
     """
     text = text if isinstance(text, Text) else read_text(text) if text is not None else standard_library("train")
+    if isinstance(settings, ScaleSettings):
+        from karipap_core.healing.by_block import heal_scales
+
+        if compare_dense:
+            raise InputError("The dense model has no scales to train: heal them without --compare-dense.")
+        return heal_scales(folder, out, settings, text, distill, device, progress)
     accelerator = _accelerator(settings, device)
     progress = progress if accelerator.is_main_process else silent
-    patient = _Patient(Path(folder), distill, settings)
+    patient = Patient(Path(folder), distill, settings.objective == "distill", NO_DENSE)
     key = settings_key(
         asdict(settings) | {"folder": patient.checkpoint.identity, "text": text.sha256} | {"teacher": patient.teacher}
     )
@@ -73,7 +75,7 @@ def heal(
 
 
 def _kept_or_healed(
-    patient: "_Patient",
+    patient: Patient,
     text: Text,
     settings: Settings,
     key: str,
@@ -83,15 +85,8 @@ def _kept_or_healed(
     progress: Progress,
 ) -> dict:
     """What `heal` returns: found in `out` where that holds this very healing, or made."""
-    from karipap_core.compressed.verify import verify
-
-    report = report_of(out)
-    healing = report.get("healing") or {}
-    ours = healing.get("identity") == key
-    found = healing["result"] if ours and as_written(out, report) else None
+    found = patient.kept(key, out)
     if found is None:
-        if not ours and out.exists() and (not out.is_dir() or any(file.name[0] != "." for file in out.iterdir())):
-            raise InputError(f"Folder {out} is not empty and holds no model healed like this: name another one.")
         found = _healed(patient, text, settings, key, out, accelerator, progress)
     if compare_dense and found["dense_trained"] is None:
         file = out / WORK / f"{key}-dense.safetensors"
@@ -100,13 +95,7 @@ def _kept_or_healed(
             report = report_of(out)
             keep_json(out / REPORT, report | {"healing": report["healing"] | {"result": found}})
     if accelerator.is_main_process:
-        if read(out, "verify") is None or "verify" not in (report_of(out).get("result") or {}):
-            verdict = verify(out, patient.source, progress=progress)
-            report = report_of(out)
-            result = (report.get("result") or {}) | {"verify": {key: verdict[key] for key in ("ok", "checks")}}
-            keep_json(out / REPORT, report | {"result": result})
-        found = found | {"verify": report_of(out)["result"]["verify"]}
-        shutil.rmtree(out / WORK, ignore_errors=True)
+        found = patient.verified(found, out, progress)
     accelerator.wait_for_everyone()
     return found
 
@@ -116,52 +105,8 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class _Patient:
-    """The folder to be healed, and the dense model that it was made from."""
-
-    def __init__(self, folder: Path, distill: str | Path | None, settings: Settings) -> None:
-        from karipap_core.evaluation.folder import dense_model_of
-
-        self.checkpoint = open_checkpoint(folder, compressed=True)
-        method = self.checkpoint.config.get("quantization_config") or {}
-        if method.get("quant_method") != "karipap":
-            raise InputError(f"{folder} is not a model compressed by Karipap: there is nothing to heal.")
-        if self.checkpoint.kind != "causal":
-            raise InputError(f"{folder} is an {self.checkpoint.kind} model: only causal models are healed.")
-        self.folder, self.plan = self.checkpoint.path, method["plan"]
-        self.notes: list[str] = []
-        self.source = dense_model_of(self.folder, distill, self.notes)
-        if self.source is None and settings.objective == "distill":
-            raise InputError(
-                f"The dense model that {folder} was made from is not found here unchanged: name it with --distill, or "
-                "take --objective next-token."
-            )
-        self.teacher: str | None = None  # its identity
-        if self.source is not None and settings.objective == "distill":
-            self.teacher = open_checkpoint(self.source).identity
-
-    def load(self, device: str | torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase | None]":
-        """The compressed model and a tokenizer, the dense model's where the folder has none."""
-        from karipap_core.models.load import load_model, load_tokenizer
-
-        model, tokenizer = load_model(self.checkpoint, device=str(device))
-        if tokenizer is None and self.source is not None and Path(self.source).is_dir():
-            tokenizer = load_tokenizer(self.source)
-        return model, tokenizer
-
-    def load_dense(self, device: str | torch.device) -> "PreTrainedModel | None":
-        """The dense model that the folder was made from, None where it is not here."""
-        from karipap_core.models.load import load_model
-
-        if self.source is None:
-            return None
-        model, _ = load_model(self.source, device=str(device))
-        model.requires_grad_(False)
-        return model
-
-
 def _healed(
-    patient: _Patient, text: Text, settings: Settings, key: str, out: Path, accelerator, progress: Progress
+    patient: Patient, text: Text, settings: Settings, key: str, out: Path, accelerator, progress: Progress
 ) -> dict:
     from karipap_core.evaluation.wrong_text import text_warning
     from karipap_core.healing import folder as store
@@ -241,27 +186,13 @@ def _healed(
         "notes": notes,
         "dense_trained": None,
     }
-    report = {"format": "karipap-report", "version": 1} | report_of(patient.folder)
-    if patient.source is not None and "source" not in report:
-        report["source"] = str(patient.source)
-    healing = {
-        "identity": key,
-        "from": str(patient.folder.resolve()),
-        "from_fingerprint": checkpoint.fingerprint,
-        "settings": asdict(settings),
-        "result": result,
-    }
     if accelerator.is_main_process:
-        progress("write", 0, 1, out.name)
-        store.write_healed(checkpoint, tensors if improved else {}, out, report | {"healing": healing})
-        progress("write", 1, 1)
+        patient.write(key, asdict(settings), result, tensors if improved else {}, out, progress)
     accelerator.wait_for_everyone()
     return result
 
 
-def _train_dense(
-    patient: _Patient, text: Text, settings: Settings, file: Path, accelerator, progress: Progress
-) -> dict:
+def _train_dense(patient: Patient, text: Text, settings: Settings, file: Path, accelerator, progress: Progress) -> dict:
     """The dense model's own weights, those that the plan compresses, given the same training by next-token loss."""
     from karipap_core.healing.data import rows_and_sample
     from karipap_core.healing.loop import Training, validation_loss
@@ -303,7 +234,7 @@ def _course(settings: Settings):
     )
 
 
-def _metrics(patient: _Patient, weights: dict[str, str], device, progress: Progress):
+def _metrics(patient: Patient, weights: dict[str, str], device, progress: Progress):
     """Path of a module → the metric that its plan was made in, to round its cores in. The moments are the workspace's,
     or are measured again; without the dense model cores are rounded in the weights' own metric."""
     from karipap_core import story as pipeline

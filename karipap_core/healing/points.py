@@ -1,14 +1,16 @@
 """A healed folder and the one it was made from, as two points of the trade-off."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from karipap_core.compressed.verify import not_verified
 from karipap_core.errors import InputError, NotVerified
 from karipap_core.healing.heal import first_process, heal
-from karipap_core.healing.settings import Settings
+from karipap_core.healing.settings import ScaleSettings, Settings
 from karipap_core.plan.document import Plan
 from karipap_core.progress import Progress, silent
+from karipap_core.statistics.bootstrap import difference
 from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
@@ -21,7 +23,7 @@ SHARED = 0.01  # of a text may have been learnt from: files that are empty or sa
 def heal_and_measure(
     folder: str | Path,
     out: str | Path,
-    settings: Settings,
+    settings: Settings | ScaleSettings,
     measured_on: str | Path | Text | None = None,
     text: str | Path | Text | None = None,
     distill: str | Path | None = None,
@@ -34,8 +36,10 @@ def heal_and_measure(
     measured_on: default the standard library's held-out modules; as many tokens of it as `run` takes by default. The
     folder that comes in is not measured again where `run` measured it on the same text and cut (its run.json lies
     beside it). Returns heal's result with "points": [{"id", "label", "loss", "rise", "text_warning", "text"}, the same
-    after]. Raises InputError, before anything is trained, where the text measured on is the one learnt from, and
-    NotVerified where the healed folder is not what its plan says.
+    after], and "change", the interval of the loss after less that before, paired token by token (its fields are those
+    of `bootstrap.Interval`; None where nothing can be paired). Raises InputError, before anything
+    is trained, where the text measured on is the one learnt from, and NotVerified where the healed folder is not what
+    its plan says.
     """
     measured_on = measured_on if isinstance(measured_on, Text) else read_text(measured_on) if measured_on else None
     measured_on = measured_on or standard_library("heldout")
@@ -54,7 +58,11 @@ def heal_and_measure(
         for path, healed in ((Path(folder), None), (Path(out), found))
     ]
     points = [{key: point.get(key) for key in ("id", "label", "loss", "rise", "text_warning")} for point in pair]
-    return found | {"points": [point | {"text": measured_on.name} for point in points]}
+    change = difference(*pair)
+    return found | {
+        "points": [point | {"text": measured_on.name} for point in points],
+        "change": change and asdict(change),
+    }
 
 
 def measure(
@@ -97,7 +105,7 @@ def measure(
     if healed:
         settings["healing"] = {key: healed[key] for key in ("steps", "objective", "learning_rate", "improved")}
         settings["healing"]["sha256"] = healed["text"]["sha256"]
-        label += f", healed {healed['steps']} steps"
+        label += ", scales healed" if "blocks" in healed else f", healed {healed['steps']} steps"
     report = report_of(folder)
     compressed = report.get("result") or {}
     point = found | plan_sizes(dense, ledger)

@@ -16,6 +16,7 @@ from karipap_core.quantization.formats import Format, from_tensors
 
 RUNTIMES = ("auto", "cores", "dense")
 INDEX = "index"
+SCALES = "scales"  # of a core in few bits, by their name on disk
 
 
 def stored_tensors(spec: Spec) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
@@ -86,16 +87,26 @@ class Packed(nn.Module):
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=device), persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Packed":
-        for name, buffer in self.stored.items():
-            moved = fn(buffer)
-            self._buffers[name] = buffer.to(moved.device) if moved.dtype != buffer.dtype else moved
+        for name, held in self.stored.items():
+            moved = fn(held.data)
+            moved = held.data.to(moved.device) if moved.dtype != held.dtype else moved
+            if isinstance(held, nn.Parameter):
+                held.data = moved
+            else:
+                self._buffers[name] = moved
         self.like = fn(self.like)
         return self
 
     @property
     def stored(self) -> dict[str, torch.Tensor]:
-        """The tensors as on disk, by their names there."""
-        return {name: held for name, held in self._buffers.items() if name != "like" and held is not None}
+        """The tensors as on disk, by their names there; scales that were freed in float32."""
+        held = {**self._buffers, **self._parameters}
+        return {name: each for name, each in held.items() if name != "like" and each is not None}
+
+    def free_scales(self) -> None:
+        """Makes the scales, where the format has any, a parameter in float32, which can be trained while codes stay."""
+        if (scales := self._buffers.pop(SCALES, None)) is not None:
+            self.register_parameter(SCALES, nn.Parameter(scales.float()))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,7 +131,8 @@ class Packed(nn.Module):
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """x Mᵀ (…, rows) for x (…, columns) and a core that is a matrix M (rows, columns)."""
         found = None
-        if self.shape == self.matrix:
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in self.stored.values())
+        if self.shape == self.matrix and not learns:
             found = self.format.product(x.reshape(-1, self.matrix[1]), *self.matrix, self.stored)
         return x @ self.tensor(x.dtype).T if found is None else found.reshape(*x.shape[:-1], self.matrix[0])
 
@@ -271,7 +283,7 @@ class Cores(nn.Module):
         for k in range(len(self)):
             held = self.held(k)
             if isinstance(held, Packed):
-                yield from (tensor for name, tensor in held.named_buffers() if name != "like")
+                yield from held.stored.values()
             else:
                 yield held
 

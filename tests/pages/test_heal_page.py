@@ -13,6 +13,7 @@ from karipap_core import jobs
 from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.cli.frame import build_parser
 from karipap_core.figures import heal as figures_heal
+from karipap_core.healing.settings import NAMES, ScaleSettings, settings_of
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
 from tests.helpers import app_page
@@ -73,6 +74,15 @@ def test_the_button_starts_the_verb_and_the_same_choices_name_the_same_folder(ti
     assert again.button(key="heal").disabled
 
 
+def test_scales_are_healed_by_the_same_verb_without_what_has_no_meaning_there(tiny, started):
+    app = opened(way="scales", windows="32")
+    assert "heal_norms" not in {box.key for box in app.checkbox} and "accelerate launch" not in words(app)
+    app.button(key="heal").click().run()
+    args = build_parser().parse_args(started[-1])
+    assert args.verb == "heal" and args.scales and args.windows == 32 and args.steps is None and args.measure == ""
+    assert settings_of(args.scales, {name: getattr(args, name) for name in NAMES}) == ScaleSettings(windows=32)
+
+
 RESULT = {
     "loss_before": 3.0,
     "loss_after": 2.5,
@@ -104,6 +114,26 @@ def test_a_healing_that_is_done_shows_its_figures_its_curve_and_the_pair(tiny, s
     text = words(app)
     assert "<dd>50%</dd>" in text and "<dd>1.9000</dd>" in text and "A &lt;b&gt;note" in text
     assert "a &lt;b&gt;text" in text and len(app.get("plotly_chart")) == 2  # the curve, and the pair
+
+
+def test_healed_scales_show_each_block_and_the_paired_interval(tiny, started):
+    keep("heal-00", 0.1, tiny, "/tmp/healed", healing={"steps": 3})
+    blocks = [{"block": f"layers.{n}", "before": 0.2, "after": 0.2 - n / 10} for n in range(2)]
+    change = {"mean": -0.25, "low": -0.3, "high": -0.2, "units": 12, "level": 0.95}
+    found = RESULT | {"curve": [], "blocks": blocks, "change": change, "dense_trained": None, "learning_rate": None}
+    started.program = f"print({json.dumps(json.dumps(found))})"
+    app = opened(way="scales")
+    app.button(key="heal").click().run()
+    job = jobs.get(app.query_params["heal_job"])
+    for _ in range(200):
+        if job.status()["state"] == "done":
+            break
+        time.sleep(0.05)
+    app = opened(heal_job=job.id)
+    assert "-0.2500 (95 % interval -0.3000 to -0.2000)" in words(app) and len(app.get("plotly_chart")) == 2
+    before, after = figures_heal.block_errors(blocks).data
+    assert list(before.y) == [np.float32(0.2)] * 2 and list(after.y) == [np.float32(0.2), np.float32(0.1)]
+    assert list(after.hovertext) == ["layers.0", "layers.1"]
 
 
 def test_a_model_without_runs_asks_for_a_folder(tiny, started):

@@ -1,5 +1,7 @@
 """What healing did as a table in a terminal."""
 
+from karipap_core.statistics.bootstrap import Interval, in_words
+
 
 def table(document: dict) -> str:
     """What healing did, in lines; of `--show-launch` the commands."""
@@ -14,15 +16,21 @@ def table(document: dict) -> str:
         lines.append(f"dense loss   {dense:.4f}")
     if document["dense_trained"]:
         lines.append(f"dense loss   {document['dense_trained']['loss']:.4f} after the same training")
+    rate = "" if document["learning_rate"] is None else f", step size {document['learning_rate']:g}"
+    trained = f"{document['trained']:,} numbers trained on {document['text']['name']}"
     lines += [
-        f"{document['steps']} steps ({document['objective']}) in {document['seconds']:.0f} s, step size "
-        f"{document['learning_rate']:g}; {document['trained']:,} numbers trained on {document['text']['name']}",
+        f"{document['steps']} steps ({document['objective']}) in {document['seconds']:.0f} s{rate}; {trained}",
         f"losses on {document['validation']['name']}, {document['validation']['tokens']:,} tokens, nats a token",
     ]
+    for block in document.get("blocks", ()):
+        kept = "" if block["after"] < block["before"] else ", kept as it was"
+        lines.append(f"{block['block']}: error of its outputs {block['before']:.4g}, healed {block['after']:.4g}{kept}")
     if document.get("verify"):
         red = [check["name"] for check in document["verify"]["checks"] if not check["ok"]]
         lines.append(f"verified, {'red: ' + ', '.join(red) if red else 'all green'}")
     for point in document.get("points", ()):
         lines.append(f"on {point['text']}: rise {point['rise']:+z.4f}, {point['label']}")
         lines += filter(None, [point.get("text_warning")])
+    if document.get("change"):
+        lines.append(f"after less before, paired: {in_words(Interval(**document['change']))}")
     return "\n".join([*lines, *document["notes"], document["folder"]])

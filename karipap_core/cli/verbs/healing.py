@@ -1,13 +1,13 @@
 """The short training of a compressed folder's cores."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 
 from karipap_core.cli.options import COMPRESSED, DEVICE, above_zero, positive, text_option
 from karipap_core.cli.registry import option, typed, verb
 from karipap_core.cli.tables import table
 from karipap_core.cli.texts import dense_model, prepare
+from karipap_core.errors import InputError
 from karipap_core.healing.launch import launch_commands
 from karipap_core.progress import Progress
 
@@ -18,7 +18,15 @@ from karipap_core.progress import Progress
     table("heal"),
     COMPRESSED,
     text_option("learn from; an eighth of it is kept aside for validation", "train modules"),
-    option("--steps", type=positive, required=True, metavar="N", help="steps of the optimizer"),
+    option("--steps", type=positive, metavar="N", help="steps of the optimizer (needed without --scales)"),
+    option(
+        "--scales",
+        action="store_true",
+        help="codes of numbers in few bits stay; their scales, and cores that are floats, learn block by block what "
+        "the dense blocks put out; without --steps",
+    ),
+    option("--windows", type=positive, metavar="N", help="with --scales: windows of text to learn from (default: 64)"),
+    option("--passes", type=positive, metavar="N", help="with --scales: times that a block sees them (default: 4)"),
     option("--out", type=Path, required=True, metavar="DIR", help="the folder to write"),
     option("--distill", metavar="MODEL", help="the dense model to learn from (default: the one of the folder's plan)"),
     option(
@@ -27,15 +35,17 @@ from karipap_core.progress import Progress
         default="distill",
         help="the dense model's probabilities, or the text's own tokens (default: distill)",
     ),
-    option("--rate", type=above_zero, metavar="R", help="largest step size (default: searched for, 3e-5 to 1e-3)"),
+    option(
+        "--rate", type=above_zero, metavar="R", help="largest step size (default: searched for; with --scales 0.003)"
+    ),
     option("--tokens", type=positive, default=2048, metavar="N", help="tokens of one step (default: 2048)"),
     option("--window", type=positive, metavar="N", help="tokens that the model sees at once (default: its own window)"),
     option("--norms", action="store_true", help="let the norms learn too"),
     option(
         "--requantize",
         action="store_true",
-        help="train cores that are stored in few bits as floats, and quantize them again at the end; without it they "
-        "stay as they are and only float cores are trained",
+        help="train cores that are stored in few bits as floats, and quantize them again at the end; without it their "
+        "codes stay as they are, and of them only the scales are trained",
     ),
     option("--accumulate", type=positive, default=1, metavar="N", help="parts that a step is cut into (default: 1)"),
     option("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="of the passes (default: no)"),
@@ -69,6 +79,8 @@ from karipap_core.progress import Progress
     DEVICE,
 )
 def heal(args: argparse.Namespace, progress: Progress) -> dict:
+    if args.show_launch and args.scales:
+        raise InputError("Scales are healed in one process: leave --show-launch out.")
     if args.show_launch:
         argv = typed("heal", args, without=("show_launch", "mixed_precision", "measure"))
         precision = args.mixed_precision if args.mixed_precision != "no" else "bf16"
@@ -76,11 +88,10 @@ def heal(args: argparse.Namespace, progress: Progress) -> dict:
     from karipap_core.healing.heal import first_process
     from karipap_core.healing.heal import heal as train
     from karipap_core.healing.points import heal_and_measure
-    from karipap_core.healing.settings import Settings
+    from karipap_core.healing.settings import NAMES, settings_of
 
     prepare(args, progress, "train", lambda: dense_model(args.folder, args.distill))
-    names = [field.name for field in fields(Settings)]
-    settings = Settings(**{name: getattr(args, name) for name in names})
+    settings = settings_of(args.scales, {name: getattr(args, name) for name in NAMES})
     dense = {"distill": args.distill, "compare_dense": args.compare_dense}
     more = dense | {"text": args.text, "device": args.device, "progress": progress}
     if args.measure is None:

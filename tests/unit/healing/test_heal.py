@@ -373,11 +373,36 @@ def test_other_architectures_store_what_was_measured(name, tmp_path):
     }
 
 
-def test_quantized_cores_stay_or_are_quantized_again(world, tmp_path):
+def test_codes_stay_and_scales_learn(world, tmp_path):
+    """Also where so few tokens go through at once that codes are multiplied with as they are stored."""
+    squeeze(world / "dense", tmp_path / "int4", quantize="int4", chi=12)
+    text, dense = world / "text.txt", world / "dense"
+    ways = {"out": {}, "few": {"accumulate": 2}}
+    found = {
+        name: heal(tmp_path / "int4", tmp_path / name, quick(12, rate=3e-3, **more), text, dense, device="cpu")
+        for name, more in ways.items()
+    }
+    assert found["out"]["improved"] and found["out"]["verify"]["ok"]
+    curves = [[point["loss"] for point in each["curve"]] for each in found.values()]
+    assert curves[1] == pytest.approx(curves[0], abs=2e-5)
+    before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("int4", "out"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.endswith(".scales")}
+    assert {name: (each.dtype, each.shape) for name, each in before.items()} == {
+        name: (each.dtype, each.shape) for name, each in after.items()
+    }
+    assert found["out"]["trained"] == sum(before[name].numel() for name in moved)
+    from karipap_core.evaluation.perplexity import perplexity
+
+    model, tokenizer = load_model(tmp_path / "out")
+    kept = split(read_text(text))[1]
+    read = perplexity(model, tokenizer, kept, Scoring(32, 32, 8192))["loss"]
+    assert read == pytest.approx(found["out"]["loss_after"], abs=1e-5)
+
+
+def test_quantized_cores_are_quantized_again(world, tmp_path):
     squeeze(world / "dense", tmp_path / "int4", quantize="int4", chi=12, metric="functional")
     text, dense = world / "text.txt", world / "dense"
-    with pytest.raises(InputError, match="--requantize"):
-        heal(tmp_path / "int4", tmp_path / "no", quick(4, rate=3e-3), text, dense, device="cpu")
     found = heal(tmp_path / "int4", tmp_path / "out", quick(20, requantize=True, rate=3e-3), text, dense, device="cpu")
     assert found["improved"], found
     infos = [open_checkpoint(each, compressed=True).tensors for each in (tmp_path / "int4", tmp_path / "out")]
