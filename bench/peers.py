@@ -1,7 +1,7 @@
 """What the packages that people would otherwise use lose on a model, measured here beside our own baselines.
 
     make peers    or    python -m bench.peers [--model FOLDER] [--text FILE] [--calibration FILE] [--packages HQQ …]
-                                              [--bits 4 3 2] [--python .venv-peers/bin/python]
+                                              [--bits 4 3 2] [--all] [--python .venv-peers/bin/python]
 
 llm-compressor, GPTQModel, auto-round, HQQ, torchao and optimum-quanto quantize the model's blocks at settings near 4,
 3 and 2 bits a weight (bench/packages/), in an environment of their own (requirements-peers.txt), on the windows of text
@@ -44,18 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", help="what is calibrated on (default: as `karipap sweep` chooses it)")
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--bits", nargs="+", type=int, help="these numbers of bits alone")
+    parser.add_argument("--all", action="store_true", help="also what the parts of a package's method do by themselves")
     python = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
     parser.add_argument("--python", default=python, help="the interpreter of the packages' environment")
     asked = parser.parse_args(arguments)
     study, text = study_and_text(asked.model, asked.text, asked.calibration)
     points = Points(study, text, study.workspace.root, DEFAULT_SCORING)
     print(f"{study.checkpoint.name}, measured on {text.name}, calibrated on {study.text.name}", flush=True)
-    rows = list(compared(points, asked.packages, asked.python, asked.bits))
+    rows = list(compared(points, asked.packages, asked.python, asked.bits, asked.all))
     print(table(rows))
 
 
 def compared(
-    points: Points, packages: Sequence[str], python: str, bits: Sequence[int] | None = None
+    points: Points, packages: Sequence[str], python: str, bits: Sequence[int] | None = None, more: bool = False
 ) -> Iterator[Point | tuple[str, str]]:
     """Our own baselines, then what each package comes to: a point, or (what was tried, why there is none)."""
     study = points.study
@@ -67,7 +68,9 @@ def compared(
         if name not in installed:
             yield name, "not installed in the packages' environment: `make peers` makes it"
             continue
-        for setting, folder in quantized(points, name, installed[name], python, bits):
+        settings = package(name).SETTINGS + (getattr(package(name), "MORE", []) if more else [])
+        settings = [setting for setting in settings if not bits or setting["bits"] in bits]
+        for setting, folder in quantized(points, name, installed[name], python, settings):
             group = f" g{setting['group']}" if setting["group"] else ""
             words = f"{name} {installed[name]} {setting['method']} int{setting['bits']}{group}"
             try:
@@ -86,16 +89,15 @@ def versions(python: str) -> dict[str, str]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-def quantized(points: Points, name: str, version: str, python: str, bits: Sequence[int] | None = None) -> list[Job]:
-    """Each setting of a package with the folder of what it hands over; those that are not there yet are made, in one
-    process of the package's environment, whose words go to a log beside the folders."""
+def quantized(points: Points, name: str, version: str, python: str, settings: Sequence[dict]) -> list[Job]:
+    """Each of these settings of a package with the folder of what it hands over; those that are not there yet are made,
+    in one process of the package's environment, whose words go to a log beside the folders."""
     study = points.study
     home = study.workspace.root / "peers" / f"{study.checkpoint.key}-{study.key}"
     jobs = []
-    for setting in package(name).SETTINGS:
-        if not bits or setting["bits"] in bits:
-            key = settings_key({"package": name, "version": version, **setting})
-            jobs.append((setting, home / f"{package(name).__name__.rpartition('.')[2]}-{key}"))
+    for setting in settings:
+        key = settings_key({"package": name, "version": version, **setting})
+        jobs.append((setting, home / f"{name}-{key}"))
     left = [job for job in jobs if not (job[1] / DOCUMENT).exists()]
     if left:
         for _, folder in left:

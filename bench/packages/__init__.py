@@ -5,6 +5,7 @@ asks and measures. A file has
 
     DISTRIBUTION   what the package is called in the registry
     SETTINGS       the settings that are measured: dictionaries with "method", "bits", "group" and what else it takes
+    MORE           (where it has any) settings that show what the parts of its method do, measured with --all
     quantize       (Asked, setting) → Rows: for each weight what the package reads back from what it stores, and the
                    bytes of that; notes of what a user ought to know
 

@@ -7,21 +7,26 @@ from bench.packages import Asked, Rows, size
 
 DISTRIBUTION = "gptqmodel"
 AT = [{"bits": 4, "group": 64}, {"bits": 3, "group": 64}, {"bits": 2, "group": 32}]
-SETTINGS = [{"method": "GPTQ", **at} for at in AT]
-SETTINGS += [{"method": "GPTQ, order", **at} for at in AT]
+SETTINGS = [{"method": method, **at} for method in ("GPTQ", "GPTQ, MSE scales", "GPTAQ") for at in AT]
 SETTINGS += [{"method": "GPTQ + EoRA r8", **at, "rank": 8} for at in AT]
+MORE = [{"method": "GPTQ, order of columns", **at} for at in AT]
 
 
 def quantize(asked: Asked, method: str, bits: int, group: int, rank: int | None = None) -> Rows:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+    from gptqmodel.quantization.config import GPTAQConfig
 
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in asked.windows]
     with tempfile.TemporaryDirectory() as place:
         folder = str(Path(place) / "quantized")
-        order = {"desc_act": True, "act_group_aware": False} if method == "GPTQ, order" else {}
-        config = QuantizeConfig(bits=bits, group_size=group, sym=False, offload_to_disk=False, device="cpu", **order)
+        variant: dict = {
+            "GPTQ, MSE scales": {"mse": 2.0},
+            "GPTAQ": {"gptaq": GPTAQConfig(device="cpu")},
+            "GPTQ, order of columns": {"desc_act": True, "act_group_aware": False},
+        }.get(method, {})
+        config = QuantizeConfig(bits=bits, group_size=group, sym=False, offload_to_disk=False, device="cpu", **variant)
         model = GPTQModel.load(asked.folder, config)
-        model.quantize(rows, batch_size=1, calibration_concat_size=0)
+        model.quantize(rows, batch_size=1)
         model.save(folder)
         adapter = None
         if rank is not None:

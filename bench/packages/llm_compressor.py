@@ -4,14 +4,15 @@ from bench.packages import Asked, Rows, size
 
 DISTRIBUTION = "llmcompressor"
 AT = [{"bits": 4, "group": 64}, {"bits": 3, "group": 64}, {"bits": 2, "group": 32}]
-VARIANTS = {  # its words for them: actorder, propagate_error, observer
+VARIANTS = {  # actorder, propagate_error, and the observer of its weights
     "GPTQ": {"order": "static", "propagate": True, "observer": "memoryless_minmax"},
-    "GPTQ, MSE scales": {"order": "static", "propagate": True, "observer": "mse"},
+    "GPTQ, MSE scales": {"order": "static", "propagate": True, "observer": "memoryless_mse"},
     "GPTQ, no order": {"order": None, "propagate": True, "observer": "memoryless_minmax"},
     "GPTQ, dense prefix": {"order": "static", "propagate": False, "observer": "memoryless_minmax"},
     "GPTQ, no order, dense prefix": {"order": None, "propagate": False, "observer": "memoryless_minmax"},
 }
-SETTINGS = [{"method": method, **at} for method in VARIANTS for at in AT]
+EVERY = [{"method": method, **at} for method in VARIANTS for at in AT]
+SETTINGS, MORE = EVERY[:6], EVERY[6:]
 
 
 def quantize(asked: Asked, method: str, bits: int, group: int) -> Rows:

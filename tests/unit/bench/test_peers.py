@@ -32,7 +32,6 @@ def crude(asked, method, bits, group):
 
 
 CRUDE = SimpleNamespace(
-    __name__="bench.packages.crude",
     DISTRIBUTION="safetensors",
     SETTINGS=[{"method": "crude", "bits": bits, "group": None} for bits in (4, 3)],
     quantize=crude,
@@ -123,7 +122,7 @@ def test_the_table_has_points_and_says_what_failed(points, crude_alone, monkeypa
     assert f"Crude {version} crude int3: NotImplementedError: 3 bits are not supported" in printed
     assert "Absent: not installed" in printed and "It keeps every code in 8 bits." in printed
     count = len(asked)
-    again = list(peers.compared(points, ["Crude"], sys.executable, bits=[4]))
+    again = list(peers.compared(points, ["Crude"], sys.executable, bits=[4], more=True))
     assert again == rows[:1] and len(asked) == count + 1, "what is there is not made again"
 
 
@@ -136,7 +135,7 @@ def test_without_an_environment_every_package_is_said_not_to_be_there(points, mo
 
 def test_a_process_that_dies_is_told_of_with_its_log(points, crude_alone, monkeypatch, tmp_path):
     monkeypatch.setattr(peers.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9))
-    jobs = peers.quantized(points, "Crude", "of the dead", sys.executable)
+    jobs = peers.quantized(points, "Crude", "of the dead", sys.executable, CRUDE.SETTINGS)
     assert all("ended with -9; see " in peers.failure(folder) for _, folder in jobs)
 
 
@@ -145,7 +144,8 @@ def test_each_package_lists_settings_without_being_installed():
         module = packages.package(name)
         found = {setting["bits"] for setting in module.SETTINGS}
         assert {4, 2} <= found and module.DISTRIBUTION and callable(module.quantize)
-        labels = [(s["method"], s["bits"], s["group"]) for s in module.SETTINGS]
+        every = module.SETTINGS + getattr(module, "MORE", [])
+        labels = [(s["method"], s["bits"], s["group"]) for s in every]
         assert len(set(labels)) == len(labels), f"{name}: two settings would be one label"
 
 
