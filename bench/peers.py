@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.packages import PACKAGES, package
 from karipap_core.errors import InputError
 from karipap_core.plan.study import Study
-from karipap_core.terminal import grid, nats
+from karipap_core.terminal import grid
 from karipap_core.tradeoffs.baselines import integers
 from karipap_core.tradeoffs.handover import DOCUMENT, handed_over
 from karipap_core.tradeoffs.point import Point
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     study, text = study_and_text(asked.model, asked.text, asked.calibration)
     points = Points(study, text, study.workspace.root, DEFAULT_SCORING)
     print(f"{study.checkpoint.name}, measured on {text.name}, calibrated on {study.text.name}", flush=True)
-    rows = list(compared(points, asked.packages, asked.python, asked.bits, asked.all))
+    rows = list(compared(points, asked.packages, os.path.abspath(asked.python), asked.bits, asked.all))
     print(table(rows))
 
 
@@ -93,7 +93,7 @@ def quantized(points: Points, name: str, version: str, python: str, settings: Se
     """Each of these settings of a package with the folder of what it hands over; those that are not there yet are made,
     in one process of the package's environment, whose words go to a log beside the folders."""
     study = points.study
-    home = study.workspace.root / "peers" / f"{study.checkpoint.key}-{study.key}"
+    home = study.workspace.root.absolute() / "peers" / f"{study.checkpoint.key}-{study.key}"
     jobs = []
     for setting in settings:
         key = settings_key({"package": name, "version": version, **setting})
@@ -107,7 +107,8 @@ def quantized(points: Points, name: str, version: str, python: str, settings: Se
         print(f"{name} {version}: {len(left)} settings …", file=sys.stderr, flush=True)
         with (home / f"{name}.log").open("w", encoding="utf-8") as log:
             command = [python, "-m", "bench.packages", name, str(file)]
-            ended = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=quiet()).returncode
+            # Beside what it hands over: packages leave logs where they run.
+            ended = subprocess.run(command, cwd=home, stdout=log, stderr=subprocess.STDOUT, env=quiet()).returncode
         for _, folder in left:
             if ended and not (folder / DOCUMENT).exists() and failure(folder) is None:
                 write_json(folder / "error.json", {"error": f"ended with {ended}; see {log.name}"})
@@ -156,7 +157,7 @@ def failure(folder: Path) -> str | None:
 def quiet() -> dict[str, str]:
     """The environment of a package's process: no network, one thread unless asked otherwise."""
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""} | os.environ
-    return settings | {"HF_HUB_OFFLINE": "1"}
+    return settings | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
 
 def table(rows: Iterable[Point | tuple[str, str]]) -> str:
@@ -170,11 +171,10 @@ def table(rows: Iterable[Point | tuple[str, str]]) -> str:
             continue
         figures = row.figures
         loss = [figures.get("rise", figures.get("relative_error")), figures.get("kl")]
-        span = f"{nats(figures['rise_low'])} to {nats(figures['rise_high'])}" if "rise_low" in figures else None
-        size = f"{figures['bytes_kept_blocks']:.3f}"
-        cells.append([row.label, size, *[each if each is None else nats(each) for each in loss], span])
+        span = f"{figures['rise_low']:.4f} to {figures['rise_high']:.4f}" if "rise_low" in figures else None
+        size, seconds = f"{figures['bytes_kept_blocks']:.3f}", round(row.seconds.get("plan", 0)) or None
+        cells.append([row.label, size, *[each if each is None else f"{each:.4f}" for each in loss], span, seconds])
         said |= dict.fromkeys(f"{row.label}: {note}" for note in figures.get("notes", ()))
-        cells[-1].append(row.seconds.get("plan"))
     head = ["", "bytes of blocks", "rise", "KL", "95 % of the rise", "seconds to make"]
     return "\n".join([grid(head, cells), "", *said])
 

@@ -1,5 +1,6 @@
 """GPTQModel: GPTQ with groups in the order of their activations (its default), and EoRA's low-rank correction on it."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ MORE = [{"method": "GPTQ, order of columns", **at} for at in AT]
 
 
 def quantize(asked: Asked, method: str, bits: int, group: int, rank: int | None = None) -> Rows:
+    # Without, it asks for more threads than it allows itself where there are one or two CPUs, and ends with an error.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization.config import GPTAQConfig
 

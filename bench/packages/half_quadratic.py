@@ -4,8 +4,8 @@ from bench.packages import Asked, Rows, size
 
 DISTRIBUTION = "hqq"
 # HQQ keeps both scale and zero point in 16 bits: of two groups the one is nearest to the other packages' bytes.
-SETTINGS = [{"method": "half-quadratic", "bits": bits, "group": group} for bits in (4, 3, 2) for group in (64, 128)]
-SETTINGS[-2:] = [{"method": "half-quadratic", "bits": 2, "group": 32}, {"method": "HQQ", "bits": 2, "group": 64}]
+SIZES = [(4, 64), (4, 128), (3, 64), (3, 128), (2, 32), (2, 64)]
+SETTINGS = [{"method": "half-quadratic", "bits": bits, "group": group} for bits, group in SIZES]
 
 
 def quantize(asked: Asked, method: str, bits: int, group: int) -> Rows:
