@@ -77,3 +77,10 @@ system-packages:
 clean:  ## remove the environment and the caches (never the workspace)
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +
+
+.PHONY: peers peers-environment
+peers: environment peers-environment  ## other packages' quantization, measured here beside ours (ARGS="--model DIR --bits 4")
+	PEERS_PYTHON=$(VENV)-peers/bin/python $(BIN)/python -m bench.peers $(ARGS)
+
+peers-environment:
+	@sh .ci/venv $(VENV)-peers requirements-peers.txt

@@ -127,24 +127,24 @@ def loss_added(run: dict) -> float:
     return math.inf if found is None else found[1]
 
 
-QUANTIZERS = ("rtn", "gptq", "torchao")
-
-
 def quantization_alone(run: dict) -> bool:
     """Whether a run is of numbers in few bits and nothing else: such a baseline, or a plan without any network."""
     if run.get("kind") == "baseline":
-        return run.get("method") in QUANTIZERS
+        settings = run.get("settings") or {}
+        return bool(settings.get("bits")) and not settings.get("rank")
     entries = _entries(run)
     return bool(entries) and all(entry["network"] == "dense" for entry in entries)
 
 
 def of_quantization(runs: list[dict], format: str) -> dict | None:
-    """The best measured run that stores every weight of the blocks in this format and changes nothing else."""
+    """The best measured run that stores every weight of the blocks in this format, which is one of ours, and changes
+    nothing else: what another package made has other sizes."""
     bits = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}.get(format)
 
     def is_it(run: dict) -> bool:
         if run.get("kind") == "baseline":
-            return bits is not None and (run.get("settings") or {}).get("bits") == bits
+            settings = run.get("settings") or {}
+            return bits is not None and settings.get("bits") == bits and not settings.get("package")
         return all((entry.get("quantize") or "").split("g")[0] == format for entry in _entries(run))
 
     return _best([run for run in runs if quantization_alone(run) and is_it(run)])

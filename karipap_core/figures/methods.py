@@ -19,6 +19,10 @@ NETWORK_COLORS = {
 OTHER_NETWORK = "#a0522d"  # several networks in one plan, and a network that has no colour of its own here
 SYMBOLS = ("circle", "diamond", "triangle-up", "pentagon", "star", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
+OTHER_RIVALS = (
+    *("circle-open", "star-open", "pentagon-open", "triangle-up-open", "hexagram-open", "star-square-open"),
+    *("triangle-left-open", "triangle-right-open", "star-diamond-open", "diamond-tall-open"),
+)
 
 
 class Rival(NamedTuple):
@@ -45,6 +49,8 @@ def network_color(method: str) -> str:
     return NETWORK_COLORS.get(method, OTHER_NETWORK)
 
 
-def rival(method: str) -> Rival:
-    """How a baseline looks; one that is not in `RIVALS` is a hollow grey circle under its own name."""
-    return RIVALS.get(method, Rival(method, "circle-open", "dash", GREY))
+def rival(method: str, number: int = 0) -> Rival:
+    """How a baseline looks; one that is not in `RIVALS` has its own name, a hollow grey marker that goes by its number
+    among them, and its dash likewise."""
+    symbol, dash = OTHER_RIVALS[number % len(OTHER_RIVALS)], DASHES[1 + number % (len(DASHES) - 1)]
+    return RIVALS.get(method, Rival(method, symbol, dash, GREY))

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from karipap_core.evaluation import scores
 from karipap_core.figures.axes import NO_LOSS, QUALITIES, SIZES, UNITS, Axis, interval, measurable, of_dense, quality
 from karipap_core.figures.map import Numbers, weight_map
-from karipap_core.figures.methods import DASHES, SYMBOLS, network_color, rival
+from karipap_core.figures.methods import DASHES, RIVALS, SYMBOLS, network_color, rival
 from karipap_core.figures.style import FAINT, GOLD, GREY, ORANGE, escape
 from karipap_core.statistics.pareto import known, pareto
 from karipap_core.tradeoffs.equal import method_of
@@ -259,12 +259,14 @@ def _series(points: Iterable[dict]) -> Iterator[tuple[str, list[dict], dict]]:
         key = (not network, point["method"], f"{method_of(point)}, {rule}" if network else None)
         groups.setdefault(key, []).append(point)
     rules: dict[str, int] = {}
+    others = sorted(method for is_rival, method, _ in groups if is_rival and method not in RIVALS)
     for is_rival, method, line in sorted(groups, key=str):
         members = groups[is_rival, method, line]
         if is_rival:
-            look = rival(method)
+            look = rival(method, others.index(method) if method in others else 0)
             style = dict(color=look.color, symbol=look.symbol, dash=look.dash, width=1.2, size=10)
-            yield look.name, members, style | {"family": FAMILIES.get(method, method)}
+            here = ", measured here" if (members[0].get("settings") or {}).get("package") else ""
+            yield escape(look.name) + here, members, style | {"family": FAMILIES.get(method, method)}
             continue
         number = rules[method] = rules.get(method, -1) + 1
         style = dict(color=network_color(method), symbol=SYMBOLS[number % len(SYMBOLS)], width=2.2, size=10)

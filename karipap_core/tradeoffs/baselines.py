@@ -34,14 +34,17 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Baseline:
-    """method: svd, svd-llm, rtn, gptq, magnitude or torchao; `make` yields a Replacement for each weight it changes;
-    plan: of baselines that are plans (the two SVDs)."""
+    """method: svd, svd-llm, rtn, gptq, magnitude or torchao, or "PACKAGE VERSION METHOD" of what another program made
+    (`handover`); `make` yields a Replacement for each weight it changes; plan: of baselines that are plans (the two
+    SVDs); notes: what there is to say of its sizes; seconds: what making it took elsewhere."""
 
     method: str
     label: str
     settings: dict
     make: Callable[[], Iterator[Replacement]]
     plan: Plan | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def baselines(

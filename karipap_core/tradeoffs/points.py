@@ -1,5 +1,6 @@
 """Points of a trade-off, measured in memory or as folders and kept as run.json."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from karipap_core.workspace.runs import environment, read_runs
 if TYPE_CHECKING:
     from karipap_core.evaluation.tasks.suite import Suite
 
+NO_NAME = re.compile(r"[^A-Za-z0-9._+-]+")  # what a method may have in its words and an id may not
 SAME_LOSS = 0.005  # nats: what other versions and machines make of the same weights on the same tokens
 
 
@@ -98,7 +100,7 @@ class Points:
         identity = {"method": baseline.method, **baseline.settings, "weights": plan and plan.weights}
         identity["calibration"] = self.study.calibration_entry() if calibrated else None
         draft = self._draft("baseline", baseline.method, baseline.label, baseline.settings, plan)
-        return self._point(draft, identity, lambda: self._baseline_figures(baseline))
+        return self._point(draft, identity, lambda: self._baseline_figures(baseline), baseline.seconds)
 
     def _draft(
         self, kind: Literal["network", "baseline"], method: str, label: str, settings: dict, plan: Plan | None
@@ -115,7 +117,7 @@ class Points:
         """
         measurement = settings_key(self.conditions | {"what": identity})
         key = settings_key({"label": draft.label, "settings": draft.settings, "measurement": measurement})
-        name = f"{draft.method}-{key}"
+        name = f"{NO_NAME.sub('-', draft.method)}-{key}"
         file = self.folder / name / "run.json"
         if (known := kept_json(file, "run")) is not None:
             return self._with_all(Point.from_json(known), figures)
@@ -184,7 +186,8 @@ class Points:
         return self._with_all(point, lambda: self._baseline_figures(there[0]))
 
     def _baseline_figures(self, baseline: Baseline) -> dict:
-        return measure_baseline(baseline, self.bench, self.study.checkpoint, self.progress)
+        notes = {"notes": list(baseline.notes)} if baseline.notes else {}
+        return measure_baseline(baseline, self.bench, self.study.checkpoint, self.progress) | notes
 
 
 def _is_of(baseline: Baseline, point: Point) -> bool:

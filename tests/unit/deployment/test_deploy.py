@@ -513,6 +513,19 @@ def test_a_measured_quantization_that_is_smaller_and_better_wins(tiny):
     assert evidence.cheaper([network, worse, larger, pruned], network) is None
 
 
+def test_what_a_package_quantized_is_a_rival_and_no_format_of_ours(tiny):
+    checkpoint = open_checkpoint(tiny)
+    network = measured(checkpoint, "network", "lowrank", 900, 0.3, plan=nothing(checkpoint))
+    theirs = {"bits": 3, "package": "Quanta"}
+    package = measured(checkpoint, "baseline", "Quanta 1.2 GPTQ", 600, 0.1, settings=theirs)
+    corrected = measured(checkpoint, "baseline", "Quanta 1.2 GPTQ + EoRA", 700, 0.05, settings=theirs | {"rank": 8})
+    ours = measured(checkpoint, "baseline", "gptq", 500, 0.2, settings={"bits": 3})
+    runs = [network, package, corrected, ours]
+    assert evidence.cheaper(runs, network) == package
+    assert evidence.of_quantization(runs, "int3") == ours
+    assert not evidence.quantization_alone(corrected)
+
+
 def test_a_plan_without_any_network_is_quantization_alone(tiny):
     """What `plan --network auto --quantize auto` comes to where no network pays."""
     checkpoint = open_checkpoint(tiny)
