@@ -75,7 +75,7 @@ system-packages:
 	@sh .ci/system-packages
 
 clean:  ## remove the environment and the caches (never the workspace)
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench $(VENV)-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +
 
 .PHONY: peers peers-environment
