@@ -16,7 +16,7 @@ def quantize(asked: Asked, method: str, bits: int, group: int) -> Rows:
     from optimum.quanto.library.extensions.cpp import ext
     from torch import nn
 
-    # In place of its C++ that takes codes apart, as its own unpacking in Python does: it would first be compiled, a minute,
+    # In place of its C++ that takes codes apart, as its own Python does: it would first be compiled, a minute,
     # and where that is interrupted a lock stays, on which the next process waits for ever.
     ext._lib = SimpleNamespace(unpack=unpacked)
     made = Rows()
