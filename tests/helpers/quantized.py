@@ -26,7 +26,12 @@ def packed32(codes: list[int], bits: int) -> list[int]:
     """Codes side by side in one long stream of bits, the lowest first, cut into signed words of 32 bits."""
     whole = sum(code << (bits * place) for place, code in enumerate(codes))
     words = [(whole >> (32 * place)) & 0xFFFFFFFF for place in range(-(-len(codes) * bits // 32))]
-    return [word - (1 << 32) if word >> 31 else word for word in words]
+    return [signed(word) for word in words]
+
+
+def signed(word: int) -> int:
+    """A word of 32 bits as a signed number."""
+    return word - (1 << 32) if word >> 31 else word
 
 
 def fp8_blocks(name: str, rows: int, columns: int, block: tuple[int, int], seed: int = 0) -> Written:
@@ -79,9 +84,11 @@ def gptq(
     version: int = 1,
     shuffled: bool = False,
     seed: int = 0,
+    alone: bool = False,
 ) -> Written:
-    """AutoGPTQ's (`version` 1: zeros stored as z − 1) and GPTQModel's second format; with `shuffled` the inputs are in
-    groups that are not beside each other (desc_act). `group` −1: one group."""
+    """GPTQModel's first format (`version` 1: zeros stored as z − 1, the ones taken from whole words or, `alone`, from
+    each) and its second; with `shuffled` the inputs are in groups that are not beside each other (desc_act).
+    `group` −1: one group."""
     groups = math.ceil(columns / group) if group > 0 else 1
     codes = numbers(seed, rows * columns, 1 << bits)
     zeros = numbers(seed + 1, groups * rows, 1 << bits)
@@ -95,11 +102,16 @@ def gptq(
             at = group_of[column]
             dense[row, column] = factors[at, row].double() * (codes[row * columns + column] - zeros[at * rows + row])
     columns_of_words = [packed32(codes[row * columns : (row + 1) * columns], bits) for row in range(rows)]
-    offset = 1 if version == 1 else 0
-    zero_rows = [[(zero - offset) % (1 << bits) for zero in zeros[at * rows : (at + 1) * rows]] for at in range(groups)]
+    zero_rows = [packed32(zeros[at * rows : (at + 1) * rows], bits) for at in range(groups)]
+    if version == 1 and 32 % bits == 0 and not alone:
+        less = sum(1 << at for at in range(0, 32, bits))
+        zero_rows = [[signed((word - less) & 0xFFFFFFFF) for word in row] for row in zero_rows]
+    elif version == 1:
+        less_each = [[(zero - 1) % (1 << bits) for zero in zeros[at * rows : (at + 1) * rows]] for at in range(groups)]
+        zero_rows = [packed32(row, bits) for row in less_each]
     return {
         f"{name}.qweight": torch.tensor(columns_of_words, dtype=torch.int32).T.contiguous(),
-        f"{name}.qzeros": torch.tensor([packed32(row, bits) for row in zero_rows], dtype=torch.int32),
+        f"{name}.qzeros": torch.tensor(zero_rows, dtype=torch.int32),
         f"{name}.scales": factors,
         f"{name}.g_idx": torch.tensor(group_of, dtype=torch.int32),
     }, dense

@@ -5,6 +5,9 @@ of them are three words. `scales` (groups, out); `qzeros` (groups, out · bits /
 stored as z − 1 in the first version of the format ("gptq") and as z in the second ("gptq_v2"); `g_idx` (in) the group
 of each input, i // group_size where it is left out. W[o, i] = s[g, o] · (q[i, o] − z[g, o]) with g = g_idx[i].
 
+With 2, 4 and 8 bits GPTQModel takes the ones of a whole word away at once, and adds them so: a zero of 0 borrows from
+its neighbour, which adding 1 to each alone would leave one too small. AutoRound and 3 bits have no such borrowing.
+
 Sources: AutoGPTQ's qlinear_cuda_old, GPTQModel's nn_modules.qlinear.torch and utils.model
 (convert_gptq_v1_to_v2_format).
 """
@@ -74,12 +77,21 @@ def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None
         import torch
 
         q = _down(read(codes), bits, inputs)  # (in, out), as all here: a group's row is taken whole
-        z = stream(read(zeros), bits, outputs) + plus & (1 << bits) - 1  # a zero of 0 is stored as the largest code
+        stored = read(zeros)
+        if plus and 32 % bits == 0 and opening.method != "auto-round":
+            z = stream(stored.view(torch.int32) + ones(bits), bits, outputs)
+        else:
+            z = stream(stored, bits, outputs) + plus & (1 << bits) - 1  # a zero of 0 is stored as the largest code
         groups_of = torch.arange(inputs) // (group if group > 0 else inputs)
         groups_of = groups_of if order is None else checked(opening, names[".g_idx"], read(order), groups)
         return ((q - z[groups_of]).float().mul_(read(scales).float()[groups_of])).T
 
     opening.give(f"{base}.weight", (outputs, inputs), make, names.values(), linear=True)
+
+
+def ones(bits: int) -> int:
+    """A 1 in every number of a word of 32 bits."""
+    return sum(1 << at for at in range(0, 32, bits))
 
 
 def _down(words: "torch.Tensor", bits: int, items: int) -> "torch.Tensor":

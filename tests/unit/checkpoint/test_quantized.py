@@ -104,7 +104,7 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
     ),
     "auto-round": (
         {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_gptq"},
-        lambda name: by_hand.gptq(name, 24, 64, 4, 16),
+        lambda name: by_hand.gptq(name, 24, 64, 4, 16, alone=True),
         "int4 (GPTQ, g16)",
     ),
     "torchao": (
