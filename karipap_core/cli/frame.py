@@ -221,12 +221,26 @@ def _fail(args: argparse.Namespace, message: str, status: int) -> int:
 def _in_a_line(error: Exception, argv: list[str]) -> str:
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    if isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY):
+    told = isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY)
+    # Python's parser, out of memory in the middle of a library's file, may call that a mistake in the file.
+    if told or (isinstance(error, SyntaxError) and _at_memory_limit()):
         return NO_MEMORY_SAYS.format(message)
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").split(".")[0])):
         return f"This needs {error.name}, which is not installed: pip install 'karipap[{extra}]'."
     log = keep_log(error, [PROGRAM, *argv])
     return f"{message} (unforeseen: please report it{f' with the log {log}' if log else ''})"
+
+
+def _at_memory_limit() -> bool:
+    """Whether this process has taken all the address space that it may, where there is a limit (`ulimit -v`)."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        peak = Path("/proc/self/status").read_text().split("VmPeak:")[1].split()[0]
+    except (ImportError, OSError, IndexError):  # not every system has either
+        return False
+    return limit != resource.RLIM_INFINITY and 1024 * int(peak) > 0.9 * limit
 
 
 @contextmanager

@@ -115,3 +115,12 @@ def test_little_memory_is_one_sentence(tmp_path):
         done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
         errors = [words for words in done.stderr.splitlines() if words.startswith("error: ")]
         assert done.returncode == 1 and len(errors) == 1 and "Memory ran out" in errors[0], (megabytes, done.stderr)
+
+
+@pytest.mark.parametrize(("peak", "said"), [(98 << 10, "Memory ran out"), (10 << 10, "unforeseen")])
+def test_a_parser_that_ran_out_of_memory_is_told_from_a_damaged_library(monkeypatch, peak, said):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100 << 20, 100 << 20))
+    monkeypatch.setattr(cli.Path, "read_text", lambda self, *_: f"VmPeak:\t{peak} kB\n")
+    monkeypatch.setattr(cli, "keep_log", lambda *_: None)
+    assert said in cli._in_a_line(SyntaxError("expected ':'", ("library.py", 3331, 1, "")), ["profile"])
