@@ -43,6 +43,7 @@ class Operand(nn.Module):
     def __init__(self, parameter: nn.Parameter, layout: Layout):
         super().__init__()
         self.sides, self.transposed = tuple(parameter.shape), layout.transposed
+        self.stored_as = parameter.dtype
 
     def tensor(self) -> torch.Tensor:
         """The parameter as it was, from the matrices as they are."""
@@ -50,7 +51,9 @@ class Operand(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(each for each in self.parameters() if each.is_floating_point()).dtype
+        """That of its numbers; of cores in few bits, which are integers with scales in 16 bits, that of the model."""
+        floats = (each.dtype for each in self.parameters() if each.is_floating_point())
+        return next(floats, self.stored_as)
 
     def float(self) -> "Operand":  # of the parameter: products are formed in x's dtype
         return self

@@ -104,15 +104,24 @@ def runs_apart(checkpoint: Checkpoint, device: str) -> bool:
         if 16 * checkpoint.parameters > memory:
             return True
     try:
-        pairs = zip(*(_tried(checkpoint, device, apart) for apart in (True, False)), strict=True)
-        apart = all((one - other).norm() <= ALIKE * other.norm() for one, other in pairs)
-    except InputError:
+        ours = _tried(checkpoint, device, apart=True)
+    except Exception:  # of whatever class, also a block that is said to lack what it shares: models differ
+        ours = None
+    try:
+        whole = _tried(checkpoint, device, apart=False)
+    except InputError:  # nor does it run whole
         raise
-    except Exception:  # of whatever class: models differ in what they miss
-        apart = False
+    except Exception:
+        whole = None
+    apart = ours is not None and whole is not None and _alike(ours, whole)
     apart_kept.keep(checkpoint, apart)
     give_back()
     return apart
+
+
+def _alike(ours: Sequence[torch.Tensor], whole: Sequence[torch.Tensor]) -> bool:
+    pairs = zip(ours, whole, strict=True)
+    return len(ours) == len(whole) and all((one - other).norm() <= ALIKE * other.norm() for one, other in pairs)
 
 
 def _tried(checkpoint: Checkpoint, device: str, apart: bool) -> list[torch.Tensor]:

@@ -21,6 +21,8 @@ from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.spectra.metric import Metric
 from karipap_core.workspace import Workspace
+from reliability.architectures import generate
+from reliability.architectures.listing import architectures
 from tests.helpers.architectures import make
 from tests.helpers.studies import CALIBRATION, SETTINGS
 from tests.unit.compressed.test_compress import folder_hash
@@ -183,3 +185,14 @@ def test_plans_that_are_made_get_it(tmp_path):
     assert story.make_plan(study, 0.5, rule="uniform", quantize="int3", prefix="dense").prefix is None
     with pytest.raises(InputError, match="Prefix 'tall' is not one of auto, dense, aligned"):
         story.make_plan(study, 0.5, prefix="tall")
+
+
+@pytest.mark.parametrize("name", ["xlnet", "zamba2"])
+def test_few_bits_of_models_whose_blocks_share_or_multiply_by_themselves(name, tmp_path):
+    """Their blocks cannot be run apart, which is found out and no fault of the folder."""
+    [architecture] = [each for each in architectures() if each.name == name]
+    model = generate.make(architecture, tmp_path / "model")
+    plan = story.make_plan(model, Budget(0.5, scope="blocks"), "lowrank", "uniform", quantize="int3")
+    assert plan.prefix is None
+    story.compress(model, plan, tmp_path / "compressed")
+    assert story.verify(tmp_path / "compressed").to_json()["ok"]
