@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.healing.loop import schedule
 from karipap_core.healing.scales import Moving
 from karipap_core.healing.settings import ScaleSettings
-from karipap_core.models.abreast import Abreast
+from karipap_core.models.abreast import Waiting
 from karipap_core.models.sites import sites
 from karipap_core.models.streamed import Streamed, give_back
 from karipap_core.models.structure import taken_apart
@@ -68,7 +67,7 @@ class Judged:
     tokens: int
 
 
-class BlockHealing(Abreast):
+class BlockHealing(Waiting):
     """See the module. dense: the checkpoint that the folder was made from; moving: gives `Moving` of a weight by its
     name, with new numbers in the place of some where there are any, or None where its plan leaves it as it is; untied:
     paths of heads that are no longer the embedding's table; known and keep: a block's outcome that an earlier run kept,
@@ -95,7 +94,6 @@ class BlockHealing(Abreast):
         ways = {**dict.fromkeys(self.learnt, (DENSE, HEALED)), **dict.fromkeys(self.kept, (DENSE, HEALED, BEFORE))}
         self.pairs = [(index, way) for index, ways in ways.items() for way in ways]
         self.numbers = {pair: number for number, pair in enumerate(self.pairs)}
-        self.arguments: dict[int, tuple[tuple, dict]] = {}  # what each pass gives the block that all wait at
         self.blocks: dict[str, Block] = {}
         self.matrices: list[Matrices] = [{}, {}, {}]  # of the block that is passed, by the way of passing
         apart = [weight for weight in dense.weights if streamed.home_of(weight, streamed.blocks) is None]
@@ -134,10 +132,6 @@ class BlockHealing(Abreast):
             del self.references[index]
 
     # At a block; see `Abreast`.
-
-    def _called(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        self.arguments[self._mine.number] = args, kwargs
-        return super()._called(path, *args, **kwargs)
 
     @contextmanager
     def within(self, number: int) -> Iterator[None]:
@@ -189,8 +183,8 @@ class BlockHealing(Abreast):
         return functional_call(module, own, args, kwargs)
 
     def _output(self, path: str, index: int, way: int, matrices: Matrices) -> list[torch.Tensor]:
-        """The numbers that the block puts out; what it was given stays as it is, should it write into it."""
-        args, kwargs = tree_map(_copied, self.arguments[self.numbers[index, way]])
+        """The numbers that the block puts out."""
+        args, kwargs = self.given(self.numbers[index, way])
         tensors, _ = taken_apart(self._through(path, matrices, args, kwargs))
         return [tensor for tensor in tensors if tensor.is_floating_point()]
 
@@ -256,7 +250,3 @@ def off(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> tor
         size = y.square().sum(-1).clamp(min=torch.finfo(y.dtype).tiny)
         total = total + ((y_hat - y).square().sum(-1) / size).mean()
     return total
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from karipap_core.models.lockstep import Meet, heavy_in_conductor, walk
@@ -84,3 +85,23 @@ class Abreast:
     def block(self, path: str, place: int, places: int) -> AbstractContextManager[Any]:
         """Around the block number `place` of `places`, while all pass it."""
         return nullcontext()
+
+
+class Waiting(Abreast):
+    """Keeps what each function gives the block that all wait at: so it can be run on that before they pass."""
+
+    def __init__(self, streamed: Streamed) -> None:
+        super().__init__(streamed)
+        self._arguments: dict[int, tuple[tuple, dict]] = {}  # by the number of a function
+
+    def _called(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self._arguments[self._mine.number] = args, kwargs
+        return super()._called(path, *args, **kwargs)
+
+    def given(self, number: int) -> tuple[tuple, dict]:
+        """(arguments, keywords) of the block, in copies: it may write into them."""
+        return tree_map(_copied, self._arguments[number])
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

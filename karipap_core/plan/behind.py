@@ -11,9 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
-from karipap_core.models.abreast import Abreast
+from karipap_core.models.abreast import Waiting
 from karipap_core.models.sites import Site, observe
 from karipap_core.models.streamed import Streamed, give_back
 from karipap_core.plan.outputs import in_batches, put_out
@@ -30,9 +29,9 @@ class Behind:
     own: torch.Tensor
 
 
-class Prefixed(Abreast):
+class Prefixed(Waiting):
     """Cuts the weights `names`, those outside the blocks first, then block by block; each batch of windows goes in the
-    passes that `cut_passes` has."""
+    passes that `passes_of_batch` says."""
 
     passes_of_batch: tuple[bool, ...] = (True,)  # whether each pass of a batch goes behind cut weights
 
@@ -43,7 +42,6 @@ class Prefixed(Abreast):
         config: Any = model.config.get_text_config()
         width = config.vocab_size if checkpoint.predicts else config.hidden_size
         self.batches = in_batches(study.windows.moments[:WINDOWS], (), width)
-        self.arguments: dict[int, tuple[tuple, dict]] = {}  # what each pass gives the block that all wait at
         self.matrices: dict[str, torch.Tensor] = {}  # Ŵ of the block that is passed
         self.begun = False
 
@@ -72,10 +70,6 @@ class Prefixed(Abreast):
 
     # At a block; see `Abreast`.
 
-    def _called(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        self.arguments[self._mine.number] = args, kwargs
-        return super()._called(path, *args, **kwargs)
-
     @contextmanager
     def block(self, path: str, place: int, places: int) -> Iterator[None]:
         self.tell("fit", place, places, path)
@@ -101,8 +95,8 @@ class Prefixed(Abreast):
             yield
 
     def _run(self, module: Any, number: int) -> None:
-        """Passes the block once; what it was given stays as it is, should it write into it."""
-        args, kwargs = tree_map(_copied, self.arguments[number])
+        """Passes the block once."""
+        args, kwargs = self.given(number)
         with torch.no_grad():
             module(*args, **kwargs)
 
@@ -190,7 +184,3 @@ class InTurn(Prefixed):
         if cross is None or own is None:
             return None
         return Behind(cross.double().cpu() / tokens, own.double().cpu() / tokens)
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf

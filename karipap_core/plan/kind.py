@@ -88,6 +88,12 @@ def counting(rounding: str, metric: str, rounds: bool) -> str | None:
     return rounding if rounds and metric == "loss" and rounding != "one-sided" else None
 
 
+def check_prefix(wanted: str) -> None:
+    """Raises InputError for a word that is none of `PREFIXES`."""
+    if wanted not in PREFIXES:
+        raise unknown("Prefix", wanted, PREFIXES)
+
+
 def prefix_of(wanted: str, weights: Mapping[str, Mapping[str, Any]], runs: Callable[[], bool]) -> str | None:
     """The field `prefix` of a plan with these entries: by "auto" it is aligned where numbers are stored in less than 8
     bits, which is where that pays most, and `runs()` says that the model runs block by block."""

@@ -18,7 +18,7 @@ from karipap_core.plan import effort
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
-from karipap_core.plan.kind import PREFIXES, ROUNDINGS, counting
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS, check_prefix, counting
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Measure, Study
 from karipap_core.progress import Progress, announce, costs, silent
@@ -109,6 +109,7 @@ def sweep(
     "pareto", "notes"}; see `Points` for a point. "pareto" holds the ids on the front of runs and baselines together,
     bytes_kept against "quality": "loss", or "relative_error" for an encoder. Raises InputError for what does not fit.
     """
+    check_prefix(grid.prefix)
     check_held_out(study, text)
     out = Path(out) if out is not None else study.workspace.root
     with only_writer(out / "sweep.json", "sweep"):

@@ -31,6 +31,7 @@ from karipap_core.reading import read_json
 from karipap_core.text import Text, read_text
 from karipap_core.workspace import Workspace
 from tests.helpers.architectures import make
+from tests.helpers.trees import write_tree
 
 TEXT = "<|endoftext|>".join(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300))
 
@@ -444,22 +445,8 @@ def test_the_dense_model_gets_the_same_training_and_a_finished_healing_is_not_ma
 def test_cores_that_a_group_shares_stay_shared(world, tmp_path):
     from dataclasses import replace
 
-    from karipap_core.networks.tree.network import fit_group, group_specs
-    from karipap_core.spectra.metric import Metric
-
-    checkpoint = open_checkpoint(world / "dense")
-    members = [w.name for w in checkpoint.weights if w.role == "up"]
-    specs = group_specs(members, checkpoint.weight(members[0]).shape, 6)
-    fitted = fit_group(specs, [checkpoint.read(name) for name in members], [Metric("weight") for _ in members])
-    plan = {"format": "karipap-plan", "version": 1, "model": model_entry(checkpoint), "metric": "weight"}
-    plan["weights"] = {name: spec.to_json() for name, spec in zip(members, specs, strict=True)}
-    files = {}
-    for name, spec, cores in zip(members, specs, fitted, strict=True):
-        own = {f"cores.{k}": c.float().contiguous() for k, c in enumerate(cores) if spec.owned[k]}
-        files[name] = tmp_path / f"{name}.safetensors"
-        save_file(own, files[name])
+    specs = write_tree(world / "dense", tmp_path / "tree")
     assert replace(specs[0], at=1) == specs[1] and not all(specs[1].owned)
-    write_compressed(checkpoint, plan, files, tmp_path / "tree")
     settings = quick(4, objective="next-token", rate=1e-2)
     found = heal(tmp_path / "tree", tmp_path / "out", settings, world / "text.txt", world / "dense", device="cpu")
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("tree", "out"))

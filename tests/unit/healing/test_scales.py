@@ -26,6 +26,7 @@ from karipap_core.plan.document import model_entry
 from karipap_core.quantization.packing import unpack
 from karipap_core.text import Text
 from tests.helpers.architectures import make
+from tests.helpers.trees import write_tree
 
 TEXT = Text("squares", tuple(f"the square of {n} is {n * n}, its cube {n**3}\n" for n in range(300)))
 QUICK = {"windows": 256, "passes": 3, "window": 32, "rate": 1e-2}
@@ -300,20 +301,7 @@ def test_other_architectures_store_what_was_measured(name, tmp_path, monkeypatch
 
 
 def test_cores_that_a_group_shares_stay(world, tmp_path):
-    from karipap_core.networks.tree.network import fit_group, group_specs
-    from karipap_core.spectra.metric import Metric
-
-    checkpoint = open_checkpoint(world / "dense")
-    members = [weight.name for weight in checkpoint.weights if weight.role == "up"]
-    specs = group_specs(members, checkpoint.weight(members[0]).shape, 6)
-    fitted = fit_group(specs, [checkpoint.read(name) for name in members], [Metric("weight") for _ in members])
-    plan = {"format": "karipap-plan", "version": 1, "model": model_entry(checkpoint), "metric": "weight"}
-    plan["weights"] = {name: spec.to_json() for name, spec in zip(members, specs, strict=True)}
-    files = {}
-    for name, spec, cores in zip(members, specs, fitted, strict=True):
-        files[name] = tmp_path / f"{name}.safetensors"
-        save_file({f"cores.{k}": c.float().contiguous() for k, c in enumerate(cores) if spec.owned[k]}, files[name])
-    write_compressed(checkpoint, plan, files, tmp_path / "tree")
+    specs = write_tree(world / "dense", tmp_path / "tree")
     found = heal(tmp_path / "tree", tmp_path / "out", ScaleSettings(**QUICK), TEXT, world / "dense", device="cpu")
     before, after = (load_file(tmp_path / each / "model.safetensors") for each in ("tree", "out"))
     shared = {k for spec in specs for k, own in enumerate(spec.owned) if not own}

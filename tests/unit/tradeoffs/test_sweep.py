@@ -182,6 +182,12 @@ def test_budgets_that_cannot_be_met_are_said_and_left_out(study, tmp_path):
         sweep(study, HELD_OUT, ["lowrank"], replace(grid, budgets=[1e-4]), CUT, out=tmp_path / "other")
 
 
+def test_a_word_that_is_no_prefix_is_refused_before_anything_is_measured(study, tmp_path):
+    with pytest.raises(InputError, match="Prefix 'tall' is not one of auto, dense, aligned"):
+        sweep(study, HELD_OUT, grid=Grid(prefix="tall"), out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_nothing_is_measured_on_the_text_that_was_calibrated_on(study, tmp_path):
     with pytest.raises(InputError, match="calibrated on and measured on"):
         sweep(study, CALIBRATION, out=tmp_path)

@@ -29,6 +29,9 @@ def study_of(model, text=None, device: str = "auto", progress: Progress = silent
     return Study(model, text, SETTINGS, device, progress=progress)
 
 
+Series = tuple[str, Iterable[float], Iterable[float]]  # name, x, y
+
+
 class Bench:
     """The dense model of a study on text that was not calibrated on; `cut` measures what replaced weights do to it."""
 
@@ -65,6 +68,16 @@ class Bench:
     @property
     def unit(self) -> str:
         return "KL divergence, nats a token" if self.causal else "relative squared error of the output"
+
+    def by_bytes(self, rows: Iterable[dict], series: Sequence[Series]) -> tuple[dict, list[dict]]:
+        """(the table of forms with their "label", "bytes_kept", "damage" and "rise", the chart of damage by bytes)."""
+        return (
+            grid(
+                ["form", "bytes kept", self.unit, "rise in loss"],
+                [[row["label"], row["bytes_kept"], row["damage"], row["rise"]] for row in rows],
+            ),
+            [lines("Damage by bytes", "Bytes kept of the block weights", self.unit, series, log=True, points=True)],
+        )
 
     def document(self, verdict: str, measured: dict, figures: dict, table: dict, charts: list[dict], notes=()) -> dict:
         """The part of a claim's document that its experiment fills."""
@@ -152,9 +165,6 @@ def correlation(pair: tuple[float | None, float | None], n: int) -> str:
 def factor(of: float, over: float) -> str:
     """3.2 times, and words for what has no number."""
     return f"{of / over:.3g} times" if over > 0 else "no damage to compare with"
-
-
-Series = tuple[str, Iterable[float], Iterable[float]]  # name, x, y
 
 
 def lines(title: str, x: str, y: str, series: Sequence[Series], log: bool = False, points: bool = False) -> dict:

@@ -202,20 +202,9 @@ def per_byte(study: Study, progress: Progress) -> dict:
         verdict,
         measured,
         {"rows": rows},
-        grid(
-            ["form", "bytes kept", bench.unit, "rise in loss"],
-            [[r["label"], r["bytes_kept"], r["damage"], r["rise"]] for r in rows.values()],
+        *bench.by_bytes(
+            rows.values(), [(name, [x for x, _ in points], [y for _, y in points]) for name, points in series.items()]
         ),
-        [
-            lines(
-                "Damage by bytes",
-                "Bytes kept of the block weights",
-                bench.unit,
-                [(name, [x for x, _ in points], [y for _, y in points]) for name, points in series.items()],
-                log=True,
-                points=True,
-            )
-        ],
     )
 
 

@@ -16,7 +16,7 @@ from karipap_core.plan.document import Entry
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
-from karipap_core.studies.claims.experiments.bench import Bench, grid, lines
+from karipap_core.studies.claims.experiments.bench import Bench
 from karipap_core.studies.claims.experiments.registry import experiment
 
 TIMES = 18
@@ -69,20 +69,7 @@ def tree(study: Study, progress: Progress) -> dict:
         verdict(rows, bench.unit.split(",")[0]),
         measured | {key: "cannot be that small here" for key in FORMS if key not in rows},
         {"rows": rows, "times": TIMES},
-        grid(
-            ["form", "bytes kept", bench.unit, "rise in loss"],
-            [[r["label"], r["bytes_kept"], r["damage"], r["rise"]] for r in rows.values()],
-        ),
-        [
-            lines(
-                "Damage by bytes",
-                "Bytes kept of the block weights",
-                bench.unit,
-                [(row["label"], [row["bytes_kept"]], [row["damage"]]) for row in rows.values()],
-                log=True,
-                points=True,
-            )
-        ],
+        *bench.by_bytes(rows.values(), [(row["label"], [row["bytes_kept"]], [row["damage"]]) for row in rows.values()]),
         left_out,
     )
 
