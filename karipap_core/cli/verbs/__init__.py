@@ -6,9 +6,9 @@ of these files.
 """
 
 from karipap_core.cli.registry import Verb
-from karipap_core.cli.verbs import deployment, healing, hub, reports, story, studies, tradeoff
+from karipap_core.cli.verbs import deployment, exports, healing, hub, reports, story, studies, tradeoff
 
-__all__ = ["deployment", "healing", "hub", "in_order", "reports", "story", "studies", "tradeoff"]
+__all__ = ["deployment", "exports", "healing", "hub", "in_order", "reports", "story", "studies", "tradeoff"]
 
 FIRST = (
     "fetch",
@@ -19,6 +19,7 @@ FIRST = (
     "run",
     "sweep",
     "densify",
+    "export",
     "ising",
     "show",
     "claims",

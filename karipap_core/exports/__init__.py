@@ -1,0 +1,6 @@
+"""Compressed folders as what other engines load without Karipap: one exporter a file, under one registry."""
+
+# What `--to` takes → the module of this package that writes it. Each is imported when it is asked for.
+TARGETS = {
+    "transformers": "safetensors_folder",
+}
