@@ -20,6 +20,7 @@ CHUNK = 1 << 20
 LIMIT = ONES = 0xFFFFFFFF  # from LIMIT on a number of 32 bits is written as ones, and itself as ZIP64
 UTF8 = 0x800  # of the flags: names are UTF-8
 DATE = 0x21  # 1980-01-01, so that equal folders give equal archives
+EXPORTED = "karipap-export.json"  # of a folder for another engine, which may have no config.json
 OWNER = 0o100644 << 16  # an ordinary file of Unix that all may read
 
 
@@ -37,7 +38,7 @@ def members(folder: str | Path, name: str, more: Mapping[str, bytes] | None = No
     model, and those of `more`. Links and hidden files are left out. Raises InputError where `folder` is no model that
     Karipap wrote."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", EXPORTED)):
         raise InputError(f"{folder} is no folder of a model.")
     files = {file.name: file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")}
     found = [

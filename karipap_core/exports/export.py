@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from karipap_core.compressed.archive import EXPORTED
 from karipap_core.compressed.folder import new_folder
 from karipap_core.exports.card import write_card
 from karipap_core.exports.check import TOKENS, compared
@@ -16,9 +17,10 @@ from karipap_core.progress import Progress, silent
 from karipap_core.terminal import size
 from karipap_core.text import Text
 from karipap_core.workspace.files import write_json
+from karipap_core.workspace.kept import keep_json, kept_json
 from karipap_core.workspace.locks import only_writer
 
-RECORD, PLAN = "karipap-export.json", "karipap-plan.json"
+RECORD, PLAN = EXPORTED, "karipap-plan.json"
 FORMAT = "karipap-export"
 WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -57,7 +59,7 @@ def export(  # noqa: PLR0913 (what a person types)
             document["measured"] = compared(exporter, folder, target, check, python, tokens, progress)
         write_json(target / PLAN, source.plan)
         write_card(target, source, exporter, document)
-        write_json(target / RECORD, document)
+        keep_json(target / RECORD, document)
     return document
 
 
@@ -92,6 +94,11 @@ def planned(source: Source, exporter: Exporter, wanted: Wanted, out: Path, progr
         "commands": exporter.commands(source, out),
         "notes": exporter.notes(source, wanted),
     }
+
+
+def record_of(folder: str | Path) -> dict[str, Any] | None:
+    """What `export` returned of a folder that it wrote, None of any other."""
+    return kept_json(Path(folder) / RECORD, "export")
 
 
 def summary(lines: Sequence[Line]) -> list[str]:

@@ -87,10 +87,17 @@ class Exporter(ABC):
         """What whoever runs it has to know, in whole sentences."""
         return []
 
+    def missing(self) -> list[str]:
+        """The pip names of what has to be installed to write this export and is not."""
+        return [name for name in self.packages if not _installed(name)]
+
+    def runs_here(self) -> bool:
+        """Whether its engine is installed in this environment."""
+        return _installed(self.engine)
+
     def check_packages(self) -> None:
         """Raises InputError naming what has to be installed to write this export."""
-        missing = [name for name in self.packages if not _installed(name)]
-        if missing:
+        if missing := self.missing():
             raise InputError(f"Exporting for {self.title} needs {' and '.join(missing)}: pip install karipap[export].")
 
 

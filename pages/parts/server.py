@@ -18,6 +18,7 @@ from starlette.responses import FileResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from karipap_core.exports import TARGETS
 from pages.parts import pictures
 
 HEADERS = {
@@ -28,7 +29,8 @@ HEADERS = {
 }
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]*?)\.?(?::\d{1,5})?")  # name, or address in brackets; port
 FIRST_PAGE = "/profile"
-TAKEN = {"model": "", "dense": "-dense"}  # what can be taken home of a run, and what that adds to its name
+# What can be taken home of a run, and what that adds to its name.
+TAKEN = {"model": "", "dense": "-dense"} | {f"export-{name}": f"-{name}" for name in TARGETS}
 ESTABLISHED = "01"  # of the kernel's states of a connection
 POLICY_VIOLATION = 1008  # RFC 6455; before a handshake is accepted the client sees status 403
 
@@ -49,8 +51,8 @@ def routes() -> list[Route]:
 
 
 def take_home(request: Request) -> Response:
-    """The compressed folder of a run of the workspace as a ZIP file, or the ordinary dense one that was written from it
-    (`what`: model, dense). Ids alone are taken, and a folder lies where its run's id says and nowhere else."""
+    """The compressed folder of a run of the workspace as a ZIP file, or one that was written from it (`what`: a key of
+    `TAKEN`). Ids alone are taken, and a folder lies where its run's id says and nowhere else."""
     from karipap_core.compressed import archive
     from karipap_core.errors import InputError
     from karipap_core.schemas import checked_name
@@ -62,10 +64,12 @@ def take_home(request: Request) -> Response:
     try:
         run, what = checked_name(request.path_params["run"]), request.path_params["what"]
         if what not in TAKEN:
-            raise InputError("There is a model.zip and a dense.zip.")
+            raise InputError(f"There is {' or '.join(TAKEN)}.")
         name = (Names().of(run) or run) + TAKEN[what]
         folder = Workspace().runs_dir / run / what
-        files = archive.members(folder, name, {"HOW-TO-LOAD.txt": archive.how_to_load(folder, name).encode()})
+        exported = what.startswith("export-")  # its card says how it is loaded
+        more = {} if exported else {"HOW-TO-LOAD.txt": archive.how_to_load(folder, name).encode()}
+        files = archive.members(folder, name, more)
     except InputError:
         return PlainTextResponse("The workspace has no such folder.", status_code=404)
     headers = {"Content-Length": str(archive.size(files)), "Content-Disposition": f'attachment; filename="{name}.zip"'}

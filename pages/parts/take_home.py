@@ -1,4 +1,4 @@
-"""Taking a run home: its folder as a ZIP file, what loads it, its plan and report, and an ordinary dense folder."""
+"""Taking a run home: its folder as a ZIP file, what loads it, its plan and report, and what other engines load."""
 
 import html
 import json
@@ -12,14 +12,14 @@ from karipap_core.compressed import archive, records
 from karipap_core.errors import InputError
 from karipap_core.plan.document import Plan
 from karipap_core.workspace import Workspace
-from pages.parts import common, job, naming
+from pages.parts import common, exports, job, naming
 
 
 def folder_of(run: dict, what: str = "model") -> Path | None:
-    """The compressed folder of a run of this workspace, or the dense one written from it ("dense"); None where it is
-    not there. Where a document says that it lies does not count."""
+    """The compressed folder of a run of this workspace, or one written from it ("dense", "export-gguf"); None where it
+    is not there. Where a document says that it lies does not count."""
     folder = Workspace().runs_dir / run["id"] / what
-    return folder if (folder / "config.json").is_file() else None
+    return folder if any((folder / name).is_file() for name in ("config.json", archive.EXPORTED)) else None
 
 
 def page(view, run: dict) -> None:
@@ -39,7 +39,7 @@ def page(view, run: dict) -> None:
             report(view, run)
         if folder is not None:
             verdict(view, folder)
-            dense(run, folder)
+            exports.section(run, folder, zipped)
     with right:
         if folder is not None:
             lines(view, folder)
@@ -114,28 +114,6 @@ def verdict(view, folder: Path) -> None:
         if st.button("Verify again", key="verify", type="tertiary", icon=":material/verified:"):
             job.start(["verify", str(folder), "--against", view.source], f"Verify {view.checkpoint.name}", "take_job")
             st.rerun()
-
-
-def dense(run: dict, folder: Path) -> None:
-    """An ordinary folder for engines that know nothing of Karipap: the button, or the folder where it is there."""
-    running = job.followed("take_job")
-    if running is not None:
-        job.panel(running, "take_job")
-    if folder_of(run, "dense") is not None:
-        zipped(run, "dense", "Download the dense folder")
-        st.code(str(folder_of(run, "dense")), language=None, wrap_lines=True)
-        return
-    busy = running is not None and running.status()["state"] not in job.ENDED
-    if st.button(
-        "Write a dense folder",
-        key="densify",
-        icon=":material/unfold_more:",
-        disabled=busy,
-        help="For engines that know nothing of Karipap (vLLM, llama.cpp …): as large as the original, as good as this.",
-    ):
-        out = str(folder.with_name("dense"))
-        job.start(["densify", str(folder), "--out", out], f"Dense folder of {run['label']}", "take_job")
-        st.rerun()
 
 
 def lines(view, folder: Path) -> None:
