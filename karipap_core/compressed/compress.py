@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from karipap_core.checkpoint.model import Weight
+from karipap_core.compressed.card import write_card
 from karipap_core.compressed.checks import as_written
 from karipap_core.compressed.records import REPORT, read, report_of, sums_of, written_for
 from karipap_core.compressed.verify import verify
@@ -92,6 +93,7 @@ def _written(study, plan: Plan, out: Path, progress: Progress) -> dict:
     result |= {"stored": checkpoint.as_stored} if checkpoint.as_stored else {}
     # What is there already is our own: damaged since, or from a run killed before its report was written.
     write_compressed(checkpoint, document, files, out, overwrite=True, progress=progress, mend=True)
+    write_card(out, checkpoint, document, result)
     sums = sums_of(out)
     if ours and "sums" in report:  # somebody may have put files of their own beside ours
         sums["files"] = {name: each for name, each in sums["files"].items() if name in report["sums"]["files"]}

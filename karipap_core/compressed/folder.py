@@ -42,7 +42,8 @@ SHARD_BYTES = 4_000_000_000
 SHOWN = 8
 CORE = re.compile(r"(.+)\.cores\.(\d+)(?:\.[a-z]+)?")  # the tensors of a core in a format: codes, scales …
 TIED = ("contract", "untie")
-RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json"}  # of one folder alone
+# Of one folder alone: not taken along, and no part of the model that anybody vouches for.
+RECORDS = {"karipap.json", "verify.json", "evaluation.json", "shadow.json", "fallback.json", "README.md"}
 WORDS = {name: word for word, name in FLOATS.items()}  # "bfloat16" → "BF16"
 
 

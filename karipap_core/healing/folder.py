@@ -1,6 +1,7 @@
 """What healing does to a compressed model and its folder: which numbers may move, packed cores opened and packed again,
 and the folder written with the new numbers in the places of the old ones."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from torch import nn
 
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.checkpoint.tensorfile import Piece, TensorInfo, copied
+from karipap_core.compressed.card import CARD
 from karipap_core.compressed.folder import CORE, WORDS, computed, fill_folder, new_folder
 from karipap_core.compressed.records import KINDS, REPORT, sums_of
 from karipap_core.compressed.saved_again import entry_of
@@ -157,6 +159,8 @@ def write_healed(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], out: 
     pieces = [_piece(name, info, tensors.get(name)) for name, info in checkpoint.tensors.items()]
     with new_folder(out, checkpoint.path, overwrite=True, mend=True) as folder:
         fill_folder(folder, checkpoint, checkpoint.config, pieces)
+        if (card := checkpoint.home / CARD).is_file():
+            shutil.copyfile(card, folder / CARD)
         for kind in KINDS:
             (folder / f"{kind}.json").unlink(missing_ok=True)
         keep_json(folder / REPORT, report | {"sums": sums_of(folder)})
