@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from karipap_core.errors import InputError
 from karipap_core.exports.exporter import Exporter
+from karipap_core.exports.source import Source
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
 
@@ -36,6 +37,17 @@ class Asked:
     repeats: int = REPEATS
     dtype: str = "float32"
     threads: int = 1
+
+
+def can_be_measured(exporter: Exporter, source: Source, python: str | Path | None = None) -> None:
+    """Raises InputError where the engine is not in this environment and no other was named, or the model is none that
+    predicts the next token."""
+    if python is None and not exporter.runs_here():
+        raise InputError(
+            f"{exporter.engine} is not installed here: name the Python that has it (--python), or leave --check away."
+        )
+    if source.checkpoint.kind != "causal":
+        raise InputError(f"{source.folder} predicts no next token, which is what --check measures: leave it away.")
 
 
 def questions(folder: str | Path, text: Text, tokens: int = TOKENS, window: int = WINDOW) -> Asked:

@@ -10,7 +10,7 @@ from typing import Any
 from karipap_core.compressed.archive import EXPORTED
 from karipap_core.compressed.folder import new_folder
 from karipap_core.exports.card import write_card
-from karipap_core.exports.check import TOKENS, compared
+from karipap_core.exports.check import TOKENS, can_be_measured, compared
 from karipap_core.exports.exporter import Exporter, Line, Wanted, exporter_named
 from karipap_core.exports.source import Source
 from karipap_core.progress import Progress, silent
@@ -49,6 +49,8 @@ def export(  # noqa: PLR0913 (what a person types)
     """
     exporter, wanted, source = exporter_named(to), wanted or Wanted(), Source(folder, plain)
     exporter.check_packages()
+    if check is not None:
+        can_be_measured(exporter, source, python)
     document = planned(source, exporter, wanted, Path(out), progress)
     for line in (*document["summary"], *document["notes"]):
         tell(line)
