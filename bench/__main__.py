@@ -2,7 +2,8 @@
 
 A benchmark is a script that prints its table and ends with 0. Each says at its top what it measures and on what.
 `goals` is the one with the packages that people would otherwise use; it runs in their environment (PEERS_PYTHON).
-`peers`, which has an environment of its own and takes an hour, runs when it is named (`make peers`).
+`peers` and `exports`, which have environments of their own and take long, run when they are named (`make peers`,
+`make engines`).
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from karipap_core.workspace.runs import environment
 
 HERE = Path(__file__).parent
-APART = {"peers"}
+APART = {"exports", "peers"}
 
 
 def main(wanted: list[str]) -> int:

@@ -59,8 +59,8 @@ def how_to_load(folder: Path, name: str) -> str:
     return (
         f"{name}: a model compressed by Karipap, which has to be installed where it is loaded. In Python:\n\n"
         f"{lines}\n\n"
-        "For engines that know nothing of Karipap, write an ordinary dense folder, as large as the original:\n\n"
-        f"karipap densify {name} --out {name}-dense\n"
+        "For engines that know nothing of Karipap (vLLM, llama.cpp, ONNX Runtime; gguf, onnx … in the place of vllm):\n\n"
+        f"karipap export {name} --to vllm --out {name}-vllm\n"
     )
 
 
