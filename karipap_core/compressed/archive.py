@@ -59,7 +59,7 @@ def how_to_load(folder: Path, name: str) -> str:
     return (
         f"{name}: a model compressed by Karipap, which has to be installed where it is loaded. In Python:\n\n"
         f"{lines}\n\n"
-        "For engines that know nothing of Karipap (vLLM, llama.cpp, ONNX Runtime; gguf, onnx … in the place of vllm):\n\n"
+        "For engines that know nothing of Karipap (vLLM; gguf for llama.cpp, onnx for ONNX Runtime):\n\n"
         f"karipap export {name} --to vllm --out {name}-vllm\n"
     )
 

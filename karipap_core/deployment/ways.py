@@ -24,8 +24,8 @@ MAINTAIN = dict(
             "Nothing beyond the engine.",
             "One calibration and one evaluation for each new checkpoint; every engine loads the result.",
             "Profile, plan, compress, heal, verify and shadow again whenever the checkpoint changes. Runs in "
-            "transformers with karipap_core; vLLM, llama.cpp and ONNX Runtime take exports of it (karipap export), small "
-            "for integers and their low-rank corrections, as large as the dense model for other networks.",
+            "transformers with karipap_core; vLLM, llama.cpp and ONNX Runtime take exports (karipap export), which "
+            "are small for integers and their low-rank corrections, and mostly dense for other networks.",
             "Another model, with its own evaluation, prompts and fine-tunes; the engine as before.",
         ),
         strict=True,
