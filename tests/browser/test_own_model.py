@@ -177,6 +177,18 @@ def test_by_mouse_a_model_is_opened_cut_by_hand_measured_and_taken_home(browser,
         assert there in lines and len(lines.strip().splitlines()) == 2
         assert out_of(lines.replace(there, str(home)), tmp_path, home) == [run["parameters"], 8]
 
+        page.get_by_role("button", name="Export").click()
+        link = page.get_by_role("link", name="Download the export")
+        link.wait_for(timeout=180_000)
+        with page.expect_download() as download:
+            link.click()
+        with zipfile.ZipFile(download.value.path()) as found:
+            found.extractall(tmp_path / "exported")
+        [exported] = (tmp_path / "exported").iterdir()
+        card = (exported / "README.md").read_text()
+        assert "weights as dense" in card and "weights as dense" in reader.text()  # low-rank is, where one is loaded
+        assert "quantization_config" not in json.loads((exported / "config.json").read_text())
+
 
 def out_of(lines: str, cwd: Path, home: Path) -> list[int]:
     """[parameters, tokens] of a model that these lines load in a fresh process, after it has written some."""

@@ -186,6 +186,19 @@ def test_a_folder_is_taken_home_as_a_zip_file_of_the_size_that_was_said(place, k
         assert b"import karipap_core" in found.read("mine/HOW-TO-LOAD.txt")
 
 
+def test_an_export_is_taken_home_with_its_card_and_its_adapter(place, kept):
+    folder = kept.with_name("export-transformers")
+    (folder / "adapter").mkdir(parents=True)
+    files = ("README.md", "karipap-export.json", "model.gguf", "adapter/adapter_config.json", "adapter/a.safetensors")
+    for name in files:  # no config.json: not every engine wants one
+        (folder / name).write_bytes(b"{}" if name.endswith("json") else b"x")
+    answer = ask(place, "/take-home/run-one/export-transformers.zip", {})
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="mine-transformers.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.read())) as found:
+        assert set(found.namelist()) == {f"mine-transformers/{name}" for name in files}
+    assert ask(place, "/take-home/run-one/export-nothing.zip", {}).status == 404
+
+
 @pytest.mark.parametrize(
     "path",
     [
