@@ -7,9 +7,20 @@ from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.dense import Dense
 from karipap_core.plan.document import Plan, model_entry
+from tests.helpers import gguf_files
 from tests.helpers.folders import folder_of
 
 FORMS = ("int4", "int3", "qlr", "int8", "lowrank", "qlr3")
+
+
+# Settings with which llama.cpp has such a model
+FITTING: dict[str, dict] = {"qwen3": {"attention_bias": False}, "qwen3.5": {"linear_value_head_dim": 8}}
+
+
+def model(name: str, folder: Path, **changes) -> Path:
+    """A model of `gguf_files.MADE` that llama.cpp has, and a tokenizer that it opens."""
+    made = gguf_files.make(name, folder, **{"vocab_size": 260} | FITTING.get(name, {}) | changes)
+    return with_a_merge(made)
 
 
 def spec_of(form: str, rows: int, columns: int):

@@ -40,6 +40,18 @@ SILENT = re.compile(
     r"|residual_in_fp32|n_ctx|use_bias|is_decoder|apply_residual_connection_post_layernorm|slow_but_exact"
     r"|tie_word_embeddings|problem_type|id2label|label2id|chunk_size_feed_forward|output_.*|return_dict"
 )
+# Biases that llama.cpp takes, besides those of norms and of queries, keys and values (its models/*.cpp).
+AFTER = {"attn_output", "ffn_up", "ffn_down"}
+BIASES = {
+    "llama": AFTER | {"ffn_gate"},
+    "gpt-oss": {"attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"},
+    **dict.fromkeys(("gpt2", "bloom", "starcoder2", "nemotron"), AFTER),
+    "mamba": {"ssm_conv1d", "ssm_dt"},
+    "qwen35": {"ssm_dt"},
+}
+# Where llama.cpp lets every token attend to all before it, whatever the file says.
+NO_WINDOW = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "starcoder2", "phi3")
+BIASES_NEEDED = ("gpt-oss", "starcoder2")
 WINDOW = ("sliding_window", "use_sliding_window", "layer_types")
 CLOSE = 1e-6  # a relative difference of numbers that are read again: they are stored in 32 bits
 
@@ -212,6 +224,23 @@ def rotation_tensors(model: Described) -> list[Tensor]:
     ]
 
 
+def check_tensors(model: Described, tensors: dict[str, tuple[int, ...]]) -> None:
+    """Raises InputError for tensors of the file that llama.cpp has no place for, or lacks, in such a model."""
+    taken = BIASES.get(model.name, set())
+    for name in tensors:
+        stem, _, suffix = name.rpartition(".")
+        stem = stem.rpartition(".")[2]
+        if suffix == "bias" and "norm" not in stem and stem not in taken | {"attn_q", "attn_k", "attn_v", "attn_qkv"}:
+            raise InputError(f"llama.cpp's {model.name} has no place for the bias {name}.")
+    if model.name in BIASES_NEEDED and "blk.0.attn_output.bias" not in tensors:
+        raise InputError(f"llama.cpp's {model.name} needs biases, and this model has none.")
+    sides = [model.config.get(f"linear_{kind}_head_dim") for kind in ("key", "value")]
+    if model.name == "qwen35" and sides[0] != sides[1]:
+        raise InputError(
+            f"llama.cpp's qwen35 has values as long as keys, and this model's are {sides[1]} and {sides[0]}."
+        )
+
+
 def read_again(model: Described, tensors: dict[str, tuple[int, ...]]) -> list[str]:
     """What becomes of a config that is written and read: sentences on what llama.cpp does otherwise on purpose.
 
@@ -232,15 +261,18 @@ def read_again(model: Described, tensors: dict[str, tuple[int, ...]]) -> list[st
             ) from None
     known = complete({"model_type": model.config["model_type"]})
     other = [key for key in known if not SILENT.fullmatch(key) and not same(model.config.get(key), back.get(key))]
-    notes = []
-    if WINDOW[0] not in model.architecture.fields.values() and set(other) & set(WINDOW):
+    window = window_of(model.config) if model.name in NO_WINDOW else None
+    if model.name in NO_WINDOW:
         other = [key for key in other if key not in WINDOW]
-        if window := window_of(model.config):
-            notes.append(f"llama.cpp attends to all tokens of a longer text, where the model looks back {window:,}.")
     if other:
         ours = str(model.config.get(other[0]))[:80]
         raise InputError(f"llama.cpp has no word for {other[0]} = {ours} of this model's config.json.")
-    return notes
+    if window is None or window >= model.config["max_position_embeddings"]:
+        return []
+    return [
+        f"llama.cpp lets a token attend to all before it, the model to the last {window:,} alone: texts that are "
+        "longer get other probabilities."
+    ]
 
 
 def same(ours: Any, theirs: Any) -> bool:

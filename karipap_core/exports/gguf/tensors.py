@@ -17,7 +17,7 @@ from karipap_core.checkpoint.tensorfile import FLOATS, Piece
 from karipap_core.errors import InputError
 from karipap_core.exports.exporter import error_of
 from karipap_core.exports.gguf import blocks
-from karipap_core.exports.gguf.entries import Described, described, read_again, rotation_tensors
+from karipap_core.exports.gguf.entries import Described, check_tensors, described, read_again, rotation_tensors
 from karipap_core.exports.gguf.file import FLOAT_BYTES, Tensor, float_bytes
 from karipap_core.exports.gguf.vocabulary import vocabulary
 from karipap_core.exports.source import Part, Source
@@ -78,6 +78,7 @@ class Model:
                 self.owners[held.tensor] = name
         self.targets = list(self._targets())
         rows = next((self.shapes[target.name][0] for target in self.targets if target.name == TABLE), 0)
+        check_tensors(self.words, self.shapes)
         told, notes = vocabulary(source.folder, rows)
         self.entries = self.words.entries | told
         self.notes = read_again(self.words, self.shapes) + notes

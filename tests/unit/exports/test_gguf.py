@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_fits")
 
 def written(name, tmp_path, forms=exported.FORMS, **changes):
     """(compressed folder, its export) of a model of `gguf_files.MADE`."""
-    model = exported.with_a_merge(gguf_files.make(name, tmp_path / "made", vocab_size=260, **changes))
+    model = exported.model(name, tmp_path / "made", **changes)
     folder = exported.compressed(model, tmp_path / "compressed", forms)
     return folder, export(folder, "gguf", tmp_path / "out")
 
@@ -165,9 +165,14 @@ def test_a_layout_is_undone(layout):
     assert there.shape != value.shape or not torch.equal(there, value)
 
 
+PLAIN = "llama untied with biases"
 REFUSED = {
-    "an activation": ({"hidden_act": "gelu"}, "no word for hidden_act = gelu"),
+    "a bias": ("qwen3", {}, "llama.cpp's qwen3 has no place for the bias blk.0.attn_output.bias"),
+    "values of another length": ("qwen3.5", {}, "values as long as keys, and this model's are 12 and 8"),
+    "no biases": ("starcoder2", {"use_bias": False}, "llama.cpp's starcoder2 needs biases"),
+    "an activation": (PLAIN, {"hidden_act": "gelu"}, "no word for hidden_act = gelu"),
     "a rule of rotation": (
+        PLAIN,
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
         "scaled by the rule dynamic",
     ),
@@ -176,10 +181,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_setting_that_llama_cpp_has_no_word_for_is_told_before_anything_is_written(tmp_path, case):
-    changes, said = REFUSED[case]
-    model = exported.with_a_merge(
-        gguf_files.make("llama untied with biases", tmp_path / "made", vocab_size=260, **changes)
-    )
+    name, changes, said = REFUSED[case]
+    model = exported.with_a_merge(gguf_files.make(name, tmp_path / "made", vocab_size=260, **changes))
     folder = exported.compressed(model, tmp_path / "compressed")
     with pytest.raises(InputError, match=said):
         export(folder, "gguf", tmp_path / "out")
