@@ -178,7 +178,7 @@ class Model:
             return self._dense(names, ("F32",), "llama.cpp takes it in 32 bits alone")
         parts = [self.source.part(name) for name in names]
         if all(part.grid is None for part in parts):
-            return self._dense(names, HALVES, NETWORK)
+            return self._dense(names, HALVES, "" if self.source.plain else NETWORK)
         whole = len(names) == len(target.sources) and not any(part.held.stack for part in parts)
         found = self._in_blocks(target, parts) if whole else None
         return found or self._dense(names, HALVES, self._why_dense(target, parts))

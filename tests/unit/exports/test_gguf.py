@@ -100,6 +100,29 @@ def test_an_adapter_holds_each_correction_in_the_order_of_its_weights_rows(tmp_p
     assert ranks == {3, 5} and len(held) == 2 * sum(line["rank"] > 0 for line in lines) > len(source.names)
 
 
+def test_a_file_that_was_written_has_the_spectra_of_the_folder(tmp_path):
+    """Singular values of what Karipap opens, in bfloat16, against those of every stored weight. Weyl: σ_k moves by no
+    more than the spectral norm of the difference, which is at most the rounding's and the type's Frobenius norm."""
+    folder, document = written("llama", tmp_path, ("int4", "int3", "lowrank"))
+    source, opened = Source(folder), open_checkpoint(tmp_path / "out" / "model.gguf")
+    errors = {line["weight"]: line["error"] for line in document["weights"]}
+    for name in source.names:
+        W = source.exact(name)
+        sigma, found = torch.linalg.svdvals(W), torch.linalg.svdvals(opened.read(name).double())
+        stored = 2**-9 if "int" in source.part(name).says else 0  # integers are opened to bfloat16
+        assert (sigma - found).abs().max() <= (errors[name] + stored) * W.norm()
+        assert errors[name] > 0 or source.part(name).grid.bits == 3
+
+
+def test_a_plain_export_has_every_weight_in_16_bits(tmp_path):
+    model = exported.model("llama", tmp_path / "made")
+    folder = exported.compressed(model, tmp_path / "compressed")
+    document = export(folder, "gguf", tmp_path / "out", plain=True)
+    assert {line["stored"] for line in document["weights"]} <= {"dense, F16", "dense, BF16"}
+    assert not any(line["why"] for line in document["weights"]) and not (tmp_path / "out" / "adapter.gguf").exists()
+    assert all(line["error"] < 2**-9 for line in document["weights"])
+
+
 @pytest.mark.parametrize("form", ["int2", "int3", "int4", "int4g32", "int8", "int3g128", "int2g96"])
 def test_blocks_hold_a_grid_as_gguf_unpacks_them(form):
     torch.manual_seed(1)
