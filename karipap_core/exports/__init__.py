@@ -3,4 +3,5 @@
 # What `--to` takes → the module of this package that writes it. Each is imported when it is asked for.
 TARGETS = {
     "transformers": "safetensors_folder",
+    "gguf": "gguf.exporter",
 }

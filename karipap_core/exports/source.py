@@ -7,7 +7,7 @@ every other network is a dense matrix to anybody else.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.roles import TABLES, role_of
 from karipap_core.compressed.densify import DenseForm, Held
@@ -69,6 +69,7 @@ class Source(DenseForm):
     def __init__(self, folder: str | Path, plain: bool = False) -> None:
         super().__init__(folder)
         self.folder, self.plain = Path(folder), plain
+        self.worked_out: dict[str, Any] = {}  # by an exporter, under its name, once for all that it is asked
 
     def parts(self) -> Iterator[Part]:
         """One weight after another; nothing of one is kept when the next is read."""

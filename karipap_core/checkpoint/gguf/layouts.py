@@ -1,4 +1,5 @@
-"""What llama.cpp's converter does to some tensors, undone: rows in another order, norms with one added, and the like.
+"""What llama.cpp's converter does to some tensors: rows in another order, norms with one added, and the like. `UNDO`
+leads from a file's tensor to transformers', `DO` back.
 
 Each is a function of the tensor and of the file's head counts; all but `CHANGED` keep its shape.
 """
@@ -76,7 +77,60 @@ UNDO: dict[str, Callable[["torch.Tensor", Heads], "torch.Tensor"]] = {
     "a row": lambda tensor, _: tensor.reshape(1, -1),
     "a channel": lambda tensor, _: tensor.unsqueeze(1),
 }
-# layout → the shape that a tensor has afterwards
+
+
+def _paired(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Rows from rotary pairs that are half a head apart to neighbours."""
+    halves = tensor.shape[0] // heads // 2
+    return tensor.reshape(heads, 2, halves, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _ungrouped(tensor: "torch.Tensor", heads: Heads) -> "torch.Tensor":
+    """Rows from each group's queries, its key and its value to all queries, all keys, all values."""
+    import torch
+
+    each = heads.queries // heads.keys
+    groups = tensor.reshape(heads.keys, each + 2, -1, *tensor.shape[1:])
+    return torch.cat([part.flatten(0, 2) for part in groups.split([each, 1, 1], 1)])
+
+
+def _by_parts(tensor: "torch.Tensor", heads: int) -> "torch.Tensor":
+    """Rows from each head's query, key and value to all queries, all keys, all values."""
+    return tensor.reshape(heads, 3, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+
+
+def _untiled(tensor: "torch.Tensor", heads: Heads, size: int, before: int = 0) -> "torch.Tensor":
+    """Rows from each group's value heads together to the first of each group, the second of each …; those before
+    stay."""
+    import torch
+
+    rows = tensor[before:].reshape(heads.groups, heads.values // heads.groups, size, *tensor.shape[1:])
+    return torch.cat([tensor[:before], rows.transpose(0, 1).reshape(tensor[before:].shape)])
+
+
+def _minus_exponential(tensor: "torch.Tensor") -> "torch.Tensor":
+    return -tensor.float().exp()
+
+
+DO: dict[str, Callable[["torch.Tensor", Heads], "torch.Tensor"]] = {
+    "rotated q": lambda tensor, heads: _paired(tensor, heads.queries),
+    "rotated k": lambda tensor, heads: _paired(tensor, heads.keys),
+    "grouped qkv": _ungrouped,
+    "qkv by heads": lambda tensor, heads: _by_parts(tensor, heads.queries),
+    "one more": lambda tensor, _: tensor.float() + 1,
+    "minus exponential": lambda tensor, _: _minus_exponential(tensor),
+    "tiled heads": lambda tensor, heads: _untiled(tensor, heads, 1),
+    "tiled values": lambda tensor, heads: _untiled(tensor, heads, heads.size),
+    "tiled values behind": lambda tensor, heads: _untiled(tensor, heads, heads.size, heads.before),
+    "tiled channels behind": lambda tensor, heads: _untiled(tensor.squeeze(1), heads, heads.size, heads.before),
+    "tiled columns": lambda tensor, heads: _untiled(tensor.T, heads, heads.size).T,
+    "tiled exponential": lambda tensor, heads: _untiled(_minus_exponential(tensor), heads, 1),
+    "transposed": lambda tensor, _: tensor.T,
+    "each transposed": lambda tensor, _: tensor.transpose(-1, -2),
+    "a row": lambda tensor, _: tensor.reshape(-1),
+    "a channel": lambda tensor, _: tensor.squeeze(1),
+}
+# layout → the shape that a tensor of a file has in transformers
 CHANGED: dict[str, Callable[[tuple[int, ...]], tuple[int, ...]]] = {
     "transposed": lambda shape: shape[::-1],
     "each transposed": lambda shape: (*shape[:-2], *shape[:-3:-1]),

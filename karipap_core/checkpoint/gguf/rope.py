@@ -73,14 +73,14 @@ def _llama3(header: Header, divisors: list[float], config: dict[str, Any]) -> di
     known = isinstance(theta, int | float) and 1 <= theta < MOST_THETA and 1 <= factor < MOST_THETA
     waves = [2 * math.pi * theta ** (index / len(divisors)) for index in range(len(divisors))] if known else []
     for length in LENGTHS if known else ():
-        given = [_divisor(length / wave, factor) for wave in waves]
+        given = [divisor(length / wave, factor) for wave in waves]
         if all(abs(ours - theirs) <= CLOSE * theirs for ours, theirs in zip(given, divisors, strict=True)):
             fields = {"rope_type": "llama3", "factor": factor, "low_freq_factor": LOW, "high_freq_factor": HIGH}
             return fields | {"original_max_position_embeddings": length}
     raise InputError(f"{header.file} divides rotary frequencies (rope_freqs.weight) by a rule that is not known here.")
 
 
-def _divisor(turns: float, factor: float) -> float:
+def divisor(turns: float, factor: float) -> float:
     """What Llama 3's rule divides a frequency by that turns so often within the length of training."""
     if turns < LOW or turns > HIGH:
         return factor if turns < LOW else 1.0
