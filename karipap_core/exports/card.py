@@ -20,6 +20,7 @@ def write_card(folder: Path, source: Source, exporter: Exporter, document: dict[
     data = ModelCardData(
         library_name=exporter.library,
         base_model=base if HUB_ID.fullmatch(base) else None,
+        base_model_relation="quantized" if HUB_ID.fullmatch(base) else None,
         tags=["karipap", exporter.name],
         quantized_by="karipap",
         ignore_metadata_errors=True,

@@ -40,7 +40,7 @@ import torch
 ids = torch.tensor(IDS)
 def of(model):
     with torch.no_grad():
-        return model.float()(ids)[0]
+        return model(ids)[0]
 torch.save(of(model), "found.pt")
 """
 
