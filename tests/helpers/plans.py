@@ -23,7 +23,7 @@ def spec(kind: str, n_out: int, n_in: int) -> Spec:
 def in_turn(model: Path, out: Path, *kinds: str) -> Path:
     """The folder of `model` with its weights in `kinds`, one after another; "-" leaves one dense."""
     checkpoint, entries = open_checkpoint(model), {}
-    for number, weight in enumerate(each for each in checkpoint.weights if each.compressible):
+    for number, weight in enumerate(each for each in checkpoint.weights if each.compressible and each.role != "other"):
         if (kind := kinds[number % len(kinds)]) != "-":
             entries[weight.name] = spec(kind, *weight.shape).to_json()
     return folder_of(model, out, Plan(model_entry(checkpoint), "weight", entries))
