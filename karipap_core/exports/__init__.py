@@ -2,6 +2,7 @@
 
 # What `--to` takes → the module of this package that writes it. Each is imported when it is asked for.
 TARGETS = {
-    "transformers": "safetensors_folder",
+    "transformers": "transformers_folder",
+    "vllm": "vllm_folder",
     "gguf": "gguf.exporter",
 }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from karipap_core.exports.card import base_model
+from karipap_core.compressed.card import base_model
 from karipap_core.exports.exporter import Exporter, Line, Wanted, register
 from karipap_core.exports.gguf.blocks import BLOCK, BYTES
 from karipap_core.exports.gguf.file import FLOAT_BYTES, write_file
@@ -43,7 +43,8 @@ class Gguf(Exporter):
     def write(self, source: Source, wanted: Wanted, folder: Path, progress: Progress) -> None:
         model = opened(source)
         tensors, pairs = model.tensors()
-        entries = model.entries | {"general.type": "model", "general.name": base_model(source)}
+        name = base_model(source.plan, source.checkpoint.name)
+        entries = model.entries | {"general.type": "model", "general.name": name}
         entries |= {"general.quantized_by": "karipap", "general.file_type": GUESSED}
         count = 0
 

@@ -35,6 +35,7 @@ def test_the_card_names_the_base_model_its_licence_and_how_to_load_it(folder):
     card = (folder / CARD).read_text()
     assert fields(card) == {
         "base_model": "owner/model",
+        "base_model_relation": "quantized",
         "language": ["en"],
         "library_name": "transformers",
         "license": "apache-2.0",

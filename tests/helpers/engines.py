@@ -1,0 +1,17 @@
+"""The interpreters that have the engines of exports; without them tests say so and are skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+
+
+def engine_python(name: str) -> Path:
+    """The Python of `.venv-NAME`, or the one that the variable KARIPAP_NAME_PYTHON names; skips where there is none."""
+    variable, folder = f"KARIPAP_{name.upper()}_PYTHON", f".venv-{name}"
+    python = Path(os.environ.get(variable) or REPOSITORY / folder / "bin" / "python").absolute()
+    if not python.is_file():
+        pytest.skip(f"no engines here: make engines installs {folder}, or set {variable}")
+    return python
