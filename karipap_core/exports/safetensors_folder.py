@@ -102,14 +102,14 @@ def grid_of(part: Part) -> "Quantized":
     return regrouped(part.grid, group_of(part.grid))
 
 
-def why_dense(source: Source, part: Part, modules: dict[str, str]) -> str:
+def why_dense(source: Source, part: Part, modules: dict[str, str] | None) -> str:
     """Why nothing that reads compressed-tensors holds a weight in few bits, "" where it may. modules : `modules_of`."""
     if source.plain:
         return "asked for"
     if part.form in (MATRIX, PAIR):
         return "no checkpoint format holds this network"
-    if not modules:
-        return "transformers stacks this model's experts as it loads, and would drop dense ones"
+    if modules is None:
+        return "experts that are stored one by one keep the whole model dense"
     if not part.linear or part.name not in modules:
         return "the model does not hold it as an ordinary linear layer"
     assert part.grid is not None
@@ -118,11 +118,11 @@ def why_dense(source: Source, part: Part, modules: dict[str, str]) -> str:
     return ""
 
 
-def modules_of(source: Source) -> dict[str, str]:
+def modules_of(source: Source) -> dict[str, str] | None:
     """For each compressed weight that the ordinary model has in a linear layer of its own, that layer's name in the
     model as transformers builds it: a folder's names may lack a prefix, or be those of an older release.
 
-    {} where transformers stacks experts that are stored one by one: with any weight of the folder in few bits, its
+    None where transformers stacks experts that are stored one by one: with any weight of the folder in few bits, its
     release 5.23 drops all experts that are not.
     """
     from torch import nn
@@ -136,7 +136,7 @@ def modules_of(source: Source) -> dict[str, str]:
     names = Names(model, checkpoint.tensors)
     merges = [each for each in names.merges if isinstance(each, WeightConverter)]
     if any(rename_source_key(tensor, names.renamings, merges)[1] for tensor in source.pieces()):
-        return {}
+        return None
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     found = {}
     for name in source.names:

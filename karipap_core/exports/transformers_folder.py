@@ -59,7 +59,7 @@ class Transformers(SafetensorsFolder):
                 as_they_are[name].group,
             )
             why = "one scheme for all: transformers reads no other beside an adapter" if wider else ""
-            forms[name] = Form(scheme, modules[name], rank, why)
+            forms[name] = Form(scheme, (modules or {})[name], rank, why)
         return forms
 
     def config(self, source: Source, schemes: dict[str, Scheme]) -> dict:
