@@ -32,13 +32,14 @@ def spec_of(form: str, rows: int, columns: int):
     return Dense.for_shape(rows, columns, 1, quantize=form)
 
 
-def compressed(model: Path, out: Path, forms=FORMS) -> Path:
-    """Every compressible weight of a model in one of `forms`, by turns; experts of a stack in the same."""
+def compressed(model: Path, out: Path, forms=FORMS, most: int | None = None) -> Path:
+    """Every compressible weight of a model in one of `forms`, by turns; experts of a stack in the same. most : how many
+    weights, from the first on; all where None."""
     checkpoint = open_checkpoint(model)
     entries: dict[str, dict] = {}
     stacks: dict[str, int] = {}
     for weight in checkpoint.weights:
-        if weight.compressible:
+        if weight.compressible and len(entries) != most:
             stack = "".join(letter for letter in weight.name if not letter.isdigit()) if "expert" in weight.name else ""
             number = stacks.setdefault(stack or weight.name, len(stacks))
             entries[weight.name] = spec_of(forms[number % len(forms)], *weight.shape).to_json()
