@@ -2,5 +2,6 @@
 
 # What `--to` takes → the module of this package that writes it. Each is imported when it is asked for.
 TARGETS = {
+    "onnx": "onnx_folder",
     "transformers": "safetensors_folder",
 }
