@@ -95,7 +95,7 @@ def cache_names(stem: str, layers: int) -> list[str]:
 
 
 def _take_out(graph: ir.Graph, model: Model) -> None:
-    """Makes weights inputs, by the names in `model.pieces`: as constants without numbers they would be computed with."""
+    """Makes weights inputs, by the names in `model.pieces`: constants without numbers would be computed with."""
     held = dict(model.live.named_parameters(remove_duplicate=False))
     names = {id(held[name]): name for name in model.pieces}
     for name in list(graph.initializers):

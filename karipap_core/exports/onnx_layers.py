@@ -14,7 +14,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from karipap_core.quantization.packing import Quantized
 
-LEAST, MOST = 16, 256  # columns of a block of MatMulNBits, powers of two
+SIZES = (16, 32, 64, 128, 256)  # columns that a block of MatMulNBits may have
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 NIBBLES = 4  # bits of a code of MatMulNBits here: its exact products of 2 and 8 bits unpack the matrix at every call
 FLOAT32 = 1  # `accuracy_level` of MatMulNBits: activations stay float32; 4 would round them to 8 bits
 
@@ -38,7 +39,7 @@ def blocks_of(bits: int, group: int, columns: int) -> Blocks | None:
     """The blocks for groups of so many columns: each is within one group. None where `MatMulNBits` has none, or is slow
     (codes of 8 bits)."""
     whole = group >= columns
-    sizes = [size for size in (16, 32, 64, 128, 256) if whole or group % size == 0]
+    sizes = [size for size in SIZES if whole or group % size == 0]
     if bits > NIBBLES or not sizes:
         return None
     found = [Blocks(size, -(-columns // size)) for size in sizes]
@@ -74,7 +75,7 @@ class InBlocks(nn.Module):
         self.zeros = empty((rows, -(-blocks.count // 2)), torch.uint8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        settings = {"K": self.columns, "N": self.rows, "bits": NIBBLES, "block_size": self.blocks.size}
+        settings: Attributes = {"K": self.columns, "N": self.rows, "bits": NIBBLES, "block_size": self.blocks.size}
         return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             (x, self.codes, self.scales, self.zeros),

@@ -1,4 +1,4 @@
-"""The model that a graph is taken from: as transformers builds it, without numbers, compressed weights in their parts."""
+"""The model that a graph is taken from: as transformers builds it, without numbers, weights in their parts."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from karipap_core.checkpoint.kinds import kind_of
 from karipap_core.checkpoint.tensorfile import Piece, word_of
 from karipap_core.compressed.folder import computed
 from karipap_core.errors import InputError
-from karipap_core.exports.onnx_layers import Bytes, InBlocks, Pair, Stored, blocks_of, empty, in_blocks
+from karipap_core.exports.onnx_layers import Attributes, Bytes, InBlocks, Pair, Stored, blocks_of, empty, in_blocks
 from karipap_core.exports.safetensors_folder import adapter_pair
 from karipap_core.exports.source import MATRIX, Part, Source
 from karipap_core.models.classes import class_of
@@ -33,7 +33,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, softcap=N
     unknown = [name for name in ("s_aux", "position_bias", "head_mask") if others.get(name) is not None]
     if unknown or attention_mask is None:
         raise InputError(f"its attention takes {', '.join(unknown) or 'no mask'}, which ONNX's has no place for")
-    settings = {"scale": float(scaling if scaling is not None else query.shape[-1] ** -0.5)}
+    settings: Attributes = {"scale": float(scaling if scaling is not None else query.shape[-1] ** -0.5)}
     if softcap is not None:
         settings["softcap"] = float(softcap)
     out = torch.onnx.ops.symbolic(
@@ -78,15 +78,15 @@ class Plain:
         from accelerate import init_empty_weights
 
         name, document = source.checkpoint.name, source.config
-        kind = kind_of(document, True)
-        if kind != "causal":
-            raise InputError(f"{name} is an {kind} model: only those that predict the next token are exported to ONNX.")
+        does = kind_of(document, True)
+        if does != "causal":
+            raise InputError(f"{name} is an {does} model: only those that predict the next token are exported to ONNX.")
         check_config(document, name)
         config = config_of(document, name)
         if config.get_text_config() is not config:
             raise InputError(f"{name} sees or hears beside reading text: only models of text are exported to ONNX.")
         with quiet(), config_explained(name, document), init_empty_weights(include_buffers=False):
-            architecture = class_of(config, kind, name)
+            architecture = class_of(config, does, name)
             model = architecture._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
         model.tie_weights()  # behind the block: within it, every parameter becomes one of its own
         self.source, self.model = source, model.eval()
@@ -94,12 +94,15 @@ class Plain:
         self.names = Names(model, self.pieces)
         held = dict(model.named_parameters(remove_duplicate=False))
         self.tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
+        kind = type(model).__name__
+        if stacks := [each for each, parameter in held.items() if parameter.dim() > 2]:
+            raise InputError(f"{name}: a {kind} computes with {stacks[0]} as a stack, which is not exported to ONNX.")
         for tensor in self.pieces:
             live, pattern = self.names.live(tensor)
             if live in held and pattern is not None:
                 raise InputError(
-                    f"{name} stores {tensor} in another form than a {type(model).__name__} computes with it (experts, "
-                    "say), and such models are not exported to ONNX."
+                    f"{name}: a {kind} computes with {tensor} in another form than it is stored, which is not exported "
+                    "to ONNX."
                 )
 
     def path(self, name: str) -> str:
@@ -135,7 +138,9 @@ class Plain:
             model.set_submodule(path, layer)
         held = dict(model.named_parameters(remove_duplicate=False))
         pieces = {
-            name: piece for tensor, piece in source.pieces(own.get).items() if (name := live.get(tensor, tensor)) in held
+            name: piece
+            for tensor, piece in source.pieces(own.get).items()
+            if (name := live.get(tensor, tensor)) in held
         }
         given = {id(held[name]) for name in pieces}
         for name, parameter in held.items():
@@ -144,9 +149,7 @@ class Plain:
         return Model(model, pieces, cache, "position_ids" in inspect.signature(model.forward).parameters)
 
 
-def layer_of(
-    part: Part, path: str, bias: nn.Parameter | None, read: Callable[[], Part]
-) -> tuple[Stored, list[Piece]]:
+def layer_of(part: Part, path: str, bias: nn.Parameter | None, read: Callable[[], Part]) -> tuple[Stored, list[Piece]]:
     """What stands in the model at `path` for a weight, and the pieces that fill it, which `read` it when written."""
     pieces: list[Piece] = []
 
