@@ -267,13 +267,18 @@ def stayed_behind(result: dict) -> str:
 def fill_folder(
     folder: Path, checkpoint: Checkpoint, config: dict, pieces: list[Piece], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Fills a new folder with what lies beside the checkpoint's tensors (tokenizer, generation settings, licence,
-    further modules), with `config` as its config.json, and with the tensors of `pieces`."""
+    """Fills a new folder with `fill_beside`, and with the tensors of `pieces`."""
+    fill_beside(folder, checkpoint, config)
+    write_model(folder, pieces, shard_bytes)
+
+
+def fill_beside(folder: Path, checkpoint: Checkpoint, config: dict) -> None:
+    """Puts into a new folder what lies beside the checkpoint's tensors (tokenizer, generation settings, licence,
+    further modules), with `config` as its config.json."""
     for name, file in side_files(checkpoint).files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, folder / name)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    write_model(folder, pieces, shard_bytes)
 
 
 @contextmanager

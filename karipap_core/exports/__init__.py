@@ -5,4 +5,5 @@ TARGETS = {
     "transformers": "transformers_folder",
     "vllm": "vllm_folder",
     "gguf": "gguf.exporter",
+    "onnx": "onnx_folder",
 }
