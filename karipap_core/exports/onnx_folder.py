@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from karipap_core.compressed.folder import fill_beside, with_progress
+from karipap_core.exports.adapter import adapter_pair
 from karipap_core.exports.exporter import Exporter, Line, Wanted, dense_line, error_of, register
-from karipap_core.exports.safetensors_folder import adapter_pair
 from karipap_core.exports.source import MATRIX, Part, Source
 from karipap_core.progress import Progress
 
@@ -86,7 +86,7 @@ def stored_line(source: Source, part: Part) -> Line:
         stored += part.grid.dense()
         size += sum(tensor.nbytes for tensor in grid_tensors(part).values())
     if part.pair is not None:
-        left, right = adapter_pair(part)
+        left, right = adapter_pair(part, part.rank)
         stored += left.double() @ right.double()
         size += left.nbytes + right.nbytes
     error = error_of(stored, source.exact(part.name))

@@ -15,8 +15,8 @@ from karipap_core.checkpoint.kinds import kind_of
 from karipap_core.checkpoint.tensorfile import Piece, word_of
 from karipap_core.compressed.folder import computed
 from karipap_core.errors import InputError
+from karipap_core.exports.adapter import adapter_pair
 from karipap_core.exports.onnx_layers import Attributes, Bytes, InBlocks, Pair, Stored, blocks_of, empty, in_blocks
-from karipap_core.exports.safetensors_folder import adapter_pair
 from karipap_core.exports.source import MATRIX, Part, Source
 from karipap_core.models.classes import class_of
 from karipap_core.models.empty import check_config, config_explained, config_of, explained, quiet
@@ -160,12 +160,13 @@ def layer_of(part: Part, path: str, bias: nn.Parameter | None, read: Callable[[]
     if part.grid is not None:
         grid = grid_of(part)
         for key, tensor in grid_tensors(part).items():
-            add(f"grid.{key}", tensor, lambda key=key: grid_tensors(read())[key])
+            add(f"grid.{key}", tensor, partial(lambda key: grid_tensors(read())[key], key))
     pair = None
     if part.pair is not None:
         pair = Pair(*part.shape, part.rank)
         for number, key in enumerate(("left", "right")):
-            add(f"pair.{key}", adapter_pair(part)[number], lambda number=number: adapter_pair(read())[number])
+            tensor = adapter_pair(part, part.rank)[number]
+            add(f"pair.{key}", tensor, partial(lambda number: adapter_pair(read(), part.rank)[number], number))
     return Stored(grid, pair, bias), pieces
 
 
@@ -199,7 +200,10 @@ def _cache_of(model: PreTrainedModel, name: str) -> list[tuple[int, int, int]]:
     """(heads, width of keys, width of values) of each layer's cache, by a run on one token."""
     with quiet(), explained(f"{name} cannot be run with a cache"):
         cache = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
-    layers = cache.layers if isinstance(cache, DynamicCache) else [None]
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        raise InputError(f"{name} keeps more of earlier tokens than keys and values, and is not exported to ONNX.")
-    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
+    found = []
+    for layer in cache.layers if isinstance(cache, DynamicCache) else [None]:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or keys is None or values is None:
+            raise InputError(f"{name} keeps more of earlier tokens than keys and values, and is not exported to ONNX.")
+        found.append((keys.shape[1], keys.shape[3], values.shape[3]))
+    return found
