@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -160,13 +161,17 @@ def layer_of(part: Part, path: str, bias: nn.Parameter | None, read: Callable[[]
     if part.grid is not None:
         grid = grid_of(part)
         for key, tensor in grid_tensors(part).items():
-            add(f"grid.{key}", tensor, lambda key=key: grid_tensors(read())[key])
+            add(f"grid.{key}", tensor, partial(_nth, read, grid_tensors, key))
     pair = None
     if part.pair is not None:
         pair = Pair(*part.shape, part.rank)
         for number, key in enumerate(("left", "right")):
-            add(f"pair.{key}", adapter_pair(part)[number], lambda number=number: adapter_pair(read())[number])
+            add(f"pair.{key}", adapter_pair(part)[number], partial(_nth, read, adapter_pair, number))
     return Stored(grid, pair, bias), pieces
+
+
+def _nth(read: Callable[[], Part], tensors: Callable[[Part], Any], which: str | int) -> torch.Tensor:
+    return tensors(read())[which]
 
 
 def grid_of(part: Part) -> InBlocks | Bytes:
@@ -200,6 +205,10 @@ def _cache_of(model: PreTrainedModel, name: str) -> list[tuple[int, int, int]]:
     with quiet(), explained(f"{name} cannot be run with a cache"):
         cache = model(torch.zeros(1, 1, dtype=torch.long), use_cache=True).past_key_values
     layers = cache.layers if isinstance(cache, DynamicCache) else [None]
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        raise InputError(f"{name} keeps more of earlier tokens than keys and values, and is not exported to ONNX.")
-    return [(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers]
+    found = []
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise InputError(f"{name} keeps more of earlier tokens than keys and values, and is not exported to ONNX.")
+        keys, values = (getattr(layer, each) for each in ("keys", "values"))
+        found.append((keys.shape[1], keys.shape[3], values.shape[3]))
+    return found
