@@ -114,7 +114,7 @@ class Plain:
         if self.source.plain:
             return "as asked"
         if part.form == MATRIX:
-            return "ONNX has no node for this network"
+            return "ONNX Runtime gets this network as the matrix it stands for"
         path = self.path(part.name)
         if f"{path}.weight" in self.tied or part.role == "embed":
             return "rows of the table are looked up"
