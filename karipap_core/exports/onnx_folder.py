@@ -46,7 +46,7 @@ class Onnx(Exporter):
         write_graph(graph, dict(zip(model.pieces, pieces, strict=True)), folder)
 
     def commands(self, source: Source, out: Path) -> str:
-        return COMMANDS.format(folder=str(out))
+        return COMMANDS.format(folder=out.name)
 
     def notes(self, source: Source, wanted: Wanted) -> list[str]:
         parts = [part for part in source.parts() if part.form != MATRIX]

@@ -60,7 +60,7 @@ class Gguf(Exporter):
 
     def commands(self, source: Source, out: Path) -> str:
         lora = opened(source).has_adapter
-        model, adapter = f'"{out / MODEL}"', f'"{out / ADAPTER}"'
+        model, adapter = f'"{out.name}/{MODEL}"', f'"{out.name}/{ADAPTER}"'
         on_top = f" --lora {adapter}" if lora else ""
         return "\n".join(
             [

@@ -38,18 +38,26 @@ def card_of(folder, out, to: str, model: str | None = None) -> ModelCard:
     return ModelCard((out / "README.md").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("to", ["transformers", "vllm"])
+COMMANDS = {  # gguf: llama.cpp has no words for this model's tokenizer
+    "transformers": 'AutoModelForCausalLM.from_pretrained("out"',
+    "vllm": "vllm serve out",
+    "onnx": "onnxruntime.InferenceSession('out' + \"/model.onnx\")",
+}
+
+
+@pytest.mark.parametrize("to", COMMANDS)
 def test_fields_and_commands(folder, tmp_path, to):
     (folder / "README.md").write_text(OWN)
     card = card_of(folder, tmp_path / "out", to)
     fields = card.data.to_dict()
     assert fields["license"] == "other" and fields["license_name"] == "the-licence" and fields["language"] == ["de"]
-    assert fields["library_name"] == to and fields["quantized_by"] == "karipap" and "karipap" in fields["tags"]
+    assert fields["library_name"] == exporter_named(to).library and fields["quantized_by"] == "karipap"
+    assert "karipap" in fields["tags"]
     assert "theirs" not in fields["tags"]
     assert "base_model" not in fields  # a folder of this machine is no name on the hub
     assert str(tmp_path) not in card.text and str(folder.parent) not in card.text, "a path of this machine"
     assert "14 weights as" in card.text and "Not measured" in card.text
-    assert ("from transformers import" if to == "transformers" else "vllm serve out") in card.text
+    assert COMMANDS[to] in card.text
 
 
 def test_a_model_of_the_hub_is_named(folder, tmp_path):
