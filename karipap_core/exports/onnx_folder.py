@@ -2,7 +2,8 @@
 
 Low-rank pairs are two products (`MatMul`). Whole numbers of up to 4 bits are the node `MatMulNBits`, with the same
 codes, scales and zero points; of more bits, a byte a code, which ONNX Runtime makes a matrix when it loads the model.
-Everything else is dense in the type that it is stored in. All sums are float32.
+A network whose cores cost less than its matrix stays its cores, contracted in the order that Karipap takes. Everything
+else is dense in the type that it is stored in. All sums are float32.
 """
 
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ class Onnx(Exporter):
         for part in source.parts():
             if why := plain.why_dense(part):
                 yield dense_line(source, part, part.held.dtype, why)
+            elif part.form == MATRIX:
+                yield Line(
+                    part.name, part.says, f"{source.spec(part.name).network}, its cores", 0.0, part.bytes, part.bytes
+                )
             else:
                 yield stored_line(source, part)
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
+    from karipap_core.networks.base import Spec
     from karipap_core.quantization.packing import Quantized
 
 SIZES = (16, 32, 64, 128, 256)  # columns that a block of MatMulNBits may have
@@ -116,15 +117,39 @@ class Pair(nn.Module):
         return functional.linear(functional.linear(x, self.right), self.left)
 
 
-class Stored(nn.Module):
-    """x ↦ Ŵ x + b, Ŵ the sum of its parts: `grid` (`InBlocks` or `Bytes`), `pair`, or both."""
+class Network(nn.Module):
+    """x ↦ Ŵ x by a network's own contraction with its cores."""
 
-    def __init__(self, grid: nn.Module | None, pair: Pair | None, bias: nn.Parameter | None) -> None:
+    def __init__(self, spec: "Spec") -> None:
         super().__init__()
-        self.grid, self.pair = grid, pair
+        self.spec, self.cores = spec, nn.ParameterList([empty(shape) for shape in spec.core_shapes])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spec.apply(x, list(self.cores))
+
+
+def contracts(spec: "Spec") -> bool:
+    """Whether a network's cores, as they are stored, cost less with one vector than the matrix that they stand for: all
+    of them its own and in plain numbers."""
+    own = all(spec.owned) and not spec.members and all(form is None for form in spec.formats)
+    return own and spec.work(1) < spec.n_out * spec.n_in
+
+
+class Stored(nn.Module):
+    """x ↦ Ŵ x + b, Ŵ the sum of its parts: `grid` (`InBlocks` or `Bytes`), `pair`, both, or a `network`."""
+
+    def __init__(
+        self,
+        bias: nn.Parameter | None,
+        grid: nn.Module | None = None,
+        pair: Pair | None = None,
+        network: Network | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid, self.pair, self.network = grid, pair, network
         self.register_parameter("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [part(x) for part in (self.grid, self.pair) if part is not None]
+        parts = [part(x) for part in (self.grid, self.pair, self.network) if part is not None]
         found = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         return found if self.bias is None else found + self.bias

@@ -12,11 +12,22 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 from karipap_core.checkpoint.kinds import kind_of
-from karipap_core.checkpoint.tensorfile import Piece, word_of
+from karipap_core.checkpoint.tensorfile import Piece, copied, word_of
 from karipap_core.compressed.folder import computed
 from karipap_core.errors import InputError
 from karipap_core.exports.adapter import adapter_pair
-from karipap_core.exports.onnx_layers import Attributes, Bytes, InBlocks, Pair, Stored, blocks_of, empty, in_blocks
+from karipap_core.exports.onnx_layers import (
+    Attributes,
+    Bytes,
+    InBlocks,
+    Network,
+    Pair,
+    Stored,
+    blocks_of,
+    contracts,
+    empty,
+    in_blocks,
+)
 from karipap_core.exports.source import MATRIX, Part, Source
 from karipap_core.models.classes import class_of
 from karipap_core.models.empty import check_config, config_explained, config_of, explained, quiet
@@ -113,8 +124,8 @@ class Plain:
         """Why a weight is stored as a dense matrix, "" where it is stored in its parts."""
         if self.source.plain:
             return "as asked"
-        if part.form == MATRIX:
-            return "ONNX Runtime gets this network as the matrix it stands for"
+        if part.form == MATRIX and not contracts(self.source.spec(part.name)):
+            return "its cores are packed, shared, or cost more than the matrix that they stand for"
         path = self.path(part.name)
         if f"{path}.weight" in self.tied or part.role == "embed":
             return "rows of the table are looked up"
@@ -134,7 +145,10 @@ class Plain:
         own: dict[str, list[Piece]] = {}
         for name, path in paths.items():
             bias = getattr(model.get_submodule(path), "bias", None)
-            layer, own[name] = layer_of(read(name), path, bias, partial(read, name))
+            if read(name).form == MATRIX:
+                layer, own[name] = network_of(source, name, path, bias)
+            else:
+                layer, own[name] = layer_of(read(name), path, bias, partial(read, name))
             model.set_submodule(path, layer)
         held = dict(model.named_parameters(remove_duplicate=False))
         pieces = {
@@ -167,7 +181,14 @@ def layer_of(part: Part, path: str, bias: nn.Parameter | None, read: Callable[[]
         for number, key in enumerate(("left", "right")):
             tensor = adapter_pair(part, part.rank)[number]
             add(f"pair.{key}", tensor, partial(lambda number: adapter_pair(read(), part.rank)[number], number))
-    return Stored(grid, pair, bias), pieces
+    return Stored(bias, grid, pair), pieces
+
+
+def network_of(source: Source, name: str, path: str, bias: nn.Parameter | None) -> tuple[Stored, list[Piece]]:
+    """The layer of a weight that stays a network, and its cores as the folder stores them."""
+    network, tensors = Network(source.spec(name)), source.checkpoint.tensors
+    pieces = [copied(f"{path}.network.cores.{k}", tensors[f"{name}.cores.{k}"]) for k in range(len(network.cores))]
+    return Stored(bias, network=network), pieces
 
 
 def grid_of(part: Part) -> InBlocks | Bytes:

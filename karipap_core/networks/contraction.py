@@ -77,6 +77,12 @@ def touch(numbers: int) -> int:
     return numbers * (TOUCH if numbers < CACHED else FAR_TOUCH)
 
 
+def planned_batch(batch: int | torch.SymInt) -> int:
+    """The batch that an order of contractions is chosen for. A graph that is compiled or exported serves many: its
+    order is chosen once, for one between decoding and prefill."""
+    return 64 if torch.compiler.is_compiling() or isinstance(batch, torch.SymInt) else bucket(batch)
+
+
 def bucket(batch: int) -> int:
     """The power of two that orders of contraction are chosen for: from `batch` to under twice as many."""
     return 1 << max(batch - 1, 0).bit_length()

@@ -21,10 +21,10 @@ from karipap_core.networks.base import Spec, factorize, outside_in, tails
 from karipap_core.networks.contraction import (
     Legs,
     Order,
-    bucket,
     constant_in_graphs,
     follow,
     order,
+    planned_batch,
     touch,
 )
 from karipap_core.networks.curve import Curve
@@ -140,9 +140,8 @@ class Mpo(Spec):
 
         The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
         """
-        batch = x.shape[:-1].numel()
-        # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
-        found = apply_order(self, 64 if torch.compiler.is_compiling() else bucket(batch))
+        batch = math.prod(x.shape[:-1])
+        found = apply_order(self, planned_batch(batch))
         return follow(found, [*cores, x]).reshape(*x.shape[:-1], self.n_out)
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:

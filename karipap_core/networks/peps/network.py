@@ -24,11 +24,11 @@ from karipap_core.networks.base import Spec, factorize, sizes
 from karipap_core.networks.contraction import (
     Legs,
     Order,
-    bucket,
     constant_in_graphs,
     contract,
     follow,
     order,
+    planned_batch,
     touch,
 )
 from karipap_core.networks.curve import Curve
@@ -179,10 +179,9 @@ class Peps(Spec):
 
         The cores may be contracted with one another where that pays, but never all of them: that would be Ŵ.
         """
-        batch = x.shape[:-1].numel()
+        batch = math.prod(x.shape[:-1])
         tensors = [x, *list(cores) * (self.sites if self.tied else 1)]
-        # A compiled graph serves many batches: its order is chosen once, for one between decoding and prefill.
-        found = apply_order(self, 64 if torch.compiler.is_compiling() else bucket(batch))
+        found = apply_order(self, planned_batch(batch))
         return follow(found, tensors).reshape(*x.shape[:-1], self.n_out)
 
     def dense(self, cores: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,9 +8,10 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.exports.export import export, plan_of
-from karipap_core.exports.onnx_layers import Blocks, blocks_of, in_blocks
+from karipap_core.exports.onnx_layers import Blocks, Network, blocks_of, contracts, in_blocks
 from karipap_core.exports.source import Source
 from karipap_core.models.load import load_model
+from karipap_core.networks import NETWORKS
 from karipap_core.quantization.packing import Quantized
 from tests.helpers.architectures import make
 from tests.helpers.folders import folder_of
@@ -180,3 +181,22 @@ def test_what_cannot_be_exported_says_so_before_anything_is_written(tmp_path, ar
     with pytest.raises(InputError, match=says):
         export(folder, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("network", ["mpo", "peps"])
+def test_a_network_stays_its_cores_in_a_graph_for_any_batch(network):
+    spec = NETWORKS[network].for_shape(128, 256, 4)
+    assert contracts(spec)
+    layer, cores = Network(spec), spec.random_cores(seed=0)
+    any_size = torch.export.Dim.DYNAMIC
+    example = (torch.zeros(2, 3, 256),)
+    program = torch.export.export(layer, example, dynamic_shapes=({0: any_size, 1: any_size},), strict=False)
+    x = torch.randn(5, 7, 256, generator=torch.Generator().manual_seed(1))
+    traced = program.module()
+    traced.load_state_dict({f"cores.{k}": core for k, core in enumerate(cores)}, assign=True)
+    torch.testing.assert_close(traced(x), x @ spec.dense(cores).T, rtol=1e-4, atol=1e-5)
+
+
+def test_cores_that_cost_more_than_their_matrix_or_are_packed_do_not_stay():
+    assert not contracts(NETWORKS["mpo"].for_shape(128, 256, 128))
+    assert not contracts(NETWORKS["mpo"].for_shape(128, 256, 4, quantize="int4"))
