@@ -87,12 +87,13 @@ def _written(run: dict, target: str, there: Path, zipped) -> None:
     if found is None:
         st.caption("What was written there does not say what it is: write it anew.")
         return
+    measured = found.get("measured")
     said = [
         f"{common.size(found['bytes'])} of weights; {common.size(found['source_bytes'])} in Karipap's folder, "
         f"{common.size(found['dense_bytes'])} dense.",
         *found["summary"],
         *found["notes"],
-        measured_in_words(found.get("measured"), found["title"]),
+        measured_in_words(measured, found["title"]) if measured else f"Not measured in {found['title']}.",
     ]
     st.html("".join(f'<p class="k-note">{html.escape(line)}</p>' for line in said))
     st.code(found["commands"], language=None, wrap_lines=True)
