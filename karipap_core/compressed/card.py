@@ -15,7 +15,8 @@ CARRIED = ("license", "license_name", "license_link", "language")  # fields of t
 
 def write_card(folder: Path, source: Checkpoint, plan: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes the card of a compressed folder. plan : as JSON; facts : "kept", "bytes_kept" of the whole model."""
-    base, name = base_model(plan, source.name), folder.name
+    base = base_model(plan, source.name)
+    name = f"{base.rpartition('/')[2]}-karipap"  # not the folder's own: the same plan gives the same bytes anywhere
     kind = kind_of(source.config, True)
     lines = [two_lines(name, loader_of(source.config, kind))]
     if kind in PREDICTS:

@@ -42,7 +42,9 @@ def test_the_card_names_the_base_model_its_licence_and_how_to_load_it(folder):
         "quantized_by": "karipap",
         "tags": ["karipap"],
     }
-    assert "transformers.AutoModelForCausalLM.from_pretrained('small')" in card and "pip install karipap" in card
+    assert (
+        "transformers.AutoModelForCausalLM.from_pretrained('model-karipap')" in card and "pip install karipap" in card
+    )
 
 
 def test_who_edits_the_card_does_not_change_the_model(folder):

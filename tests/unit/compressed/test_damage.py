@@ -103,7 +103,7 @@ def test_any_flipped_bit_of_any_file_is_found(out):
     report = report_of(out)
     assert as_written(out, report)
     for file in sorted(out.iterdir()):
-        if file.name in ("verify.json", "karipap.json"):
+        if file.name in ("verify.json", "karipap.json", "README.md"):  # records, and a card that people may edit
             continue
         whole = file.read_bytes()
         header = int.from_bytes(whole[:8], "little") + 8 if file.suffix == ".safetensors" else len(whole)
