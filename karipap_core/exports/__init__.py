@@ -7,3 +7,4 @@ TARGETS = {
     "gguf": "gguf.exporter",
     "onnx": "onnx_folder",
 }
+TOKENS = 8192  # of a text that an export is measured on, where nobody says how many

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.errors import InputError
+from karipap_core.exports import TOKENS
 from karipap_core.exports.exporter import Exporter
 from karipap_core.exports.source import Source
 from karipap_core.progress import Progress, silent
@@ -22,7 +23,7 @@ from karipap_core.text import Text
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
 
-WINDOW, TOKENS = 512, 8192
+WINDOW = 512
 PROMPT, NEW_TOKENS, REPEATS = 64, 32, 3
 SECONDS = 3600  # that an engine may take
 

@@ -1,16 +1,18 @@
 """One export from beginning to end: what changes is told first, then the folder is written, carded and, where asked
 for, measured in its own engine."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from karipap_core.checkpoint.tensorfile import bytes_of
 from karipap_core.compressed.archive import EXPORTED
 from karipap_core.compressed.folder import new_folder
+from karipap_core.compressed.saved_again import WORDS
+from karipap_core.exports import TOKENS
 from karipap_core.exports.card import write_card
-from karipap_core.exports.check import TOKENS, can_be_measured, compared
+from karipap_core.exports.check import can_be_measured, compared
 from karipap_core.exports.exporter import Exporter, Line, Wanted, exporter_named
 from karipap_core.exports.source import Source
 from karipap_core.progress import Progress, silent
@@ -22,7 +24,6 @@ from karipap_core.workspace.locks import only_writer
 
 RECORD, PLAN = EXPORTED, "karipap-plan.json"
 FORMAT = "karipap-export"
-WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def export(  # noqa: PLR0913 (what a person types)
@@ -80,7 +81,7 @@ def planned(source: Source, exporter: Exporter, wanted: Wanted, out: Path, progr
         progress("look", number, len(source.names), line.weight)
     folder = source.checkpoint
     rest = folder.bytes - sum(line.source_bytes for line in lines)
-    dense = rest + sum(WIDTH[held.dtype] * math.prod(held.shape) for held in map(source.held, source.names))
+    dense = rest + sum(bytes_of(WORDS[held.dtype], held.shape) for held in map(source.held, source.names))
     return {
         "format": FORMAT,
         "version": 1,

@@ -40,8 +40,16 @@ class SafetensorsFolder(Exporter):
     packages = ("compressed-tensors", "peft")
 
     @abstractmethod
-    def forms(self, source: Source, wanted: Wanted) -> dict[str, Form]:
+    def choose(self, source: Source, wanted: Wanted) -> dict[str, Form]:
         """For each compressed weight, how it is stored."""
+
+    def forms(self, source: Source, wanted: Wanted) -> dict[str, Form]:
+        """What `choose` gives, found once for all that asks: it reads every weight and builds the model without
+        numbers."""
+        key = f"{self.name} {wanted}"
+        if key not in source.worked_out:
+            source.worked_out[key] = self.choose(source, wanted)
+        return source.worked_out[key]
 
     def config(self, source: Source, schemes: dict[str, Scheme]) -> dict:
         """config.json's `quantization_config` of {module: scheme}."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karipap_core.checkpoint.roles import TABLES, role_of
+from karipap_core.checkpoint.tensorfile import ITEM_BYTES
 from karipap_core.compressed.densify import DenseForm, Held
+from karipap_core.compressed.saved_again import WORDS
 
 if TYPE_CHECKING:  # torch takes a second to import
     import torch
@@ -91,7 +93,7 @@ class Source(DenseForm):
                 left, right = read_cores(spec, own, self.reader(name))[-2:]
                 pair = left.float(), right.float()
         held, role = self.held(name), role_of(name, mixture=False)
-        itemsize = 4 if held.dtype == "float32" else 2
+        itemsize = ITEM_BYTES[WORDS[held.dtype]]
         packed = spec.formats[-1] is not None
         shape = (spec.n_out, spec.n_in)
         return Part(name, held, role, shape, grid, pair, packed, spec.describe(), spec.bytes(itemsize))

@@ -31,7 +31,7 @@ class Transformers(SafetensorsFolder):
     engine = "transformers"
     script = "with_transformers.py"
 
-    def forms(self, source: Source, wanted: Wanted) -> dict[str, Form]:
+    def choose(self, source: Source, wanted: Wanted) -> dict[str, Form]:
         modules = modules_of(source)
         forms: dict[str, Form] = {}
         shapes: dict[str, tuple[int, int]] = {}

@@ -36,7 +36,7 @@ class Vllm(SafetensorsFolder):
     engine = "vllm"
     script = "with_vllm.py"
 
-    def forms(self, source: Source, wanted: Wanted) -> dict[str, Form]:
+    def choose(self, source: Source, wanted: Wanted) -> dict[str, Form]:
         modules = modules_of(source)
         forms: dict[str, Form] = {}
         for part in source.parts():

@@ -7,10 +7,8 @@ from pathlib import Path
 from karipap_core.cli.options import COMPRESSED, positive, text_option
 from karipap_core.cli.registry import option, verb
 from karipap_core.cli.tables import table
-from karipap_core.exports import TARGETS
+from karipap_core.exports import TARGETS, TOKENS
 from karipap_core.progress import Progress
-
-TOKENS = 8192
 
 
 @verb(
