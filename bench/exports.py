@@ -5,8 +5,8 @@
 Every model (default: the bundled one) is compressed as int8, int4, qlr (int4 with corrections of rank 8, 16 and 24 in
 turn) and low-rank (half of each weight's numbers), each weight alike and in the weight metric: what is compared is not
 how good a plan is, but the same folder on two sides. Each export runs in its own engine, and so does the same folder
-with every weight dense (`export --plain`), one after the other: a busy machine shows in the speeds. What is measured is kept in `bench/exports.json` of the
-workspace. `make engines` makes the environments that --python finds by itself.
+with every weight dense (`export --plain`), one after the other: a busy machine shows in the speeds. What is measured
+is kept in `bench/exports.json` of the workspace. `make engines` makes the environments that --python finds by itself.
 """
 
 import argparse
