@@ -29,7 +29,7 @@ class Board:
         self.reader = shared.Reader(browser, address, **settings)
         self.page = self.reader.page
         self.page.goto(f"{address}/{query}")
-        self.slider("budget").wait_for(timeout=120_000)
+        self.slider("budget").wait_for()
         self.page.wait_for_function("document.querySelector('#told') !== null")
         self.page.wait_for_timeout(300)
 
@@ -332,7 +332,7 @@ def test_on_a_phone_swipes_scroll_and_a_tapped_cell_is_set_with_a_slider(browser
     less = page.get_by_role("button", name="one step smaller")
     chi = told["chi"][name_of(6, "down")]
     assert board.release(less.tap)["chi"][name_of(6, "down")] == chi - 1
-    board.slider("role up, all layers").tap()
+    board.release(board.slider("role up, all layers").tap)
     told = board.release(less.tap)
     assert any(name.endswith("up_proj") for name in told["hand"])
     for sized in (less, slider, board.slider("layer 6 down"), page.locator(".held button")):

@@ -75,7 +75,7 @@ def test_one_press_checks_a_claim_and_the_figure_stays(browser, place):
         page.get_by_role("button", name="Check it here").click()
         page.wait_for_selector(".st-key-k-job-claim_job")
         page.reload()
-        page.wait_for_selector(".k-job.k-done", timeout=240_000)
+        page.wait_for_selector(".k-job.k-done")
         reader.still()
         assert page.locator("td.k-measured").count() == 4 and "nats" in reader.text()
         document = results(open_checkpoint(model).key, workspace)["structure"]

@@ -5,7 +5,6 @@ import pytest
 from reliability import load
 
 
-@pytest.mark.timeout(900)  # minutes where other work runs beside it
 def test_three_sessions_keep_their_drafts_and_nobody_cancels_anothers_job_unasked(chromium, tmp_path):
     found = load.measure(tmp_path, 3, 6, chromium, tell=lambda _: None)
     assert found.held(), found

@@ -160,7 +160,7 @@ def test_by_mouse_a_model_is_opened_cut_by_hand_measured_and_taken_home(browser,
         page.get_by_role("button", name="Compress & evaluate").click()
         page.locator(".st-key-k-jobs").get_by_text(re.compile("1 (running|waiting)")).wait_for()
         see = page.get_by_role("button", name="See it on the trade-off").first
-        see.wait_for(timeout=280_000)
+        see.wait_for()
         see.click()
         run = is_ringed(reader, workspace, "three-by-hand")
         assert run["plan"]["weights"] == plan["weights"]
@@ -179,7 +179,7 @@ def test_by_mouse_a_model_is_opened_cut_by_hand_measured_and_taken_home(browser,
 
         page.get_by_role("button", name="Export").click()
         link = page.get_by_role("link", name="Download the export")
-        link.wait_for(timeout=180_000)
+        link.wait_for()
         with page.expect_download() as download:
             link.click()
         with zipfile.ZipFile(download.value.path()) as found:
@@ -248,7 +248,7 @@ def test_on_a_phone_by_touch_a_model_is_opened_cut_and_measured(browser, own, tm
         name = named_by_itself(page)
         page.get_by_role("button", name="Compress & evaluate").tap()
         see = page.get_by_role("button", name="See it on the trade-off").first
-        see.wait_for(timeout=280_000)
+        see.wait_for()
         assert fits()
         see.tap()
         run = is_ringed(reader, workspace, name)
@@ -336,7 +336,7 @@ def test_by_keyboard_alone_a_model_is_opened_cut_and_measured(browser, own, tmp_
         keys.press("Enter")
         page.wait_for_url("**/run?**")
         keys.rests("Run")
-        page.get_by_role("button", name="See it on the trade-off").first.wait_for(timeout=90_000)
+        page.get_by_role("button", name="See it on the trade-off").first.wait_for()
         reader.still()
         keys.to("See it on the trade-off")
         keys.press("Enter")

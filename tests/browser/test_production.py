@@ -46,7 +46,7 @@ def test_from_red_to_green_by_the_pages_own_buttons(browser, place):
         page.locator(".st-key-prompts textarea").press("Control+Enter")
         reader.still()
         page.get_by_role("button", name="Run both models").click()
-        page.get_by_text("Ready: all items are green.").wait_for(timeout=180_000)  # several verbs run for it
+        page.get_by_text("Ready: all items are green.").wait_for()  # several verbs run for it
         reader.still()
         assert page.locator(".k-items .k-green").count() == 8
         assert page.locator(".k-shadow").count() == 2 and page.locator(".k-shadow mark").count() > 0

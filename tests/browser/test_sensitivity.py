@@ -22,7 +22,7 @@ def test_measured_and_read_by_clicks(browser, place):
         assert "Nothing measured on this model yet" in reader.text()
         page.get_by_role("button", name="New measurement").click()
         page.get_by_test_id("stPopoverBody").get_by_role("button", name="Measure").click()
-        page.locator(".k-job.k-done").wait_for(timeout=240_000)
+        page.locator(".k-job.k-done").wait_for()
         reader.still()
         assert "Does entropy predict sensitivity here?" in reader.text()
         plot = page.locator(".st-key-sens_map .nsewdrag").first

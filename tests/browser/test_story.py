@@ -63,7 +63,7 @@ def test_a_first_visit_profiles_the_model_by_itself_and_a_click_opens_a_weight(r
     page = reader.open("/tradeoff?model=small")  # a fresh server's first request may be for any page
     page.get_by_text("Nothing has been measured").wait_for()
     page = reader.go("Profile")
-    page.wait_for_selector(".st-key-map .main-svg", timeout=180_000)
+    page.wait_for_selector(".st-key-map .main-svg")
     reader.still()
     names = {(w.layer, w.role): w.name for w in checkpoint.weights}
     reader.click_cell(1, 1, layers_of(checkpoint))
@@ -136,7 +136,7 @@ def test_a_plan_is_dragged_run_and_ends_as_a_point_on_the_curve(reader, browser,
         other.open(f"/run?model=small&job={job_id}")
         other.page.wait_for_selector(".st-key-k-job-job")
         assert other.page.get_by_role("button", name="Compress & evaluate").is_disabled()
-    page.wait_for_selector(".k-job.k-done", timeout=280_000)
+    page.wait_for_selector(".k-job.k-done")
     reader.still()
     run = next(run for run in workspace.runs if run["id"].startswith("run-"))
     name = next(w.name for w in checkpoint.weights if (w.layer, w.role) == (0, "q"))

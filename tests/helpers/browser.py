@@ -24,6 +24,7 @@ AT_REST = """() => {
   return still && performance.now() - (window.restsSince ??= performance.now()) >= 250;
 }"""
 
+PATIENCE = 280_000  # milliseconds to wait for anything: how long it takes says how busy the machine is
 REST = 6  # moments of 25 ms for which a finger rests: Chromium takes the speed from the last 100 ms
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -41,7 +42,7 @@ class Reader:
     def __init__(self, browser, address: str, **settings) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1400, "height": 950}} | settings)
         self.page, self.address, self.complaints = self.context.new_page(), address, []
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(PATIENCE)
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
@@ -91,7 +92,7 @@ def value(slider) -> str:
     """Where a slider of the board stands; waits until it is drawn."""
     from playwright.sync_api import expect
 
-    expect(slider).to_have_attribute("aria-valuenow", re.compile(r"\d"), timeout=30_000)
+    expect(slider).to_have_attribute("aria-valuenow", re.compile(r"\d"), timeout=PATIENCE)
     return slider.get_attribute("aria-valuenow")
 
 

@@ -56,15 +56,13 @@ def verb(monkeypatch):
 
 
 def test_help_is_instant_and_lists_every_verb():
-    """CPU time, as other processes may be busy: without torch it is well under 0.3 s."""
-    code = "import sys, time; from karipap_core.cli import frame\n"
+    """What is imported is counted, not seconds: those say how busy the machine is."""
+    code = "import sys; from karipap_core.cli import frame\n"
     code += "try:\n    frame.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print(time.process_time(), 'torch' in sys.modules, file=sys.stderr)"
+    code += "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
-    seconds, torch_imported = done.stderr.split()
     assert all(f"    {name} " in done.stdout for name in VERBS)
-    assert float(seconds) < 0.3
-    assert torch_imported == "False"
+    assert {name for name in done.stderr.split() if not name.startswith("_")} <= {"karipap_core", "filelock"}
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -63,17 +63,13 @@ def test_what_type_checkers_see_is_what_is_loaded():
     assert seen == {name: f"karipap_core.{module}" for name, module in kp._HOME.items()}
 
 
-def test_importing_is_quick_and_loads_no_torch():
+def test_importing_loads_nothing_that_takes_long():
     program = """
-import sys, time
-began = time.process_time()
+import sys
+before = set(sys.modules)
 import karipap_core
-seconds = time.process_time() - began
-heavy = {"torch", "transformers", "numpy", "pandas", "safetensors"} & set(sys.modules)
-print(seconds, sorted(heavy))"""
-    runs = [in_a_process(program).split(" ", 1) for _ in range(3)]
-    assert {heavy for _, heavy in runs} == {"[]"}
-    assert min(float(seconds) for seconds, _ in runs) < 0.1
+print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"""
+    assert in_a_process(program) == "['karipap_core']"
 
 
 def test_names_that_need_no_torch_load_none():
