@@ -35,6 +35,6 @@ def measured_in_words(measured: dict[str, Any] | None, title: str) -> str:
     return (
         f"{measured['engine']}: {measured['loss']:.4f} nats a token on {measured['tokens']:,} tokens of "
         f"{measured['text']}, Karipap's own folder {measured['karipap_loss']:.4f} on the same; the difference is "
-        f"{measured['difference']:z+.5f}{between}, and no token's log-probability is off by more than "
+        f"{measured['difference']:+z.5f}{between}, and no token's log-probability is off by more than "
         f"{measured['largest']:.4f}."
     )

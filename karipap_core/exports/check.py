@@ -76,11 +76,12 @@ def answered(exporter: Exporter, out: Path, asked: Asked, python: str | Path | N
 
     Raises InputError with the engine's last words where it fails.
     """
-    script = Path(__file__).parent / "engines" / exporter.script
+    engines = Path(__file__).parent / "engines"
     with tempfile.TemporaryDirectory() as scratch:
         question, answer = Path(scratch) / "asked.json", Path(scratch) / "answer.json"
         question.write_text(json.dumps(asked.__dict__))
-        command = [str(python or sys.executable), "-I", str(script), str(out), str(question), str(answer)]
+        command = [str(python or sys.executable), "-I", str(engines / "ask.py"), str(engines / exporter.script)]
+        command += [str(out), str(question), str(answer)]
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
         except OSError as error:

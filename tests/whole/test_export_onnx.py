@@ -9,8 +9,7 @@ import torch
 from karipap_core.exports.export import export
 from karipap_core.models.load import load_model
 from tests.helpers.architectures import make
-from tests.helpers.folders import folder_of
-from tests.helpers.mixed_plans import mixed
+from tests.helpers.plans import by_role
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed here")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed here")
@@ -22,16 +21,16 @@ FEW, MORE = ["gpt2", "qwen3"], ["gemma2", "gpt_neox", "mistral", "phi3"]
 
 @pytest.mark.parametrize("architecture", FEW + MORE * ("KARIPAP_ENGINES_PYTHON" in os.environ))
 def test_the_engine_gives_our_logits(tmp_path, architecture):
-    from karipap_core.exports.engines.with_onnxruntime import Model
+    from karipap_core.exports.engines.with_onnxruntime import Engine
 
     model = make(architecture, tmp_path / "model")
-    folder = folder_of(model, tmp_path / "compressed", mixed(model))
+    folder = by_role(model, tmp_path / "compressed")
     export(folder, "onnx", tmp_path / "onnx")
     ids = torch.randint(0, 250, (1, 40), generator=torch.Generator().manual_seed(0))  # past Mistral's window of 32
     live, _ = load_model(folder)
     with torch.no_grad():
         wanted = live(ids).logits[0].numpy()
-    engine, tokens = Model(tmp_path / "onnx", 1), ids[0].tolist()
+    engine, tokens = Engine(tmp_path / "onnx", {"threads": 1}), ids[0].tolist()
     np.testing.assert_allclose(engine.step(tokens)[0], wanted, rtol=0, atol=2e-5)
     cache, rows = None, []
     for begin, end in ((0, 7), (7, 8), (8, 9), (9, 38), (38, 40)):

@@ -60,7 +60,7 @@ def expected(folder: Path, scratch: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_lines_of_the_card_give_our_logits(case, tmp_path):
-    python = engine_python("engines")
+    python = engine_python("engines", "compressed_tensors")
     name, kinds = CASES[case]
     folder = in_turn(make(name, tmp_path / "model"), tmp_path / "folder", *kinds)
     document = export(folder, "transformers", tmp_path / "out")
@@ -78,7 +78,7 @@ def test_the_lines_of_the_card_give_our_logits(case, tmp_path):
 
 def test_twelve_layers_of_different_ranks_padded_and_not(tmp_path):
     """`rank_pattern` is regular expressions behind any prefix: layer 1 must not be taken for layer 11."""
-    python = engine_python("engines")
+    python = engine_python("engines", "compressed_tensors")
     model = make("llama_untied", tmp_path / "model", num_hidden_layers=13)
     kinds = [f"qlr int4 {rank}" for rank in (1, 7, 2, 6, 3, 5, 4, 8, 9)]
     folder = in_turn(model, tmp_path / "folder", *kinds)

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("one_rank", [False, True])
 def test_integers_and_adapter(folder, tmp_path, one_rank):
-    python = engine_python("vllm")
+    python = engine_python("vllm", "vllm")
     asked = subprocess.run([python, "-c", HAS_KERNEL], capture_output=True, text=True, timeout=300)
     assert asked.returncode == 0, asked.stderr[-1000:]
     if asked.stdout.split()[-1] == "False":
@@ -37,7 +37,7 @@ def test_integers_and_adapter(folder, tmp_path, one_rank):
 
 
 def test_everything_dense(folder, tmp_path):
-    python = engine_python("vllm")
+    python = engine_python("vllm", "vllm")
     export(folder, "vllm", tmp_path / "out", plain=True)
     check(folder, tmp_path / "out", python)
 

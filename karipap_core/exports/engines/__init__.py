@@ -1,6 +1,9 @@
-"""Scripts that run an export in its own engine, each in a process of its own and without Karipap:
+"""What runs an export in its own engine, in a process of its own and without Karipap:
 
-    python -I SCRIPT FOLDER ASKED.json ANSWER.json
+    python -I ask.py ENGINE.py FOLDER ASKED.json ANSWER.json
+
+ENGINE.py has a class Engine(folder, asked) with `name` (name and versions), `logprobs(window)` and
+`write(prompt, new_tokens)` (tokens, seconds for the prompt and the first of them, seconds for each of the others).
 
 ASKED.json: {"windows": [[token ids]], all of one length; "prompt": [token ids], "new_tokens": how many to write
 greedily behind it, "repeats": how often to time that; "dtype": "float32" …; "threads": of the processor}.

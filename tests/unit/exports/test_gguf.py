@@ -17,15 +17,16 @@ from karipap_core.exports.gguf import blocks
 from karipap_core.exports.gguf.vocabulary import vocabulary
 from karipap_core.exports.source import Source
 from karipap_core.quantization.formats import Format
-from tests.helpers import exported, gguf_files
+from tests.helpers import for_llama_cpp, gguf_files
+from tests.helpers.plans import EVERY, in_turn
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
 
-def written(name, tmp_path, forms=exported.FORMS, **changes):
+def written(name, tmp_path, kinds=EVERY, **changes):
     """(compressed folder, its export) of a model of `gguf_files.MADE`."""
-    model = exported.model(name, tmp_path / "made", **changes)
-    folder = exported.compressed(model, tmp_path / "compressed", forms)
+    model = for_llama_cpp.model(name, tmp_path / "made", **changes)
+    folder = in_turn(model, tmp_path / "compressed", *kinds)
     return folder, export(folder, "gguf", tmp_path / "out")
 
 
@@ -65,7 +66,7 @@ def test_what_is_written_is_read_again(tmp_path, name):
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon in groups", "bloom", "qwen3.5"])
 def test_an_adapter_holds_each_correction_in_the_order_of_its_weights_rows(tmp_path, name):
     """Against the tests' own converter, which is written from llama.cpp's."""
-    folder, _ = written(name, tmp_path, ("qlr", "qlr3"))
+    folder, _ = written(name, tmp_path, ("qlr int4 5", "qlr int3 3 int4"))
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     kind = gguf_files.NAMES.get(config["model_type"], config["model_type"])
     reader = GGUFReader(tmp_path / "out" / "adapter.gguf")
@@ -103,7 +104,7 @@ def test_an_adapter_holds_each_correction_in_the_order_of_its_weights_rows(tmp_p
 def test_a_file_that_was_written_has_the_spectra_of_the_folder(tmp_path):
     """Singular values of what Karipap opens, in bfloat16, against those of every stored weight. Weyl: σ_k moves by no
     more than the spectral norm of the difference, which is at most the rounding's and the type's Frobenius norm."""
-    folder, document = written("llama", tmp_path, ("int4", "int3", "lowrank"))
+    folder, document = written("llama", tmp_path, ("int4", "int3", "lowrank 6"))
     source, opened = Source(folder), open_checkpoint(tmp_path / "out" / "model.gguf")
     errors = {line["weight"]: line["error"] for line in document["weights"]}
     for name in source.names:
@@ -115,8 +116,8 @@ def test_a_file_that_was_written_has_the_spectra_of_the_folder(tmp_path):
 
 
 def test_a_plain_export_has_every_weight_in_16_bits(tmp_path):
-    model = exported.model("llama", tmp_path / "made")
-    folder = exported.compressed(model, tmp_path / "compressed")
+    model = for_llama_cpp.model("llama", tmp_path / "made")
+    folder = in_turn(model, tmp_path / "compressed", *EVERY)
     document = export(folder, "gguf", tmp_path / "out", plain=True)
     assert {line["stored"] for line in document["weights"]} <= {"dense, F16", "dense, BF16"}
     assert not any(line["why"] for line in document["weights"]) and not (tmp_path / "out" / "adapter.gguf").exists()
@@ -205,8 +206,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_setting_that_llama_cpp_has_no_word_for_is_told_before_anything_is_written(tmp_path, case):
     name, changes, said = REFUSED[case]
-    model = exported.with_a_merge(gguf_files.make(name, tmp_path / "made", vocab_size=260, **changes))
-    folder = exported.compressed(model, tmp_path / "compressed")
+    model = for_llama_cpp.with_a_merge(gguf_files.make(name, tmp_path / "made", vocab_size=260, **changes))
+    folder = in_turn(model, tmp_path / "compressed", *EVERY)
     with pytest.raises(InputError, match=said):
         export(folder, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -215,7 +216,7 @@ def test_a_setting_that_llama_cpp_has_no_word_for_is_told_before_anything_is_wri
 def test_a_model_of_another_type_is_refused(tmp_path):
     from tests.helpers.architectures import make
 
-    folder = exported.compressed(make("gpt_neox", tmp_path / "made"), tmp_path / "compressed")
+    folder = in_turn(make("gpt_neox", tmp_path / "made"), tmp_path / "compressed", *EVERY)
     with pytest.raises(InputError, match="of the type gpt_neox is not written as GGUF; these are: bloom, falcon"):
         plan_of(folder, "gguf", tmp_path / "out")
 

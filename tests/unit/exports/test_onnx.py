@@ -14,8 +14,7 @@ from karipap_core.models.load import load_model
 from karipap_core.networks import NETWORKS
 from karipap_core.quantization.packing import Quantized
 from tests.helpers.architectures import make
-from tests.helpers.folders import folder_of
-from tests.helpers.mixed_plans import mixed
+from tests.helpers.plans import by_role
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed here")
 
@@ -25,7 +24,7 @@ def exported(tmp_path_factory) -> tuple[Path, Path, dict]:
     """(compressed folder, export, what `export` returned) of a Llama with biases and a tied head."""
     root = tmp_path_factory.mktemp("onnx")
     model = make("llama_biases", root / "model")
-    folder = folder_of(model, root / "compressed", mixed(model))
+    folder = by_role(model, root / "compressed")
     return folder, root / "onnx", export(folder, "onnx", root / "onnx")
 
 
@@ -120,7 +119,7 @@ def test_the_table_and_head_that_are_tied_take_their_bytes_once(exported):
 
 def test_the_engine_gives_our_logits_with_and_without_a_past(exported):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed here")
-    from karipap_core.exports.engines.with_onnxruntime import Model, logprobs, write
+    from karipap_core.exports.engines.with_onnxruntime import Engine
 
     folder, out, _ = exported
     ids = torch.randint(0, 250, (1, 40), generator=torch.Generator().manual_seed(0))
@@ -128,20 +127,20 @@ def test_the_engine_gives_our_logits_with_and_without_a_past(exported):
     with torch.no_grad():
         wanted = live(ids).logits[0].double()
     window = ids[0].tolist()
-    model = Model(out, 1)
-    whole, _ = model.step(window)
+    engine = Engine(out, {"threads": 1})
+    whole, _ = engine.step(window)
     np.testing.assert_allclose(whole, wanted.numpy(), rtol=0, atol=2e-5)
     cache, rows = None, []
     for begin, end in ((0, 7), (7, 8), (8, 9), (9, 38), (38, 40)):
-        logits, cache = model.step(window[begin:end], cache)
+        logits, cache = engine.step(window[begin:end], cache)
         rows.append(logits)
     np.testing.assert_allclose(np.concatenate(rows), wanted.numpy(), rtol=0, atol=2e-5)
     scores = wanted[:-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-    np.testing.assert_allclose(logprobs(model, window), scores.numpy(), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(engine.logprobs(window), scores.numpy(), rtol=0, atol=2e-5)
     with torch.no_grad():
         greedy = live.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     behind = greedy[0, 40:].tolist()
-    assert write(model, window, 8)[0][: len(behind)] == behind
+    assert engine.write(window, 8)[0][: len(behind)] == behind
 
 
 def test_rows_of_a_batch_may_be_filled_up_on_the_left(exported):
@@ -175,7 +174,7 @@ def test_rows_of_a_batch_may_be_filled_up_on_the_left(exported):
 )
 def test_what_cannot_be_exported_says_so_before_anything_is_written(tmp_path, architecture, says):
     model = make(architecture, tmp_path / "model")
-    folder = folder_of(model, tmp_path / "compressed", mixed(model))
+    folder = by_role(model, tmp_path / "compressed")
     with pytest.raises(InputError, match=says):
         plan_of(folder, "onnx", tmp_path / "out")
     with pytest.raises(InputError, match=says):
