@@ -5,14 +5,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_map
-from transformers import PreTrainedModel
 
 from karipap_core.models.lockstep import Meet, heavy_in_conductor, walk
 from karipap_core.models.streamed import Streamed
+
+if TYPE_CHECKING:  # its models take six seconds to import
+    from transformers import PreTrainedModel
 
 LARGE = 2 << 30  # bytes of a model in float32, above which it is not loaded whole where that can be helped
 
@@ -29,13 +31,13 @@ class Abreast:
         self._places: dict[tuple[str, int], int] = {}  # (block, which visit of it), in the order of the forward pass
         self._mine = threading.local()  # of the thread that asks: its number, its visits, what it meets with
 
-    def run(self, functions: Sequence[Callable[[PreTrainedModel], Any]]) -> list[Any]:
+    def run(self, functions: Sequence[Callable[["PreTrainedModel"], Any]]) -> list[Any]:
         """What each function gives. Raises what one of them, or reading a block, does."""
         model, found = self.streamed.model, [None] * len(functions)
         shells = [model.get_submodule(path) for path in self.streamed.blocks]
 
         @torch.no_grad()
-        def one(number: int, function: Callable[[PreTrainedModel], Any], meet: Meet) -> None:
+        def one(number: int, function: Callable[["PreTrainedModel"], Any], meet: Meet) -> None:
             self._mine.number, self._mine.visits, self._mine.meet = number, Counter(), meet
             with self.within(number):
                 found[number] = function(model)

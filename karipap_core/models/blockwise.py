@@ -15,11 +15,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from transformers import PreTrainedModel
 
 from karipap_core.models.lockstep import Meet, heavy_in_conductor, walk
 from karipap_core.models.scratch import Scratch
@@ -28,7 +27,10 @@ from karipap_core.models.streamed import Streamed
 from karipap_core.models.structure import Odd, put_together, taken_apart
 from karipap_core.progress import Progress, silent
 
-Loss = Callable[[PreTrainedModel], torch.Tensor]
+if TYPE_CHECKING:  # its models take six seconds to import
+    from transformers import PreTrainedModel
+
+Loss = Callable[["PreTrainedModel"], torch.Tensor]
 FORWARD, BACKWARD = 0, 1
 ROOM = 1.4  # of the model's bytes
 

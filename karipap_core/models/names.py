@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import MergeModulelist, WeightConverter, WeightRenaming, rename_source_key
 
 from karipap_core.checkpoint.layouts import operand
 from karipap_core.errors import InputError
 from karipap_core.models.experts import stacked_experts, with_stacks
 from karipap_core.models.fused import Part, fuse
 from karipap_core.models.operands import HeadsOperand, Patches, WholeOperand, is_patches, stand_in
+
+if TYPE_CHECKING:  # its models take six seconds to import
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 
 def part_of(pattern: str) -> str:
@@ -23,6 +25,8 @@ def part_of(pattern: str) -> str:
 
 def merges_experts(conversion) -> bool:
     """Whether a conversion of transformers stacks separately stored experts."""
+    from transformers.core_model_loading import MergeModulelist, WeightConverter
+
     return isinstance(conversion, WeightConverter) and any(
         isinstance(operation, MergeModulelist) for operation in conversion.operations
     )
@@ -34,7 +38,10 @@ class Names:
     stored : the names of what is stored; some renamings of transformers only hold where another name was seen before.
     """
 
-    def __init__(self, model: PreTrainedModel, stored: Iterable[str] = ()):
+    def __init__(self, model: "PreTrainedModel", stored: Iterable[str] = ()):
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
         conversions = get_model_conversion_mapping(model)
         self.model = model
         self.merges = [conversion for conversion in conversions if merges_experts(conversion)]
@@ -134,6 +141,8 @@ class Names:
     def live(self, tensor: str) -> tuple[str, str | None]:
         """(name in the model, pattern of the converter that it goes through) of a stored tensor; the first of its names
         where it becomes several."""
+        from transformers.core_model_loading import rename_source_key
+
         known = self._known()
         live, pattern = rename_source_key(tensor, self.renamings, self.others, self.model.base_model_prefix, known)
         if live not in known:
@@ -143,9 +152,11 @@ class Names:
                 return plain, None
         return live, pattern
 
-    def renamings_of(self, names: Iterable[str]) -> list[WeightRenaming]:
+    def renamings_of(self, names: Iterable[str]) -> "list[WeightRenaming]":
         """What takes the stored parts of these weights (cores …) to where their modules are, behind the model's own
         renamings: for those alone that these do not take there."""
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
         found = []
         for name in names:
             stored, _ = rename_source_key(f"{name}.cores.0", self.renamings, [])
@@ -198,7 +209,7 @@ class Names:
             raise InputError(f"{type(self.model).__name__} computes with {tensor} in another form: leave it dense.")
         return rows
 
-    def _converter(self, pattern: str) -> WeightConverter:
+    def _converter(self, pattern: str) -> "WeightConverter":
         return next(each for each in self.others if pattern in each.source_patterns)
 
     def _has(self, path: str) -> bool:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
@@ -28,6 +27,9 @@ from karipap_core.models.empty import empty_model
 from karipap_core.models.names import Names
 from karipap_core.models.running import why_not
 from karipap_core.networks import Spec
+
+if TYPE_CHECKING:  # its models take six seconds to import
+    from transformers import PreTrainedModel
 
 _TRIED: dict[type, bool] = {}
 NO_LAYER = "weights that the model does not hold as linear layers of their own"
@@ -103,7 +105,7 @@ def is_embedding(module: nn.Module) -> bool:
     return is_table(module) or isinstance(module, TensorNetworkEmbedding)
 
 
-def partners(model: PreTrainedModel, path: str) -> list[str]:
+def partners(model: "PreTrainedModel", path: str) -> list[str]:
     """Paths of the modules that the model ties to the weight of the module at `path` (an embedding's head, a head's
     embedding), as transformers' own mapping says."""
     mine, found = f"{path}.weight", []
@@ -112,7 +114,7 @@ def partners(model: PreTrainedModel, path: str) -> list[str]:
     return [name.removesuffix(".weight") for name in found]
 
 
-def table_problem(model: PreTrainedModel, path: str) -> str | None:
+def table_problem(model: "PreTrainedModel", path: str) -> str | None:
     """Why the embedding or head at `path` cannot become a network, in one sentence, or None where it can."""
     module, tied = model.get_submodule(path), partners(model, path)
     if not is_embedding(module) and not is_linear(module):
@@ -127,7 +129,7 @@ def table_problem(model: PreTrainedModel, path: str) -> str | None:
     return None
 
 
-def place(model: PreTrainedModel, path: str, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
+def place(model: "PreTrainedModel", path: str, spec: Spec, borrowed: dict[int, Cores]) -> CoresModule:
     """Puts an uninitialized network in place of the module at `path` and, where the model ties the two, of the head of
     an embedding too (or the embedding of a head): that one borrows all cores, so that they are held once.
 
@@ -166,7 +168,7 @@ def _shape(module: nn.Module) -> tuple[int, int] | None:
     return (second, first) if isinstance(module, Conv1D) else (first, second)
 
 
-def _untie(model: PreTrainedModel, gone: set[str]) -> None:
+def _untie(model: "PreTrainedModel", gone: set[str]) -> None:
     """Makes transformers forget that it ties parameters which are no longer there, for this model alone."""
     for prefix, part in model.named_modules():
         mapping = getattr(part, "_tied_weights_keys", None)
@@ -219,7 +221,7 @@ class Site:
 
 
 def sites(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     checkpoint: Checkpoint,
     tables: bool = False,
     among: Sequence[Weight] | None = None,
@@ -236,7 +238,7 @@ def sites(
 
 
 def _sorted_out(
-    model: PreTrainedModel,
+    model: "PreTrainedModel",
     checkpoint: Checkpoint,
     tables: bool,
     among: Sequence[Weight] | None = None,
@@ -285,8 +287,10 @@ def _other(module: nn.Module) -> str:
     return f"weights of a {kind}, which computes more than y = W x + b"
 
 
-def _token_tables(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _token_tables(model: "PreTrainedModel") -> Iterator[nn.Module]:
     """The modules that a model, or a part of it, looks its tokens up in and scores them with: no tables of places."""
+    from transformers import PreTrainedModel
+
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
             for get in (part.get_input_embeddings, part.get_output_embeddings):

@@ -10,20 +10,19 @@ import ctypes
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
 
 from karipap_core.checkpoint.model import Checkpoint, Weight
 from karipap_core.errors import InputError
 from karipap_core.models.empty import empty_model, explained, live_config, quiet
 from karipap_core.models.names import Names
 from karipap_core.models.sites import Site, sites
+
+if TYPE_CHECKING:  # its models take six seconds to import
+    from transformers import PreTrainedModel
 
 BLOCKS_SHARE = 0.5  # of the compressible parameters that have to lie in blocks, for reading them apart to be worth it
 
@@ -105,8 +104,12 @@ class Streamed:
             self._held = path, module.to(self.device), found
         return self._held[1], self._held[2]
 
-    def _fill(self, model: PreTrainedModel, path: str | None) -> None:
+    def _fill(self, model: "PreTrainedModel", path: str | None) -> None:
         """Loads the tensors of a block, or of what lies outside the blocks, into the model."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
         tensors = {tensor: self.checkpoint.read_tensor(tensor) for tensor in self._tensors[path]}
         rules: Any = get_model_conversion_mapping(model)
         settings = LoadStateDictConfig(weight_mapping=rules, dtype=self.dtype, device_map={"": "cpu"})
@@ -133,7 +136,7 @@ def _within(name: str, blocks: Sequence[str]) -> str | None:
     return next((path for end in range(len(parts), 0, -1) if (path := ".".join(parts[:end])) in known), None)
 
 
-def block_paths(model: PreTrainedModel, checkpoint: Checkpoint) -> list[str]:
+def block_paths(model: "PreTrainedModel", checkpoint: Checkpoint) -> list[str]:
     """Paths of the model's blocks, in its order: the modules by number that weights of the blocks are in."""
     found: set[str] = set()
     names = Names(model, checkpoint.tensors)

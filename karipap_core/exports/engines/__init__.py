@@ -1,8 +1,8 @@
 """What runs an export in its own engine, in a process of its own and without Karipap:
 
-    python -I ask.py ENGINE.py FOLDER ASKED.json ANSWER.json
+    python -I ask.py ENGINE FOLDER ASKED.json ANSWER.json
 
-ENGINE.py has a class Engine(folder, asked) with `name` (name and versions), `logprobs(window)` and
+ENGINE is a file beside it with a class Engine(folder, asked) with `name` (name and versions), `logprobs(window)` and
 `write(prompt, new_tokens)` (tokens, seconds for the prompt and the first of them, seconds for each of the others).
 
 ASKED.json: {"windows": [[token ids]], all of one length; "prompt": [token ids], "new_tokens": how many to write

@@ -1,7 +1,7 @@
 """Asks an engine what ASKED.json says (see the package's text)."""
 
+import importlib
 import json
-import runpy
 import statistics
 import sys
 from pathlib import Path
@@ -9,7 +9,8 @@ from pathlib import Path
 
 def main(engine_file: str, folder: str, asked_file: str, answer_file: str) -> None:
     asked = json.loads(Path(asked_file).read_text())
-    engine = runpy.run_path(engine_file)["Engine"](Path(folder), asked)
+    sys.path.insert(0, str(Path(engine_file).parent))
+    engine = importlib.import_module(Path(engine_file).stem).Engine(Path(folder), asked)
     answer: dict = {
         "engine": engine.name,
         "logprobs": [engine.logprobs(window) for window in asked["windows"]],
