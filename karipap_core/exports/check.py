@@ -9,13 +9,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from karipap_core.errors import InputError
 from karipap_core.exports import TOKENS
-from karipap_core.exports.exporter import Exporter
+from karipap_core.exports.exporter import Exporter, Wanted
 from karipap_core.exports.source import Source
 from karipap_core.progress import Progress, silent
 from karipap_core.text import Text
@@ -113,21 +113,22 @@ def ours(folder: str | Path, asked: Asked) -> "torch.Tensor":
 
 def compared(
     exporter: Exporter,
-    folder: str | Path,
+    source: Source,
+    wanted: Wanted,
     out: Path,
     text: Text,
     python: str | Path | None = None,
     tokens: int = TOKENS,
     progress: Progress = silent,
 ) -> dict:
-    """Engine and Karipap side by side: {"engine", "tokens", "windows", "loss" (the engine's), "karipap_loss",
-    "difference" (of the two), "difference_error" (standard error over windows), "largest" (|Δ ln p| of a token),
-    "prefill_tokens_per_second", "decode_tokens_per_second"}; losses in nats a token."""
+    """Engine (in `exporter.dtype`) and Karipap (in float32) side by side: {"engine", "tokens", "windows", "loss" (the
+    engine's), "karipap_loss", "difference" (of the two), "difference_error" (standard error over windows), "largest"
+    (|Δ ln p| of a token), "prefill_tokens_per_second", "decode_tokens_per_second"}; losses in nats a token."""
     import torch
 
-    asked = questions(folder, text, tokens)
+    asked = replace(questions(source.folder, text, tokens), dtype=exporter.dtype(source, wanted))
     progress("check", 0, 2, "karipap")
-    own = ours(folder, asked).double()
+    own = ours(source.folder, asked).double()
     progress("check", 1, 2, exporter.engine)
     answer = answered(exporter, out, asked, python)
     theirs = torch.tensor(answer["logprobs"], dtype=torch.float64)

@@ -59,7 +59,7 @@ def export(  # noqa: PLR0913 (what a person types)
         exporter.write(source, wanted, target, progress)
         document |= {"bytes": weights_bytes(target)}
         if check is not None:
-            document["measured"] = compared(exporter, folder, target, check, python, tokens, progress)
+            document["measured"] = compared(exporter, source, wanted, target, check, python, tokens, progress)
         write_json(target / PLAN, source.plan)
         write_card(target, source, exporter, document)
         keep_json(target / RECORD, document)

@@ -87,6 +87,10 @@ class Exporter(ABC):
         """What whoever runs it has to know, in whole sentences."""
         return []
 
+    def dtype(self, source: Source, wanted: Wanted) -> str:
+        """In which its engine computes when the export is measured: float32 where it can."""
+        return "float32"
+
     def missing(self) -> list[str]:
         """The pip names of what has to be installed to write this export and is not."""
         return [name for name in self.packages if not _installed(name)]

@@ -4,6 +4,7 @@ Written for what they hold in vLLM 0.32 on every processor: 4 bits with zero poi
 Codes of 3 and 2 bits are stored as 4-bit codes of the same values; of 8 bits the CPU's kernels take none without
 rounding the activations too, so that those are dense. Layers that the engine fuses (q, k and v; gate and up) have to be
 in one scheme: the groups of all are those of the finest, and all are dense where one is. Low-rank pairs are a LoRA.
+The kernel computes in 16 bits: in float16 scales stay what they are.
 """
 
 import math
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # torch takes a second to import
 BITS, SIDE = 4, 32
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` takes, but for 1
 FUSED = {"q": "q, k and v", "k": "q, k and v", "v": "q, k and v", "gate": "gate and up", "up": "gate and up"}
+NO_HALF = ("gemma2", "gemma3", "gemma3_text", "glm4")  # types of models that vLLM does not run in float16
 TOKENS = 4096  # of context in the commands, where the model has positions for so many
 
 
@@ -58,18 +60,23 @@ class Vllm(SafetensorsFolder):
         import torch
 
         grid = grid_of(part)
-        return replace(grid, scales=grid.scales.to(getattr(torch, part.held.dtype)).float()).dense()
+        return replace(grid, scales=grid.scales.to(getattr(torch, half_of(source))).float()).dense()
+
+    def dtype(self, source: Source, wanted: Wanted) -> str:
+        return half_of(source) if any(form.scheme for form in self.forms(source, wanted).values()) else "float32"
 
     def commands(self, source: Source, out: Path) -> str:
         from karipap_core.checkpoint.kinds import positions_of
 
         positions = min(positions_of(source.config) or TOKENS, TOKENS)
-        rank = largest_rank(self.forms(source, Wanted()))
+        forms = self.forms(source, Wanted())
+        rank, packed = largest_rank(forms), any(form.scheme for form in forms.values())
+        dtype = f" --dtype {half_of(source)}" if packed else ""
         lora = f" \\\n  --enable-lora --max-lora-rank {rank} --lora-modules karipap={out.name}/{FOLDER}" if rank else ""
         return (
             "# On a processor; on a GPU without the two variables and --enforce-eager.\n"
             "VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_INT4_W4A8=0 \\\n"
-            f"vllm serve {out.name} --enforce-eager --max-num-seqs 1 --max-model-len {positions}{lora}"
+            f"vllm serve {out.name} --enforce-eager --max-num-seqs 1 --max-model-len {positions}{dtype}{lora}"
         )
 
     def notes(self, source: Source, wanted: Wanted) -> list[str]:
@@ -83,14 +90,25 @@ class Vllm(SafetensorsFolder):
                 "vLLM rounds activations to 8 bits in 4-bit layers, on processors with AMX and in bfloat16, unless "
                 "VLLM_CPU_INT4_W4A8=0: what is measured here is measured with that."
             )
+            rounded = half_of(source) != "float16"
             notes.append(
-                "vLLM makes scales the dtype in which it runs the model: --dtype float32 keeps them as they are."
+                "Its kernel for 4-bit integers computes in float16 or bfloat16, and scales become what it computes in: "
+                + (
+                    "vLLM runs this type of model in bfloat16 alone, which rounds them to 8 bits."
+                    if rounded
+                    else "--dtype float16 keeps them as they are, bfloat16 rounds them to 8 bits."
+                )
             )
         if any(form.rank for form in forms):
             notes.append(
                 "Ask for the model `karipap`: that is the base with its adapter; by its folder's name it lacks it."
             )
         return notes
+
+
+def half_of(source: Source) -> str:
+    """The dtype of 16 bits in which vLLM runs a model of integers: that of their scales, but where it refuses that."""
+    return "bfloat16" if source.config.get("model_type") in NO_HALF else "float16"
 
 
 def why_not_packed(part: Part) -> str:

@@ -21,14 +21,15 @@ class Engine:
     name = f"llama-cpp-python {metadata.version('llama-cpp-python')}"
 
     def __init__(self, folder: Path, asked: dict) -> None:
-        self.folder, self.asked, self.model, self.every = folder, asked, None, False
+        self.folder, self.asked = folder, asked
+        self.models: dict[bool, llama_cpp.Llama] = {}  # the one that is open
 
     def opened(self, every: bool) -> llama_cpp.Llama:
-        if self.model is None or every != self.every:
-            self.model = None  # the one before goes first
-            self.model, self.every = self.load(every), every
-        self.model.reset()
-        return self.model
+        if every not in self.models:
+            self.models.clear()  # the one before goes first
+            self.models[every] = self.load(every)
+        self.models[every].reset()
+        return self.models[every]
 
     def load(self, every: bool) -> llama_cpp.Llama:
         asked, adapter = self.asked, self.folder / "adapter.gguf"
