@@ -36,7 +36,7 @@ def in_turn(model: Path, out: Path, *kinds: str, most: int | None = None) -> Pat
     """The folder of `model` with its weights in `kinds`, one after another; "-" leaves one dense. Experts of a layer
     are in one. most : how many weights, from the first on; all where None."""
     checkpoint, entries, turns = open_checkpoint(model), {}, {}
-    for weight in [each for each in checkpoint.weights if each.compressible][:most]:
+    for weight in [each for each in checkpoint.weights if each.compressible and each.role != "other"][:most]:
         alike = weight.name if weight.expert is None else f"{weight.layer} {weight.role}"
         kind = kinds[turns.setdefault(alike, len(turns)) % len(kinds)]
         if kind != "-":

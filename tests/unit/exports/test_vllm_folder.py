@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from karipap_core.compressed.densify import DenseForm
 from karipap_core.exports.export import export, plan_of
-from karipap_core.exports.exporter import Wanted
+from karipap_core.exports.exporter import Wanted, exporter_named
 from karipap_core.exports.safetensors_folder import Form
+from karipap_core.exports.source import Source
 from karipap_core.exports.vllm_folder import largest_rank
 from tests.helpers.architectures import make
 from tests.helpers.plans import in_turn
@@ -77,12 +78,30 @@ def test_sides_that_32_does_not_divide_stay_dense(tmp_path):
     assert "32 divides" in stored(folder)["model.layers.0.self_attn.q_proj"]["why"]
 
 
+def test_the_dtype_keeps_scales_where_the_engine_takes_it(model, tmp_path):
+    """vLLM refuses float16 for Gemma 2: scales are rounded to bfloat16 there, and that is said."""
+    folder = in_turn(model, tmp_path / "a", "int4g32")
+    document, exporter = plan_of(folder, "vllm", "out"), exporter_named("vllm")
+    assert exporter.dtype(Source(folder), Wanted()) == "float16" and "--dtype float16" in document["commands"]
+    assert all(line["error"] < 1e-6 for line in document["weights"])
+    assert exporter.dtype(Source(folder, plain=True), Wanted()) == "float32"
+    assert "--dtype" not in plan_of(folder, "vllm", "out", plain=True)["commands"]
+    sides = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+    gemma = in_turn(make("gemma2", tmp_path / "gemma", **sides), tmp_path / "b", "int4g32")
+    document = plan_of(gemma, "vllm", "out")
+    assert exporter.dtype(Source(gemma), Wanted()) == "bfloat16" and "--dtype bfloat16" in document["commands"]
+    packed = [line["error"] for line in document["weights"] if line["stored"].startswith("4-bit")]
+    assert packed and all(1e-4 < error < 4e-3 for error in packed)
+    assert any("bfloat16 alone" in note for note in document["notes"])
+
+
 def test_adapters_and_the_rank_that_the_command_names(model, tmp_path):
     assert [largest_rank({"a": Form(rank=rank)}) for rank in (0, 1, 8, 9, 300, 512)] == [0, 8, 8, 16, 320, 512]
     folder = in_turn(model, tmp_path / "folder", "qlr int3 3", "qlr int4 9")
     document = export(folder, "vllm", tmp_path / "out")
     assert "--max-lora-rank 16 --lora-modules karipap=out/adapter" in document["commands"]
     assert "VLLM_CPU_INT4_W4A8=0" in document["commands"] and str(tmp_path) not in document["commands"]
+    assert "--dtype float16" in document["commands"]
     document = export(folder, "vllm", tmp_path / "padded", Wanted(one_rank=True))
     tensors = load_file(tmp_path / "padded" / "adapter" / "adapter_model.safetensors")
     assert {16} == {each.shape[0] for name, each in tensors.items() if "lora_A" in name}
