@@ -5,21 +5,27 @@
 Every model (default: the bundled one) is compressed as int8, int4, qlr (int4 with corrections of rank 8, 16 and 24 in
 turn) and low-rank (half of each weight's numbers), each weight alike and in the weight metric: what is compared is not
 how good a plan is, but the same folder on two sides. Each export runs in its own engine, and so does the same folder
-with every weight dense (`export --plain`), one after the other: a busy machine shows in the speeds. What is measured
-is kept in `bench/exports.json` of the workspace. `make engines` makes the environments that --python finds by itself.
+with every weight dense (`export --plain`), one after the other: a busy machine shows in the speeds. Karipap's own side
+is computed once for all engines. What is measured is kept in `bench/exports.json` of the workspace. `make engines`
+makes the environments that --python finds by itself.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from karipap_core.checkpoint.open import open_checkpoint
 from karipap_core.compressed.compress import compress
 from karipap_core.errors import InputError
 from karipap_core.exports import TARGETS
+from karipap_core.exports.check import Asked, answered, figures, ours, questions, speeds
 from karipap_core.exports.export import export
+from karipap_core.exports.exporter import Wanted, exporter_named
+from karipap_core.exports.source import Source
 from karipap_core.networks import NETWORKS
 from karipap_core.networks.dense import Dense
 from karipap_core.plan.document import Plan, model_entry
@@ -28,10 +34,21 @@ from karipap_core.text import read_text, standard_library
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import environment
 
+if TYPE_CHECKING:
+    import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = ("int8", "int4", "qlr", "lowrank")
 RANKS = (8, 16, 24)
 ENVIRONMENTS = {"vllm": ".venv-vllm"}  # every other engine is in .venv-engines
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What every engine is asked of a folder, and what Karipap answers (windows, tokens)."""
+
+    asked: Asked
+    own: "torch.Tensor"
 
 
 def plan_of(study: Study, form: str) -> Plan:
@@ -55,26 +72,27 @@ def python_of(target: str, named: dict[str, str]) -> Path | None:
     return found if found.exists() else None
 
 
-def measured(folder: Path, target: str, scratch: Path, text, options) -> list[dict]:
-    """The export and, after it, the same folder dense, in one engine."""
-    rows = []
-    for plain in (False, True):
-        out = scratch / f"{target}-{plain}"
-        try:
-            found = export(
-                folder,
-                target,
-                out,
-                plain=plain,
-                overwrite=True,
-                check=text,
-                python=python_of(target, options.python),
-                tokens=options.tokens if not plain else 1024,
-            )
-        except InputError as error:
-            return [{"error": str(error)}]
-        rows.append({key: found[key] for key in ("bytes", "source_bytes", "dense_bytes", "summary", "measured")})
-    return rows
+def measured(folder: Path, target: str, scratch: Path, seen: Seen, python: Path | None) -> dict:
+    """The export in its engine, and after it the same folder dense there for its speed."""
+    exporter = exporter_named(target)
+    try:
+        found = {}
+        for plain in (False, True):
+            source, out = Source(folder, plain), scratch / f"{target}-{plain}"
+            written = export(folder, target, out, plain=plain, overwrite=True)
+            asked = replace(seen.asked, dtype=exporter.dtype(source, Wanted()))
+            if plain:
+                asked = replace(asked, windows=[])
+            answer = answered(exporter, out, asked, python)
+            if plain:
+                found["dense"] = {"bytes": written["bytes"], **speeds(answer, asked)}
+            else:
+                found |= {key: written[key] for key in ("bytes", "source_bytes", "dense_bytes", "summary")}
+                found |= {"dtype": asked.dtype, "measured": figures(seen.own, answer, asked)}
+            shutil.rmtree(out)
+        return found
+    except InputError as error:
+        return {"error": str(error)}
 
 
 def main() -> int:
@@ -91,7 +109,8 @@ def main() -> int:
     kept = []
     print(
         "| model | form | engine | bytes | in Karipap's folder | largest difference of ln p | loss in the engine | "
-        "in Karipap | tokens a second | dense there |\n|---|---|---|---|---|---|---|---|---|---|"
+        "in Karipap | tokens written a second | dense there | tokens read a second | dense there |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for model in options.models:
         study = Study(model)
@@ -99,9 +118,11 @@ def main() -> int:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = Path(scratch) / form
                 compress(study, plan_of(study, form), folder)
+                asked = questions(folder, text, options.tokens)
+                seen = Seen(asked, ours(folder, asked))
                 for target in options.to:
-                    rows = measured(folder, target, Path(scratch), text, options)
-                    kept.append({"model": open_checkpoint(model).name, "form": form, "to": target, "rows": rows})
+                    found = measured(folder, target, Path(scratch), seen, python_of(target, options.python))
+                    kept.append({"model": study.checkpoint.name, "form": form, "to": target} | found)
                     print(line(kept[-1]), flush=True)
     file = Workspace().root / "bench" / "exports.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -112,18 +133,16 @@ def main() -> int:
 
 def line(found: dict) -> str:
     head = f"| {found['model']} | {found['form']} | {found['to']} |"
-    if "error" in found["rows"][0]:
-        return f"{head} {found['rows'][0]['error']} | | | | | | |"
-    ours, dense = (row["measured"] for row in found["rows"])
-    first = found["rows"][0]
-    speeds = [each["decode_tokens_per_second"] for each in (ours, dense)]
+    if "error" in found:
+        return f"{head} {found['error']} | | | | | | | |"
+    ours, dense = found["measured"], found["dense"]
     cells = [
-        f"{first['bytes'] / 1e6:.1f} MB",
-        f"{first['source_bytes'] / 1e6:.1f} MB",
+        f"{found['bytes'] / 1e6:.1f} MB",
+        f"{found['source_bytes'] / 1e6:.1f} MB",
         f"{ours['largest']:.4f}",
         f"{ours['loss']:.4f}",
         f"{ours['karipap_loss']:.4f}",
-        *("" if speed is None else f"{speed:.0f}" for speed in speeds),
+        *(f"{side[f'{key}_tokens_per_second']:.0f}" for key in ("decode", "prefill") for side in (ours, dense)),
     ]
     return f"{head} {' | '.join(cells)} |"
 

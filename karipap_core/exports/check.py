@@ -124,18 +124,22 @@ def compared(
     """Engine (in `exporter.dtype`) and Karipap (in float32) side by side: {"engine", "tokens", "windows", "loss" (the
     engine's), "karipap_loss", "difference" (of the two), "difference_error" (standard error over windows), "largest"
     (|Δ ln p| of a token), "prefill_tokens_per_second", "decode_tokens_per_second"}; losses in nats a token."""
-    import torch
-
     asked = replace(questions(source.folder, text, tokens), dtype=exporter.dtype(source, wanted))
     progress("check", 0, 2, "karipap")
-    own = ours(source.folder, asked).double()
+    own = ours(source.folder, asked)
     progress("check", 1, 2, exporter.engine)
     answer = answered(exporter, out, asked, python)
-    theirs = torch.tensor(answer["logprobs"], dtype=torch.float64)
     progress("check", 2, 2)
+    return figures(own, answer, asked) | {"text": text.name}
+
+
+def figures(own: "torch.Tensor", answer: dict, asked: Asked) -> dict:
+    """What `compared` returns but for the text, of `ours` and `answered`."""
+    import torch
+
+    own, theirs = own.double(), torch.tensor(answer["logprobs"], dtype=torch.float64)
     apart = own - theirs  # of losses: −ln p
     spread = apart.mean(1).std().item() / len(apart) ** 0.5 if len(apart) > 1 else None
-    prefill, decode = answer["prefill_seconds"], answer["decode_seconds"]
     return {
         "engine": answer["engine"],
         "tokens": apart.numel(),
@@ -145,7 +149,14 @@ def compared(
         "difference": apart.mean().item(),
         "difference_error": spread,
         "largest": apart.abs().max().item(),
+        **speeds(answer, asked),
+    }
+
+
+def speeds(answer: dict, asked: Asked) -> dict[str, float | None]:
+    """Tokens a second that the engine read of the prompt, and that it wrote behind it; None where it was not timed."""
+    prefill, decode = answer["prefill_seconds"], answer["decode_seconds"]
+    return {
         "prefill_tokens_per_second": len(asked.prompt) / prefill if prefill else None,
         "decode_tokens_per_second": 1 / decode if decode else None,
-        "text": text.name,
     }
