@@ -1,13 +1,14 @@
 """What engines make of exports: bytes, loss and speed of each form in each engine, beside the dense model there.
 
-    python -m bench.exports [MODEL …] [--text FILE] [--tokens 8192] [--to NAME …] [--python TARGET=PYTHON …]
+    python -m bench.exports [MODEL …] [--wide 1024] [--text FILE] [--tokens 8192] [--to NAME …] [--threads 1] …
 
 Every model (default: the bundled one) is compressed as int8, int4, qlr (int4 with corrections of rank 8, 16 and 24 in
 turn) and low-rank (half of each weight's numbers), each weight alike and in the weight metric: what is compared is not
 how good a plan is, but the same folder on two sides. Each export runs in its own engine, and so does the same folder
 with every weight dense (`export --plain`), one after the other: a busy machine shows in the speeds. Karipap's own side
 is computed once for all engines. What is measured is kept in `bench/exports.json` of the workspace. `make engines`
-makes the environments that --python finds by itself.
+makes the environments that --python finds by itself. --wide adds a Llama of random weights whose matrices are at
+least so wide: networks save time from some width on, and what a model has learnt is nothing to that.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ from karipap_core.networks import NETWORKS
 from karipap_core.networks.dense import Dense
 from karipap_core.plan.document import Plan, model_entry
 from karipap_core.plan.study import Study
-from karipap_core.text import read_text, standard_library
+from karipap_core.text import Text, read_text, standard_library
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.runs import environment
 
@@ -49,6 +51,25 @@ class Seen:
 
     asked: Asked
     own: "torch.Tensor"
+
+
+def random_llama(folder: Path, width: int) -> Path:
+    """A Llama of random weights, six layers of matrices at least `width` wide, with the bundled model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    demo, torch_state = ROOT / "assets" / "demo_model", torch.random.get_rng_state()
+    vocabulary = json.loads((demo / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 64}
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=6, vocab_size=vocabulary, **heads
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    torch.random.set_rng_state(torch_state)
+    for file in demo.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
 
 
 def plan_of(study: Study, form: str) -> Plan:
@@ -95,9 +116,26 @@ def measured(folder: Path, target: str, scratch: Path, seen: Seen, python: Path 
         return {"error": str(error)}
 
 
+def rows(models: list[Path], text: Text, options: argparse.Namespace) -> Iterator[dict]:
+    """Each model in each form in each engine."""
+    for model in models:
+        study = Study(model)
+        for form in options.forms:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / form
+                compress(study, plan_of(study, form), folder)
+                asked = replace(questions(folder, text, options.tokens), threads=options.threads)
+                seen = Seen(asked, ours(folder, asked))
+                for target in options.to:
+                    found = measured(folder, target, Path(scratch), seen, python_of(target, options.python))
+                    yield {"model": study.checkpoint.name, "form": form, "to": target} | found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=Path, default=[ROOT / "assets" / "demo_model"])
+    parser.add_argument("models", nargs="*", type=Path)
+    parser.add_argument("--wide", type=int, help="a random Llama of this width, too")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--text", type=Path, help="default: the standard library's held-out modules")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--to", nargs="+", choices=TARGETS, default=list(TARGETS))
@@ -112,18 +150,13 @@ def main() -> int:
         "in Karipap | tokens written a second | dense there | tokens read a second | dense there |\n"
         "|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    for model in options.models:
-        study = Study(model)
-        for form in options.forms:
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(scratch) / form
-                compress(study, plan_of(study, form), folder)
-                asked = questions(folder, text, options.tokens)
-                seen = Seen(asked, ours(folder, asked))
-                for target in options.to:
-                    found = measured(folder, target, Path(scratch), seen, python_of(target, options.python))
-                    kept.append({"model": study.checkpoint.name, "form": form, "to": target} | found)
-                    print(line(kept[-1]), flush=True)
+    with tempfile.TemporaryDirectory() as made:
+        models = options.models or ([] if options.wide else [ROOT / "assets" / "demo_model"])
+        if options.wide:
+            models = [*models, random_llama(Path(made) / f"random-{options.wide}", options.wide)]
+        for found in rows(models, text, options):
+            kept.append(found)
+            print(line(found), flush=True)
     file = Workspace().root / "bench" / "exports.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"environment": environment(), "rows": kept}, indent=1))

@@ -8,12 +8,16 @@ else is dense in the type that it is stored in. All sums are float32.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from karipap_core.compressed.folder import fill_beside, with_progress
 from karipap_core.exports.adapter import adapter_pair
 from karipap_core.exports.exporter import Exporter, Line, Wanted, dense_line, error_of, register
 from karipap_core.exports.source import MATRIX, Part, Source
 from karipap_core.progress import Progress
+
+if TYPE_CHECKING:  # torch's exporter takes seconds to import
+    from karipap_core.exports.onnx_model import Plain
 
 
 @register
@@ -26,9 +30,7 @@ class Onnx(Exporter):
     script = "with_onnxruntime.py"
 
     def lines(self, source: Source, wanted: Wanted) -> Iterator[Line]:
-        from karipap_core.exports.onnx_model import Plain
-
-        plain = Plain(source)
+        plain = self.plain(source)
         for part in source.parts():
             if why := plain.why_dense(part):
                 yield dense_line(source, part, part.held.dtype, why)
@@ -41,14 +43,22 @@ class Onnx(Exporter):
 
     def write(self, source: Source, wanted: Wanted, folder: Path, progress: Progress) -> None:
         from karipap_core.exports.onnx_graph import graph_of, write_graph
-        from karipap_core.exports.onnx_model import Plain
 
-        model = Plain(source).filled()
+        model = self.plain(source).filled()
+        del source.worked_out[self.name]  # the model has its layers in their parts now
         progress("graph", 0, 1, "torch.onnx")
         graph = graph_of(model, source.checkpoint.name)
         fill_beside(folder, source.checkpoint, source.config)
         pieces = with_progress(list(model.pieces.values()), progress, "export")
         write_graph(graph, dict(zip(model.pieces, pieces, strict=True)), folder)
+
+    def plain(self, source: Source) -> "Plain":
+        """The ordinary model without numbers, built once for what asks and what writes."""
+        from karipap_core.exports.onnx_model import Plain
+
+        if self.name not in source.worked_out:
+            source.worked_out[self.name] = Plain(source)
+        return source.worked_out[self.name]
 
     def commands(self, source: Source, out: Path) -> str:
         return COMMANDS.format(folder=out.name)
