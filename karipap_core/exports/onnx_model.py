@@ -107,7 +107,7 @@ class Plain:
         self.tied = {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()}
         kind = type(model).__name__
         if stacks := [each for each, parameter in held.items() if parameter.dim() > 2]:
-            raise InputError(f"{name}: a {kind} computes with {stacks[0]} as a stack, which is not exported to ONNX.")
+            raise InputError(f"{name}: a {kind} computes with {stacks[0]}, which is no matrix, not exported to ONNX.")
         for tensor in self.pieces:
             live, pattern = self.names.live(tensor)
             if live in held and pattern is not None:

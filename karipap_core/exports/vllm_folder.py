@@ -7,9 +7,11 @@ in one scheme: the groups of all are those of the finest, and all are dense wher
 The kernel computes in 16 bits: in float16 scales stay what they are.
 """
 
+import json
 import math
 from collections import defaultdict
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,10 @@ class Vllm(SafetensorsFolder):
     def notes(self, source: Source, wanted: Wanted) -> list[str]:
         forms = self.forms(source, wanted).values()
         notes = []
+        names = source.config.get("architectures") or ["an architecture without a name"]
+        if not set(names) & set(served()["architectures"]):
+            release = served()["source"].partition(",")[0]
+            notes.append(f"{release} does not list {names[0]} among the models that it serves.")
         if any(form.scheme for form in forms):
             notes.append(
                 "On processors vLLM has a kernel for 4-bit integers where they have AVX-512, and none without it."
@@ -104,6 +110,12 @@ class Vllm(SafetensorsFolder):
                 "Ask for the model `karipap`: that is the base with its adapter; by its folder's name it lacks it."
             )
         return notes
+
+
+@lru_cache
+def served() -> dict:
+    """{"source", "architectures": those that vLLM itself lists} of the release that exports are written for."""
+    return json.loads(Path(__file__).with_name("vllm_models.json").read_text("utf-8"))
 
 
 def half_of(source: Source) -> str:

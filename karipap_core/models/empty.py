@@ -86,13 +86,26 @@ def config_of(document: dict, name: str = "model") -> "PretrainedConfig":
     for numbers that no model has."""
     from transformers import AutoConfig
 
-    fields = {key: deepcopy(value) for key, value in document.items() if key not in ("auto_map", "quantization_config")}
+    fields = _read(document)
     check_types(document, f"The config of {name}")
     check_config(document, name)
     with config_explained(name, document):
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     check_text(config, name)
     return config
+
+
+def _read(document: dict) -> dict[str, Any]:
+    """What a config is made of, a copy. transformers writes a float that JSON lacks as {"__float__": "Infinity"}."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+                return float(value["__float__"])
+            return {key: read(part) for key, part in value.items()}
+        return [read(part) for part in value] if isinstance(value, list) else value
+
+    return {key: read(value) for key, value in document.items() if key not in ("auto_map", "quantization_config")}
 
 
 def from_config(config: "PretrainedConfig", document: dict, name: str) -> "PreTrainedModel":
@@ -322,7 +335,7 @@ def _blamed(document: dict) -> str | None:
     left out: they have no default that would fit the others."""
     from transformers import AutoConfig, AutoModel
 
-    fields = {key: value for key, value in document.items() if key not in ("auto_map", "quantization_config")}
+    fields = _read(document)
     for field in (None, *fields):
         if field in LIMITS or field in ("model_type", "architectures"):
             continue

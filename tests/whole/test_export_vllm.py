@@ -1,5 +1,6 @@
 """Exports for vLLM, served by it: what it makes of the same tokens, beside us."""
 
+import json
 import subprocess
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from karipap_core.exports.check import Asked, answered, ours
 from karipap_core.exports.export import export
 from karipap_core.exports.exporter import Wanted, exporter_named
+from karipap_core.exports.vllm_folder import served
 from tests.helpers.architectures import make
 from tests.helpers.engines import engine_python
 from tests.helpers.plans import in_turn
@@ -41,6 +43,16 @@ def test_everything_dense(folder, tmp_path):
     python = engine_python("vllm", "vllm")
     export(folder, "vllm", tmp_path / "out", plain=True)
     check(folder, tmp_path / "out", python, "float32", 2e-5)
+
+
+def test_the_models_that_it_lists_are_those_that_are_known():
+    lists = ("TEXT_GENERATION", "EMBEDDING", "REWARD", "TOKEN_CLASSIFICATION", "SEQUENCE_CLASSIFICATION", "MULTIMODAL")
+    program = (
+        "import json; from vllm.model_executor.models import registry as r; names = [*r._TRANSFORMERS_SUPPORTED_MODELS"
+    )
+    program += "".join(f", *r._{name}_MODELS" for name in lists) + "]; print(json.dumps(sorted(set(names))))"
+    told = subprocess.run([engine_python("vllm", "vllm"), "-c", program], capture_output=True, text=True, timeout=300)
+    assert json.loads(told.stdout.splitlines()[-1]) == served()["architectures"]
 
 
 def check(folder, out, python, dtype, apart):

@@ -86,13 +86,9 @@ def described(config: dict[str, Any]) -> Described:
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
     """A config with the defaults of its class, and each field under all its names."""
-    from transformers import AutoConfig
+    from karipap_core.models.empty import config_of
 
-    try:
-        made = AutoConfig.for_model(**config)
-    except (TypeError, ValueError) as error:
-        said = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"transformers does not know the model's config.json: {said}") from None
+    made = config_of(config)
     found = made.to_dict()
     return found | {other: found[name] for other, name in made.attribute_map.items() if found.get(name) is not None}
 

@@ -170,7 +170,7 @@ def test_rows_of_a_batch_may_be_filled_up_on_the_left(exported):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "says"), [("mixtral", "as a stack"), ("bert", "only those that predict the next token")]
+    ("architecture", "says"), [("mixtral", "which is no matrix"), ("bert", "only those that predict the next token")]
 )
 def test_what_cannot_be_exported_says_so_before_anything_is_written(tmp_path, architecture, says):
     model = make(architecture, tmp_path / "model")

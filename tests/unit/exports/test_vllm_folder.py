@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from karipap_core.compressed.densify import DenseForm
+from karipap_core.exports import vllm_folder
 from karipap_core.exports.export import export, plan_of
 from karipap_core.exports.exporter import Wanted, exporter_named
 from karipap_core.exports.safetensors_folder import Form
@@ -93,6 +94,14 @@ def test_the_dtype_keeps_scales_where_the_engine_takes_it(model, tmp_path):
     packed = [line["error"] for line in document["weights"] if line["stored"].startswith("4-bit")]
     assert packed and all(1e-4 < error < 4e-3 for error in packed)
     assert any("bfloat16 alone" in note for note in document["notes"])
+
+
+def test_what_vllm_does_not_list_is_said_before_anything_is_written(model, tmp_path, monkeypatch):
+    folder = in_turn(model, tmp_path / "a", "int8")
+    assert not any("does not list" in note for note in plan_of(folder, "vllm", "out")["notes"])
+    monkeypatch.setattr(vllm_folder, "served", lambda: {"source": "vLLM 0.1, a file", "architectures": ["Another"]})
+    said = "vLLM 0.1 does not list LlamaForCausalLM among the models that it serves."
+    assert said in plan_of(folder, "vllm", "out")["notes"]
 
 
 def test_adapters_and_the_rank_that_the_command_names(model, tmp_path):

@@ -430,3 +430,14 @@ def test_a_tokenizer_of_bytes_needs_no_vocabulary(tmp_path):
     assert load_tokenizer(tmp_path)("aé", add_special_tokens=False)["input_ids"] == [byte + 3 for byte in "aé".encode()]
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     assert load_tokenizer(tmp_path) is None
+
+
+def test_a_float_that_json_lacks_is_read_as_transformers_writes_it():
+    """Its `save_pretrained` writes Falcon-H1's and Mamba's limits of time steps as {"__float__": "Infinity"}."""
+    from transformers import FalconH1Config
+
+    from karipap_core.models.empty import config_of
+
+    document = FalconH1Config().to_json_string()
+    assert "__float__" in document
+    assert list(config_of(json.loads(document)).time_step_limit) == [0.0, float("inf")]
