@@ -59,15 +59,29 @@ def build_profile(
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; a profile needs a folder.")
     keys = (key, file_key(checkpoint.fingerprint, None, settings))  # the second of before there were identities
-    if folder is not None and (found := _finished(folder, *keys)) is not None and _of_these_weights(found, checkpoint):
-        return found
     if folder is None:
         return _built(checkpoint, settings, key, moments, pick_device(device), None, progress)
+    found = None if _parts(folder).exists() else _finished(folder, *keys)
+    if found is not None and _of_these_weights(found, checkpoint):
+        return found
     with only_writer(folder, "profile", waiting=progress):
         found = _finished(folder, *keys)  # by the one who was waited for
         if found is not None and _of_these_weights(found, checkpoint):
+            _clear(folder)  # one who was killed before the end of this left them
             return found
         return _built(checkpoint, settings, key, moments, pick_device(device), folder, progress, found)
+
+
+def _parts(folder: Path) -> Path:
+    return folder / "partial"
+
+
+def _clear(folder: Path) -> None:
+    """Removes the parts of a profile that is finished."""
+    for part in _parts(folder).glob("*.*"):
+        part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _parts(folder).rmdir()
 
 
 def _of_these_weights(found: Profile, checkpoint) -> bool:
@@ -149,10 +163,7 @@ def _built(
     profile = Profile(document, spectra)
     if folder is not None:
         profile.save(folder)
-        for part in (folder / "partial").glob("*.*"):
-            part.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (folder / "partial").rmdir()
+        _clear(folder)
     return profile
 
 
@@ -228,7 +239,7 @@ def _spread(
 
 def part_file(folder: Path, number: int) -> Path:
     """Where weight number `number` of a profile is kept until all are there."""
-    return folder / "partial" / f"{number:05d}.safetensors"
+    return _parts(folder) / f"{number:05d}.safetensors"
 
 
 def _write_part(part: Path, key: str, row: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -310,7 +321,7 @@ def _groups(checkpoint, settings: dict, moments, key: str, folder: Path | None, 
     found = []
     for number, members in enumerate(groups):
         progress("entropy of trees", number, len(groups), ", ".join(members))
-        part = None if folder is None else folder / "partial" / f"tree-{number:05d}.json"
+        part = None if folder is None else _parts(folder) / f"tree-{number:05d}.json"
         found_part = (part and kept_json(part)) or {}
         if found_part.get("key") != key:
             matrices = [checkpoint.read(name) for name in members]

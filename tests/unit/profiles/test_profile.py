@@ -318,6 +318,16 @@ def test_a_killed_profile_goes_on_where_it_stopped(checkpoint, tmp_path, monkeyp
     assert "loss" in run(metrics=("weight", "loss")).settings["metrics"]
 
 
+def test_parts_beside_a_finished_profile_are_removed_by_the_next_to_ask(checkpoint, tmp_path):
+    """Who was killed between the last file of a profile and the removal of its parts left them."""
+    whole = build_profile(checkpoint, folder=tmp_path / "p")
+    (tmp_path / "p" / "partial").mkdir()
+    (tmp_path / "p" / "partial" / "00000.safetensors").write_bytes(b"left")
+    (tmp_path / ".p.lock").touch()
+    assert build_profile(checkpoint, folder=tmp_path / "p").document == whole.document
+    assert not (tmp_path / "p" / "partial").exists() and not (tmp_path / ".p.lock").exists()
+
+
 def test_partial_results_of_other_settings_are_not_used(checkpoint, tmp_path):
     def stop_at_three(stage, done, total, item="", message=""):
         if done == 3:
