@@ -31,7 +31,7 @@ class Board:
         self.page.goto(f"{address}/{query}")
         self.slider("budget").wait_for()
         self.page.wait_for_function("document.querySelector('#told') !== null")
-        self.page.wait_for_timeout(300)
+        self.reader.still()
 
     def slider(self, name: str):
         return self.page.get_by_role("slider", name=name, exact=True)
