@@ -58,7 +58,7 @@ def random_llama(folder: Path, width: int) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    demo, torch_state = ROOT / "assets" / "demo_model", torch.random.get_rng_state()
+    demo = ROOT / "assets" / "demo_model"
     vocabulary = json.loads((demo / "config.json").read_text())["vocab_size"]
     torch.manual_seed(0)
     heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 64}
@@ -66,7 +66,6 @@ def random_llama(folder: Path, width: int) -> Path:
         hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=6, vocab_size=vocabulary, **heads
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    torch.random.set_rng_state(torch_state)
     for file in demo.glob("tokenizer*"):
         shutil.copy(file, folder)
     return folder
@@ -93,27 +92,31 @@ def python_of(target: str, named: dict[str, str]) -> Path | None:
     return found if found.exists() else None
 
 
+def in_engine(
+    folder: Path, target: str, out: Path, asked: Asked, python: Path | None, plain: bool = False
+) -> tuple[dict, Asked, dict]:
+    """(what `export` says, what the engine was asked, what it answers) of an export that is gone behind it."""
+    exporter = exporter_named(target)
+    written = export(folder, target, out, plain=plain)
+    asked = replace(asked, dtype=exporter.dtype(Source(folder, plain), Wanted()))
+    answer = answered(exporter, out, asked, python)
+    shutil.rmtree(out)
+    return written, asked, answer
+
+
 def measured(folder: Path, target: str, scratch: Path, seen: Seen, python: Path | None) -> dict:
     """The export in its engine, and after it the same folder dense there for its speed."""
-    exporter = exporter_named(target)
     try:
-        found = {}
-        for plain in (False, True):
-            source, out = Source(folder, plain), scratch / f"{target}-{plain}"
-            written = export(folder, target, out, plain=plain, overwrite=True)
-            asked = replace(seen.asked, dtype=exporter.dtype(source, Wanted()))
-            if plain:
-                asked = replace(asked, windows=[])
-            answer = answered(exporter, out, asked, python)
-            if plain:
-                found["dense"] = {"bytes": written["bytes"], **speeds(answer, asked)}
-            else:
-                found |= {key: written[key] for key in ("bytes", "source_bytes", "dense_bytes", "summary")}
-                found |= {"dtype": asked.dtype, "measured": figures(seen.own, answer, asked)}
-            shutil.rmtree(out)
-        return found
+        written, asked, answer = in_engine(folder, target, scratch / target, seen.asked, python)
+        bare = replace(seen.asked, windows=[])
+        dense, _, timed = in_engine(folder, target, scratch / f"{target}-plain", bare, python, plain=True)
     except InputError as error:
         return {"error": str(error)}
+    return {key: written[key] for key in ("bytes", "source_bytes", "dense_bytes", "summary")} | {
+        "dtype": asked.dtype,
+        "measured": figures(seen.own, answer, asked),
+        "dense": {"bytes": dense["bytes"], **speeds(timed, asked)},
+    }
 
 
 def rows(models: list[Path], text: Text, options: argparse.Namespace) -> Iterator[dict]:

@@ -65,15 +65,18 @@ class Vllm(SafetensorsFolder):
         return replace(grid, scales=grid.scales.to(getattr(torch, half_of(source))).float()).dense()
 
     def dtype(self, source: Source, wanted: Wanted) -> str:
-        return half_of(source) if any(form.scheme for form in self.forms(source, wanted).values()) else "float32"
+        return half_of(source) if self.packs(source, wanted) else "float32"
+
+    def packs(self, source: Source, wanted: Wanted) -> bool:
+        """Whether any weight is stored in few bits."""
+        return any(form.scheme for form in self.forms(source, wanted).values())
 
     def commands(self, source: Source, out: Path) -> str:
         from karipap_core.checkpoint.kinds import positions_of
 
         positions = min(positions_of(source.config) or TOKENS, TOKENS)
-        forms = self.forms(source, Wanted())
-        rank, packed = largest_rank(forms), any(form.scheme for form in forms.values())
-        dtype = f" --dtype {half_of(source)}" if packed else ""
+        rank = largest_rank(self.forms(source, Wanted()))
+        dtype = f" --dtype {half_of(source)}" if self.packs(source, Wanted()) else ""
         lora = f" \\\n  --enable-lora --max-lora-rank {rank} --lora-modules karipap={out.name}/{FOLDER}" if rank else ""
         return (
             "# On a processor; on a GPU without the two variables and --enforce-eager.\n"
@@ -82,13 +85,12 @@ class Vllm(SafetensorsFolder):
         )
 
     def notes(self, source: Source, wanted: Wanted) -> list[str]:
-        forms = self.forms(source, wanted).values()
         notes = []
         names = source.config.get("architectures") or ["an architecture without a name"]
         if not set(names) & set(served()["architectures"]):
             release = served()["source"].partition(",")[0]
             notes.append(f"{release} does not list {names[0]} among the models that it serves.")
-        if any(form.scheme for form in forms):
+        if self.packs(source, wanted):
             notes.append(
                 "On processors vLLM has a kernel for 4-bit integers where they have AVX-512, and none without it."
             )
@@ -96,16 +98,15 @@ class Vllm(SafetensorsFolder):
                 "vLLM rounds activations to 8 bits in 4-bit layers, on processors with AMX and in bfloat16, unless "
                 "VLLM_CPU_INT4_W4A8=0: what is measured here is measured with that."
             )
-            rounded = half_of(source) != "float16"
             notes.append(
                 "Its kernel for 4-bit integers computes in float16 or bfloat16, and scales become what it computes in: "
                 + (
-                    "vLLM runs this type of model in bfloat16 alone, which rounds them to 8 bits."
-                    if rounded
-                    else "--dtype float16 keeps them as they are, bfloat16 rounds them to 8 bits."
+                    "--dtype float16 keeps them as they are, bfloat16 rounds them to 8 bits."
+                    if half_of(source) == "float16"
+                    else "vLLM runs this type of model in bfloat16 alone, which rounds them to 8 bits."
                 )
             )
-        if any(form.rank for form in forms):
+        if largest_rank(self.forms(source, wanted)):
             notes.append(
                 "Ask for the model `karipap`: that is the base with its adapter; by its folder's name it lacks it."
             )
