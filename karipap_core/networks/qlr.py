@@ -119,7 +119,13 @@ class Qlr(Spec):
         stored. Q rounded alone is among the candidates: never worse than quantization alone.
         Cost: one GPTQ and one eigenvalue problem for each candidate.
         """
-        tries = self._stored(W, metric) if self.quantize else self._tails(W, metric)
+        return self._best(W, metric, None, progress)
+
+    def _best(
+        self, W: torch.Tensor, metric: Metric, alone: torch.Tensor | None, progress: Progress = silent
+    ) -> list[torch.Tensor]:
+        """`fit`. alone : W rounded alone, where that is known already."""
+        tries = self._stored(W, metric, alone) if self.quantize else self._tails(W, metric)
         least, best = math.inf, list[torch.Tensor]()
         for count, (error, cores) in enumerate(tries):
             progress("qlr", count, None)
@@ -132,7 +138,9 @@ class Qlr(Spec):
         for _, Q, squares in candidates(W, metric, self.bits, self.chi[0]):
             yield squares[self.chi[0] :].sum().item(), [Q]
 
-    def _stored(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
+    def _stored(
+        self, W: torch.Tensor, metric: Metric, alone: torch.Tensor | None
+    ) -> Iterator[tuple[float, list[torch.Tensor]]]:
         rounded, low_rank = _rounder(metric, self.bits, W.device), self.low_rank
 
         def repair(left: torch.Tensor) -> list[torch.Tensor]:
@@ -142,7 +150,7 @@ class Qlr(Spec):
         def judged(Q: torch.Tensor, L: torch.Tensor, R: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
             return metric.absolute(W - Q - L @ R), [Q, L, R]
 
-        Q = rounded(W)
+        Q = rounded(W) if alone is None else alone
         L, R = repair(W - Q)
         yield judged(Q, torch.zeros_like(L), torch.zeros_like(R))
         yield judged(Q, L, R)
@@ -200,7 +208,10 @@ class Qlr(Spec):
         full = cls.for_shape(n_out, n_in, min(n_out, n_in), out, in_, quantize, bits)
         if quantize is not None:
             chosen = {*(levels or (1, *(max(1, full.max_chi // part) for part in STORED_LADDER)))}
-            return full.curve_at(chosen, W, metric, lambda at: metric.absolute(W - at.dense(at.fit(W, metric))))
+            alone = _rounder(metric, bits, W.device)(W)  # the same at every level
+            return full.curve_at(
+                chosen, W, metric, lambda at: metric.absolute(W - at.dense(at._best(W, metric, alone)))
+            )
         chi, error = np.arange(1, full.max_chi + 1), np.full(full.max_chi, np.inf)
         for rank, _, squares in candidates(W, metric, bits, full.max_chi):
             first = max(rank, 1) - 1
