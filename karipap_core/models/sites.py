@@ -308,6 +308,29 @@ def replaced(found: dict[str, Site], matrices: dict[str, torch.Tensor]) -> Itera
         yield
 
 
+class _Reached(Exception):
+    """A pass has come to where it ends."""
+
+
+@contextmanager
+def until(site: Site, inputs: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Within the context, the first pass that comes to a site ends there, before it is computed: `inputs(x)` with
+    x (tokens, in), detached, in the model's dtype; what stands behind the pass in the context is not run."""
+
+    def reached(module, arguments):
+        x = arguments[0].detach()
+        inputs(x.reshape(-1, x.shape[-1]))
+        raise _Reached
+
+    handle = site.module.register_forward_pre_hook(reached)
+    try:
+        yield
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def observe(
     found: dict[str, Site],

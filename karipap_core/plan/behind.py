@@ -4,6 +4,7 @@ Some windows go through the model side by side and meet at every block (abreast.
 before any window passes it: in memory are one block, what stands before it, and moments of what its weights are given.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from karipap_core.models.abreast import Waiting
-from karipap_core.models.sites import Site, observe
+from karipap_core.models.sites import Site, observe, until
 from karipap_core.models.streamed import Streamed, give_back
 from karipap_core.plan.outputs import in_batches, put_out
 from karipap_core.progress import Progress
@@ -133,8 +134,10 @@ class InTurn(Prefixed):
         what the first windows do not reach comes last."""
         order: list[list[str]] = []
         inputs: list[torch.Tensor] = []  # kept, so that no other takes their place in memory
+        self.times = Counter[str]()
 
         def seen(name: str, x: torch.Tensor) -> None:
+            self.times[name] += 1
             if inputs and (inputs[-1].data_ptr(), inputs[-1].shape) == (x.data_ptr(), x.shape):
                 order[-1].append(name)
             else:
@@ -156,7 +159,7 @@ class InTurn(Prefixed):
     def _cut_together(self, module: Any, within: Mapping[str, Site], names: list[str]) -> None:
         """Cuts weights with one input."""
         found = {name: self.ready(name) for name in names}
-        free = [name for name in names if found[name] is None and self.reaches(name)]
+        free = [name for name in names if found[name] is None and self.reaches(name) and self.times[name] == 1]
         behind = self._moments(module, within, free[0]) if free and (self.begun or self.matrices) else None
         for name in names:
             matrix = found[name]
@@ -165,16 +168,15 @@ class InTurn(Prefixed):
     def _moments(self, module: Any, within: Mapping[str, Site], name: str) -> Behind | None:
         """Of the input of a weight; None where it is not given the same tokens in both passes."""
         pair: list[torch.Tensor] = []
-        one = {name: within[name]}
         cross: torch.Tensor | None = None
         own: torch.Tensor | None = None
         tokens = 0
         for number in range(0, 2 * len(self.batches), 2):
             pair.clear()
-            with observe(one, lambda _, x: pair.append(x)):
+            with until(within[name], pair.append):
                 self._run(module, number)
-                with self._as_cut(within):
-                    self._run(module, number + 1)
+            with until(within[name], pair.append), self._as_cut(within):
+                self._run(module, number + 1)
             if len(pair) != 2 or pair[0].shape != pair[1].shape:
                 return None
             x, x_hat = (each.float() for each in pair)

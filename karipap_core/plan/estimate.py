@@ -85,9 +85,10 @@ def of_compress(checkpoint: Checkpoint, device: str, plan: Plan) -> dict:
 
 
 def _behind_the_prefix(checkpoint: Checkpoint) -> Part:
-    """Windows, dense and compressed, once on to the next block and once for the two moments of each different input."""
+    """Windows, dense and compressed, once on to the next block, and for the two moments of each different input so far
+    into the block as that comes: half of it, in the middle."""
     tokens = WINDOWS * SETTINGS.window
-    found = _forward("behind the prefix", checkpoint, 2 * (INPUTS + 1) * tokens)
+    found = _forward("behind the prefix", checkpoint, (2 + INPUTS) * tokens)
     widths = [weight.shape[1] for weight in checkpoint.weights if weight.compressible and weight.role not in SHARING]
     found.operations["float32"] += 2 * 2 * tokens * sum(width**2 for width in widths)
     return found
