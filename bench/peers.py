@@ -1,7 +1,8 @@
 """What the packages that people would otherwise use lose on a model, measured here beside our own baselines.
 
     make peers    or    python -m bench.peers [--model FOLDER] [--text FILE] [--calibration FILE] [--packages HQQ …]
-                                              [--bits 4 3 2] [--all] [--python .venv-peers/bin/python]
+                                              [--bits 4 3 2] [--max-tokens 16384] [--all]
+                                              [--python .venv-peers/bin/python]
 
 llm-compressor, GPTQModel, auto-round, HQQ, torchao and optimum-quanto quantize the model's blocks at settings near 4,
 3 and 2 bits a weight (bench/packages/), in an environment of their own (requirements-peers.txt), on the windows of text
@@ -22,13 +23,14 @@ from pathlib import Path
 
 from bench.packages import PACKAGES, package
 from karipap_core.errors import InputError
+from karipap_core.evaluation.scoring import Scoring
 from karipap_core.plan.study import Study
 from karipap_core.terminal import grid
 from karipap_core.tradeoffs.baselines import integers
 from karipap_core.tradeoffs.handover import DOCUMENT, handed_over
 from karipap_core.tradeoffs.point import Point
 from karipap_core.tradeoffs.points import Points
-from karipap_core.tradeoffs.sweep import DEFAULT_SCORING, study_and_text
+from karipap_core.tradeoffs.sweep import MAX_TOKENS, study_and_text
 from karipap_core.workspace.files import settings_key, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,12 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", help="what is calibrated on (default: as `karipap sweep` chooses it)")
     parser.add_argument("--packages", nargs="+", choices=PACKAGES, default=list(PACKAGES))
     parser.add_argument("--bits", nargs="+", type=int, help="these numbers of bits alone")
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="tokens to score at most")
     parser.add_argument("--all", action="store_true", help="also what the parts of a package's method do by themselves")
     python = os.environ.get("PEERS_PYTHON", str(ROOT / ".venv-peers" / "bin" / "python"))
     parser.add_argument("--python", default=python, help="the interpreter of the packages' environment")
     asked = parser.parse_args(arguments)
     study, text = study_and_text(asked.model, asked.text, asked.calibration)
-    points = Points(study, text, study.workspace.root, DEFAULT_SCORING)
+    points = Points(study, text, study.workspace.root, Scoring(max_tokens=asked.max_tokens))
     print(f"{study.checkpoint.name}, measured on {text.name}, calibrated on {study.text.name}", flush=True)
     rows = list(compared(points, asked.packages, os.path.abspath(asked.python), asked.bits, asked.all))
     print(table(rows))
