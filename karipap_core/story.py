@@ -15,7 +15,7 @@ from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
 from karipap_core.plan.effort import plan_costs
-from karipap_core.plan.kind import PREFIXES, ROUNDINGS, check_prefix
+from karipap_core.plan.kind import PREFIXES, ROUNDINGS
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Measure, Study
 from karipap_core.profiles.document import Profile
@@ -88,7 +88,6 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
 
     Raises InputError for a budget that the model cannot meet, and for names that do not exist.
     """
-    check_prefix(prefix)
     study = study_for(model, text, device, progress, measure, rounding)
     budget = budget if isinstance(budget, Budget) else Budget(kept=budget)
     tables = study.tables if embedding != "dense" else ()
@@ -96,9 +95,7 @@ def make_plan(  # noqa: PLR0913 (what a person types; inside they are one Choice
         budget.limit(study.checkpoint, tables)  # before anything is measured
     choice = Choice(network, quantize, embedding, structure)
     announce(progress, plan_costs(study, choice, metric, rule))
-    plan = Planner(study, choice, metric, dict(locks or {}), progress).make(budget, rule)
-    plan.prefix = study.prefix_of(prefix, plan.weights)
-    return plan
+    return Planner(study, choice, metric, dict(locks or {}), progress, prefix).make(budget, rule)
 
 
 def compress(

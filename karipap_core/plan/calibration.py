@@ -84,18 +84,19 @@ class Fit:
         }
 
 
-def group_of(networks: Iterable[str], quantized: bool = False, embedding: bool = False) -> str:
+def group_of(networks: Iterable[str], quantized: bool, embedding: bool, prefix: str | None) -> str:
     """The kind of plan that a factor is of: the one network that its weights are in, or "mixed": several, quantized
-    ones, or with compressed tables of tokens."""
+    ones, or with compressed tables of tokens; and what its weights are fitted behind, if not the dense model."""
     found = sorted(set(networks) - {"dense"})
-    return found[0] if len(found) == 1 and not quantized and not embedding else MIXED
+    kind = found[0] if len(found) == 1 and not quantized and not embedding else MIXED
+    return f"{kind}, {prefix}" if prefix else kind
 
 
 def group_of_plan(plan: "Plan") -> str:
     """The same of a plan (document.py)."""
     entries = plan.weights.values()
     formats = any(entry.get("quantize") for entry in entries)
-    return group_of({entry["network"] for entry in entries}, formats, bool(plan.embedding))
+    return group_of({entry["network"] for entry in entries}, formats, bool(plan.embedding), plan.prefix)
 
 
 def words(predicted: dict) -> str:
@@ -209,7 +210,7 @@ class Calibration:
         alone where there are `FEWEST_CHECKS`. Never the error on what was fitted. None where there is nothing to go by.
         """
         text = self.scored_text
-        factor = self.factors.get(group, self.factors.get(None, 1.0)) if group else 1.0
+        factor = self._factor(group) if group else 1.0
         on_text = group is not None and bool(self.factors)
         rows = self.left_out(on_text)
         known = [c["dense_loss"] for c in self.checks if c["text"] == text and c.get("dense_loss")]
@@ -224,6 +225,12 @@ class Calibration:
             measure=self.measure,
             dense_loss=dense,
         )
+
+    def _factor(self, group: str) -> float:
+        """The factor of a kind of plan: of one behind a prefix that no check is of, that of the same behind the dense
+        model; of one that no check is of at all, that of all others."""
+        known = self.factors
+        return next((known[each] for each in (group, group.split(", ")[0], None) if each in known), 1.0)
 
     @property
     def scored_text(self) -> str | None:

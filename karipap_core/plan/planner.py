@@ -19,6 +19,7 @@ from karipap_core.plan.budget import SCOPES, Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, marginals_from_gradients, whole_plans
 from karipap_core.plan.document import RULES, Entry, Plan, model_entry, rounding_of
+from karipap_core.plan.kind import PREFIXES, check_prefix
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
 from karipap_core.plan.predict import damage_sum, predicted, spec_error
 from karipap_core.plan.seen import RULES_OF_SPECTRA
@@ -62,6 +63,7 @@ class Measuring(Measurements, Protocol):
     def measure(self) -> str: ...
     @property
     def rounding(self) -> str: ...
+    def prefix_of(self, wanted: str, weights: Mapping[str, Mapping[str, Any]]) -> str | None: ...
 
     def learn(self, metric: str, measured: dict[str, Any]) -> None: ...
 
@@ -69,8 +71,9 @@ class Measuring(Measurements, Protocol):
 class Planner:
     """Makes plans of one study (study.py) in one network, or in a mix of them, under one metric.
 
-    choice : a `Choice`, or the name of a network.  locks : {weight: plan entry} pinned.  Raises InputError for a choice
-    or a metric that is not known, and for a lock on a weight that the model has not.
+    choice : a `Choice`, or the name of a network.  locks : {weight: plan entry} pinned.  prefix : one of `PREFIXES`,
+    what the weights of a plan are fitted behind.  Raises InputError for a choice, a metric or a prefix that is not
+    known, and for a lock on a weight that the model has not.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class Planner:
         metric: str,
         locks: Entries | None = None,
         progress: Progress = silent,
+        prefix: str = PREFIXES[0],
     ) -> None:
+        check_prefix(prefix)
+        self.prefix = prefix
         self.choice = choice = Choice.of(choice)
         self.candidates = Candidates(study, choice, metric)
         self.study, self.metric, self.progress = study, metric, progress
@@ -314,13 +320,19 @@ class Planner:
         found = []
         for network in dict.fromkeys(kind.network for kind in self.candidates.kinds):
             if network != "dense":
-                alone = Planner(self.study, self.choice.alone(network), self.metric, dict(self.locks), self.progress)
+                alone = Planner(
+                    self.study, self.choice.alone(network), self.metric, dict(self.locks), self.progress, self.prefix
+                )
                 alone.scope = self.scope
                 try:
                     found.append((alone.damage_sum(alone.allocated("calibrated", limit, unit)), network, alone))
                 except InputError:
                     continue  # this network alone cannot be as small as the budget asks
         return [alone for _, _, alone in sorted(found, key=lambda row: row[:2])[:SINGLES_CHECKED]]
+
+    def prefix_of(self, weights: Entries) -> str | None:
+        """The field `prefix` of a plan of these entries."""
+        return self.study.prefix_of(self.prefix, weights)
 
     # What a plan is predicted to do.
 
@@ -350,6 +362,7 @@ class Planner:
             tried=list(tried),
             embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
             rounding=rounding_of(self.metric, weights, self.study.rounding),
+            prefix=self.prefix_of(weights),
         )
         plan.predicted = self.predict(plan, measured)
         images = "images" in (plan.calibration or {})

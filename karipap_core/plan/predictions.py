@@ -172,12 +172,10 @@ def calibrations(points: Iterable[dict]) -> dict[Path, list[dict]]:
 
 
 def checkable(point: dict) -> bool:
-    """Whether a run holds a prediction of a curve against a measured rise. Not one of a plan that is fitted behind a
-    compressed prefix: it loses less than the curve, which knows nothing of that, says."""
+    """Whether a run holds a prediction of a curve against a measured rise."""
     predicted = point.get("predicted") or {}
     return (
         bool(point.get("plan"))
-        and not point["plan"].get("prefix")
         and predicted.get("source") == CURVE
         and known(point, "rise")
         and bool(known(predicted, "rise") and isinstance(point.get("text"), dict))
@@ -194,6 +192,7 @@ def _plan(point: dict) -> Plan:
         calibration=document.get("calibration"),
         predicted=point.get("predicted"),
         embedding=document.get("embedding"),
+        prefix=document.get("prefix"),
     )
 
 
@@ -201,7 +200,7 @@ def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> b
     """Give a calibration the check that a measured plan is, if the curve predicted it (see `checkable`); returns
     whether it was new."""
     predicted = plan.predicted or {}
-    if plan.prefix or predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
+    if predicted.get("source") != CURVE or not known(point, "rise") or not known(predicted, "rise"):
         return False
     return calibration.check(
         predicted["rise"],

@@ -131,7 +131,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
     points = Points(study, text, out, scoring, suite, progress)
     for choice in every(choices):
         announce(progress, effort.once(study, grid.metric, choice))
-    planners = [Planner(study, choice, grid.metric, progress=progress) for choice in every(choices)]
+    planners = [Planner(study, choice, grid.metric, progress=progress, prefix=grid.prefix) for choice in every(choices)]
     budgets = grid.budgets
     if isinstance(budgets, str):
         budgets = auto_budgets(planners[0], grid.scope)
@@ -233,7 +233,6 @@ def _plan(
         plan = Plan.load(file)
     else:
         plan = planner.make(budget, rule, progress)
-        plan.prefix = study.prefix_of(grid.prefix, plan.weights)
     if found is None:
         keep_json(ours, {"plan": plan.to_json()})
         plan.save(file)

@@ -91,9 +91,10 @@ def begin(view) -> draft.Draft | None:
         what = tables.What(network, metric)
     unit = given.get("unit") if given.get("unit") in chi_board.UNITS else "parameters"
     scope = given.get("scope") if given.get("scope") in scopes(view) else "model"
-    found = tables.tables(view, what, given.get("rule"), {}, unit, scope)
+    prefix = given.get("prefix") if given.get("prefix") in PREFIXES else PREFIXES[0]
+    found = tables.tables(view, what, given.get("rule"), {}, unit, scope, prefix)
     if found is None:  # no weight of that tower can be cut by this rule
-        scope, found = "model", tables.tables(view, what, given.get("rule"), {}, unit)
+        scope, found = "model", tables.tables(view, what, given.get("rule"), {}, unit, prefix=prefix)
     try:
         asked = (float(given.get("budget", "nan")),)
     except ValueError:
@@ -103,7 +104,6 @@ def begin(view) -> draft.Draft | None:
             chi = tables.choose(found, budget, unit, scope, {}, ())
         except InputError:
             continue
-        prefix = given.get("prefix") if given.get("prefix") in PREFIXES else PREFIXES[0]
         more = {"quantize": what.quantize, "embedding": what.embedding, "prefix": prefix}
         return draft.Draft(network, metric, found.rule, chi, unit, scope, budget, **more)
     return None

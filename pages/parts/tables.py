@@ -5,6 +5,7 @@ of networks other than `lowrank`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from karipap_core.plan.curves import WeightCurve, build_curves, load_curves
 from karipap_core.plan.kind import Kind, curves_name
 from karipap_core.plan.places import seen_file
 from karipap_core.plan.seen import Seen
+from karipap_core.profiles import apart
 from karipap_core.spectra.spectrum import METRICS
 from karipap_core.workspace import Workspace
 from pages.parts import chi_board, measured, profiles
@@ -59,6 +61,12 @@ class What:
     def packed(self) -> bool:
         """Whether a weight of a block may come to be stored in a format."""
         return any(each.quantize for each in self.kinds)
+
+    def behind(self, prefix: str, runs: Callable[[], bool]) -> str | None:
+        """What weights are fitted behind, as far as what they may become tells it (`kind.prefix_of`)."""
+        return kind.prefix_of(
+            prefix, {each.label: {"quantize": each.quantize, **dict(each.options)} for each in self.kinds}, runs
+        )
 
     @property
     def kinds(self) -> list[Kind]:
@@ -179,27 +187,34 @@ def metrics(view, network: str) -> list[str]:
 
 
 def tables(
-    view, what: What, rule: str | None, special: dict[str, dict], unit: str = "parameters", scope: str = "model"
+    view,
+    what: What,
+    rule: str | None,
+    special: dict[str, dict],
+    unit: str = "parameters",
+    scope: str = "model",
+    prefix: str = kind.PREFIXES[0],
 ) -> Tables | None:
     """The tables for a rule (the best that was measured for None or an unknown one); None where nothing was measured.
 
     special: {weight: {"entry", "chi", "parameters", "bytes", "multiply_adds"}} of entries that are none of the options;
     such a weight has that one option. unit: what the budget counts, by which several kinds are held against each other.
-    scope: a tower's name: the weights of that tower alone.
+    scope: a tower's name: the weights of that tower alone. prefix: as a draft's, which predictions go by.
     """
     found = sources(view, what)
     if not found.measured(what):
         return None
     sizes = ("chi", "parameters", "bytes", "multiply_adds")
     pinned = tuple(sorted((name, *(e.get(key) for key in sizes), str(e.get("entry"))) for name, e in special.items()))
+    behind = what.behind(prefix, lambda: apart.may_run(view.checkpoint))
     if what.listed:
-        return _listed(view.checkpoint.key, what, rule, unit, scope, found.stamp, pinned, view, found, special)
-    return _tables(view.checkpoint.key, what, rule, scope, found.stamp, pinned, view, found)
+        return _listed(view.checkpoint.key, what, rule, unit, scope, behind, found.stamp, pinned, view, found, special)
+    return _tables(view.checkpoint.key, what, rule, scope, behind, found.stamp, pinned, view, found)
 
 
 def of(view, now) -> Tables | None:
     """The tables of a draft."""
-    return tables(view, now.what, now.rule, now.special, now.unit, now.scope)
+    return tables(view, now.what, now.rule, now.special, now.unit, now.scope, now.prefix)
 
 
 def _weights(view) -> list:
@@ -244,7 +259,7 @@ def _rules(what: What, calibration, functional: bool, profile) -> tuple[str, ...
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _tables(model_key, what, rule, scope, stamp, pinned, _view, _found: Sources) -> Tables | None:
+def _tables(model_key, what, rule, scope, behind, stamp, pinned, _view, _found: Sources) -> Tables | None:
     network, metric = what.network, what.metric
     profile = _profile(_found.profile.parent) if _found.profile else None
     weights = _weights(_view)
@@ -277,14 +292,16 @@ def _tables(model_key, what, rule, scope, stamp, pinned, _view, _found: Sources)
         if weight.name in special:
             _pin(row, *special[weight.name])
         rows.append(row)
-    model = _model(_view.checkpoint, weights, calibration, used, what, scope)
+    model = _model(_view.checkpoint, weights, calibration, used, what, scope, behind)
     notes = _notes(_view, seen, held, calibration)
     packed = chi_board.board_data(rows, model, network)
     return Tables(what, used, rules, rows, model, packed, calibration, notes=notes)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Reading what was measured …")
-def _listed(model_key, what, rule, unit, scope, stamp, pinned, _view, _found: Sources, _special) -> Tables | None:
+def _listed(
+    model_key, what, rule, unit, scope, behind, stamp, pinned, _view, _found: Sources, _special
+) -> Tables | None:
     """The tables of several kinds, as the core lists them."""
     from karipap_core.plan.choice import Choice
     from karipap_core.plan.options import Candidates, OptionTables
@@ -318,7 +335,7 @@ def _listed(model_key, what, rule, unit, scope, stamp, pinned, _view, _found: So
         if special := _special.get(row["name"]):
             _pin_listed(row, special, measured.label(special["entry"], candidates.choice))
     weights = [weight for weight in candidates.weights if weight.name not in held]
-    model = _model(_view.checkpoint, weights, calibration, used, what, scope)
+    model = _model(_view.checkpoint, weights, calibration, used, what, scope, behind)
     packed = chi_board.board_data(choices.rows, model, what.network)
     notes = _notes(_view, seen, held, calibration)
     return Tables(what, used, rules, choices.rows, model, packed, calibration, choices, notes)
@@ -394,10 +411,12 @@ def _multiply_adds(network: str, shape: tuple[int, int], chis: tuple[int, ...]) 
     return np.array([spec.with_chi(chi).multiply_adds(1) for chi in chis])
 
 
-def _model(checkpoint, weights, calibration: Calibration | None, rule: str, what: What, scope: str) -> dict:
+def _model(
+    checkpoint, weights, calibration: Calibration | None, rule: str, what: What, scope: str, behind: str | None
+) -> dict:
     """What no χ changes, and what predictions run through: the curve of calibrated plans, whose error is theirs."""
     causal = calibration is not None and calibration.measure == "kl"
-    group = group_of([what.network], what.packed, what.embedding != "dense")
+    group = group_of([what.network], what.packed, what.embedding != "dense", behind)
     fit = calibration.fit(group) if calibration else None
     inside = [w for w in checkpoint.weights if w.compressible and (scope in SCOPES or w.tower == scope)]
     shown = {weight.name for weight in weights}

@@ -4,7 +4,7 @@ import numpy as np
 
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.curves import build_curves, save_curves
-from karipap_core.plan.kind import Kind
+from karipap_core.plan.kind import Kind, prefix_of
 from karipap_core.plan.seen import Seen
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import write_json
@@ -49,6 +49,9 @@ class Study:
 
     def calibration_entry(self):
         return TEXT
+
+    def prefix_of(self, wanted, weights):
+        return prefix_of(wanted, weights, lambda: True)
 
     def save(self) -> None:
         """Into the workspace, where the page looks."""

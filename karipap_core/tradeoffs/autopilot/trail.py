@@ -60,7 +60,8 @@ class Trail:
     def foretold(self, weights: dict[str, dict]) -> dict:
         """A plan's `predicted` fields for these weights, from the frozen calibration."""
         formats = any(entry.get("quantize") for entry in weights.values())
-        group = group_of({entry["network"] for entry in weights.values()}, formats, bool(self.planner.tables))
+        networks = {entry["network"] for entry in weights.values()}
+        group = group_of(networks, formats, bool(self.planner.tables), self.planner.prefix_of(weights))
         if group not in self.fits:
             self.fits[group] = self.curve.fit(group)
         return self.fits[group].predicted(self.planner.damage_sum(weights), self.planner.checkpoint.vocabulary)

@@ -113,6 +113,7 @@ class Verdict:
                 calibration=self.study.calibration_entry(),
                 embedding={"kind": planner.choice.embedding, "tied": "contract"} if planner.tables else None,
                 rounding=rounding_of(planner.metric, weights, self.study.rounding),
+                prefix=planner.prefix_of(weights),
             )
             gap = plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.criterion.size_key] - size
             found.append((gap, plan))

@@ -124,5 +124,8 @@ def test_how_a_prediction_is_put_in_words():
 
 
 def test_kinds_of_plans():
-    assert group_of(["lowrank", "dense"]) == "lowrank" and group_of(["lowrank", "mpo"]) == "mixed"
-    assert group_of(["mpo"], quantized=True) == "mixed" == group_of(["mpo"], embedding=True) == group_of(["dense"])
+    assert group_of(["lowrank", "dense"], False, False, None) == "lowrank"
+    assert group_of(["lowrank", "mpo"], False, False, None) == "mixed" == group_of(["dense"], False, False, None)
+    assert group_of(["mpo"], True, False, None) == "mixed" == group_of(["mpo"], False, True, None)
+    assert group_of(["mpo"], False, False, "aligned") == "mpo, aligned"
+    assert group_of(["mpo"], True, False, "aligned") == "mixed, aligned"

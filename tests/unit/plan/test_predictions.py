@@ -176,13 +176,17 @@ def test_what_lies_in_its_own_noise_moves_nothing(runs, file):
     assert after.factors == pytest.approx(before) and len(after.checks) == 11
 
 
-def test_what_is_fitted_behind_a_compressed_prefix_checks_no_prediction(runs, file):
-    before = refit(file, runs).factors
-    aligned = plan("lowrank", 0.05)
-    aligned.prefix = "aligned"
-    point = run("aligned", aligned, aligned.predicted["rise"] / 2)
-    assert refit(file, [*runs, point]).factors == before
-    assert not predictions.add_check(calibration(), aligned, point, "held out")
+def test_what_is_fitted_behind_a_compressed_prefix_has_a_factor_of_its_own(runs, file):
+    before = refit(file, runs)
+    assert before.fit("lowrank, aligned").factor == before.fit("lowrank").factor, "until one of them was measured"
+    assert before.fit("other, aligned").factor == before.fit("other").factor
+    for number, total in enumerate((0.05, 0.1, 0.2, 0.4)):
+        aligned = plan("lowrank", total)
+        aligned.prefix = "aligned"
+        runs.append(run(f"aligned {number}", aligned, aligned.predicted["rise"] / 2))
+    after = refit(file, runs)
+    assert after.fit("lowrank, aligned").factor == pytest.approx(0.5, rel=0.15)
+    assert after.fit("lowrank").factor == pytest.approx(before.fit("lowrank").factor, rel=0.15)
 
 
 def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_without(tmp_path):
