@@ -322,6 +322,16 @@ class Spec:
         parameters = np.array([spec.parameters for spec in specs])
         return Curve(np.array(chosen), parameters, errors, metric.absolute(W), exact)
 
+    def errors(
+        self,
+        tries: Sequence[Sequence[torch.Tensor]],
+        W: torch.Tensor,
+        metric: Metric,
+        whitened: torch.Tensor | None = None,
+    ) -> list[float]:
+        """‖A (W − Ŵ) B‖² of several sets of cores, float64 as W is. whitened : A W B, where that is known already."""
+        return [metric.absolute(W - self.dense(cores)) for cores in tries]
+
     @property
     def break_even_chi(self) -> int:
         """The largest χ with fewer parameters than the dense weight; 0 where none has."""

@@ -71,7 +71,11 @@ class LowRank(Spec):
         Ŵ = W B V_χ · V_χᵀ B⁻¹: one triangular solve. Each component's norm is shared equally by the two cores.
         Cost O(min² · max + min³), float64.
         """
-        Y, chi = metric.whiten(W), self.chi[0]
+        return self.fit_whitened(W, metric, metric.whiten(W))
+
+    def fit_whitened(self, W: torch.Tensor, metric: Metric, Y: torch.Tensor) -> list[torch.Tensor]:
+        """`fit` where Y = A W B is known already."""
+        chi = self.chi[0]
         if self.n_out <= self.n_in:
             U = leading_eigenvectors(gram(Y), chi)
             G = metric.factor("G", W.device)
@@ -106,6 +110,17 @@ class LowRank(Spec):
         if left_form is None:
             return [left.float(), right_stored]
         return [Format.parse(left_form).calibrated(left, Columns.of(H, DAMPING), rows), right_stored]
+
+    def errors(
+        self,
+        tries: Sequence[Sequence[torch.Tensor]],
+        W: torch.Tensor,
+        metric: Metric,
+        whitened: torch.Tensor | None = None,
+    ) -> list[float]:
+        """By ‖A W B − (A L) (R B)‖²: only the thin cores are whitened anew."""
+        Y = metric.whiten(W) if whitened is None else whitened
+        return [(Y - metric.whiten_left(L) @ metric.whiten_right(R)).square().sum().item() for L, R in tries]
 
     def apply(self, x: torch.Tensor, cores: Sequence[torch.Tensor]) -> torch.Tensor:
         left, right = cores

@@ -119,12 +119,12 @@ class Qlr(Spec):
         stored. Q rounded alone is among the candidates: never worse than quantization alone.
         Cost: one GPTQ and one eigenvalue problem for each candidate.
         """
-        return self._best(W, metric, None, progress)
+        return self._best(W, metric, progress=progress)[1]
 
     def _best(
-        self, W: torch.Tensor, metric: Metric, alone: torch.Tensor | None, progress: Progress = silent
-    ) -> list[torch.Tensor]:
-        """`fit`. alone : W rounded alone, where that is known already."""
+        self, W: torch.Tensor, metric: Metric, alone: "_Alone | None" = None, progress: Progress = silent
+    ) -> tuple[float, list[torch.Tensor]]:
+        """The least error, and the cores that `fit` gives."""
         tries = self._stored(W, metric, alone) if self.quantize else self._tails(W, metric)
         least, best = math.inf, list[torch.Tensor]()
         for count, (error, cores) in enumerate(tries):
@@ -132,34 +132,36 @@ class Qlr(Spec):
             if not best or error < least:
                 least, best = error, cores
         Q, *low_rank = best
-        return [Q, *(low_rank or self.low_rank.fit(W - Q, metric))]
+        return least, [Q, *(low_rank or self.low_rank.fit(W - Q, metric))]
 
     def _tails(self, W: torch.Tensor, metric: Metric) -> Iterator[tuple[float, list[torch.Tensor]]]:
         for _, Q, squares in candidates(W, metric, self.bits, self.chi[0]):
             yield squares[self.chi[0] :].sum().item(), [Q]
 
     def _stored(
-        self, W: torch.Tensor, metric: Metric, alone: torch.Tensor | None
+        self, W: torch.Tensor, metric: Metric, alone: "_Alone | None"
     ) -> Iterator[tuple[float, list[torch.Tensor]]]:
         rounded, low_rank = _rounder(metric, self.bits, W.device), self.low_rank
+        alone = alone or _Alone.of(W, metric, self.bits)
 
-        def repair(left: torch.Tensor) -> list[torch.Tensor]:
-            stored = quantize_cores(low_rank, low_rank.fit(left, metric), left, metric)
+        def repair(left: torch.Tensor, Y: torch.Tensor) -> list[torch.Tensor]:
+            stored = quantize_cores(low_rank, low_rank.fit_whitened(left, metric, Y), left, metric, whitened=Y)
             return values(low_rank, stored, torch.float64)
 
-        def judged(Q: torch.Tensor, L: torch.Tensor, R: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
-            return metric.absolute(W - Q - L @ R), [Q, L, R]
+        def judged(Q: torch.Tensor, Y: torch.Tensor, *cores: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+            return low_rank.errors([cores], W - Q, metric, Y)[0], [Q, *cores]
 
-        Q = rounded(W) if alone is None else alone
-        L, R = repair(W - Q)
-        yield judged(Q, torch.zeros_like(L), torch.zeros_like(R))
-        yield judged(Q, L, R)
-        Q = torch.zeros_like(W)
+        Q, Y = alone.Q, alone.left
+        L, R = repair(W - Q, Y)
+        yield judged(Q, Y, torch.zeros_like(L), torch.zeros_like(R))
+        yield judged(Q, Y, L, R)
+        Q, Y = torch.zeros_like(W), alone.whole
         for _ in range(STORED_TURNS):
-            L, R = repair(W - Q)
-            yield judged(Q, L, R)
+            L, R = repair(W - Q, Y)
+            yield judged(Q, Y, L, R)
             Q = rounded(W - L @ R)
-            yield judged(Q, L, R)
+            Y = metric.whiten(W - Q)
+            yield judged(Q, Y, L, R)
 
     def calibrated(self, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric) -> Sequence[Stored]:
         """Fitted anew to W: `fit` gives cores that are on the grids of their formats already."""
@@ -208,16 +210,28 @@ class Qlr(Spec):
         full = cls.for_shape(n_out, n_in, min(n_out, n_in), out, in_, quantize, bits)
         if quantize is not None:
             chosen = {*(levels or (1, *(max(1, full.max_chi // part) for part in STORED_LADDER)))}
-            alone = _rounder(metric, bits, W.device)(W)  # the same at every level
-            return full.curve_at(
-                chosen, W, metric, lambda at: metric.absolute(W - at.dense(at._best(W, metric, alone)))
-            )
+            alone = _Alone.of(W, metric, bits)
+            return full.curve_at(chosen, W, metric, lambda at: at._best(W, metric, alone)[0])
         chi, error = np.arange(1, full.max_chi + 1), np.full(full.max_chi, np.inf)
         for rank, _, squares in candidates(W, metric, bits, full.max_chi):
             first = max(rank, 1) - 1
             error[first:] = np.minimum(error[first:], tails(squares)[first:])
         parameters = np.array([full.with_chi(int(level)).parameters for level in chi])
         return Curve(chi, parameters, np.minimum.accumulate(error), metric.absolute(W), exact=True)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """W rounded alone, Q; and A (W − Q) B (`left`) and A W B (`whole`): the same at every rank."""
+
+    Q: torch.Tensor
+    left: torch.Tensor
+    whole: torch.Tensor
+
+    @classmethod
+    def of(cls, W: torch.Tensor, metric: Metric, bits: str) -> Self:
+        Q = _rounder(metric, bits, W.device)(W)
+        return cls(Q, metric.whiten(W - Q), metric.whiten(W))
 
 
 def candidates(

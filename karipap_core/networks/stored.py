@@ -27,7 +27,12 @@ PROBED_DAMPING = 0.01  # of an estimated H
 
 @torch.no_grad()
 def quantize_cores(
-    spec: Spec, cores: Sequence[torch.Tensor], W: torch.Tensor, metric: Metric | None = None, method: str = "gptq"
+    spec: Spec,
+    cores: Sequence[torch.Tensor],
+    W: torch.Tensor,
+    metric: Metric | None = None,
+    method: str = "gptq",
+    whitened: torch.Tensor | None = None,
 ) -> list[Stored]:
     """`cores` (float, as `spec.decompose` gives them) in `spec.formats`; W (out, in) is what they stand for, and what
     is refitted to: of cores that were trained since, `spec.dense(cores)`.
@@ -36,7 +41,8 @@ def quantize_cores(
     float32 where they were refitted, integer ones as they are. method "rtn" only rounds to nearest; "gptq" is the
     better of both in `metric` (default: weight): never worse than rounding. Cores shared by a group (`spec.members`)
     are rounded to nearest: no single member may refit what the others use. A core that is on the grid of its format
-    already (it was dequantized from it) comes back as it was. Arithmetic in float64, on W's device.
+    already (it was dequantized from it) comes back as it was. whitened : A W B in the metric, where that is known.
+    Arithmetic in float64, on W's device.
     Raises InputError for an unknown method or cores of other shapes than the spec's.
     """
     if method not in METHODS:
@@ -51,11 +57,9 @@ def quantize_cores(
         return rounded
     own = spec.calibrated(cores, W, metric)
     calibrated = _generic(spec, cores, W, metric) if own is None else list(own)
-
-    def error(stored: Sequence[Stored]) -> float:
-        return metric.absolute(W - spec.dense(values(spec, stored, torch.float64)))
-
-    return min(calibrated, rounded, key=error)
+    tries = [values(spec, stored, torch.float64) for stored in (calibrated, rounded)]
+    better, plain = spec.errors(tries, W, metric, whitened)
+    return calibrated if better <= plain else rounded
 
 
 def values(spec: Spec, stored: Sequence[Stored], dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -117,10 +117,17 @@ class Metric:
     def whiten(self, W: torch.Tensor) -> torch.Tensor:
         """A W B, (out, in), float64."""
         self.check(*W.shape)
-        Y = W.detach().double()
-        G, C = self.factor("G", W.device), self.factor("C", W.device)
-        Y = Y if G is None else G.T @ Y
-        return Y if C is None else Y @ C
+        return self.whiten_right(self.whiten_left(W.detach().double()))
+
+    def whiten_left(self, L: torch.Tensor) -> torch.Tensor:
+        """A L, (out, n), float64 as L is."""
+        G = self.factor("G", L.device)
+        return L if G is None else G.T @ L
+
+    def whiten_right(self, R: torch.Tensor) -> torch.Tensor:
+        """R B, (n, in), float64 as R is."""
+        C = self.factor("C", R.device)
+        return R if C is None else R @ C
 
     def unwhiten_left(self, U: torch.Tensor) -> torch.Tensor:
         """A⁻¹ U by a triangular solve; U is (out, n) float64."""
