@@ -60,6 +60,16 @@ def test_reaches_the_tail_of_the_whitened_spectrum(which, n_out, n_in):
         assert curve.parameters[chi - 1] == spec.parameters
 
 
+@pytest.mark.parametrize("which", ["weight", "functional", "loss"])
+def test_errors_of_several_cores_are_those_of_their_matrices(which):
+    W, metric, C, G = problem(12, 17, which)
+    spec = LowRank.for_shape(12, 17, 5)
+    tries = [spec.fit(W, metric), spec.random_cores(seed=1, dtype=torch.float64)]
+    lost = [np.trace((D := W.numpy() - product(cores)).T @ G @ D @ C) for cores in tries]
+    assert spec.errors(tries, W, metric) == pytest.approx(lost, rel=1e-9)
+    assert spec.errors(tries, W, metric, metric.whiten(W)) == pytest.approx(lost, rel=1e-9)
+
+
 def test_agrees_with_the_inverse_free_form():
     W, metric, C, _ = problem(11, 14, "functional")
     Y = W.numpy() @ root(C)

@@ -11,6 +11,7 @@ from karipap_core.cli.tables.autopilot import table
 from karipap_core.errors import InputError
 from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.scoring import Scoring
+from karipap_core.plan.aligned import aligned_matrices
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan
@@ -293,7 +294,9 @@ def test_networks_that_share_mix_and_quantize_are_searched_and_measured(
     specs = {name: plan.spec(name) for name in plan.weights if plan.spec(name) is not None}
     points = Points(study, halves(HELD_OUT)[1], tmp_path / "again", CUT)
     source = study.decompositions("loss")
-    again = points.bench.measure((name, source.matrix(name, spec)) for name, spec in specs.items())
+    matrices = {name: source.matrix(name, spec) for name, spec in specs.items()}
+    assert plan.prefix == ("aligned" if quantize else None)
+    again = points.bench.measure((aligned_matrices(study, plan) if plan.prefix else matrices).items())
     assert again["rise"] == pytest.approx(found["rise"], abs=1e-6)
 
 
