@@ -346,3 +346,19 @@ def towered(tmp_path_factory):
 def workspace_of_the_towered(request, monkeypatch):
     if "towered" in request.fixturenames:
         monkeypatch.setenv("KARIPAP_WORKSPACE", str(request.getfixturevalue("towered")[1].workspace.root))
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        (tables.What("lowrank", "loss"), None),
+        (tables.What("lowrank", "loss", "int8"), None),
+        (tables.What("lowrank", "loss", "int4"), "aligned"),
+        (tables.What("lowrank", "loss", "auto"), "aligned"),
+        (tables.What("qlr", "loss"), "aligned"),
+    ],
+)
+def test_predictions_go_by_what_weights_will_be_fitted_behind(what, expected):
+    assert what.behind("auto", lambda: True) == expected
+    assert what.behind("auto", lambda: False) is None is what.behind("dense", lambda: True)
+    assert what.behind("aligned", lambda: True) == "aligned"
