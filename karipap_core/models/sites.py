@@ -308,6 +308,11 @@ def replaced(found: dict[str, Site], matrices: dict[str, torch.Tensor]) -> Itera
         yield
 
 
+def _tokens(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a module is given, token by token: (tokens, in), the ids (tokens,) for an embedding."""
+    return x.detach().flatten() if is_embedding(module) else x.detach().reshape(-1, x.shape[-1])
+
+
 class _Reached(Exception):
     """A pass has come to where it ends."""
 
@@ -318,8 +323,7 @@ def until(site: Site, inputs: Callable[[torch.Tensor], None]) -> Iterator[None]:
     x (tokens, in), detached, in the model's dtype; what stands behind the pass in the context is not run."""
 
     def reached(module, arguments):
-        x = arguments[0].detach()
-        inputs(x.reshape(-1, x.shape[-1]))
+        inputs(_tokens(module, arguments[0]))
         raise _Reached
 
     handle = site.module.register_forward_pre_hook(reached)
@@ -347,8 +351,7 @@ def observe(
 
     def seen(name, module, arguments, output):
         if inputs is not None:
-            x = arguments[0].detach()
-            inputs(name, x.flatten() if is_embedding(module) else x.reshape(-1, x.shape[-1]))
+            inputs(name, _tokens(module, arguments[0]))
         if gradients is not None and output.requires_grad:
             output.register_hook(lambda g: gradients(name, g.detach().reshape(-1, g.shape[-1])))
 

@@ -11,18 +11,15 @@ it.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from karipap_core import schemas
 from karipap_core.plan.checks import BEYOND, Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
-
-if TYPE_CHECKING:
-    from karipap_core.plan.document import Plan
 
 FORMAT, VERSION = "karipap-calibration", 2  # 1: no history of fits, and checks that do not say their plan
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
@@ -92,11 +89,10 @@ def group_of(networks: Iterable[str], quantized: bool, embedding: bool, prefix: 
     return f"{kind}, {prefix}" if prefix else kind
 
 
-def group_of_plan(plan: "Plan") -> str:
-    """The same of a plan (document.py)."""
-    entries = plan.weights.values()
-    formats = any(entry.get("quantize") for entry in entries)
-    return group_of({entry["network"] for entry in entries}, formats, bool(plan.embedding), plan.prefix)
+def group_of_weights(weights: Mapping[str, dict[str, Any]], embedding: bool, prefix: str | None) -> str:
+    """The same of a plan's entries."""
+    formats = any(entry.get("quantize") for entry in weights.values())
+    return group_of({entry["network"] for entry in weights.values()}, formats, embedding, prefix)
 
 
 def words(predicted: dict) -> str:

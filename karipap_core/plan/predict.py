@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.plan.calibration import group_of_plan
+from karipap_core.plan.calibration import group_of_weights
 from karipap_core.plan.curves import GroupCurve
 from karipap_core.plan.document import Entry, Plan
 from karipap_core.plan.kind import Kind, is_of, own_options
@@ -81,5 +81,5 @@ def predicted(candidates: Candidates, plan: Plan, measured: dict[str, Any] | Non
     if blind := sum(plan.spec(name) is not None for name in candidates.study.seen.unseen):
         why = f"the calibration text does not reach {blind:,} of the weights that it cuts."
         return {key: value for key, value in found.items() if key != "sum"} | {"not_predicted": why}
-    fit = calibration.fit(group_of_plan(plan))
+    fit = calibration.fit(group_of_weights(plan.weights, bool(plan.embedding), plan.prefix))
     return found | fit.predicted(found["sum"], candidates.checkpoint.vocabulary)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from karipap_core.errors import InputError
-from karipap_core.plan.calibration import ALL, Calibration, group_of_plan
+from karipap_core.plan.calibration import ALL, Calibration, group_of_weights
 from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
 from karipap_core.statistics.pareto import known
@@ -208,7 +208,7 @@ def add_check(calibration: Calibration, plan: Plan, point: dict, text: str) -> b
         text,
         id=point.get("id"),
         sum=predicted.get("sum"),
-        network=group_of_plan(plan),
+        network=group_of_weights(plan.weights, bool(plan.embedding), plan.prefix),
         error=point.get("rise_error"),
         fit=predicted.get("fit"),
         dense_loss=(point.get("dense") or {}).get("loss"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from karipap_core.errors import InputError
 from karipap_core.plan.budget import Budget
-from karipap_core.plan.calibration import Calibration, Fit, group_of
+from karipap_core.plan.calibration import Calibration, Fit, group_of_weights
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import DENSE, Plan
 from karipap_core.plan.planner import Planner
@@ -59,9 +59,7 @@ class Trail:
 
     def foretold(self, weights: dict[str, dict]) -> dict:
         """A plan's `predicted` fields for these weights, from the frozen calibration."""
-        formats = any(entry.get("quantize") for entry in weights.values())
-        networks = {entry["network"] for entry in weights.values()}
-        group = group_of(networks, formats, bool(self.planner.tables), self.planner.prefix_of(weights))
+        group = group_of_weights(weights, bool(self.planner.tables), self.planner.prefix_of(weights))
         if group not in self.fits:
             self.fits[group] = self.curve.fit(group)
         return self.fits[group].predicted(self.planner.damage_sum(weights), self.planner.checkpoint.vocabulary)
