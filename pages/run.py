@@ -14,9 +14,9 @@ from karipap_core.errors import InputError
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.figures import runs as figures_runs
 from karipap_core.plan import predictions
-from karipap_core.plan.calibration import words
 from karipap_core.plan.checks import rise_in_words, rise_of
 from karipap_core.plan.document import Plan
+from karipap_core.plan.foretold import words
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.names import Names, clean, plan_key
 from pages.parts import common, draft, job, model, naming, plan_jobs, runs, take_home, terms, texts

@@ -19,7 +19,8 @@ from typing import Any, cast
 import numpy as np
 
 from karipap_core import schemas
-from karipap_core.plan.checks import BEYOND, Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
+from karipap_core.plan.checks import Check, LeftOut, WholePlan, above_noise, beyond_checked, log_factor, off_by
+from karipap_core.plan.foretold import CURVE
 
 FORMAT, VERSION = "karipap-calibration", 2  # 1: no history of fits, and checks that do not say their plan
 LEVELS = (0.9, 0.7, 0.45, 0.2)  # of the break-even χ
@@ -71,7 +72,7 @@ class Fit:
             "rise": rise,
             "dense_loss": self.dense_loss,
             "loss": self.dense_loss + rise,
-            "source": "curve",
+            "source": CURVE,
             "error": self.error,
             "fitted_plans": len(self.points),
             "fit": self.version,
@@ -93,23 +94,6 @@ def group_of_weights(weights: Mapping[str, dict[str, Any]], embedding: bool, pre
     """The same of a plan's entries."""
     formats = any(entry.get("quantize") for entry in weights.values())
     return group_of({entry["network"] for entry in weights.values()}, formats, embedding, prefix)
-
-
-def words(predicted: dict) -> str:
-    """How a prediction was made and how far such predictions were off, from a plan's `predicted` fields, as in
-    "predicted with calibration v3 (5 plans checked), usually within ±12%"."""
-    if predicted.get("source", "curve") != "curve":
-        return "measured on calibration text with this very plan"
-    if predicted.get("beyond"):
-        return f"{BEYOND}: more is cut than in any plan that was measured"
-    version, checked, error = (predicted.get(key) for key in ("fit", "checked", "error"))
-    said = "predicted" if version is None else f"predicted with calibration v{version}"
-    if checked == 0:
-        tried = "" if error is None else f", within ±{error:.0%} on the plans that were measured for it"
-        return f"{said}{tried} (no run has checked it yet)"
-    if checked is not None:
-        said += f" ({checked} {'plan' if checked == 1 else 'plans'} checked)"
-    return said if error is None else f"{said}, usually within ±{error:.0%}"
 
 
 @dataclass

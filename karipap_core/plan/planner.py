@@ -19,6 +19,7 @@ from karipap_core.plan.budget import SCOPES, Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.damage import apply_plan, marginals, marginals_from_gradients, whole_plans
 from karipap_core.plan.document import RULES, Entry, Plan, model_entry, rounding_of
+from karipap_core.plan.foretold import BEHIND_DENSE, ITSELF
 from karipap_core.plan.kind import PREFIXES, check_prefix
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
 from karipap_core.plan.predict import damage_sum, predicted, spec_error
@@ -58,13 +59,11 @@ class Measuring(Measurements, Protocol):
     def calibration_entry(self) -> dict[str, Any]: ...
     @property
     def why_not_run(self) -> str | None: ...
-
     @property
     def measure(self) -> str: ...
     @property
     def rounding(self) -> str: ...
     def prefix_of(self, wanted: str, weights: Mapping[str, Mapping[str, Any]]) -> str | None: ...
-
     def learn(self, metric: str, measured: dict[str, Any]) -> None: ...
 
 
@@ -109,8 +108,7 @@ class Planner:
         self.progress = progress or self.progress
         if rule not in RULES:
             raise unknown("Rule", rule, RULES)
-        limit, unit = budget.limit(self.checkpoint, self.tables)
-        self.scope = budget.scope
+        limit, unit = self._limit(budget)
         if rule == "best":
             return self._best(budget, limit, unit)
         if rule == "refined":
@@ -126,6 +124,10 @@ class Planner:
             return plan
         # The curve of predictions is that of calibrated plans; any other is measured: one pass over the check windows.
         return self.plan(weights, rule, budget, measured=self.measure(weights))
+
+    def _limit(self, budget: Budget) -> tuple[float, str]:
+        self.scope = budget.scope
+        return budget.limit(self.checkpoint, self.tables)
 
     def _rules(self) -> list[str]:
         """The rules that `best` compares, for one network; not `refined`, which holds the model in memory, of a large
@@ -197,7 +199,7 @@ class Planner:
             except InputError:
                 continue  # below the smallest plan of this model
             sums[self.damage_sum(entries)] = entries
-        chosen = {min(sums, key=lambda s: abs(_log(s) - _log(target))) for target in FIT_AT} if sums else set()
+        chosen = {min(sums, key=lambda s: abs(math.log(max(s, 1e-12) / target))) for target in FIT_AT if sums}
         return [sums[total] for total in sorted(chosen)]
 
     def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:
@@ -350,7 +352,20 @@ class Planner:
     ) -> Plan:
         """The plan of these entries, its size counted and its rise in loss predicted (where a calibration exists);
         `measured` is what `measure` found of this very plan, if it did."""
-        plan = Plan(
+        plan = self._unpredicted(weights, rule, budget)
+        plan.tried = list(tried)
+        plan.predicted = self.predict(plan, measured)
+        images = "images" in (plan.calibration or {})
+        plan.notes = self.study.seen.notes(self.checkpoint, plan.weights, self.held(rule), images)
+        return plan
+
+    def unpredicted(self, budget: Budget, rule: str) -> Plan:
+        """The plan at a budget of a rule that measures nothing anew, as `make` gives it, without what it is predicted
+        to do: of rules but `calibrated` only a measurement tells that."""
+        return self._unpredicted(self.allocated(rule, *self._limit(budget)), rule, budget)
+
+    def _unpredicted(self, weights: Entries, rule: str, budget: Budget | None) -> Plan:
+        return Plan(
             model=model_entry(self.checkpoint),
             metric=self.metric,
             weights={weight.name: weights[weight.name] for weight in self.checkpoint.weights if weight.name in weights},
@@ -359,37 +374,27 @@ class Planner:
             budget=budget.kept if budget else None,
             budget_bytes=budget.kept_bytes if budget else None,
             calibration=self.study.calibration_entry(),
-            tried=list(tried),
             embedding={"kind": self.choice.embedding, "tied": "contract"} if self.tables else None,
             rounding=rounding_of(self.metric, weights, self.study.rounding),
             prefix=self.prefix_of(weights),
         )
-        plan.predicted = self.predict(plan, measured)
-        images = "images" in (plan.calibration or {})
-        plan.notes = self.study.seen.notes(self.checkpoint, plan.weights, self.held(rule), images)
-        return plan
 
     def predict(self, plan: Plan, measured: dict[str, Any] | None = None) -> dict[str, Any]:
         """Size (exact) and, where this model has been calibrated, the predicted rise in loss: from the curve through
         measured plans, with its error so far, or where this very plan was measured on calibration text, from that."""
-        return predicted(self.candidates, plan, None if measured is None else self.measured_rise(measured))
-
-    def measured_rise(self, measured: dict[str, Any]) -> dict[str, Any]:
-        """A plan's `predicted` fields where `measure` found this of the very plan."""
+        if measured is None:
+            return predicted(self.candidates, plan)
         dense = self.study.dense_loss
-        return {
+        found = {
             "measure": "kl" if self.checkpoint.predicts else "output error",
             "rise": measured["rise"],
             "dense_loss": dense,
             "loss": dense + measured["rise"],
-            "source": "this plan on calibration text",
+            "source": BEHIND_DENSE if plan.prefix else ITSELF,
             "error": None,
         }
+        return predicted(self.candidates, plan, found)
 
 
 def _specs(weights: Entries) -> "dict[str, Spec | None]":
     return {name: Entry.of(entry).spec for name, entry in weights.items()}
-
-
-def _log(value: float) -> float:
-    return math.log(max(value, 1e-12))

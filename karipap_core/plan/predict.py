@@ -68,7 +68,7 @@ def sizes_of(plan: Plan, checkpoint) -> dict[str, Any]:
 def predicted(candidates: Candidates, plan: Plan, measured: dict[str, Any] | None = None) -> dict[str, Any]:
     """A plan's `predicted`: its sizes and, where this model has been calibrated, the rise in loss by the curve through
     measured plans, with how far such predictions were off so far. `measured` takes the curve's place where this very
-    plan was measured (see `Planner.measured_rise`)."""
+    plan was measured (see `Planner.predict`)."""
     found = sizes_of(plan, candidates.checkpoint)
     calibration = None
     if candidates.study.has_calibration(candidates.metric):

@@ -14,19 +14,18 @@ from karipap_core.errors import InputError
 from karipap_core.plan.calibration import ALL, Calibration, group_of_weights
 from karipap_core.plan.checks import above_noise, off_by
 from karipap_core.plan.document import Plan
+from karipap_core.plan.foretold import CURVE
 from karipap_core.statistics.pareto import known
 from karipap_core.workspace import Workspace
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, kept_json
 
-CURVE, ITSELF = "curve", "this plan on calibration text"
-
 
 @dataclass(frozen=True)
 class Pair:
     """A prediction and what came: rises in loss, nats a token. error: standard error of `measured`; stated: the
-    relative error that was stated with the prediction; source: `CURVE`, or `ITSELF` where the plan was measured on the
-    calibration text before; text: measured on, None for the calibration text; fit: version that predicted it."""
+    relative error that was stated with the prediction; source: of
+    foretold.py; text: measured on, None for the calibration text; fit: version that predicted it."""
 
     id: str | None
     label: str

@@ -146,6 +146,8 @@ class _Tiled:
 
 def _spread(factor: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
     """A factor (n, n) at these places of a larger one, the identity elsewhere."""
+    if len(factor) == size:
+        return factor
     found = torch.eye(size, dtype=factor.dtype, device=factor.device)
     found[places[:, None], places] = factor
     return found
@@ -165,7 +167,7 @@ def _in_turn(rows: int, columns: int) -> Iterator[list[Tile]]:
 def _anti_diagonals(height: int, width: int) -> Iterator[tuple[slice, slice, slice, slice, int, int]]:
     """For each anti-diagonal of a tile (height, width): its rows, its columns from the last to the first, both as
     contiguous slices, then its entries in a tile that is one line, and in one that lies transposed with its columns
-    reversed; and how many columns and rows at most come before its entries."""
+    reversed; and how many columns and rows at most an entry of it needs, itself among them."""
     for total in range(height + width - 1):
         first, last = max(0, total - width + 1), min(height, total + 1)
         count, reversed_ = last - first, width - 1 - total + first
@@ -173,7 +175,7 @@ def _anti_diagonals(height: int, width: int) -> Iterator[tuple[slice, slice, sli
         line = slice(start, start + (count - 1) * (width - 1) + 1, max(1, width - 1))
         start = reversed_ * height + first
         turned = slice(start, start + (count - 1) * (height + 1) + 1, height + 1)
-        yield slice(first, last), slice(reversed_, reversed_ + count), line, turned, total - first, last
+        yield slice(first, last), slice(reversed_, reversed_ + count), line, turned, total - first + 1, last
 
 
 def _round_tiles(
@@ -190,33 +192,31 @@ def _round_tiles(
     it and comes from `above`, and its blocks of U and V on the diagonal.
 
     Everything is in steps of the grid of its row, E and R besides without U_jj and V_ii, which the factors take
-    instead.
+    instead. An entry of E or R holds what is `left` of it or comes from `above` until it is rounded, so that one scalar
+    product, whose last factor is 1, tells what it is rounded from.
     In numpy: calls for so few numbers cost a third of torch's.
     """
     tiles, rows, width = left.shape
     scale = scale[..., None]
     own_across, own_down = across.diagonal(0, 1, 2), down.diagonal(0, 1, 2)
-    # U_kj / U_kk by j from the last to the first, and k; V_li / V_ll by i and l
-    back = np.ascontiguousarray((across / own_across[..., None]).transpose(0, 2, 1)[:, ::-1])
+    unit = across / own_across[..., None]  # U_kj / U_kk
+    # By j from the last to the first, and k; V_li / V_ll by i and l
+    back = np.ascontiguousarray(2 * np.eye(width) - unit.transpose(0, 2, 1))[:, ::-1].copy()
     up = (down / own_down[..., None]).transpose(0, 2, 1) * (scale.transpose(0, 2, 1) / scale)
-    left = (left / scale + zero[..., None]).reshape(tiles, -1)
-    above = (above * own_across[:, None] / scale).reshape(tiles, -1)
-    codes, E = (np.zeros((tiles, rows, width)) for _ in range(2))
-    R = np.zeros((tiles, width, rows))  # by j from the last to the first, and l
-    flat_codes, flat_E, flat_R = (each.reshape(tiles, -1) for each in (codes, E, R))
+    left = left / scale + zero[..., None]
+    E = left.copy()
+    # By j from the last to the first, and l
+    R = np.ascontiguousarray((above * own_across[:, None] / scale).transpose(0, 2, 1)[:, ::-1])
+    flat_E, flat_R = (each.reshape(tiles, -1) for each in (E, R))
     for among, columns, line, turned, before, over in steps:
-        over_them = np.einsum("tml,tml->tm", up[:, among, :over], R[:, columns, :over])
-        over_them += above[:, line]
-        wanted = left[:, line]
-        if before:
-            wanted = wanted - np.einsum("tmk,tmk->tm", E[:, among, :before], back[:, columns, :before])
-        corrected = wanted - over_them
+        wanted = np.vecdot(E[:, among, :before], back[:, columns, :before])
+        corrected = wanted - np.vecdot(up[:, among, :over], R[:, columns, :over])
         code = np.rint(corrected)
-        np.maximum(code, 0, out=code)
+        np.maximum(code, 0.0, out=code)
         np.minimum(code, top, out=code)
-        flat_codes[:, line] = code
         np.subtract(wanted, code, out=flat_E[:, line])
         np.subtract(corrected, code, out=flat_R[:, turned])
+    codes = np.rint(left - E @ unit)
     units = scale / own_across[:, None]
     E *= units
     return codes, E, np.ascontiguousarray(R[:, ::-1].transpose(0, 2, 1)) * units / own_down[..., None]

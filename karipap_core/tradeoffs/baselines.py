@@ -129,7 +129,7 @@ def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) 
     from karipap_core.plan.planner import Planner
 
     try:
-        plan = Planner(study, "lowrank", metric).make(Budget(fraction, scope=scope), "uniform")
+        plan = Planner(study, "lowrank", metric).unpredicted(Budget(fraction, scope=scope), "uniform")
     except InputError:
         return []
 

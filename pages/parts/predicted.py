@@ -8,6 +8,7 @@ import streamlit as st
 from karipap_core.figures import predictions as figures_predictions
 from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
+from karipap_core.plan.foretold import CURVE
 from pages.parts import common, naming, runs
 
 SIDES = {"told": "As predicted when planned", "now": "By today's calibration, each left out"}
@@ -26,9 +27,7 @@ def page(view) -> None:
     pairs = {"told": told}
     if calibration:
         pairs["now"] = predictions.left_out(calibration, points)
-    found = {
-        side: predictions.figures([p for p in rows if p.source == predictions.CURVE]) for side, rows in pairs.items()
-    }
+    found = {side: predictions.figures([p for p in rows if p.source == CURVE]) for side, rows in pairs.items()}
     st.html(f'<p class="k-verdict">{html.escape(verdict(found, calibration))}</p>')
     shown = "told"
     if len(pairs) > 1:
@@ -99,16 +98,14 @@ def figures(view, pairs: dict, shown: str) -> None:
     """The figures of all predictions and of each network."""
     rows = []
     for side, members in pairs.items():
-        members = [pair for pair in members if pair.source == predictions.CURVE]
+        members = [pair for pair in members if pair.source == CURVE]
         methods = sorted({pair.method for pair in members})
         for name in ["all", *(methods if side == shown else ())]:
             found = predictions.figures([pair for pair in members if name in ("all", pair.method)])
             if found:
                 rows.append({"of": SIDES[side], "network": name, **found})
-    if any(pair.source == predictions.ITSELF for pair in pairs["told"]):
-        members = [pair for pair in pairs["told"] if pair.source == predictions.ITSELF]
-        if found := predictions.figures(members):
-            rows.append({"of": "Plans measured themselves on the calibration text", "network": "all", **found})
+    if found := predictions.figures([pair for pair in pairs["told"] if pair.source != CURVE]):
+        rows.append({"of": "Plans measured themselves on the calibration text", "network": "all", **found})
     if not rows:
         return
     frame = pd.DataFrame(rows)

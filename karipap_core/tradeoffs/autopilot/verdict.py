@@ -7,7 +7,7 @@ from functools import partial
 from karipap_core.errors import InputError
 from karipap_core.evaluation.wrong_text import warnings_of
 from karipap_core.plan.budget import Budget
-from karipap_core.plan.document import Plan, model_entry, rounding_of
+from karipap_core.plan.document import Plan
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.progress import Progress
@@ -99,22 +99,9 @@ class Verdict:
             kept = min(1.0, round(size + more / THOUSAND, 4))
             budget = Budget(kept, scope=self.criterion.aim.scope)
             try:
-                limit, unit = budget.limit(self.checkpoint, planner.tables)
-                weights = planner.allocated("uniform", limit, unit)
+                plan = planner.unpredicted(budget, "uniform")
             except InputError:
                 continue
-            plan = Plan(
-                model_entry(self.checkpoint),
-                planner.metric,
-                weights,
-                "uniform",
-                budget.scope,
-                kept,
-                calibration=self.study.calibration_entry(),
-                embedding={"kind": planner.choice.embedding, "tied": "contract"} if planner.tables else None,
-                rounding=rounding_of(planner.metric, weights, self.study.rounding),
-                prefix=planner.prefix_of(weights),
-            )
             gap = plan_sizes(self.checkpoint, plan.ledger(self.checkpoint))[self.criterion.size_key] - size
             found.append((gap, plan))
             if gap >= 0 or kept == 1:

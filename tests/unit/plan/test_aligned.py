@@ -16,6 +16,7 @@ from karipap_core.plan import aligned, behind, estimate
 from karipap_core.plan.aligned import aligned_matrices, fit_aligned
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
+from karipap_core.plan.foretold import BEHIND_DENSE, ITSELF
 from karipap_core.plan.kind import prefix_of
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
@@ -182,6 +183,7 @@ def test_plans_that_are_made_get_it(tmp_path):
         for choice in (None, "int3")
     }
     assert made[None].prefix is None and made["int3"].prefix == "aligned"
+    assert {name: plan.predicted["source"] for name, plan in made.items()} == {None: ITSELF, "int3": BEHIND_DENSE}
     assert story.make_plan(study, 0.5, rule="uniform", quantize="int3", prefix="dense").prefix is None
     with pytest.raises(InputError, match="Prefix 'tall' is not one of auto, dense, aligned"):
         story.make_plan(study, 0.5, prefix="tall")

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karipap_core.errors import InputError
-from karipap_core.plan.calibration import Calibration, group_of, predicted_rise, words
+from karipap_core.plan.calibration import Calibration, group_of, predicted_rise
+from karipap_core.plan.foretold import BEHIND_DENSE, ITSELF, words
 
 
 def calibration(rows, plans=()):
@@ -120,7 +121,8 @@ def test_how_a_prediction_is_put_in_words():
     assert words(made) == (
         "predicted with calibration v1, within ±4% on the plans that were measured for it (no run has checked it yet)"
     )
-    assert words({"source": "this plan on calibration text"}).startswith("measured on calibration text")
+    assert words({"source": ITSELF}) == "measured on calibration text with this very plan"
+    assert words({"source": BEHIND_DENSE}).endswith("with this very plan, its weights fitted behind the dense model")
 
 
 def test_kinds_of_plans():

@@ -12,6 +12,7 @@ from karipap_core.plan import predictions
 from karipap_core.plan.calibration import Calibration
 from karipap_core.plan.checks import above_noise
 from karipap_core.plan.document import Plan
+from karipap_core.plan.foretold import ITSELF
 from karipap_core.plan.predictions import Pair, as_predicted, figures, left_out, refit, unchecked
 from karipap_core.reading import read_json
 from karipap_core.workspace import Workspace
@@ -121,12 +122,12 @@ def test_figures_are_those_of_numpy():
 
 
 def test_pairs_are_what_plans_were_told(runs):
-    runs.append(run("itself", plan(rise=0.3, source=predictions.ITSELF), 0.33))
+    runs.append(run("itself", plan(rise=0.3, source=ITSELF), 0.33))
     runs.append({"id": "svd", "label": "svd", "method": "svd", "predicted": None, "rise": 1.0})
     pairs = as_predicted(runs)
     assert len(pairs) == 11 and pairs[0].stated == 0.1 and pairs[0].text == "held out"
     assert figures(pairs[:10])["median"] == pytest.approx((abs(1 / 1.2 - 1) + abs(1 / 0.8 - 1)) / 2)
-    assert pairs[10].source == predictions.ITSELF
+    assert pairs[10].source == ITSELF
 
 
 def test_a_refit_finds_the_factor_of_each_network_and_says_so_with_a_new_version(runs, file):
@@ -206,7 +207,7 @@ def test_what_ships_with_the_demo_model_is_predicted_better_with_factors_than_wi
 
 
 def test_the_scatter_shows_each_pair_with_its_network_and_its_text(runs):
-    pairs = [*as_predicted(runs), *as_predicted([run("itself", plan(rise=0.3, source=predictions.ITSELF), 0.33)])]
+    pairs = [*as_predicted(runs), *as_predicted([run("itself", plan(rise=0.3, source=ITSELF), 0.33)])]
     pairs.append(Pair(None, "whole plan", "lowrank", 0.2, 0.21, None, None, "curve", None))
     figure = figures_predictions.scatter(pairs, 0.25, "mpo-3")
     named = {trace.name: trace for trace in figure.data if trace.name}

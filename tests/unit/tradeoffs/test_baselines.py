@@ -8,6 +8,8 @@ from karipap_core.evaluation.inplace import InPlace
 from karipap_core.evaluation.perplexity import perplexity
 from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
+from karipap_core.plan.budget import Budget
+from karipap_core.plan.planner import Planner
 from karipap_core.quantization.rounding import quantize_rtn
 from karipap_core.tradeoffs.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
 from tests.helpers.architectures import make
@@ -79,6 +81,9 @@ def test_svd_baseline_is_numpys_truncated_svd(study):
         assert 0.5 < chi * sum(W.shape) / W.size <= 0.65  # of this weight; of the model, 0.6
         U, s, Vt = np.linalg.svd(W)
         np.testing.assert_allclose(item.matrix.numpy(), U[:, :chi] * s[:chi] @ Vt[:chi], atol=2e-5)
+    made = Planner(study, "lowrank", "weight").make(Budget(0.6, scope="blocks"), "uniform")
+    assert made.weights == baseline.plan.weights
+    assert made.predicted["rise"] and baseline.plan.predicted is None, "a pass that nobody asked for"
 
 
 def test_rtn_baseline_is_rounding_of_each_weight(study):
