@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # One thread a process: two BLAS pools on two cores can be 30 times slower than one.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export PYTHON PIP_FLAGS
+# Nothing is compiled when an environment is made (.ci/venv): Python keeps what it has compiled for an import, also where
+# a container forbids that. Else every process compiles torch and transformers anew, for longer than it runs.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help app test test-lowest bad-input fuzz architectures load soak lint format bench bench-environment environment test-environment \
 	system-packages javascript-test clean

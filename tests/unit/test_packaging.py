@@ -1,6 +1,8 @@
 """One version number, and requirement files that agree with the ranges of pyproject.toml."""
 
+import os
 import re
+import subprocess
 import tomllib
 
 from karipap_core.version import __version__
@@ -41,3 +43,14 @@ def test_the_lowest_versions_are_those_of_the_ranges():
     wanted = [*(each.split(">=")[0] for each in PROJECT["dependencies"]), *extras]
     assert set(wanted) <= lowest.keys()
     assert [name for name in wanted if not same(lowest[name], RANGES[name])] == []
+
+
+def test_what_is_imported_stays_compiled_where_a_container_forbids_it(tmp_path):
+    """Packages are installed uncompiled: without a kept .pyc, importing torch and transformers takes 20 s each time."""
+    assert "--no-compile" in (REPOSITORY / ".ci" / "venv").read_text()
+    say = "import sys; print(sys.dont_write_bytecode)"
+    (tmp_path / "says.mk").write_text(f'include Makefile\nsays:\n\t@python3 -c "{say}"\n')
+    forbids = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    make = ["make", "-s", "-f", tmp_path / "says.mk", "says"]
+    said = subprocess.run(make, cwd=REPOSITORY, env=forbids, capture_output=True, text=True)
+    assert said.stdout.strip() == "False", said.stderr
