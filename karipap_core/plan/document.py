@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from karipap_core import schemas
 from karipap_core.errors import InputError, unknown
 from karipap_core.networks.listed import NAMES
+from karipap_core.plan.foretold import measured
 from karipap_core.plan.kind import counting
 from karipap_core.reading import parse_json, read_bytes
 from karipap_core.values import html_table
@@ -151,7 +152,7 @@ class Plan:
         rise = ""
         if foretold.get("rise") is not None:
             unit = "relative error of the outputs" if foretold.get("measure") == "output error" else "nats a token"
-            how = "predicted" if foretold.get("source", "curve") == "curve" else "measured on calibration text"
+            how = "measured on calibration text" if measured(foretold) else "predicted"
             rise = f"; costs {foretold['rise']:.3g} {unit} ({how})"
         return (
             f"<Plan for {self.model['name']} by rule {self.chosen_rule or self.rule}, metric {self.metric}: "

@@ -8,11 +8,16 @@ ITSELF = "this plan on calibration text"
 BEHIND_DENSE = "this plan on calibration text, behind the dense model"
 
 
+def measured(predicted: dict) -> bool:
+    """Whether the rise of these fields was measured of the very plan, and not read off the curve."""
+    return predicted.get("source", CURVE) != CURVE
+
+
 def words(predicted: dict) -> str:
     """How a prediction was made and how far such predictions were off, from a plan's `predicted` fields, as in
     "predicted with calibration v3 (5 plans checked), usually within ±12%"."""
-    if (source := predicted.get("source", CURVE)) != CURVE:
-        behind = ", its weights fitted behind the dense model" if source == BEHIND_DENSE else ""
+    if measured(predicted):
+        behind = ", its weights fitted behind the dense model" if predicted["source"] == BEHIND_DENSE else ""
         return f"measured on calibration text with this very plan{behind}"
     if predicted.get("beyond"):
         return f"{BEYOND}: more is cut than in any plan that was measured"

@@ -22,7 +22,7 @@ from karipap_core.plan.document import RULES, Entry, Plan, model_entry, rounding
 from karipap_core.plan.foretold import BEHIND_DENSE, ITSELF
 from karipap_core.plan.kind import PREFIXES, check_prefix
 from karipap_core.plan.options import Candidates, Measurements, OptionTables
-from karipap_core.plan.predict import damage_sum, predicted, spec_error
+from karipap_core.plan.predict import damage_sum, predicted, sizes_of, spec_error
 from karipap_core.plan.seen import RULES_OF_SPECTRA
 from karipap_core.progress import Progress, costs, silent
 
@@ -158,7 +158,7 @@ class Planner:
         options = self.options(rule, unit)
         free = [table for table in options.tables if table.name not in self.locks]
         locked = [table.name for table in options.tables if table.name in self.locks]
-        fixed_cost = sum(self.entry_cost(name, self.locks[name], unit) for name in locked)
+        fixed_cost = sum(self.candidates.entry_cost(name, self.locks[name], unit) for name in locked)
         held = self.held(rule)
         held_cost = self.candidates.dense_cost(held, unit)
         room = limit - fixed_cost - held_cost
@@ -201,10 +201,6 @@ class Planner:
             sums[self.damage_sum(entries)] = entries
         chosen = {min(sums, key=lambda s: abs(math.log(max(s, 1e-12) / target))) for target in FIT_AT if sums}
         return [sums[total] for total in sorted(chosen)]
-
-    def entry_cost(self, name: str, entry: dict[str, Any], unit: str) -> float:
-        """What an entry costs, in bytes as stored or in numbers of 16 bits; see `Candidates.entry_cost`."""
-        return self.candidates.entry_cost(name, entry, unit)
 
     # Rules that measure.
 
@@ -352,7 +348,7 @@ class Planner:
     ) -> Plan:
         """The plan of these entries, its size counted and its rise in loss predicted (where a calibration exists);
         `measured` is what `measure` found of this very plan, if it did."""
-        plan = self._unpredicted(weights, rule, budget)
+        plan = self._document(weights, rule, budget)
         plan.tried = list(tried)
         plan.predicted = self.predict(plan, measured)
         images = "images" in (plan.calibration or {})
@@ -360,11 +356,13 @@ class Planner:
         return plan
 
     def unpredicted(self, budget: Budget, rule: str) -> Plan:
-        """The plan at a budget of a rule that measures nothing anew, as `make` gives it, without what it is predicted
-        to do: of rules but `calibrated` only a measurement tells that."""
-        return self._unpredicted(self.allocated(rule, *self._limit(budget)), rule, budget)
+        """The plan at a budget of a rule that measures nothing anew, as `make` gives it, with its sizes alone: what it
+        does only a measurement tells, of rules but `calibrated`."""
+        plan = self._document(self.allocated(rule, *self._limit(budget)), rule, budget)
+        plan.predicted = sizes_of(plan, self.checkpoint)
+        return plan
 
-    def _unpredicted(self, weights: Entries, rule: str, budget: Budget | None) -> Plan:
+    def _document(self, weights: Entries, rule: str, budget: Budget | None) -> Plan:
         return Plan(
             model=model_entry(self.checkpoint),
             metric=self.metric,

@@ -24,8 +24,8 @@ from karipap_core.workspace.kept import keep_json, kept_json
 @dataclass(frozen=True)
 class Pair:
     """A prediction and what came: rises in loss, nats a token. error: standard error of `measured`; stated: the
-    relative error that was stated with the prediction; source: of
-    foretold.py; text: measured on, None for the calibration text; fit: version that predicted it."""
+    relative error that was stated with the prediction; source: of foretold.py; text: measured on, None for the
+    calibration text; fit: version that predicted it."""
 
     id: str | None
     label: str

@@ -201,7 +201,7 @@ def _round_tiles(
     own_across, own_down = across.diagonal(0, 1, 2), down.diagonal(0, 1, 2)
     unit = across / own_across[..., None]  # U_kj / U_kk
     # By j from the last to the first, and k; V_li / V_ll by i and l
-    back = np.ascontiguousarray(2 * np.eye(width) - unit.transpose(0, 2, 1))[:, ::-1].copy()
+    back = np.ascontiguousarray((2 * np.eye(width) - unit.transpose(0, 2, 1))[:, ::-1])
     up = (down / own_down[..., None]).transpose(0, 2, 1) * (scale.transpose(0, 2, 1) / scale)
     left = left / scale + zero[..., None]
     E = left.copy()

@@ -13,6 +13,7 @@ from karipap_core.figures import profile as figures
 from karipap_core.figures import style
 from karipap_core.plan.checks import BEYOND
 from karipap_core.plan.document import made_of
+from karipap_core.plan.foretold import measured
 from karipap_core.plan.predictions import how_found
 from karipap_core.terminal import nats
 from pages.parts import chi_board, common, draft, plan_session, profiles, tables
@@ -313,7 +314,7 @@ def told(now: draft.Draft, found: tables.Tables) -> dict[str, float]:
     for, and the multiply-adds where a slider runs through several kinds."""
     figures = {}
     before = (now.origin or {}).get("predicted") or {}
-    if before.get("rise") is not None and before.get("source", "curve") != "curve":
+    if before.get("rise") is not None and measured(before):
         figures["rise"] = before["rise"]
     if found.choices is not None:
         pairs = [(row, int(now.chi.get(row["name"], 0))) for row in found.rows if row["role"] != "embed"]

@@ -295,8 +295,8 @@ class Search:
                 units[member] = tuple(each for each in now if each in members)
         rows = []
         for unit in dict.fromkeys(units.values()):
-            saved = sum(planner.entry_cost(name, now[name], "parameters") for name in unit)
-            saved -= sum(planner.entry_cost(name, then[name], "parameters") for name in unit)
+            saved = sum(planner.candidates.entry_cost(name, now[name], "parameters") for name in unit)
+            saved -= sum(planner.candidates.entry_cost(name, then[name], "parameters") for name in unit)
             if saved > 0:
                 lost = planner.damage_sum({name: then[name] for name in unit})
                 lost -= planner.damage_sum({name: now[name] for name in unit})
