@@ -44,6 +44,7 @@ NO_MEMORY = (  # how libraries say it; the last two where even they, or a thread
     "can't start new thread",
 )
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
+CANCELLED_SAYS = "cancelled; what is finished is kept, and the same command goes on from there"
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
     option(
@@ -95,29 +96,37 @@ def main(argv: list[str] | None = None) -> int:
     hold_work()
     args = build_parser().parse_args(argv)
     entry = registry.VERBS[args.verb]
+    stops = _Stops()
     try:
         _prepare(args)
         meter = paces.meter_of(args)
-        with _stop_on_signals(), _reporter(args, meter) as progress, _nothing_else_on_stdout() as stdout:
+        with stops, _reporter(args, meter) as reporter, _nothing_else_on_stdout() as stdout:
+            progress = _Heeding(reporter, stops)
             _fetch(entry, args, progress)
             with joined(getattr(args, "ray", None), progress):
                 document = entry.run(args, progress)
             paces.keep(args, meter)
             text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
         _print(text, stdout)
-    except InputError as error:
-        return _fail(args, str(error), BAD_INPUT)
-    except (StorageError, NotVerified) as error:
-        return _fail(args, str(error), FAILED)
     except (KeyboardInterrupt, Cancelled):
-        return _fail(args, "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED)
+        return _fail(args, CANCELLED_SAYS, CANCELLED)
     except Exception as error:
-        try:
-            said = _in_a_line(error, sys.argv[1:] if argv is None else argv)
-        except MemoryError:  # there was not enough to write the log either
-            said = NO_MEMORY_SAYS.format("MemoryError")
-        return _fail(args, said, FAILED)
+        if stops.asked:  # what came of it: C code that sees the interrupt may raise an error of its own in its place
+            return _fail(args, CANCELLED_SAYS, CANCELLED)
+        return _fail(args, *_reason(error, sys.argv[1:] if argv is None else argv))
     return _status(args, document)
+
+
+def _reason(error: Exception, argv: list[str]) -> tuple[str, int]:
+    """What is said of an error, and the exit status."""
+    if isinstance(error, InputError):
+        return str(error), BAD_INPUT
+    if isinstance(error, (StorageError, NotVerified)):
+        return str(error), FAILED
+    try:
+        return _in_a_line(error, argv), FAILED
+    except MemoryError:  # there was not enough to write the log either
+        return NO_MEMORY_SAYS.format("MemoryError"), FAILED
 
 
 def _status(args: argparse.Namespace, document: dict) -> int:
@@ -166,18 +175,43 @@ def _fetch(entry: registry.Verb, args: argparse.Namespace, progress: Progress) -
         args.model = joined(args.model, args.base)
 
 
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """SIGTERM stops the verb as Ctrl-C does: at the next Python instruction, with what is finished on disk."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread: whoever called us there handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Stops:
+    """Ctrl-C and SIGTERM stop the verb: at the next Python instruction, with what is finished on disk.
+
+    `asked`: whether one of them came, as the interrupt itself may be lost: torch 2.13 turns it into a ValueError where
+    it comes while `torch.asarray` looks at a sequence, as safetensors has it do for every tensor
+    (findings/torch-swallows-ctrl-c.sh); who takes that for a damaged file goes on. The next step then stops the verb.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict = {}
+
+    def _stop(self, *_) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        with suppress(ValueError):  # not in the main thread: whoever called us there handles signals
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._stop)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell ignores it for `karipap … &`
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._stop)
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Heeding:
+    """A verb's progress, which stops it where it was asked to."""
+
+    def __init__(self, progress: Progress, stops: _Stops) -> None:
+        self.progress, self.stops, self.meter = progress, stops, getattr(progress, "meter", None)
+
+    def __call__(self, *told, **more) -> None:
+        if self.stops.asked:
+            raise KeyboardInterrupt
+        self.progress(*told, **more)
 
 
 @contextmanager

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from karipap_core import jobs
 from karipap_core.cli import frame as cli
@@ -118,6 +120,30 @@ def test_signals_cancel(number):
     assert (process.returncode, out) == (130, "")
     assert err.strip().endswith("the same command goes on from there")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_a_library_turns_into_an_error_of_its_own_is_a_stop(verb, capsys, number, workspace_folder):
+    class Row:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            signal.raise_signal(number)
+
+    def goes_on(args, progress):
+        with suppress(ValueError):
+            torch.asarray(Row())
+        progress("next", 0, 1)
+        pytest.fail("it went on")
+
+    for run in (lambda args, progress: torch.asarray(Row()), goes_on):
+        verb(run)
+        before = signal.getsignal(number)
+        assert cli.main(["trial"]) == 130
+        assert capsys.readouterr().err.startswith("cancelled;")
+        assert not list(workspace_folder.rglob("*.log"))
+        assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(
