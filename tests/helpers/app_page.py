@@ -1,6 +1,9 @@
 """What the tests of pages share: a page opened through app.py by Streamlit's AppTest, and the words that are on it."""
 
+import functools
+
 import streamlit as st
+from streamlit.components.v2 import manifest_scanner
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.testing.v1 import AppTest
 
@@ -8,11 +11,13 @@ from pages.parts import model
 from tests.helpers.paths import REPOSITORY
 
 APP = str(REPOSITORY / "app.py")
+# Which installed packages bring components: a server asks once, AppTest in each run, of all packages that are here.
+components = functools.cache(manifest_scanner.scan_component_manifests)
 
 
 def through_app(monkeypatch) -> None:
     """Lets runs go through app.py, as on any server that has drawn a page: AppTest forgets before each run that
-    `st.navigation` was called, and would start pages on their own."""
+    `st.navigation` was called, and would start pages on their own. What a server asks once is asked once here too."""
 
     class Pages(PagesManager):
         def __init__(self, *args, **more):
@@ -20,6 +25,7 @@ def through_app(monkeypatch) -> None:
             PagesManager.uses_pages_directory = False
 
     monkeypatch.setattr("streamlit.testing.v1.app_test.PagesManager", Pages)
+    monkeypatch.setattr(manifest_scanner, "scan_component_manifests", components)
 
 
 def alone_with(monkeypatch, roots) -> None:
