@@ -1,7 +1,7 @@
 # `make app` opens the dashboard, `make test` runs every check; each makes its own environment on a bare machine.
 VENV ?= .venv
 PORT ?= 8501
-WORKERS ?= 2
+WORKERS ?= 3
 ROUNDS ?= 210
 LOWEST_TESTS ?= $(addprefix tests/unit/,checkpoint cli compressed evaluation figures healing layers models \
 	plan/test_plan.py plan/test_study.py profiles quantization reports spectra statistics story workspace)
@@ -25,7 +25,7 @@ endif
 app: environment  ## open the dashboard on this machine (MODELS=~/models lists those of a folder; PORT=8501)
 	$(BIN)/streamlit run app.py --server.address=127.0.0.1 --server.port=$(PORT)
 
-test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest; WORKERS=2 processes)
+test: test-environment system-packages lint javascript-test  ## every check (ARGS= goes to pytest; WORKERS=3 processes)
 	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-lowest:  ## a part of the tests with the lowest versions that pyproject.toml allows
