@@ -84,9 +84,8 @@ def gptq(
     version: int = 1,
     shuffled: bool = False,
     seed: int = 0,
-    alone: bool = False,
 ) -> Written:
-    """GPTQModel's first format (`version` 1: zeros stored as z − 1, the ones taken from whole words or, `alone`, from
+    """GPTQModel's first format (`version` 1: zeros stored as z − 1, the ones taken from whole words, with 3 bits from
     each) and its second; with `shuffled` the inputs are in groups that are not beside each other (desc_act).
     `group` −1: one group."""
     groups = math.ceil(columns / group) if group > 0 else 1
@@ -103,7 +102,7 @@ def gptq(
             dense[row, column] = factors[at, row].double() * (codes[row * columns + column] - zeros[at * rows + row])
     columns_of_words = [packed32(codes[row * columns : (row + 1) * columns], bits) for row in range(rows)]
     zero_rows = [packed32(zeros[at * rows : (at + 1) * rows], bits) for at in range(groups)]
-    if version == 1 and 32 % bits == 0 and not alone:
+    if version == 1 and 32 % bits == 0:
         less = sum(1 << at for at in range(0, 32, bits))
         zero_rows = [[signed((word - less) & 0xFFFFFFFF) for word in row] for row in zero_rows]
     elif version == 1:

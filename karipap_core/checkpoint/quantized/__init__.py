@@ -23,13 +23,26 @@ from karipap_core.errors import InputError
 # wrong beside opened ones.
 SAID_BESIDE = {"quantize_config.json", "quant_config.json", "hf_quant_config.json", "quanto_qmap.json"}
 
+# packing_format of AutoRound's, in the layout of GPTQ → what is added to a stored zero.
+AUTO_ROUND = {"auto_gptq": 1, "gptq": 1, "auto_round": 0, "gptqmodel": 0}
+
 
 def auto_round(opening: Opening) -> str:
-    """AutoRound's weights, which it packs as GPTQ's or AWQ's libraries do, as `packing_format` says."""
-    packing = str(opening.settings.get("packing_format") or "auto_gptq").removeprefix("auto_round:")
-    if packing not in ("auto_gptq", "gptq", "auto_awq", "awq"):
-        raise opening.unreadable("packing_format", packing, "not one of auto_gptq, auto_awq")
-    return awq(opening) if packing.endswith("awq") else gptq(opening)
+    """AutoRound's weights, which it packs as GPTQ's or AWQ's libraries do, as `packing_format` says.
+
+    Until 0.4 there was `backend` in its place, say auto_round:gptq:exllamav2: without the word gptq zeros are as they
+    are (`dynamic_import_quantLinear_for_packing` of auto-round 0.3.1 and 0.4.7).
+    """
+    said, backend = opening.settings.get("packing_format"), str(opening.settings.get("backend") or "auto")
+    if not said and backend.startswith("auto_round:"):
+        packing = next((name for name in ("gptq", "awq") if name in backend), "auto_round")
+    else:
+        packing = str(said or "auto_gptq").removeprefix("auto_round:")
+    if packing in ("auto_awq", "awq"):
+        return awq(opening)
+    if packing not in AUTO_ROUND:
+        raise opening.unreadable("packing_format", packing, f"not one of auto_awq, {', '.join(AUTO_ROUND)}")
+    return gptq(opening, AUTO_ROUND[packing])
 
 
 # quant_method → what takes the packed weights out of an `Opening`, and says in words how they were stored.
@@ -43,6 +56,7 @@ READERS: dict[str, Callable[[Opening], str]] = {
     "bitsandbytes": bitsandbytes,
     "compressed-tensors": compressed_tensors,
     "auto-round": auto_round,
+    "intel/auto-round": auto_round,
     "modelopt": modelopt,
     "torchao": torchao,
     "quanto": quanto,

@@ -26,7 +26,7 @@ def awq(opening: Opening) -> str:
     settings = opening.settings
     field = "version" if settings.get("version") else "format"
     layout = str(settings.get("version") or settings.get("format") or "gemm").lower()
-    layout = "gemm" if layout in ("exllama", "ipex") or opening.method == "auto-round" else layout
+    layout = "gemm" if layout in ("exllama", "ipex") or opening.method.endswith("auto-round") else layout
     if layout not in ("gemm", "gemv"):
         raise opening.unreadable(field, layout, "not one of gemm, gemv")
     opening.setting("w_bit" if "w_bit" in settings else "bits", 4, 4)

@@ -6,10 +6,11 @@ stored as z − 1 in the first version of the format ("gptq") and as z in the se
 of each input, i // group_size where it is left out. W[o, i] = s[g, o] · (q[i, o] − z[g, o]) with g = g_idx[i].
 
 With 2, 4 and 8 bits GPTQModel takes the ones of a whole word away at once, and adds them so: a zero of 0 borrows from
-its neighbour, which adding 1 to each alone would leave one too small. AutoRound and 3 bits have no such borrowing.
+its neighbour, which adding 1 to each alone would leave one too small. AutoRound 0.15 packs so too, though its own layer
+adds 1 to each alone. With 3 bits each is stored alone.
 
 Sources: AutoGPTQ's qlinear_cuda_old, GPTQModel's nn_modules.qlinear.torch and utils.model
-(convert_gptq_v1_to_v2_format).
+(convert_gptq_v1_to_v2_format), AutoRound's auto_round_extension.torch.
 """
 
 from typing import TYPE_CHECKING
@@ -25,11 +26,14 @@ WORDS32 = ("I32", "U32")
 ENDINGS = (".qweight", ".qzeros", ".scales", ".g_idx")
 
 
-def gptq(opening: Opening) -> str:
-    """Opens the packed weights. Raises InputError where parts do not fit, or a setting is of another layout."""
+def gptq(opening: Opening, plus: int | None = None) -> str:
+    """Opens the packed weights; `plus`: what is added to a stored zero, where `checkpoint_format` does not say it.
+
+    Raises InputError where parts do not fit, or a setting is of another layout.
+    """
     opening.setting("pack_dtype", "int32", "int32")
     bits, group = opening.setting("bits", 4, *BITS), opening.number("group_size", 128)
-    plus = _added(opening)
+    plus = _added(opening) if plus is None else plus
     for base, _ in opening.bases(".qweight"):
         _open(opening, base, _bits_of(opening, base, bits), group, plus)
     opening.alone(*ENDINGS)
@@ -39,8 +43,6 @@ def gptq(opening: Opening) -> str:
 def _added(opening: Opening) -> int:
     """What is added to a stored zero: 1 in the first version of the format."""
     field = "checkpoint_format" if "checkpoint_format" in opening.settings else "format"
-    if opening.method == "auto-round":
-        return 1
     said, versions = str(opening.settings.get(field) or "gptq"), {"gptq": 1, "gptq_v2": 0}
     if said not in versions:
         raise opening.unreadable(field, said, f"not one of {', '.join(versions)}")
@@ -78,7 +80,7 @@ def _open(opening: Opening, base: str, bits: int, group: int, plus: int) -> None
 
         q = _down(read(codes), bits, inputs)  # (in, out), as all here: a group's row is taken whole
         stored = read(zeros)
-        if plus and 32 % bits == 0 and opening.method != "auto-round":
+        if plus and 32 % bits == 0:
             z = stream(stored.view(torch.int32) + ones(bits), bits, outputs)
         else:
             z = stream(stored, bits, outputs) + plus & (1 << bits) - 1  # a zero of 0 is stored as the largest code

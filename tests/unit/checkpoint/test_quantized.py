@@ -104,8 +104,23 @@ LAYOUTS = {  # name → (quantization_config, writer of one weight, words)
     ),
     "auto-round": (
         {"quant_method": "auto-round", "bits": 4, "group_size": 16, "packing_format": "auto_round:auto_gptq"},
-        lambda name: by_hand.gptq(name, 24, 64, 4, 16, alone=True),
+        lambda name: by_hand.gptq(name, 24, 64, 4, 16),
         "int4 (GPTQ, g16)",
+    ),
+    "auto-round of 0.3": (
+        {"quant_method": "intel/auto-round", "bits": 4, "group_size": 16, "backend": "auto_round:gptq:exllamav2"},
+        lambda name: by_hand.gptq(name, 24, 64, 4, 16),
+        "int4 (GPTQ, g16)",
+    ),
+    "auto-round of 0.3, zeros as they are": (
+        {"quant_method": "intel/auto-round", "bits": 4, "group_size": 16, "backend": "auto_round:exllamav2"},
+        lambda name: by_hand.gptq(name, 24, 64, 4, 16, version=2),
+        "int4 (GPTQ, g16)",
+    ),
+    "auto-round, zeros as they are": (
+        {"quant_method": "auto-round", "bits": 2, "group_size": 32, "packing_format": "auto_round"},
+        lambda name: by_hand.gptq(name, 16, 64, 2, 32, version=2),
+        "int2 (GPTQ, g32)",
     ),
     "torchao": (
         {"quant_method": "torchao"},
