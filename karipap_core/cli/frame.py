@@ -44,7 +44,6 @@ NO_MEMORY = (  # how libraries say it; the last two where even they, or a thread
     "can't start new thread",
 )
 DONE, FAILED, BAD_INPUT, CANCELLED = 0, 1, 2, 130
-CANCELLED_SAYS = "cancelled; what is finished is kept, and the same command goes on from there"
 COMMON = (
     option("--json", action="store_true", help="print the result as one JSON document instead of a table"),
     option(
@@ -108,17 +107,16 @@ def main(argv: list[str] | None = None) -> int:
             paces.keep(args, meter)
             text = json.dumps(document, allow_nan=False, indent=1) if args.json else entry.render(document)
         _print(text, stdout)
-    except (KeyboardInterrupt, Cancelled):
-        return _fail(args, CANCELLED_SAYS, CANCELLED)
-    except Exception as error:
-        if stops.asked:  # what came of it: C code that sees the interrupt may raise an error of its own in its place
-            return _fail(args, CANCELLED_SAYS, CANCELLED)
-        return _fail(args, *_reason(error, sys.argv[1:] if argv is None else argv))
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(args, *_reason(error, stops.asked, sys.argv[1:] if argv is None else argv))
     return _status(args, document)
 
 
-def _reason(error: Exception, argv: list[str]) -> tuple[str, int]:
-    """What is said of an error, and the exit status."""
+def _reason(error: BaseException, asked: bool, argv: list[str]) -> tuple[str, int]:
+    """What is said of an error, and the exit status; `asked`: whether the verb was asked to stop, when C code that sees
+    the interrupt may raise an error of its own in its place."""
+    if asked or isinstance(error, (KeyboardInterrupt, Cancelled)):
+        return "cancelled; what is finished is kept, and the same command goes on from there", CANCELLED
     if isinstance(error, InputError):
         return str(error), BAD_INPUT
     if isinstance(error, (StorageError, NotVerified)):
@@ -252,7 +250,7 @@ def _fail(args: argparse.Namespace, message: str, status: int) -> int:
     return status
 
 
-def _in_a_line(error: Exception, argv: list[str]) -> str:
+def _in_a_line(error: BaseException, argv: list[str]) -> str:
     lines = str(error).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     told = isinstance(error, MemoryError) or any(words in message.lower() for words in NO_MEMORY)

@@ -30,7 +30,7 @@ AUTO_ROUND = {"auto_gptq": 1, "gptq": 1, "auto_round": 0, "gptqmodel": 0}
 def auto_round(opening: Opening) -> str:
     """AutoRound's weights, which it packs as GPTQ's or AWQ's libraries do, as `packing_format` says.
 
-    Until 0.4 there was `backend` in its place, say auto_round:gptq:exllamav2: without the word gptq zeros are as they
+    Up to 0.4 there was `backend` in its place, say auto_round:gptq:exllamav2: without the word gptq zeros are as they
     are (`dynamic_import_quantLinear_for_packing` of auto-round 0.3.1 and 0.4.7).
     """
     said, backend = opening.settings.get("packing_format"), str(opening.settings.get("backend") or "auto")
@@ -39,7 +39,7 @@ def auto_round(opening: Opening) -> str:
     else:
         packing = str(said or "auto_gptq").removeprefix("auto_round:")
     if packing in ("auto_awq", "awq"):
-        return awq(opening)
+        return awq(opening, "gemm")
     if packing not in AUTO_ROUND:
         raise opening.unreadable("packing_format", packing, f"not one of auto_awq, {', '.join(AUTO_ROUND)}")
     return gptq(opening, AUTO_ROUND[packing])

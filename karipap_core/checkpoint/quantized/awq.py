@@ -21,12 +21,15 @@ EACH = 8  # codes in a word
 ENDINGS = (".qweight", ".qzeros", ".scales")
 
 
-def awq(opening: Opening) -> str:
-    """Opens the packed weights. Raises InputError where parts do not fit, or a setting is of another layout."""
+def awq(opening: Opening, layout: str | None = None) -> str:
+    """Opens the packed weights; `layout`: gemm or gemv, where `version` or `format` does not say it.
+
+    Raises InputError where parts do not fit, or a setting is of another layout.
+    """
     settings = opening.settings
     field = "version" if settings.get("version") else "format"
-    layout = str(settings.get("version") or settings.get("format") or "gemm").lower()
-    layout = "gemm" if layout in ("exllama", "ipex") or opening.method.endswith("auto-round") else layout
+    layout = layout or str(settings.get("version") or settings.get("format") or "gemm").lower()
+    layout = "gemm" if layout in ("exllama", "ipex") else layout
     if layout not in ("gemm", "gemv"):
         raise opening.unreadable(field, layout, "not one of gemm, gemv")
     opening.setting("w_bit" if "w_bit" in settings else "bits", 4, 4)
