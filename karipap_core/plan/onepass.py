@@ -42,11 +42,12 @@ class OnePass:
     """A finder (blockpass.py) for one study: `parts` of its profile, and, with `decompositions` (of one metric), cores
     and `levels`: {weight: rows [χ, absolute metric error, damage]} at `LEVELS` of its break-even χ.
 
+    moments : where those of each block are kept, None where they are not.
     file : where levels, and what weights saw, are kept.
     """
 
     def __init__(
-        self, parts: Parts, moments: "Moments", decompositions: "Decompositions | None", file: Path | None
+        self, parts: Parts, moments: "Moments | None", decompositions: "Decompositions | None", file: Path | None
     ) -> None:
         self.parts, self.kept_moments, self.decompositions, self.file = parts, moments, decompositions, file
         kept = (kept_json(file) if file else None) or {}
@@ -70,8 +71,7 @@ class OnePass:
         return self._profiled and (metric is None or self.complete)
 
     def moments(self, seen: BlockSeen) -> None:
-        keep = self.kept_moments.bytes <= KEPT_MOMENTS
-        if keep:
+        if self.kept_moments is not None:
             self.kept_moments.keep(seen)
         # One weight after the other, each with its moments and their factors gone before the next; or all at once on
         # the workers of a cluster.
@@ -145,9 +145,11 @@ def one_pass(study: Any, settings: dict[str, Any], metric: str | None = None) ->
     folder = study.workspace.profile_dir(study.checkpoint.key, profile_key(settings))
     file = pass_file(study, metric) if metric else None
     decompositions = study.decompositions(metric) if metric else None
+    keep = study.needs_moments or study.moments.bytes <= KEPT_MOMENTS
 
     def found() -> OnePass:
-        return OnePass(Parts(study.checkpoint, settings, folder, study.device), study.moments, decompositions, file)
+        parts = Parts(study.checkpoint, settings, folder, study.device)
+        return OnePass(parts, study.moments if keep else None, decompositions, file)
 
     one, weights = found(), study.weights
     if not one.through_with(metric):
@@ -155,7 +157,6 @@ def one_pass(study: Any, settings: dict[str, Any], metric: str | None = None) ->
         scratch = study.folder / "pass" / f"{profile_key(settings)}-{metric}"
         with only_writer(scratch, "a pass over the model", waiting=study.progress):
             if not (one := found()).through_with(metric):
-                keep = study.moments.bytes <= KEPT_MOMENTS
                 looked = {"metrics": settings["metrics"], "cores": metric, "keep_moments": keep}
                 takes = of_pass(study.checkpoint, wanted(study.checkpoint, study.settings, study.text, **looked))
                 tell(scratch, takes, study.device, study.progress)

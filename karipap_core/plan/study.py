@@ -5,7 +5,7 @@ decompositions, the calibration, and probes on the dense model in memory. Verbs 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -18,8 +18,9 @@ from karipap_core.checkpoint.reach import know
 from karipap_core.errors import InputError, unknown
 from karipap_core.plan.calibration import ALL, Calibration
 from karipap_core.plan.checks import WholePlan
+from karipap_core.plan.choice import Choice
 from karipap_core.plan.curves import Curves, build_curves, build_group_curves, load_curves, save_curves
-from karipap_core.plan.kind import ROUNDINGS, Kind, curves_name, prefix_of
+from karipap_core.plan.kind import ROUNDINGS, WHOLE, Kind, curves_name, kinds_of, prefix_of
 from karipap_core.plan.on_text import OnText
 from karipap_core.plan.places import seen_file, whole_profile
 from karipap_core.plan.seen import Seen, look, looked_at
@@ -67,6 +68,7 @@ class Study(OnText):
         opened = open_checkpoint(model, progress=progress) if isinstance(model, str | Path) else model
         super().__init__(opened, text, settings, device, progress)
         self.measure, self.rounding = measure, rounding
+        self.needs_moments = False  # whether a pass is to keep them, however large; see `expect`
         self.workspace = workspace or Workspace()
         self.workspace.adopt(self.checkpoint)
         self._curves: dict[tuple[Kind, str, str], Curves] = {}
@@ -159,6 +161,13 @@ class Study(OnText):
     def measurable(self) -> list[Weight]:
         """The weights that a plan can compress and the text reaches: of others no measurement says anything."""
         return [weight for weight in self.weights if weight.name not in self.seen.unseen]
+
+    def expect(self, choices: Iterable[Choice], metric: str) -> None:
+        """Says which networks are going to be asked for: all but the low-rank cuts that a pass makes itself are fitted
+        to moments, which would else take a second pass where they are too large to be kept unasked."""
+        if metric != "weight" and not self.needs_moments:
+            kinds = {kind for each in choices for kind in kinds_of(each.network, each.quantize, each.structure)}
+            self.needs_moments = not kinds <= {Kind("lowrank"), WHOLE}
 
     # Spectra and curves.
 

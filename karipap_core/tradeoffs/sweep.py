@@ -131,6 +131,7 @@ def _swept(  # noqa: PLR0913 (those of `sweep`)
     points = Points(study, text, out, scoring, suite, progress)
     for choice in every(choices):
         announce(progress, effort.once(study, grid.metric, choice))
+    study.expect(every(choices), grid.metric)
     planners = [Planner(study, choice, grid.metric, progress=progress, prefix=grid.prefix) for choice in every(choices)]
     budgets = grid.budgets
     if isinstance(budgets, str):

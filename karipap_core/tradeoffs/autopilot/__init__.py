@@ -81,6 +81,7 @@ def autopilot(
         searched = limits.max_evaluations * each + effort.rounds(study)
         announce(progress, {"search": searched, "verdict": each, "rivals": RIVALS * each})
         searching, judging = (Points(study, half, points_in, scoring, progress=progress) for half in texts)
+        study.expect(networks.values(), "loss")
         trails = Trails(study, networks, aim.scope, _frozen_calibration(study, home, key), progress)
         log.write("running")
         refined_file = home / "plans" / f"refined-{key}.json"

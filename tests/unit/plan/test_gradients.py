@@ -7,10 +7,12 @@ from scipy.stats import spearmanr
 
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.plan import onepass
+from karipap_core.plan.budget import Budget
 from karipap_core.plan.calibrate import LARGE, fitted, picked, scaled
 from karipap_core.plan.damage import apply_plan, marginals, marginals_from_gradients
 from karipap_core.plan.gradients import LowRankDamages
 from karipap_core.plan.onepass import _errors
+from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Study
 from karipap_core.profiles import blockpass, moments
 from karipap_core.profiles.activations import CalibrationSettings
@@ -63,6 +65,19 @@ def test_gradients_say_what_forward_passes_measure(kind, tmp_path, monkeypatch):
     assert both.calibration_file("loss") != Study(model, TEXT, SETTINGS, workspace=both.workspace).calibration_file(
         "loss"
     )
+
+
+def test_one_pass_is_enough_however_large_the_moments(tmp_path, monkeypatch):
+    passes = []
+    for module in (onepass, moments):
+        monkeypatch.setattr(module, "look_over", lambda *a, **k: passes.append(a) or blockpass.look_over(*a, **k))
+    monkeypatch.setattr(onepass, "KEPT_MOMENTS", 0)
+    model = make("llama", tmp_path / "model")
+    for network, kept in (("lowrank", False), ("lowrank+mpo", True)):
+        study = Study(model, TEXT, SETTINGS, workspace=Workspace(tmp_path / network))
+        Planner(study, network, "loss").make(Budget(0.7), "calibrated")
+        assert len(passes) == 1 and any(study.moments.folder.glob("*.safetensors")) == kept
+        passes.clear()
 
 
 def test_scale_and_bend_are_found_in_what_was_made_with_them():
