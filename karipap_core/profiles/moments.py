@@ -18,6 +18,7 @@ from karipap_core.spectra.metric import Metric
 from karipap_core.text import Text
 from karipap_core.workspace.files import settings_key
 from karipap_core.workspace.kept import keep_json, keep_tensors, kept_json, kept_note, kept_tensors
+from karipap_core.workspace.locks import only_writer
 
 INDEX = "index.json"
 
@@ -43,8 +44,7 @@ class Moments:
         self.device, self.progress = device, progress
         key = {"fingerprint": checkpoint.fingerprint, "text": text.sha256, "settings": asdict(settings)}
         self.folder = Path(folder) / settings_key(key)
-        index = kept_json(self.folder / INDEX)
-        self._files: dict[str, str] = index["files"] if index else _of_groups(self.folder)  # of each weight
+        self._files = self._kept()
         self._loaded: BlockSeen | None = None
 
     @property
@@ -78,23 +78,34 @@ class Moments:
         if found is None:
             check(self.checkpoint)  # before a folder is made for a model that cannot run
             scratch = self.folder.with_name(f"{self.folder.name}-pass")
-            looked = replace(wanted(self.checkpoint, self.settings, self.text), probing=0, keep_moments=True)
-            tell(scratch, of_pass(self.checkpoint, looked), self.device, self.progress)
-            look_over(
-                self.checkpoint,
-                self.text,
-                self.settings,
-                scratch,
-                _Keeper(self),
-                self.device,
-                probing=False,
-                progress=self.progress,
-            )
-            found = self._read(name)
+            with only_writer(scratch, "a pass over the model", waiting=self.progress):
+                self._files |= self._kept()  # by another process, while this one waited
+                if (found := self._read(name)) is None:
+                    self._pass(scratch)
+                    found = self._read(name)
         if found is None:
             raise InputError(f"Weight {name} is nowhere in the model that runs: leave it dense.")
         self._loaded = found
         return found
+
+    def _pass(self, scratch: Path) -> None:
+        looked = replace(wanted(self.checkpoint, self.settings, self.text), probing=0, keep_moments=True)
+        tell(scratch, of_pass(self.checkpoint, looked), self.device, self.progress)
+        look_over(
+            self.checkpoint,
+            self.text,
+            self.settings,
+            scratch,
+            _Keeper(self),
+            self.device,
+            probing=False,
+            progress=self.progress,
+        )
+
+    def _kept(self) -> dict[str, str]:
+        """The file of each weight whose moments are kept."""
+        index = kept_json(self.folder / INDEX)
+        return index["files"] if index else _of_groups(self.folder)
 
     def _read(self, name: str) -> BlockSeen | None:
         if name not in self._files or (kept := kept_tensors(self.folder / self._files[name])) is None:

@@ -41,7 +41,7 @@ class _Sequence(Prefixed):
 
     def cut_block(self, module: Any, within: Mapping[str, Site]) -> None:
         mine = {name: site for name, site in within.items() if name in self.few and name not in self.found}
-        sums, source = self._seen(module, mine) if self.begun else ({}, {})
+        sums, source = self._seen(module, mine)
         moments: dict[str, torch.Tensor] = {}
         for name in mine:
             of = source.get(name)
