@@ -14,7 +14,7 @@ import torch
 from karipap_core.quantization.formats import Format, Shapes, register
 from karipap_core.quantization.packing import Quantized, unpack
 from karipap_core.quantization.rounding import Columns, integer_grid, quantize_by_factor, quantize_rtn
-from karipap_core.quantization.two_sided import Rows, quantize_two_sided
+from karipap_core.quantization.two_sided import Rows, quantize_two_sided, refitted
 
 AT_ONCE = 2**19  # numbers that are multiplied with together
 GROUPS = {8: None, 4: 64, 3: 64, 2: 32}  # columns that share a scale where a name does not say; None: the whole row
@@ -62,15 +62,16 @@ class Integers(Format):
         return integer_grid(W, self.bits, self.group)
 
     def calibrated(self, W: torch.Tensor, columns: Columns | None, rows: Rows | None = None) -> Quantized:
-        """GPTQ (`rounding.quantize_by_factor`), or with `rows` its two-sided kin (two_sided.py); 8 bits are rounded to
-        nearest: calibration has nothing left to win there. What is on the grid already stays."""
+        """GPTQ (`rounding.quantize_by_factor`), or with `rows` its two-sided kin and the scales fitted again
+        (two_sided.py); 8 bits are rounded to nearest: calibration has nothing left to win there. What is on the grid
+        already stays."""
         if columns is None or self.bits == 8:
             return self.on_grid(W) or self.nearest(W)
         if (found := self.on_grid(W)) is not None:
             return found
         if rows is None:
             return quantize_by_factor(W, self.bits, self.group, columns.in_order())
-        return quantize_two_sided(W, self.bits, self.group, columns, rows)
+        return refitted(W, quantize_two_sided(W, self.bits, self.group, columns, rows), columns, rows)
 
     @torch.no_grad()
     def product(

@@ -75,7 +75,8 @@ def quantize_gptq(
     Makes ‖(W − Ŵ) C^{1/2}‖² small, with C = E[x xᵀ] (in, in) of the layer's inputs, damped by `damping` of its mean
     diagonal. With U the upper Cholesky factor of C⁻¹, column j in turn: e = (w_j − ŵ_j) / U_jj, then
     w_k −= e U_jk for k > j (Frantar et al. 2022, "GPTQ", algorithm 1; in blocks of one group). A group's scale is
-    searched on its weights as corrected when the first of its columns comes. With `order` columns go by falling C_jj
+    searched on its weights as corrected when the first of its columns comes, for the least Σ e², which is what a column
+    loses that the others make good as far as they can. With `order` columns go by falling C_jj
     and groups keep their place and the scales of the uncorrected weights, so that nothing more has to be stored.
     Arithmetic in float64. Raises InputError for a C of another shape.
     """
@@ -119,8 +120,11 @@ def quantize_by_factor(
         return matrix.T.clone(memory_format=torch.contiguous_format)
 
     rows, chunk = by_column(W), CHUNK if given else group
+    weights = U.diagonal().square().reciprocal()
     if given:
-        scales, zeros = search(*in_groups(W, group), bits, clip)
+        natural = (weights if permutation is None else weights[permutation.argsort()]).repeat(n_in // n)
+        blocks, used = in_groups(W, group)
+        scales, zeros = search(blocks, used, bits, clip, in_groups(natural[None], group)[0])
         spread = [by_column(each.repeat_interleave(group, 1)[:, :n_in]) for each in (scales, zeros)]
     else:
         scales, zeros = W.new_zeros(n_out, -(-n_in // group)), W.new_zeros(n_out, -(-n_in // group))
@@ -132,7 +136,8 @@ def quantize_by_factor(
         last = min(first + wide, n)
         block = rows[start:stop]
         if not given:
-            scale, zero = (each[:, 0] for each in search(*in_groups(block.T, stop - start), bits, clip))
+            blocks, used = in_groups(block.T, stop - start)
+            scale, zero = (each[:, 0] for each in search(blocks, used, bits, clip, weights[start:stop]))
             scales[:, start // group], zeros[:, start // group] = scale, zero
         own = errors[start - first : stop - first]
         for j, (column, code, error) in enumerate(zip(block, codes[start:stop], own, strict=True)):
@@ -181,6 +186,10 @@ class Columns:
     def of(cls, C: torch.Tensor, damping: float) -> "Columns":
         return cls(C.clone, damping)
 
+    def damped(self) -> torch.Tensor:
+        """C as it is rounded under."""
+        return damped(self.moment(), self.damping)
+
     def in_order(self) -> torch.Tensor:
         """`inverse_factor` of C."""
         if None not in self.kept:
@@ -209,11 +218,14 @@ def inverse_factor(C: torch.Tensor, damping: float) -> torch.Tensor:
 
     U⁻¹ is the upper factor of C itself, which is the lower one of C with rows and columns in reverse.
     """
-    mean = C.diagonal().mean()
-    reversed_ = C.flip(0, 1)
-    reversed_.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    lower = torch.linalg.cholesky(reversed_)
-    return _inverse(lower).flip(0, 1)
+    return _inverse(torch.linalg.cholesky(damped(C, damping).flip(0, 1))).flip(0, 1)
+
+
+def damped(C: torch.Tensor, damping: float) -> torch.Tensor:
+    """C + damping · mean(diag C) · 1; the identity for a C of zeros."""
+    mean, found = C.diagonal().mean(), C.clone()
+    found.diagonal().add_(damping * mean if mean > 0 else 1.0)
+    return found
 
 
 def _inverse(lower: torch.Tensor) -> torch.Tensor:
@@ -239,11 +251,14 @@ def in_groups(W: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     return W.reshape(len(W), -1, group), used
 
 
-def search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def search(
+    blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool = True, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale (as float16 holds it) and zero point of every group, (out, groups) each.
 
-    A range always holds 0, so that the zero point is one of the codes. The least error decides, in float64; in float32
-    all ranges are looked at first, and those left out that are over the least by more than float32 can be wrong.
+    A range always holds 0, so that the zero point is one of the codes. The least sum of squared errors decides, each
+    times its weight (`weights`, of a shape that spreads to that of `blocks`), in float64; in float32 all ranges are
+    looked at first, and those left out that are over the least by more than float32 can be wrong.
     """
     low, high = blocks.amin(-1).clamp(max=0), blocks.amax(-1).clamp(min=0)
     if not clip:
@@ -252,7 +267,9 @@ def search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool = Tru
     shrinks = torch.from_numpy(np.linspace(1, SMALLEST, SHRINKS)).to(values.device)
     scales, zeros = _grid(low.flatten() * shrinks[:, None], high.flatten() * shrinks[:, None], bits)
     unused = None if used.all() else ~used.expand(blocks.shape).flatten(0, 1)
-    (group, shrink) = torch.nonzero(_promising(values, unused, scales, zeros, bits).T, as_tuple=True)
+    if weights is not None:  # against each other within a group
+        weights = (weights / weights.amax(-1, keepdim=True)).expand(blocks.shape).flatten(0, 1)
+    (group, shrink) = torch.nonzero(_promising(values, unused, weights, scales, zeros, bits).T, as_tuple=True)
     errors = torch.full_like(scales, torch.inf)
     at_once = max(1, AT_ONCE // values.shape[-1])
     for at, which in zip(group.split(at_once), shrink.split(at_once), strict=True):
@@ -260,16 +277,23 @@ def search(blocks: torch.Tensor, used: torch.Tensor, bits: int, clip: bool = Tru
         left = (part / scale).add_(zero).round_().clamp_(0, 2**bits - 1).sub_(zero).mul_(scale).sub_(part).square_()
         if unused is not None:
             left[unused[at]] = 0
+        if weights is not None:
+            left *= _some(weights, at)
         errors[which, at] = left.sum(-1)
     best = errors.argmin(0, keepdim=True)
     return scales.gather(0, best).view(low.shape), zeros.gather(0, best).view(low.shape)
 
 
 def _promising(
-    values: torch.Tensor, unused: torch.Tensor | None, scales: torch.Tensor, zeros: torch.Tensor, bits: int
+    values: torch.Tensor,
+    unused: torch.Tensor | None,
+    weights: torch.Tensor | None,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    bits: int,
 ) -> torch.Tensor:
-    """Which ranges (ranges, groups) may leave a group (groups, entries) the least error of all, as far as float32 can
-    tell, whose errors are added up as if all went one way; also those that it cannot hold."""
+    """Which ranges (ranges, groups) may leave a group (groups, entries) the least error of all, with weights of at most
+    1, as far as float32 can tell, whose errors are added up as if all went one way; also those that it cannot hold."""
     steps, entries = 2**bits - 1, values.shape[1]
     scales, zeros, errors = scales.float(), zeros.float(), torch.empty(scales.shape, device=values.device)
     at_once = max(1, AT_ONCE // entries)
@@ -277,6 +301,7 @@ def _promising(
         part = slice(start, start + at_once)
         # Groups side by side: sums over short rows are slow.
         few, none = values[part].T.float().contiguous(), None if unused is None else unused[part].T
+        heavy = None if weights is None else weights[part].T.float().contiguous()
         ranges = max(1, AT_ONCE // few.numel())  # of few numbers so many at a time, each call costs as much
         for first in range(0, len(scales), ranges):
             these = slice(first, first + ranges)
@@ -284,9 +309,11 @@ def _promising(
             left = codes.round().clamp_(0, steps).sub_(codes).square_()
             if none is not None:
                 left[:, none] = 0
+            if heavy is not None:
+                left *= heavy
             torch.sum(left, 1, out=errors[these, part])
     wrong = 4 * EPS32 * (steps / SMALLEST + 1)  # of one code: three roundings of what is at most steps / SMALLEST
-    margin = 2 * wrong * (entries * errors).sqrt_() + (entries * wrong**2 + 16 * EPS32 * errors)
+    margin = 2 * wrong * (entries * errors).sqrt_() + (entries * wrong**2 + 18 * EPS32 * errors)
     squares = scales.square()
     return ~((errors - margin) * squares > ((errors + margin) * squares).amin(0))
 

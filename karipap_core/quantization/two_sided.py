@@ -14,9 +14,11 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.quantization.packing import Quantized
-from karipap_core.quantization.rounding import Columns, checked, in_groups, inverse_factor, search
+from karipap_core.quantization.rounding import Columns, checked, damped, in_groups, inverse_factor, search
 
 HEIGHTS = (32, 64, 128)  # rows that a tile may have
+EPS64 = torch.finfo(torch.float64).eps
+STEPS = 4  # of conjugate gradients; as many again would gain a twentieth of what these do
 WIDEST = 128  # columns of a tile at most: it is a group, or an equal part of one
 
 Tile = tuple[int, int]  # its number among those of its column, and among those of its row
@@ -24,8 +26,9 @@ Tile = tuple[int, int]  # its number among those of its column, and among those 
 
 @dataclass(frozen=True)
 class Rows:
-    """G, for rounding: V (n, n) is `rounding.inverse_factor` of G with its rows and columns in this order."""
+    """G (n, n), for rounding, damped: V is `rounding.inverse_factor` of G with its rows and columns in this order."""
 
+    G: torch.Tensor
     V: torch.Tensor
     order: torch.Tensor
 
@@ -33,9 +36,10 @@ class Rows:
     def of(cls, G: torch.Tensor, damping: float) -> "Rows | None":
         """By falling G_ii, rows that are level in their own order. None where they know nothing of one another: G is
         diagonal."""
+        G = damped(G, damping)
         order = G.diagonal().argsort(descending=True, stable=True)
-        V = inverse_factor(G[order][:, order], damping)
-        return cls(V, order) if V.triu(1).any() else None
+        V = inverse_factor(G[order][:, order], 0)
+        return cls(G, V, order) if V.triu(1).any() else None
 
 
 def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, columns: Columns, rows: Rows) -> Quantized:
@@ -44,7 +48,7 @@ def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, columns: C
     Both sides are taken in their orders (`Columns.by_weight`, `Rows`), in which U (in, in) and V (out, out) are the
     `rounding.inverse_factor` of C and of G: B = U⁻¹, A = V⁻ᵀ. With R = A D B and
     E = Vᵀ R, entry (i, j) is rounded from w_ij − Σ_{k<j} E_ik U_kj − U_jj Σ_{l<i} V_li R_lj, and what that leaves over
-    is V_ii U_jj R_ij. The scales of a group are searched on its weights as corrected when it is reached, as in GPTQ.
+    is V_ii U_jj R_ij. The scales of a group are searched on its weights as corrected when it is reached, as by GPTQ.
     Entries of a tile on one anti-diagonal know nothing of one another, and so with tiles: they are rounded together.
     Arithmetic in float64, n_out n_in (n_out + n_in) multiply-adds. Raises InputError for factors of other sizes.
     """
@@ -59,6 +63,47 @@ def quantize_two_sided(W: torch.Tensor, bits: int, group: int | None, columns: C
     groups = (order[::group] // group).argsort()
     scales, zeros = (each[up][:, groups] for each in (found.scales, found.zeros))
     return replace(found, codes=found.codes[up][:, left], scales=scales, zeros=zeros)
+
+
+def refitted(W: torch.Tensor, found: Quantized, columns: Columns, rows: Rows) -> Quantized:
+    """The same codes and zero points with the scales under which ‖A (W − Ŵ) B‖² is least, or as good as.
+
+    W (out, in) is what was rounded; scales were searched before the errors of their own group and of what came behind
+    it were known. The loss is a quadratic form in all scales s, Ŵ_ij = s_ig (code_ij − zero_ig): `STEPS` of conjugate
+    gradients from the scales that are there, preconditioned by its diagonal, each two products with G and C. A scale
+    that would not be positive and finite stays as it is; all do where nothing was gained.
+    """
+    W, group, width = W.double(), found.group, W.shape[1]
+    C, G = columns.damped().to(W), rows.G.to(W)
+    zeros = found.zeros.to(W).repeat_interleave(group, 1)[:, :width]
+    steps = found.codes.to(W) - zeros  # Ŵ in units of its scale
+
+    def spread(scales: torch.Tensor) -> torch.Tensor:
+        return steps * scales.repeat_interleave(group, 1)[:, :width]
+
+    def gathered(D: torch.Tensor) -> torch.Tensor:
+        """Of G D C what each scale sees."""
+        return in_groups(steps * (G @ D @ C), group)[0].sum(-1)
+
+    own = torch.block_diag(*(C[at : at + group, at : at + group] for at in range(0, width, group)))
+    diagonal = G.diagonal()[:, None] * in_groups(steps * (steps @ own), group)[0].sum(-1)
+    diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+    scales = found.scales.to(W)
+    left = gathered(W - spread(scales))
+    along, size = left / diagonal, (left.square() / diagonal).sum()
+    least = size * EPS64**2
+    for _ in range(STEPS):
+        if size <= least:  # nothing is left to be gained, all there was included
+            break
+        seen = gathered(spread(along))
+        part = size / (along * seen).sum()
+        scales, left = scales + part * along, left - part * seen
+        size, before = (left.square() / diagonal).sum(), size
+        along = left / diagonal + size / before * along
+    scales = scales.half()
+    better = replace(found, scales=torch.where((scales > 0) & scales.isfinite(), scales, found.scales))
+    lost, was = (((G @ D @ C) * D).sum() for D in (W - spread(each.scales.to(W)) for each in (better, found)))
+    return better if lost < was else found
 
 
 class _Tiled:
@@ -130,10 +175,17 @@ class _Tiled:
         """The scales of the groups that begin with one of these tiles."""
         if tiles_of_groups := [n for n, (_, j) in enumerate(tiles) if j % self.per_group == 0]:
             seen = torch.cat([self._seen(tiles[n], left[n], above[n]) for n in tiles_of_groups])
-            found = (each.split(self.height) for each in search(*in_groups(seen, seen.shape[1]), self.bits))
+            weights = torch.cat([self._weights(tiles[n][1]) for n in tiles_of_groups])
+            blocks, used = in_groups(seen, seen.shape[1])
+            found = (each.split(self.height) for each in search(blocks, used, self.bits, weights=weights))
             for n, scale, zero in zip(tiles_of_groups, *found, strict=True):
                 rows, group = self._rows(tiles[n][0]), self._group(tiles[n][1])
                 self.scales[rows, group], self.zeros[rows, group] = scale[:, 0], zero[:, 0]
+
+    def _weights(self, j: int) -> torch.Tensor:
+        """1 / U_jj² of the columns of the group that begins with this tile, for each row."""
+        columns = slice(j * self.width, (j + self.per_group) * self.width)
+        return self.U.diagonal()[columns].square().reciprocal().expand(self.height, 1, -1)
 
     def _seen(self, tile: Tile, left: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
         """The weights of the group that begins with a tile, as corrected so far."""

@@ -42,11 +42,14 @@ def slow_round(value, scale, zero, bits):
     return min(max(np.round(value / scale + zero), 0), 2**bits - 1)
 
 
-def slow_search(values, bits, clip):
-    best = None
+def slow_search(values, bits, clip, weights=None):
+    weights, best = np.ones(len(values)) if weights is None else weights, None
     for shrink in np.linspace(1, SMALLEST, SHRINKS) if clip else [1.0]:
         scale, zero = slow_grid(values, bits, shrink)
-        error = sum((scale * (slow_round(v, scale, zero, bits) - zero) - v) ** 2 for v in values)
+        error = sum(
+            w * (scale * (slow_round(v, scale, zero, bits) - zero) - v) ** 2
+            for v, w in zip(values, weights, strict=True)
+        )
         if best is None or error < best[0]:
             best = error, scale, zero
     return best[1:]
@@ -88,22 +91,32 @@ def slow_rtn(W, bits, group, clip):
     return result
 
 
+def conditional_variances(H, columns):
+    """Of each column, in this order, given those that come after it: what an error there costs when they are free."""
+    found = np.zeros(len(columns))
+    for place, j in enumerate(columns):
+        free = columns[place:]
+        found[j] = 1 / np.linalg.inv(H[np.ix_(free, free)])[0, 0]
+    return found
+
+
 def slow_gptq(W, bits, group, C, damping, order):
     """Optimal brain surgeon by its definition, a row at a time: the inverse of the still free part of the Hessian is
     computed anew for every column, no Cholesky factor is used."""
     n = W.shape[1]
     H = C + damping * np.diag(C).mean() * np.eye(n)
     columns = np.argsort(-np.diag(C), kind="stable") if order else np.arange(n)
-    result = np.empty_like(W)
+    result, weights = np.empty_like(W), conditional_variances(H, columns)
+    groups = [slice(start, start + group) for start in range(0, n, group)]
     for i in range(len(W)):
         row, grids = W[i].copy(), {}
         if order:
-            grids = {g: slow_search(W[i, g * group : (g + 1) * group], bits, True) for g in range(-(-n // group))}
+            grids = {g: slow_search(W[i, each], bits, True, weights[each]) for g, each in enumerate(groups)}
         free = list(columns)
         while free:
             j = free[0]
             if j // group not in grids:
-                grids[j // group] = slow_search(row[j : j + group], bits, True)
+                grids[j // group] = slow_search(row[j : j + group], bits, True, weights[j : j + group])
             scale, zero = grids[j // group]
             result[i, j] = scale * (slow_round(row[j], scale, zero, bits) - zero)
             inverse = np.linalg.inv(H[np.ix_(free, free)])

@@ -7,11 +7,12 @@ from karipap_core.networks.dense import Dense
 from karipap_core.networks.lowrank import LowRank
 from karipap_core.networks.qlr import Qlr
 from karipap_core.networks.stored import quantize_cores, values
+from karipap_core.quantization import two_sided
 from karipap_core.quantization.gptq import rows_of
 from karipap_core.quantization.rounding import Columns, inverse_factor, quantize_by_factor, quantize_rtn
-from karipap_core.quantization.two_sided import Rows, quantize_two_sided
+from karipap_core.quantization.two_sided import Rows, quantize_two_sided, refitted
 from karipap_core.spectra.metric import Metric
-from tests.unit.quantization.test_rounding import moment, slow_round, slow_search, weight
+from tests.unit.quantization.test_rounding import conditional_variances, moment, slow_round, slow_search, weight
 
 HEIGHT = 32  # of the tiles of so small a weight
 
@@ -39,7 +40,7 @@ def by_conditional_means(W, bits, group, C, G):
     H = np.kron(G, C)
     n_out, n_in = W.shape
     left, known = np.zeros(n_out * n_in), np.zeros(n_out * n_in, dtype=bool)
-    result, grids = np.zeros_like(W), {}
+    result, grids, weights = np.zeros_like(W), {}, conditional_variances(C, np.arange(n_in))
 
     def wanted(entries, given):
         free = np.flatnonzero(~given)
@@ -59,8 +60,9 @@ def by_conditional_means(W, bits, group, C, G):
         top, start = i // HEIGHT * HEIGHT, j // group * group
         if (i, start) not in grids:
             for row in range(top, min(top + HEIGHT, n_out)):
-                entries = row * n_in + np.arange(start, min(start + group, n_in))
-                grids[row, start] = slow_search(wanted(entries, known), bits, True)
+                columns = np.arange(start, min(start + group, n_in))
+                values = wanted(row * n_in + columns, known)
+                grids[row, start] = slow_search(values, bits, True, weights[columns])
         scale, zero = grids[i, start]
         # What lies below or to the right is not known to this entry, whatever the order.
         rows, columns = np.indices(W.shape)
@@ -97,7 +99,7 @@ def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
     G = heavy[:, None] * G * heavy  # the last rows weigh most
     rows, columns = Rows.of(G, 0), Columns.of(C, 0)
     assert torch.equal(G.diagonal()[rows.order], G.diagonal().sort(descending=True).values)
-    as_they_are = Rows(inverse_factor(G.clone(), 0), torch.arange(64))
+    as_they_are = Rows(G, inverse_factor(G, 0), torch.arange(64))
     by_weight, in_order = (quantize_two_sided(W, 2, 16, columns, each) for each in (rows, as_they_are))
     assert loss(G, C, W - by_weight.dense()) < loss(G, C, W - in_order.dense())
     assert by_weight.bytes == in_order.bytes
@@ -107,7 +109,8 @@ def test_rows_go_by_falling_weight_and_no_more_is_stored_for_it():
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 64), (4, 200), (4, None)])
 def test_without_a_second_side_it_is_gptq_bit_for_bit(shape, bits, group):
     W, columns = weight(*shape), Columns.of(moment(shape[1]), 0.01)
-    rows = Rows(3 * torch.eye(shape[0], dtype=torch.float64), torch.arange(shape[0]))
+    one = torch.eye(shape[0], dtype=torch.float64)
+    rows = Rows(one / 9, 3 * one, torch.arange(shape[0]))
     found = quantize_two_sided(W, bits, group, columns, rows)
     U, order = columns.by_weight(min(group or shape[1], shape[1]))
     expected = quantize_by_factor(W[:, order], bits, group, U)
@@ -132,9 +135,44 @@ def test_the_second_side_wins(shape, bits, group):
 
 def test_the_weight_and_the_factors_that_come_in_are_left_as_they_are():
     W, C, rows = weight(70, 50).double(), damped(50, 1), Rows.of(damped(70, 2), 0)
-    before = [each.clone() for each in (W, C, rows.V, rows.order)]
-    quantize_two_sided(W, 3, 16, Columns.of(C, 0.01), rows)
-    assert all(torch.equal(a, b) for a, b in zip((W, C, rows.V, rows.order), before, strict=True))
+    given = W, C, rows.G, rows.V, rows.order
+    before = [each.clone() for each in given]
+    columns = Columns.of(C, 0.01)
+    refitted(W, quantize_two_sided(W, 3, 16, columns, rows), columns, rows)
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 32), (4, None)])
+@pytest.mark.parametrize("shape", [(6, 20), (12, 17)])
+def test_scales_are_fitted_to_the_codes(shape, bits, group, monkeypatch):
+    """With steps enough it is the least squares solution in all scales at once, A (W − Ŵ) B written out."""
+    W, C, G = weight(*shape).double(), damped(shape[1], 1), damped(shape[0], 2)
+    columns, rows = Columns.of(C, 0), Rows.of(G, 0)
+    found = quantize_two_sided(W, bits, group, columns, rows)
+    few = refitted(W, found, columns, rows)
+    monkeypatch.setattr(two_sided, "STEPS", 200)
+    many = refitted(W, found, columns, rows)
+    A, B = np.linalg.cholesky(G.numpy()).T, np.linalg.cholesky(C.numpy())
+    steps = (found.codes.double() - found.zeros.double().repeat_interleave(found.group, 1)[:, : shape[1]]).numpy()
+    design = []
+    for row, part in np.ndindex(*found.scales.shape):
+        each = np.zeros(shape)
+        columns_of = slice(part * found.group, (part + 1) * found.group)
+        each[row, columns_of] = steps[row, columns_of]
+        design.append((A @ each @ B).ravel())
+    solved = np.linalg.lstsq(np.array(design).T, (A @ W.numpy() @ B).ravel(), rcond=None)[0]
+    assert (solved > 0).all()
+    np.testing.assert_allclose(many.scales.double().numpy().ravel(), solved, rtol=2e-3)
+    before, after, least = (loss(G, C, W - each.dense()) for each in (found, few, many))
+    assert least <= after * 1.001 and after < before  # scales are of 16 bits
+    for each in (few, many):
+        assert torch.equal(each.codes, found.codes) and torch.equal(each.zeros, found.zeros)
+
+
+def test_scales_stay_where_nothing_is_left_over():
+    W, columns, rows = torch.zeros(8, 12).double(), Columns.of(damped(12, 1), 0), Rows.of(damped(8, 2), 0)
+    found = quantize_two_sided(W, 3, 4, columns, rows)
+    assert refitted(W, found, columns, rows) is found
 
 
 @pytest.mark.parametrize(("wrong", "name"), [(0, "U"), (1, "V")])
@@ -142,7 +180,9 @@ def test_factors_of_another_size_are_refused(wrong, name):
     moments = [torch.eye(50).double(), torch.eye(20).double()]
     moments[wrong] = torch.eye(7).double()
     with pytest.raises(InputError, match=f"factor {name}"):
-        quantize_two_sided(weight(20, 50), 3, 16, Columns.of(moments[0], 0), Rows(moments[1], torch.arange(20)))
+        quantize_two_sided(
+            weight(20, 50), 3, 16, Columns.of(moments[0], 0), Rows(moments[1], moments[1], torch.arange(20))
+        )
 
 
 @pytest.mark.parametrize(
