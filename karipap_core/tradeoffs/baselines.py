@@ -21,6 +21,8 @@ from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
 from karipap_core.tradeoffs.effort import QUANTIZED, SPARSITIES
 from karipap_core.tradeoffs.sequential import in_sequence
 
+WAYS = ((True, False), (True, True), (False, True))  # of GPTQ: columns by falling activations, ranges searched
+
 
 @dataclass(frozen=True)
 class Replacement:
@@ -148,9 +150,10 @@ def svd_baselines(study, method: str, metric: str, fraction: float, scope: str) 
 def integers(study, method: str, bits: int, group: int | None) -> Baseline:
     """Every weight in integers of so many bits, one scale for each `group` numbers of a row (None: for a whole row);
     method : "rtn", rounded to nearest, or "gptq", calibrated on the text of the study, block after block behind the
-    quantized ones where the model runs block by block. A weight is rounded by GPTQ in two ways and keeps the one with
-    the smaller error of its outputs: as llm-compressor does by default, columns by falling activations and groups with
-    the range of their numbers; and columns in their own order with ranges that are searched as they are reached."""
+    quantized ones where the model runs block by block. A weight is rounded by GPTQ in three ways and keeps the one with
+    the smallest error of its outputs: as llm-compressor does by default, columns by falling activations and groups with
+    the range of their numbers; the same with ranges of least squared error; and columns in their own order with such
+    ranges, searched as they are reached."""
 
     def rounded() -> Iterator[tuple[str, Quantized]]:
         for name, W in _weights(study):
@@ -161,15 +164,16 @@ def integers(study, method: str, bits: int, group: int | None) -> Baseline:
             yield Replacement(name, quantized.dense(), quantized.bytes, quantized.codes.numel())
 
     label = f"int{bits}{f' g{group}' if group else ''}, {method.upper()}"
-    settings = {"bits": bits, "group": group} | ({"order": "activation"} if method == "gptq" else {})
+    calibrated = {"order": "activation", "ranges": "searched"} if method == "gptq" else {}
+    settings = {"bits": bits, "group": group} | calibrated
     return Baseline(method, label, settings, make)
 
 
 def _gptq(study, bits: int, group: int | None) -> Iterable[tuple[str, Quantized]]:
     def quantize(name: str, C: torch.Tensor) -> Quantized:
         W = study.checkpoint.read(name).to(C.device)
-        # Which way loses less differs between models by as much as two bits do: a weight gets its better one.
-        ways = [quantize_gptq(W, bits, group, C, order=order, clip=not order) for order in (True, False)]
+        # Which way loses least differs between models by as much as two bits do: a weight gets its best one.
+        ways = [quantize_gptq(W, bits, group, C, order=order, clip=clip) for order, clip in WAYS]
         return min(ways, key=lambda way: _squares(W.double() - way.dense().double(), C))
 
     names = [weight.name for weight in study.measurable]

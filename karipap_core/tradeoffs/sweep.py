@@ -18,7 +18,7 @@ from karipap_core.plan import effort
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Plan, measured_model
-from karipap_core.plan.kind import PREFIXES, ROUNDINGS, check_prefix, counting
+from karipap_core.plan.kind import FORMATS, PREFIXES, ROUNDINGS, check_prefix, counting
 from karipap_core.plan.planner import Planner
 from karipap_core.plan.study import Measure, Study
 from karipap_core.progress import Progress, announce, costs, silent
@@ -219,6 +219,7 @@ def _plan(
     wanted |= {"scope": budget.scope, "model": study.checkpoint.identity, "study": study.key}
     if planner.choice.quantize or planner.tables:
         wanted |= {"quantize": planner.choice.quantize, "embedding": planner.choice.embedding}
+    wanted |= {"formats": " ".join(FORMATS)} if planner.choice.quantize == "auto" else {}
     wanted |= {"structure": planner.choice.structure} if planner.choice.structure else {}
     wanted |= {"measure": "all"} if study.measure == "all" else {}
     if told := counting(study.rounding, planner.metric, planner.choice.rounds):

@@ -18,7 +18,7 @@ from karipap_core.plan.allocate import Options, allocate, merged, together
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.choice import Choice
 from karipap_core.plan.document import Entry, Plan
-from karipap_core.plan.kind import WHOLE, Kind, is_of, kinds_of, table_kinds_of
+from karipap_core.plan.kind import FORMATS, WHOLE, Kind, is_of, kinds_of, table_kinds_of
 from karipap_core.plan.planner import Planner
 from tests.helpers.studies import squares, study_of
 
@@ -247,7 +247,8 @@ def test_kinds_name_what_is_wrong(study):
 def test_kinds_are_what_each_network_says_of_itself():
     assert [kind.label for kind in kinds_of("lowrank", "auto")] == [
         *("lowrank", "lowrank int8", "lowrank int4"),
-        *("dense int8", "dense int4", "dense int3", "dense int2", "dense"),
+        *("dense int8", "dense int4", "dense int4g128", "dense int3", "dense int3g128"),
+        *("dense int2", "dense int2g64", "dense int2g128", "dense"),
     ]
     assert [kind.label for kind in kinds_of("tree+mpo", "int8", "head")] == [
         *("tree int8", "mpo structure=head int8", "dense int8")
@@ -257,8 +258,11 @@ def test_kinds_are_what_each_network_says_of_itself():
         "dense",
     ]
     assert [kind.label for kind in table_kinds_of("tt", "auto")] == [
-        *("tt_embedding form=table", "dense int8", "dense int4", "dense int3", "dense int2", "dense")
+        *("tt_embedding form=table", "dense int8", "dense int4", "dense int4g128", "dense int3", "dense int3g128"),
+        *("dense int2", "dense int2g64", "dense int2g128", "dense"),
     ]
+    sizes = [Kind("dense", form).spec((64, 256), 0).bytes(2) for form in FORMATS]
+    assert sizes == sorted(sizes, reverse=True) and len({*sizes}) == len(sizes), "each costs less than the one before"
     for kind in {*kinds_of("auto", "auto"), *kinds_of("mpo", None, "rows"), *table_kinds_of("tt", None)} - {WHOLE}:
         assert is_of(kind.spec((24, 32), 2), kind)
         assert not any(is_of(kind.spec((24, 32), 2), other) for other in kinds_of("auto", "auto") if other != kind)
