@@ -66,7 +66,7 @@ class Moments:
         file = f"moments-{hashlib.sha256(str(seen.block).encode()).hexdigest()[:16]}.safetensors"
         note = {"keys": json.dumps(seen.keys), "few": json.dumps(seen.few), "block": json.dumps(seen.block)}
         keep_tensors(self.folder / file, seen.tensors, note)
-        self._files |= {weight.name: file for weight in seen.weights}
+        self._files |= self._kept() | {weight.name: file for weight in seen.weights}  # another pass may be under way
         keep_json(self.folder / INDEX, {"files": self._files})
 
     def _of(self, name: str) -> BlockSeen:
