@@ -257,9 +257,10 @@ def _ladder(W: torch.Tensor) -> list[int]:
 
 
 def _rounder(metric: Metric, bits: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Matrix (out, in) → Q dequantized, float64, calibrated under the damped C and G."""
+    """Matrix (out, in) → Q dequantized, float64, calibrated under the damped C and G. Scales are not fitted again: L R
+    are fitted to what Q leaves anyway."""
     (columns, rows), form = factors(metric, device), Format.parse(bits)
-    return lambda matrix: form.calibrated(matrix, columns, rows).dense().double()
+    return lambda matrix: form.calibrated(matrix, columns, rows, refit=False).dense().double()
 
 
 def _squares(D: torch.Tensor, metric: Metric) -> torch.Tensor:

@@ -83,8 +83,11 @@ class Format(ABC):
         """W without any loss where it holds numbers of this format already (it was dequantized from it), else None."""
         return None
 
-    def calibrated(self, W: torch.Tensor, columns: "Columns | None", rows: "Rows | None" = None) -> StoredMatrix:
-        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; None is the identity."""
+    def calibrated(
+        self, W: torch.Tensor, columns: "Columns | None", rows: "Rows | None" = None, refit: bool = True
+    ) -> StoredMatrix:
+        """W rounded so that ‖G^{1/2} (W − Ŵ) C^{1/2}‖² is small; None is the identity. refit : whether
+        scales are fitted to the codes where that is known how, which takes half as long again."""
         return self.rounded(W)
 
     def some_rows(

@@ -61,7 +61,9 @@ class Integers(Format):
     def on_grid(self, W: torch.Tensor) -> Quantized | None:
         return integer_grid(W, self.bits, self.group)
 
-    def calibrated(self, W: torch.Tensor, columns: Columns | None, rows: Rows | None = None) -> Quantized:
+    def calibrated(
+        self, W: torch.Tensor, columns: Columns | None, rows: Rows | None = None, refit: bool = True
+    ) -> Quantized:
         """GPTQ (`rounding.quantize_by_factor`), or with `rows` its two-sided kin and the scales fitted again
         (two_sided.py); 8 bits are rounded to nearest: calibration has nothing left to win there. What is on the grid
         already stays."""
@@ -71,7 +73,8 @@ class Integers(Format):
             return found
         if rows is None:
             return quantize_by_factor(W, self.bits, self.group, columns.in_order())
-        return refitted(W, quantize_two_sided(W, self.bits, self.group, columns, rows), columns, rows)
+        found = quantize_two_sided(W, self.bits, self.group, columns, rows)
+        return refitted(W, found, columns, rows) if refit else found
 
     @torch.no_grad()
     def product(

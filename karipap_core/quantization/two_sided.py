@@ -14,11 +14,10 @@ import torch
 
 from karipap_core.errors import InputError
 from karipap_core.quantization.packing import Quantized
-from karipap_core.quantization.rounding import Columns, checked, damped, in_groups, inverse_factor, search
+from karipap_core.quantization.rounding import EPS32, Columns, checked, damped, in_groups, inverse_factor, search
 
 HEIGHTS = (32, 64, 128)  # rows that a tile may have
-EPS64 = torch.finfo(torch.float64).eps
-STEPS = 4  # of conjugate gradients; as many again would gain a twentieth of what these do
+STEPS = 3  # of conjugate gradients; the next one would gain a tenth of what these do
 WIDEST = 128  # columns of a tile at most: it is a group, or an equal part of one
 
 Tile = tuple[int, int]  # its number among those of its column, and among those of its row
@@ -70,40 +69,43 @@ def refitted(W: torch.Tensor, found: Quantized, columns: Columns, rows: Rows) ->
 
     W (out, in) is what was rounded; scales were searched before the errors of their own group and of what came behind
     it were known. The loss is a quadratic form in all scales s, Ŵ_ij = s_ig (code_ij − zero_ig): `STEPS` of conjugate
-    gradients from the scales that are there, preconditioned by its diagonal, each two products with G and C. A scale
-    that would not be positive and finite stays as it is; all do where nothing was gained.
+    gradients from the scales that are there, preconditioned by its diagonal, each two products with G and C. In units
+    of the largest scale and of the mean diagonals, in float32: a scale is stored in 16 bits. One that would not be
+    positive and finite stays as it is; all do where nothing was gained.
     """
-    W, group, width = W.double(), found.group, W.shape[1]
-    C, G = columns.damped().to(W), rows.G.to(W)
-    zeros = found.zeros.to(W).repeat_interleave(group, 1)[:, :width]
-    steps = found.codes.to(W) - zeros  # Ŵ in units of its scale
+    group, width, unit = found.group, W.shape[1], found.scales.double().amax()
+    C, G = (moment.to(W.device) for moment in (columns.damped(), rows.G))
+    C, G = ((moment / moment.diagonal().mean()).float() for moment in (C, G))
+    whole, scales = (W.double() / unit).float(), (found.scales / unit).float()
+    steps = found.codes.float() - found.zeros.float().repeat_interleave(group, 1)[:, :width]
 
     def spread(scales: torch.Tensor) -> torch.Tensor:
         return steps * scales.repeat_interleave(group, 1)[:, :width]
 
     def gathered(D: torch.Tensor) -> torch.Tensor:
-        """Of G D C what each scale sees."""
-        return in_groups(steps * (G @ D @ C), group)[0].sum(-1)
+        """Of a matrix what each scale sees."""
+        return in_groups(steps * D, group)[0].sum(-1)
 
     own = torch.block_diag(*(C[at : at + group, at : at + group] for at in range(0, width, group)))
-    diagonal = G.diagonal()[:, None] * in_groups(steps * (steps @ own), group)[0].sum(-1)
+    diagonal = G.diagonal()[:, None] * gathered(steps @ own)
     diagonal = torch.where(diagonal > 0, diagonal, 1.0)
-    scales = found.scales.to(W)
-    left = gathered(W - spread(scales))
+    D = whole - spread(scales)
+    pull = G @ D @ C
+    was, left = (pull * D).sum(), gathered(pull)
     along, size = left / diagonal, (left.square() / diagonal).sum()
-    least = size * EPS64**2
+    least = size * EPS32**2
     for _ in range(STEPS):
         if size <= least:  # nothing is left to be gained, all there was included
             break
-        seen = gathered(spread(along))
+        seen = gathered(G @ spread(along) @ C)
         part = size / (along * seen).sum()
         scales, left = scales + part * along, left - part * seen
         size, before = (left.square() / diagonal).sum(), size
         along = left / diagonal + size / before * along
-    scales = scales.half()
-    better = replace(found, scales=torch.where((scales > 0) & scales.isfinite(), scales, found.scales))
-    lost, was = (((G @ D @ C) * D).sum() for D in (W - spread(each.scales.to(W)) for each in (better, found)))
-    return better if lost < was else found
+    fitted = (scales * unit).half()
+    fitted = torch.where((fitted > 0) & fitted.isfinite(), fitted, found.scales)
+    D = whole - spread((fitted / unit).float())
+    return replace(found, scales=fitted) if (G @ D @ C * D).sum() < was else found
 
 
 class _Tiled:
