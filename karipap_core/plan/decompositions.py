@@ -24,7 +24,7 @@ from karipap_core.checkpoint.carried import Carried
 from karipap_core.checkpoint.model import Checkpoint
 from karipap_core.networks import Spec
 from karipap_core.networks.lowrank import LowRank
-from karipap_core.plan.kind import counting
+from karipap_core.plan.kind import ROUNDED, counting
 from karipap_core.profiles.given import Given
 from karipap_core.progress import Progress, silent
 from karipap_core.quantization.formats import Stored
@@ -209,7 +209,7 @@ class Decompositions:
     def _stored_key(self, name: str, spec: Spec) -> str:
         """Of quantized cores. A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not
         under its cores' key."""
-        return self._key(name, spec) + ("" if spec.quantize else "|stored")
+        return f"{self._key(name, spec)}|rounded {ROUNDED}" + ("" if spec.quantize else "|stored")
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
