@@ -204,12 +204,12 @@ class Decompositions:
     def _key(self, name: str, spec: Spec) -> str:
         """What is rounded under both moments is kept apart from what was rounded under one."""
         told = counting(self.rounding, self.metric, _rounded(spec))
-        return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}" + (f"|{told}" if told else "")
+        return f"{name}|{json.dumps(spec.to_json(), sort_keys=True)}" + (f"|{told} {ROUNDED}" if told else "")
 
     def _stored_key(self, name: str, spec: Spec) -> str:
         """Of quantized cores. A network with a format of its own (`qlr`) is stored in it with `quantize` null too: not
         under its cores' key."""
-        return f"{self._key(name, spec)}|rounded {ROUNDED}" + ("" if spec.quantize else "|stored")
+        return self._key(name, spec) + ("" if spec.quantize else "|stored")
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

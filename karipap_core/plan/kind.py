@@ -21,7 +21,7 @@ STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows 
 FORMATS = ("int8", "int4", "int4g128", "int3", "int3g128", "int2", "int2g64", "int2g128")
 PREFIXES = ("auto", "dense", "aligned")  # what a weight is fitted behind (`prefix_of`)
 EIGHT = ("int8", "fp8")  # formats that leave nothing to make good
-ROUNDED = 2  # raised where rounding gives other numbers than before: what is kept of it is made anew then
+ROUNDED = 2  # raised where two-sided rounding gives other numbers than before: what is kept of it is made anew then
 ROUNDINGS = ("two-sided", "one-sided")  # what makes rounding errors of integers good: both moments, or C alone
 EMBEDDINGS = {"dense": None, "lowrank": "lowrank", "tt": "tt_embedding"}  # the option's word → the network of tables
 
@@ -110,8 +110,7 @@ def prefix_of(wanted: str, weights: Mapping[str, Mapping[str, Any]], runs: Calla
 def curves_name(kind: Kind, metric: str, key: str, rounding: str = ROUNDINGS[0], which: str = "") -> str:
     """The name of the file with the curves of a kind, measured on a calibration of that key. which : "-tables" for
     those of the tables of tokens."""
-    words = (counting(rounding, metric, kind.rounds), kind.rounds and ROUNDED)
-    rounded = "".join(f"-{word}" for word in words if word)
+    rounded = f"-{told}-{ROUNDED}" if (told := counting(rounding, metric, kind.rounds)) else ""
     key = "none" if metric == "weight" else key
     return f"{kind.label.replace(' ', '-')}{rounded}{which}-{metric}-{key}.safetensors"
 

@@ -68,16 +68,24 @@ def integer_grid(W: torch.Tensor, bits: int, group: int | None) -> Quantized | N
 
 
 def quantize_gptq(
-    W: torch.Tensor, bits: int, group: int | None, C: torch.Tensor, damping=0.01, order: bool = False, clip: bool = True
+    W: torch.Tensor,
+    bits: int,
+    group: int | None,
+    C: torch.Tensor,
+    damping=0.01,
+    order: bool = False,
+    clip: bool = True,
+    weigh: bool = False,
 ) -> Quantized:
     """Calibrated rounding, column after column, each column's error made good by the columns still to come.
 
     Makes ‖(W − Ŵ) C^{1/2}‖² small, with C = E[x xᵀ] (in, in) of the layer's inputs, damped by `damping` of its mean
     diagonal. With U the upper Cholesky factor of C⁻¹, column j in turn: e = (w_j − ŵ_j) / U_jj, then
     w_k −= e U_jk for k > j (Frantar et al. 2022, "GPTQ", algorithm 1; in blocks of one group). A group's scale is
-    searched on its weights as corrected when the first of its columns comes, for the least Σ e², which is what a column
-    loses that the others make good as far as they can. With `order` columns go by falling C_jj
-    and groups keep their place and the scales of the uncorrected weights, so that nothing more has to be stored.
+    searched on its weights as corrected when the first of its columns comes; with `weigh` not for the least squared
+    error but for the least Σ e², which is what a column loses when the others make good what they can. With `order`
+    columns go by falling C_jj and groups keep their place and the scales of the uncorrected weights, so that nothing
+    more has to be stored.
     Arithmetic in float64. Raises InputError for a C of another shape.
     """
     W, _ = checked(W, bits, group)
@@ -86,10 +94,10 @@ def quantize_gptq(
         raise InputError(f"C has shape {tuple(C.shape)}, the weight has {n_in} inputs: it must be ({n_in}, {n_in}).")
     C = C.to(W)
     if not order:
-        return quantize_by_factor(W, bits, group, inverse_factor(C, damping), clip)
+        return quantize_by_factor(W, bits, group, inverse_factor(C, damping), clip, weigh=weigh)
     permutation = C.diagonal().argsort(descending=True)
     U = inverse_factor(C[permutation][:, permutation], damping)
-    return quantize_by_factor(W, bits, group, U, clip, permutation)
+    return quantize_by_factor(W, bits, group, U, clip, permutation, weigh)
 
 
 def quantize_by_factor(
@@ -99,6 +107,7 @@ def quantize_by_factor(
     U: torch.Tensor,
     clip: bool = True,
     permutation: torch.Tensor | None = None,
+    weigh: bool = False,
 ) -> Quantized:
     """`quantize_gptq` with U = `inverse_factor(C, damping)`, for those who round several matrices under one C; with
     `permutation` its columns go in that order and U is that of the permuted C.
@@ -120,11 +129,11 @@ def quantize_by_factor(
         return matrix.T.clone(memory_format=torch.contiguous_format)
 
     rows, chunk = by_column(W), CHUNK if given else group
-    weights = U.diagonal().square().reciprocal()
+    weights = U.diagonal().square().reciprocal() if weigh else torch.ones_like(U.diagonal())
     if given:
         natural = (weights if permutation is None else weights[permutation.argsort()]).repeat(n_in // n)
-        blocks, used = in_groups(W, group)
-        scales, zeros = search(blocks, used, bits, clip, in_groups(natural[None], group)[0])
+        heavy = in_groups(natural[None], group)[0] if weigh else None
+        scales, zeros = search(*in_groups(W, group), bits, clip, heavy)
         spread = [by_column(each.repeat_interleave(group, 1)[:, :n_in]) for each in (scales, zeros)]
     else:
         scales, zeros = W.new_zeros(n_out, -(-n_in // group)), W.new_zeros(n_out, -(-n_in // group))
@@ -136,8 +145,8 @@ def quantize_by_factor(
         last = min(first + wide, n)
         block = rows[start:stop]
         if not given:
-            blocks, used = in_groups(block.T, stop - start)
-            scale, zero = (each[:, 0] for each in search(blocks, used, bits, clip, weights[start:stop]))
+            heavy = weights[start:stop] if weigh else None
+            scale, zero = (each[:, 0] for each in search(*in_groups(block.T, stop - start), bits, clip, heavy))
             scales[:, start // group], zeros[:, start // group] = scale, zero
         own = errors[start - first : stop - first]
         for j, (column, code, error) in enumerate(zip(block, codes[start:stop], own, strict=True)):

@@ -152,8 +152,8 @@ def integers(study, method: str, bits: int, group: int | None) -> Baseline:
     method : "rtn", rounded to nearest, or "gptq", calibrated on the text of the study, block after block behind the
     quantized ones where the model runs block by block. A weight is rounded by GPTQ in three ways and keeps the one with
     the smallest error of its outputs: as llm-compressor does by default, columns by falling activations and groups with
-    the range of their numbers; the same with ranges of least squared error; and columns in their own order with such
-    ranges, searched as they are reached."""
+    the range of their numbers; the same with searched ranges; and columns in their own order with ranges that are
+    searched as they are reached."""
 
     def rounded() -> Iterator[tuple[str, Quantized]]:
         for name, W in _weights(study):
@@ -173,7 +173,7 @@ def _gptq(study, bits: int, group: int | None) -> Iterable[tuple[str, Quantized]
     def quantize(name: str, C: torch.Tensor) -> Quantized:
         W = study.checkpoint.read(name).to(C.device)
         # Which way loses least differs between models by as much as two bits do: a weight gets its best one.
-        ways = [quantize_gptq(W, bits, group, C, order=order, clip=clip) for order, clip in WAYS]
+        ways = [quantize_gptq(W, bits, group, C, order=order, clip=clip, weigh=True) for order, clip in WAYS]
         return min(ways, key=lambda way: _squares(W.double() - way.dense().double(), C))
 
     names = [weight.name for weight in study.measurable]

@@ -133,8 +133,7 @@ def test_the_second_core_is_rounded_under_what_the_first_lets_through():
 
 
 def test_mixed_components_are_rounded_far_better():
-    """Components of very different strength, as trained weights have them; GPTQ without the rotation by hand
-    loses twice as much (2.3 times where its ranges are searched as if all columns weighed alike)."""
+    """Components of very different strength, as trained weights have them; GPTQ without the rotation by hand."""
     U, V = (torch.linalg.qr(gaussian(n, n, 1)).Q for n in (96, 128))
     W = U * torch.logspace(0, -3, 96, dtype=torch.float64) @ V[:96]
     metric = metrics(96, 128)["functional"]
@@ -147,7 +146,7 @@ def test_mixed_components_are_rounded_far_better():
     H = R @ C @ R.T
     plain = quantize_gptq(W @ C @ R.T @ torch.linalg.inv(H), 4, 64, H, damping=1e-6).dense().double() @ R
     stored = quantize_cores(spec, [left, right], W, metric)
-    assert error(spec, stored, W, metric) < 0.55 * plain_error(metric, (W - plain).numpy())
+    assert error(spec, stored, W, metric) < 0.5 * plain_error(metric, (W - plain).numpy())
 
 
 # ---- any network

@@ -100,13 +100,13 @@ def conditional_variances(H, columns):
     return found
 
 
-def slow_gptq(W, bits, group, C, damping, order):
+def slow_gptq(W, bits, group, C, damping, order, weigh):
     """Optimal brain surgeon by its definition, a row at a time: the inverse of the still free part of the Hessian is
     computed anew for every column, no Cholesky factor is used."""
     n = W.shape[1]
     H = C + damping * np.diag(C).mean() * np.eye(n)
     columns = np.argsort(-np.diag(C), kind="stable") if order else np.arange(n)
-    result, weights = np.empty_like(W), conditional_variances(H, columns)
+    result, weights = np.empty_like(W), conditional_variances(H, columns) if weigh else np.ones(n)
     groups = [slice(start, start + group) for start in range(0, n, group)]
     for i in range(len(W)):
         row, grids = W[i].copy(), {}
@@ -133,12 +133,13 @@ def test_rounding_equals_a_plain_loop(bits, group, clip):
     np.testing.assert_allclose(found, slow_rtn(W.double().numpy(), bits, group, clip), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("weigh", [False, True])
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize(("bits", "group"), [(2, 8), (3, 20), (4, 50)])
-def test_gptq_equals_optimal_brain_surgeon_by_definition(bits, group, order):
+def test_gptq_equals_optimal_brain_surgeon_by_definition(bits, group, order, weigh):
     W, C = weight(4), moment()
-    found = quantize_gptq(W, bits, group, C, damping=0.01, order=order).dense().numpy()
-    expected = slow_gptq(W.double().numpy(), bits, group, C.numpy(), 0.01, order)
+    found = quantize_gptq(W, bits, group, C, damping=0.01, order=order, weigh=weigh).dense().numpy()
+    expected = slow_gptq(W.double().numpy(), bits, group, C.numpy(), 0.01, order, weigh)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
