@@ -129,11 +129,11 @@ def quantize_by_factor(
         return matrix.T.clone(memory_format=torch.contiguous_format)
 
     rows, chunk = by_column(W), CHUNK if given else group
-    weights = U.diagonal().square().reciprocal() if weigh else torch.ones_like(U.diagonal())
+    weights = U.diagonal().square().reciprocal()
     if given:
         natural = (weights if permutation is None else weights[permutation.argsort()]).repeat(n_in // n)
-        heavy = in_groups(natural[None], group)[0] if weigh else None
-        scales, zeros = search(*in_groups(W, group), bits, clip, heavy)
+        heavy = in_groups(natural[None], group)[0]
+        scales, zeros = search(*in_groups(W, group), bits, clip, heavy if weigh else None)
         spread = [by_column(each.repeat_interleave(group, 1)[:, :n_in]) for each in (scales, zeros)]
     else:
         scales, zeros = W.new_zeros(n_out, -(-n_in // group)), W.new_zeros(n_out, -(-n_in // group))
@@ -145,8 +145,8 @@ def quantize_by_factor(
         last = min(first + wide, n)
         block = rows[start:stop]
         if not given:
-            heavy = weights[start:stop] if weigh else None
-            scale, zero = (each[:, 0] for each in search(*in_groups(block.T, stop - start), bits, clip, heavy))
+            found = search(*in_groups(block.T, stop - start), bits, clip, weights[start:stop] if weigh else None)
+            scale, zero = (each[:, 0] for each in found)
             scales[:, start // group], zeros[:, start // group] = scale, zero
         own = errors[start - first : stop - first]
         for j, (column, code, error) in enumerate(zip(block, codes[start:stop], own, strict=True)):
