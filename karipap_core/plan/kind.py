@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch: seconds, and whoever reads curves that were measured
 
 STRUCTURES = ("head", "rows", "columns")  # an SVD beside the network; its rows or columns in another order
 # Of a weight that stays whole, where `auto` chooses. Narrow groups are not always worth their scales: in 2 bits the
-# demo model loses a quarter more in groups of 64 than of 32, in 0.89 of the bytes; spent on bits these halve the loss.
+# demo model loses a quarter more in groups of 64 than of 32, in 0.89 of the bytes, and a third bit is worth more.
 FORMATS = ("int8", "int4", "int4g128", "int3", "int3g128", "int2", "int2g64", "int2g128")
 PREFIXES = ("auto", "dense", "aligned")  # what a weight is fitted behind (`prefix_of`)
 EIGHT = ("int8", "fp8")  # formats that leave nothing to make good

@@ -77,7 +77,7 @@ def refitted(W: torch.Tensor, found: Quantized, columns: Columns, rows: Rows) ->
     C, G = (moment.to(W.device) for moment in (columns.damped(), rows.G))
     C, G = ((moment / moment.diagonal().mean()).float() for moment in (C, G))
     whole, scales = (W.double() / unit).float(), (found.scales / unit).float()
-    steps = found.codes.float() - found.zeros.float().repeat_interleave(group, 1)[:, :width]
+    steps = replace(found, scales=torch.ones_like(found.scales)).dense()  # Ŵ in units of its scales
 
     def spread(scales: torch.Tensor) -> torch.Tensor:
         return steps * scales.repeat_interleave(group, 1)[:, :width]
