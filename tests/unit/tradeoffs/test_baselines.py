@@ -10,8 +10,17 @@ from karipap_core.evaluation.scoring import Scoring
 from karipap_core.models.load import load_model
 from karipap_core.plan.budget import Budget
 from karipap_core.plan.planner import Planner
-from karipap_core.quantization.rounding import quantize_rtn
-from karipap_core.tradeoffs.baselines import Baseline, Replacement, baselines, measure_baseline, prune, sizes
+from karipap_core.quantization.rounding import quantize_gptq, quantize_rtn
+from karipap_core.tradeoffs.baselines import (
+    WAYS,
+    Baseline,
+    Replacement,
+    baselines,
+    integers,
+    measure_baseline,
+    prune,
+    sizes,
+)
 from tests.helpers.architectures import make
 from tests.helpers.studies import squares, study_of
 
@@ -93,6 +102,21 @@ def test_rtn_baseline_is_rounding_of_each_weight(study):
     for item in baseline.make():
         quantized = quantize_rtn(study.checkpoint.read(item.name), 3, 8)
         assert torch.equal(item.matrix, quantized.dense()) and item.bytes == quantized.bytes
+
+
+def test_a_weight_keeps_the_best_of_three_ways_of_gptq(study):
+    """In the first block, which stands behind nothing that is quantized."""
+    found = {item.name: item.matrix for item in integers(study, "gptq", 2, 16).make()}
+    first = [weight.name for weight in study.checkpoint.weights if ".0." in weight.name and weight.name in found]
+    taken = set()
+    for name in first:
+        W, C = study.checkpoint.read(name), study.moments.metric(name, "functional").C
+        ways = [quantize_gptq(W, 2, 16, C, order=order, clip=clip, weigh=True).dense() for order, clip in WAYS]
+        errors = [torch.einsum("oi,ij,oj->", D, C.double(), D).item() for D in (W.double() - way for way in ways)]
+        best = int(np.argmin(errors))
+        assert torch.equal(found[name], ways[best]), name
+        taken.add(best)
+    assert len(taken) > 1  # no one way is the best of every weight
 
 
 def test_pruning_against_numpy():
