@@ -1,8 +1,9 @@
 """Cores fitted behind a compressed prefix: each weight makes good what the weights before it have lost.
 
-A weight (see behind.py) is fitted to W′ = W E[x x̂ᵀ] E[x̂ x̂ᵀ]⁻¹, the best linear answer to x̂ for what the dense weight
-gives for x, and its errors are weighed by the moment of x̂ (GPTAQ, arXiv:2504.02692; AA-SVD, arXiv:2604.02119). The
-plan, its bytes and the moments of gradients stay as they are.
+A weight (see behind.py) is fitted to W′ = (W E[x x̂ᵀ] + E[(s − ŝ) x̂ᵀ]) E[x̂ x̂ᵀ]⁻¹, the best linear answer to x̂ for what
+the dense weight gives for x (GPTAQ, arXiv:2504.02692; AA-SVD, arXiv:2604.02119) and for what is missing of what the
+block adds it to (residual.py), and its errors are weighed by the moment of x̂. The plan, its bytes and the moments of
+gradients stay as they are.
 """
 
 from collections.abc import Callable
@@ -78,8 +79,8 @@ class _Aligned(InTurn):
         return spec.dense(values(spec, stored))
 
     def _aligned(self, name: str, spec: Spec, behind: Behind) -> list[Stored] | None:
-        """Cores of W′ = W (E[x x̂ᵀ] + λ) (E[x̂ x̂ᵀ] + λ)⁻¹ under the moment of x̂ and the plan's own of gradients; None
-        where that inverse does not exist."""
+        """Cores of W′ = (W (E[x x̂ᵀ] + λ) + E[(s − ŝ) x̂ᵀ]) (E[x̂ x̂ᵀ] + λ)⁻¹ under the moment of x̂ and the plan's own of
+        gradients; None where that inverse does not exist."""
         weight = self.study.checkpoint.weight(name)
         W = self.study.checkpoint.read(name).double()
         damped, cross = behind.own.clone(), behind.cross.clone()
@@ -88,7 +89,8 @@ class _Aligned(InTurn):
         factor, failed = torch.linalg.cholesky_ex(damped)
         if failed:
             return None
-        W = torch.cholesky_solve((W @ cross).T, factor).T
+        wanted = W @ cross if behind.lost is None else W @ cross + behind.lost
+        W = torch.cholesky_solve(wanted.T, factor).T
         metric = self.decompositions.metric_of(name)
         if metric.C is not None:
             metric = Metric(metric.name, behind.own, metric.G, metric.damping, metric.rounds_under_G)

@@ -7,7 +7,7 @@ before any window passes it: in memory are one block, what stands before it, and
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from karipap_core.models.abreast import Waiting
 from karipap_core.models.sites import Site, observe, until
 from karipap_core.models.streamed import Streamed, give_back
 from karipap_core.plan.outputs import in_batches, put_out
+from karipap_core.plan.residual import residuals
 from karipap_core.progress import Progress
 
 WINDOWS = 128  # of the calibration text, that go through the model
@@ -24,10 +25,12 @@ WINDOWS = 128  # of the calibration text, that go through the model
 
 @dataclass(frozen=True)
 class Behind:
-    """Moments of the input of a weight behind cut ones: cross = E[x x̂ᵀ], own = E[x̂ x̂ᵀ], (in, in), float64."""
+    """Moments of the input of a weight behind cut ones, float64: cross = E[x x̂ᵀ], own = E[x̂ x̂ᵀ], (in, in), and
+    lost = E[(s − ŝ) x̂ᵀ], (out, in), s what the block adds W x to; None where it is not seen to."""
 
     cross: torch.Tensor
     own: torch.Tensor
+    lost: torch.Tensor | None = None
 
 
 class Prefixed(Waiting):
@@ -144,7 +147,8 @@ class InTurn(Prefixed):
                 inputs.append(x)
                 order.append([name])
 
-        with observe(dict(within), seen):
+        alone = {name: site for name, site in within.items() if self.reaches(name)}
+        with residuals(module, alone) as self.residuals, observe(dict(within), seen):
             self._run(module, 0)
         used = {name for names in order for name in names}
         order.append([name for name in within if name not in used])
@@ -162,27 +166,43 @@ class InTurn(Prefixed):
         free = [name for name in names if found[name] is None and self.reaches(name) and self.times[name] == 1]
         behind = self._moments(module, within, free[0]) if free and (self.begun or self.matrices) else None
         for name in names:
-            matrix = found[name]
-            self.matrices[name] = self.cut(name, behind if name in free else None) if matrix is None else matrix
+            if (matrix := found[name]) is None:
+                mine = behind if name in free else None
+                if mine is not None and name != free[0]:  # s is that of the first one
+                    mine = replace(mine, lost=None)
+                matrix = self.cut(name, mine)
+            self.matrices[name] = matrix
 
     def _moments(self, module: Any, within: Mapping[str, Site], name: str) -> Behind | None:
         """Of the input of a weight; None where it is not given the same tokens in both passes."""
-        pair: list[torch.Tensor] = []
-        cross: torch.Tensor | None = None
-        own: torch.Tensor | None = None
+        sums: dict[str, torch.Tensor] = {}
         tokens = 0
         for number in range(0, 2 * len(self.batches), 2):
-            pair.clear()
-            with until(within[name], pair.append):
-                self._run(module, number)
-            with until(within[name], pair.append), self._as_cut(within):
-                self._run(module, number + 1)
-            if len(pair) != 2 or pair[0].shape != pair[1].shape:
+            dense = self._given(module, within[name], name, number)
+            with self._as_cut(within):
+                cut = self._given(module, within[name], name, number + 1)
+            if dense is None or cut is None or dense[0].shape != cut[0].shape:
                 return None
-            x, x_hat = (each.float() for each in pair)
-            cross = x.T @ x_hat if cross is None else cross.addmm_(x.T, x_hat)
-            own = x_hat.T @ x_hat if own is None else own.addmm_(x_hat.T, x_hat)
+            (x, s), (x_hat, s_hat) = dense, cut
+            pairs = {"cross": x, "own": x_hat} | ({} if s is None or s_hat is None else {"lost": s - s_hat})
+            for key, left in pairs.items():
+                sums[key] = left.T @ x_hat if key not in sums else sums[key].addmm_(left.T, x_hat)
             tokens += len(x)
-        if cross is None or own is None:
+        return Behind(**{key: each.double().cpu() / tokens for key, each in sums.items()}) if sums else None
+
+    def _given(
+        self, module: Any, site: Site, name: str, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """x (tokens, in) that a weight is given in a pass, and s (tokens, out) of its residual connection; None of a
+        pass that does not come to it."""
+        xs: list[torch.Tensor] = []
+        parts: list[torch.Tensor] = []
+        with ExitStack() as stack:
+            if (residual := self.residuals.get(name)) is not None:
+                parts = stack.enter_context(residual.watched())
+            stack.enter_context(until(site, xs.append))
+            self._run(module, number)
+        if not xs:
             return None
-        return Behind(cross.double().cpu() / tokens, own.double().cpu() / tokens)
+        rows = [part.reshape(-1, part.shape[-1]).float() for part in parts]
+        return xs[0].float(), sum(rows[1:], rows[0]) if rows else None

@@ -34,6 +34,7 @@ RULES_MEASURED = 4  # plans that the rule `best` measures besides those of `refi
 OUTPUTS = 4  # copies of what a batch puts out
 INPUTS = 4  # different ones of a block's weights, as most blocks have
 SHARING = ("k", "v", "up")  # roles that are given what another is given
+ADDED = ("o", "down")  # roles whose outputs are added to what a block holds
 SETTINGS = CalibrationSettings()
 
 
@@ -86,11 +87,13 @@ def of_compress(checkpoint: Checkpoint, device: str, plan: Plan) -> dict:
 
 def _behind_the_prefix(checkpoint: Checkpoint) -> Part:
     """Windows, dense and compressed, once on to the next block, and for the two moments of each different input so far
-    into the block as that comes: half of it, in the middle."""
+    into the block as that comes: half of it, in the middle. Besides a product for what residual connections lost."""
     tokens = WINDOWS * SETTINGS.window
     found = _forward("behind the prefix", checkpoint, (2 + INPUTS) * tokens)
-    widths = [weight.shape[1] for weight in checkpoint.weights if weight.compressible and weight.role not in SHARING]
-    found.operations["float32"] += 2 * 2 * tokens * sum(width**2 for width in widths)
+    weights = [weight for weight in checkpoint.weights if weight.compressible]
+    sums = sum(weight.shape[1] ** 2 for weight in weights if weight.role not in SHARING)
+    lost = sum(weight.parameters for weight in weights if weight.role in ADDED)
+    found.operations["float32"] += 2 * tokens * (2 * sums + lost)
     return found
 
 

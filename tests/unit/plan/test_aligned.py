@@ -53,13 +53,19 @@ def in_memory(study, plan) -> dict[str, torch.Tensor]:
     live, cut = sites(model, study.checkpoint), {}
 
     def inputs(name, replaced):
-        seen = []
+        """What a weight is given, and what its output is added to, if it is the last of attention or MLP."""
+        seen, stream = [], []
+        layer = model.model.layers[study.checkpoint.weight(name).layer]
+        holder = {"o": layer.input_layernorm, "down": layer.post_attention_layernorm}.get(
+            study.checkpoint.weight(name).role, layer
+        )
         with ExitStack() as stack, torch.no_grad():
             for other, matrix in replaced.items():
                 stack.enter_context(live[other].replaced(matrix))
             stack.enter_context(observe({name: live[name]}, lambda _, x: seen.append(x.double())))
+            stack.callback(holder.register_forward_hook(lambda _, x, __: stream.append(x[0].double())).remove)
             model(windows)
-        return torch.cat(seen)
+        return torch.cat(seen), torch.cat(stream).flatten(0, 1)
 
     for layer in sorted({weight.layer for weight in study.weights}):
         for roles in STEPS:
@@ -69,10 +75,12 @@ def in_memory(study, plan) -> dict[str, torch.Tensor]:
                 W, spec = study.checkpoint.read(weight.name).double(), plan.spec(weight.name)
                 metric = study.moments.metric(weight.name, plan.metric)
                 if before:
-                    x, x_hat = inputs(weight.name, {}), inputs(weight.name, before)
-                    own, cross = x_hat.T @ x_hat / len(x), x.T @ x_hat / len(x)
+                    (x, s), (x_hat, s_hat) = inputs(weight.name, {}), inputs(weight.name, before)
+                    own, wanted = x_hat.T @ x_hat / len(x), W @ x.T @ x_hat / len(x)
+                    if weight.role in ("o", "down"):
+                        wanted = wanted + (s - s_hat).T @ x_hat / len(x)
                     more = aligned.DAMPING * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype)
-                    W = W @ (cross + more) @ torch.linalg.inv(own + more)
+                    W = (wanted + W @ more) @ torch.linalg.inv(own + more)
                     metric = Metric(plan.metric, own, metric.G, metric.damping)
                 cut[weight.name] = spec.dense(spec.decompose(W, metric))
     return cut
