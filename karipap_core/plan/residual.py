@@ -1,9 +1,9 @@
 """Where a block adds what a weight puts out to what it holds already, found by running the block once.
 
-A residual connection is t = s + W x + b, with s what a module of the block is given before the weight is run (the block
-itself, a norm) and t what one is given behind it, or what the block puts out. Where attention and MLP are parallel what
-the other one puts out is added besides. Nothing is known of any architecture. Where W x is scaled or normalized before
-it is added, nothing is found.
+A residual connection is t = s + c (W x + b), with s what a module of the block is given before the weight is run (the
+block itself, a norm), t what one is given behind it, or what the block puts out, and c = 1 for nearly all. Where
+attention and MLP are parallel what the other one puts out is added besides. Nothing is known of any architecture. Where
+W x + b is normalized before it is added, nothing is found.
 """
 
 from collections import Counter
@@ -19,26 +19,27 @@ from torch.utils._pytree import tree_leaves
 from karipap_core.models.sites import Site
 
 TOKENS = 64  # that sums are told by
-CLOSE = 1e-3  # of ‖W x‖: more than what float32 leaves over of t − s − W x − b, less than chance does
+CLOSE = 1e-3  # of ‖t − s‖: more than float32 leaves over of t − s − c (W x + b), less than chance does
 Seen = tuple[torch.Size, torch.Tensor]  # (tokens, width) of a tensor, and its first tokens
 
 
 @dataclass(frozen=True)
 class Residual:
-    """What the output of a weight is added to: what `given` is given, and what the linear layer `beside`, which is run
-    before the weight, puts out."""
+    """What `scale` times the output of a weight is added to: what `given` is given, and as much of what the linear
+    layer `beside`, which is run before the weight, puts out."""
 
     given: nn.Module
     beside: nn.Module | None = None
+    scale: float = 1.0
 
     @contextmanager
     def watched(self) -> Iterator[list[torch.Tensor]]:
-        """Within the context the block is to be run; the parts (…, out) of its sum are put into the list."""
+        """Within the context the block is to be run; the parts (…, out) of s, over `scale`, are put into the list."""
         parts: list[torch.Tensor] = []
 
         def entered(_: nn.Module, *arguments: Any) -> None:
             if (x := first_tensor(arguments)) is not None:
-                parts.append(x)
+                parts.append(x / self.scale)
 
         with ExitStack() as stack:
             stack.callback(self.given.register_forward_pre_hook(entered, with_kwargs=True).remove)
@@ -85,16 +86,28 @@ class _Run:
             return None
         place, (form, y) = self.put_out[module]
         times = Counter(each for each, _ in self.given)
-        before = [(each, s) for each, (of, s) in self.given[:place] if of == form and each and times[each] == 1]
-        behind = [t - y for _, (of, t) in self.given[place:] if of == form]
-        close = CLOSE * y.norm()
+        before = [
+            (each, s) for each, (of, s) in self.given[:place] if of == form and each is not None and times[each] == 1
+        ]
+        behind = [t for _, (of, t) in self.given[place:] if of == form]
         order = list(self.put_out)
-        for other, more in [(None, 0.0)] + [(each, z) for each, (_, (of, z)) in self.put_out.items() if of == form]:
+        beside = [each for each, (_, (of, _)) in self.put_out.items() if of == form and each is not module]
+        for other in (None, *beside):
+            added = y if other is None else y + self.put_out[other][1][1]
             for holder, s in before:
-                if other is not module and any((rest - more - s).norm() <= close for rest in behind):
+                scale = next((c for t in behind if (c := _scale(t - s, added))), None)
+                if scale is not None:
                     earlier = other is not None and order.index(other) < order.index(module)
-                    return Residual(holder, other if earlier else None)
+                    return Residual(holder, other if earlier else None, scale)
         return None
+
+
+def _scale(difference: torch.Tensor, y: torch.Tensor) -> float | None:
+    """c where the difference is c y, 1 where it is that as exactly."""
+    for c in (1.0, float((difference * y).sum() / y.square().sum())):
+        if abs(c) > CLOSE and (difference - c * y).norm() <= CLOSE * abs(c) * y.norm():
+            return c
+    return None
 
 
 def first_tensor(arguments: Any) -> torch.Tensor | None:

@@ -9,6 +9,7 @@ from karipap_core.models.sites import sites
 from karipap_core.plan import behind
 from karipap_core.plan.aligned import aligned_matrices
 from karipap_core.plan.residual import residuals
+from tests.helpers import architectures as made_up
 from tests.unit.plan.test_aligned import plan_of, study_of
 
 # {weight of block 0: (whose input it is added to, what else is added to that)}; "": the block's own input
@@ -20,8 +21,16 @@ KNOWN = {
     "mixtral": {"self_attn.o_proj": ("", None)},  # experts are given other tokens
     "gpt_neox": {"attention.dense": ("", None), "mlp.dense_4h_to_h": ("", "attention.dense")},  # parallel
     "falcon": {"self_attention.dense": ("", None), "mlp.dense_4h_to_h": ("", "self_attention.dense")},
+    "granite": {"self_attn.o_proj": ("", None), "mlp.down_proj": ("post_attention_layernorm", None)},
     "gemma2": {},  # norms before the sum
 }
+SCALES = {"granite": 0.22}  # that outputs are multiplied by before they are added
+
+
+@pytest.fixture(autouse=True)
+def granite(monkeypatch):
+    settings = made_up.LLAMA | {"residual_multiplier": SCALES["granite"]}
+    monkeypatch.setitem(made_up.SETTINGS, "granite", ("GraniteConfig", settings))
 
 
 @pytest.mark.parametrize("kind", KNOWN)
@@ -39,9 +48,13 @@ def test_the_residual_connections_of_architectures(kind, tmp_path):
         for name, each in found.items()
     }
     assert told == KNOWN[kind]
+    assert {round(each.scale, 6) for each in found.values()} <= {SCALES.get(kind, 1.0)}
 
 
-@pytest.mark.parametrize(("kind", "last"), [("gpt2", "h.0.mlp.c_proj"), ("gpt_neox", "layers.0.mlp.dense_4h_to_h")])
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [("gpt2", "h.0.mlp.c_proj"), ("gpt_neox", "layers.0.mlp.dense_4h_to_h"), ("granite", "layers.0.mlp.down_proj")],
+)
 def test_what_is_watched_and_the_output_are_what_the_block_puts_out(kind, last, tmp_path):
     study = study_of(kind, tmp_path)
     model, windows = study.model[0], study.windows.moments[:2]
@@ -58,7 +71,7 @@ def test_what_is_watched_and_the_output_are_what_the_block_puts_out(kind, last, 
     for handle in handles:
         handle.remove()
     own, whole = (each[0] if isinstance(each, tuple) else each for each in outputs)
-    torch.testing.assert_close(sum(parts) + own, whole)
+    torch.testing.assert_close((sum(parts) + own) * found[name].scale, whole)
 
 
 @pytest.mark.parametrize(("kind", "left"), [("llama", 0.995), ("gpt2", 0.93), ("opt", 0.99), ("gpt_neox", 0.88)])
