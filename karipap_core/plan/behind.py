@@ -147,8 +147,8 @@ class InTurn(Prefixed):
                 inputs.append(x)
                 order.append([name])
 
-        alone = {name: site for name, site in within.items() if self.reaches(name)}
-        with residuals(module, alone) as self.residuals, observe(dict(within), seen):
+        whole = {name: site for name, site in within.items() if self.study.checkpoint.weight(name).expert is None}
+        with residuals(module, whole) as self.residuals, observe(dict(within), seen):
             self._run(module, 0)
         used = {name for names in order for name in names}
         order.append([name for name in within if name not in used])

@@ -94,6 +94,16 @@ def test_it_is_what_the_whole_model_in_memory_gives(world):
         assert (found[name] - matrix).norm() < 2e-3 * matrix.norm(), name
 
 
+def test_weights_that_a_plan_leaves_dense_stay_so(world):
+    study, plan = world
+    left = {w.name for w in study.weights if w.role in ("q", "down")}
+    plan = replace(plan, weights={name: entry for name, entry in plan.weights.items() if name not in left})
+    found, expected = aligned_matrices(study, plan), in_memory(study, plan)
+    assert found.keys() == expected.keys() and not left & found.keys()
+    for name, matrix in expected.items():
+        assert (found[name] - matrix).norm() < 2e-3 * matrix.norm(), name
+
+
 @pytest.mark.parametrize("metric", ["weight", "functional", "loss"])
 def test_what_the_prefix_has_lost_is_made_good(tmp_path, metric):
     study = study_of("llama", tmp_path)
