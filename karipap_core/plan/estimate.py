@@ -34,7 +34,6 @@ RULES_MEASURED = 4  # plans that the rule `best` measures besides those of `refi
 OUTPUTS = 4  # copies of what a batch puts out
 INPUTS = 4  # different ones of a block's weights, as most blocks have
 SHARING = ("k", "v", "up")  # roles that are given what another is given
-ADDED = ("o", "down")  # roles whose outputs are added to what a block holds
 SETTINGS = CalibrationSettings()
 
 
@@ -92,7 +91,7 @@ def _behind_the_prefix(checkpoint: Checkpoint) -> Part:
     found = _forward("behind the prefix", checkpoint, (2 + INPUTS) * tokens)
     weights = [weight for weight in checkpoint.weights if weight.compressible]
     sums = sum(weight.shape[1] ** 2 for weight in weights if weight.role not in SHARING)
-    lost = sum(weight.parameters for weight in weights if weight.role in ADDED)
+    lost = sum(weight.parameters for weight in weights if weight.role in estimate.ENDS)
     found.operations["float32"] += 2 * tokens * (2 * sums + lost)
     return found
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from karipap_core.models.sites import Site
+from karipap_core.models.structure import taken_apart
 
 TOKENS = 64  # that sums are told by
 CLOSE = 1e-3  # of ‖t − s‖: more than float32 leaves over of t − s − c (W x + b), less than chance does
@@ -90,14 +90,13 @@ class _Run:
             (each, s) for each, (of, s) in self.given[:place] if of == form and each is not None and times[each] == 1
         ]
         behind = [t for _, (of, t) in self.given[place:] if of == form]
-        order = list(self.put_out)
         beside = [each for each, (_, (of, _)) in self.put_out.items() if of == form and each is not module]
         for other in (None, *beside):
             added = y if other is None else y + self.put_out[other][1][1]
             for holder, s in before:
                 scale = next((c for t in behind if (c := _scale(t - s, added))), None)
                 if scale is not None:
-                    earlier = other is not None and order.index(other) < order.index(module)
+                    earlier = other is not None and self.put_out[other][0] < place
                     return Residual(holder, other if earlier else None, scale)
         return None
 
@@ -112,10 +111,8 @@ def _scale(difference: torch.Tensor, y: torch.Tensor) -> float | None:
 
 def first_tensor(arguments: Any) -> torch.Tensor | None:
     """The first tensor of floats (…, width) among arguments, detached: what a block or a norm works on."""
-    for leaf in tree_leaves(arguments):
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.dim() > 1:
-            return leaf.detach()
-    return None
+    tensors, _ = taken_apart(arguments)
+    return next((each.detach() for each in tensors if each.is_floating_point() and each.dim() > 1), None)
 
 
 def _seen(x: torch.Tensor) -> Seen:
